@@ -1,0 +1,181 @@
+"""Runs a function in a process of its own, which ends when it must: timeout, cancel, parent gone.
+
+Only so is a model's memory given back for certain. The child's own output, and that of every
+library in it, goes to a log file; what it has to say travels as JSON lines. The surprise: the
+child holds its standard input open only to notice that its parent has died.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from retort import errors
+from retort.events import Event, Reporter
+
+GRACE_SECONDS = 15.0
+
+
+def run(
+    function: str,
+    arguments: dict[str, Any],
+    report: Reporter,
+    log: Path,
+    timeout_seconds: float,
+) -> Any:
+    """Returns what `module:function(report=..., **arguments)` returns; both sides are JSON.
+
+    Raises the function's own user or store error; `StageError` when it crashed, was killed or ran
+    out of time. In every case no process of its group is left behind.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "retort.child", function, str(log)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdin and process.stdout
+    outcome: Event | None = None
+    try:
+        process.stdin.write(json.dumps(arguments) + "\n")
+        process.stdin.flush()
+        for event in _events(process, timeout_seconds, function):
+            if event["kind"] in ("result", "error"):
+                outcome = event
+            else:
+                report.emit(event)
+        process.wait()
+    except BrokenPipeError:
+        process.wait()
+    finally:
+        _end(process)
+    if outcome and outcome["kind"] == "result":
+        return outcome["value"]
+    raise _error(outcome, process.returncode, log)
+
+
+def _events(
+    process: "subprocess.Popen[str]", timeout_seconds: float, function: str
+) -> Iterator[Event]:
+    """Yields the child's events until it closes its output or the time is over."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    stdout = process.stdout
+    assert stdout
+
+    def read() -> None:
+        for line in stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise errors.StageError(
+                f"{function} ran longer than timeout_seconds={timeout_seconds:g} and was ended; "
+                "finished work is kept, raise the section's runtime.timeout_seconds and run again"
+            ) from None
+        if line is None:
+            return
+        yield json.loads(line)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends the child's whole process group: asked first, killed after a grace."""
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def _signal_group(process: "subprocess.Popen[str]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, number)
+        elif process.poll() is None:
+            process.kill()
+
+
+def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
+    if outcome is None:
+        cause = f"ended with exit code {returncode}"
+        if returncode == -9:
+            cause = "was killed (signal 9), most likely for want of memory"
+        return errors.StageError(f"the stage's process {cause}; its log is {log}")
+    kind, message = outcome["type"], outcome["message"]
+    if kind in ("SpecError", "DataError"):
+        return errors.USER_ERRORS[kind == "DataError"](message)
+    if kind == "StoreError":
+        return errors.StoreError(message, transient=bool(outcome.get("transient")))
+    return errors.StageError(f"{kind}: {message}; the log is {log}")
+
+
+def main() -> NoReturn:
+    """The child's side: `python -m retort.child module:function LOG`, arguments on stdin."""
+    function, log = sys.argv[1:3]
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    with open(log, "a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    lock = threading.Lock()
+
+    def emit(event: Event) -> None:
+        with lock:
+            channel.write(json.dumps(event) + "\n")
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    arguments = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    code = 0
+    try:
+        module, _, name = function.partition(":")
+        target = getattr(importlib.import_module(module), name)
+        emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
+    except BaseException as error:
+        traceback.print_exc()
+        emit(
+            {
+                "kind": "error",
+                "type": type(error).__name__,
+                "message": str(error),
+                "transient": getattr(error, "transient", False),
+            }
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    channel.close()
+    # Not sys.exit: threads that a library left running must not hold the process.
+    os._exit(code)
+
+
+def _die_with_parent() -> None:
+    sys.stdin.read()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What every stage function is given: the spec, its inputs, its own folder, and who listens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retort import signals
+from retort.events import Reporter
+from retort.records import Decision, Example, Response, Split, read_lines
+from retort.signals import Signal
+from retort.spec import JobSpec, StageName
+from retort.storage import Artifact, Folder, Store
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage about to run. Its function writes files to `out` and returns its facts."""
+
+    name: StageName
+    spec: JobSpec
+    store: Store
+    inputs: dict[str, Artifact]
+    out: Folder
+    report: Reporter
+    log: Path
+
+    def input(self, stage: StageName) -> Folder:
+        """The folder of an input artifact."""
+        return Folder(self.inputs[stage].uri)
+
+    def facts(self, stage: StageName) -> dict[str, Any]:
+        """The facts in an input's manifest."""
+        facts: dict[str, Any] = self.input(stage).read_json("manifest.json")["facts"]
+        return facts
+
+    def arguments(self) -> dict[str, Any]:
+        """The stage as JSON, for a child process; `from_arguments` is its inverse."""
+        return {
+            "name": self.name,
+            "spec": self.spec.model_dump(mode="json"),
+            "store": self.store.uri,
+            "inputs": {key: vars(value) for key, value in self.inputs.items()},
+            "out": self.out.uri,
+            "log": str(self.log),
+        }
+
+
+def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
+    """Returns the stage that `Stage.arguments` described, in the child process."""
+    return Stage(
+        name=arguments["name"],
+        spec=JobSpec.model_validate(arguments["spec"]),
+        store=Store(arguments["store"]),
+        inputs={key: Artifact(**value) for key, value in arguments["inputs"].items()},
+        out=Folder(arguments["out"]),
+        report=report,
+        log=Path(arguments["log"]),
+    )
+
+
+def read_examples(prepared: Folder, *splits: Split) -> list[Example]:
+    """Returns the examples of the given splits, in their order in the user's files."""
+    return [
+        example
+        for split in splits
+        for name in prepared.files()
+        if name.startswith(f"{split}-")
+        for example in read_lines(Example, prepared.read(name))
+    ]
+
+
+def read_responses(generated: Folder) -> list[Response]:
+    """Returns all responses in the order of the examples."""
+    return [
+        response
+        for name in generated.files()
+        if name.startswith("responses-")
+        for response in read_lines(Response, generated.read(name))
+    ]
+
+
+def read_signals(generated: Folder) -> dict[str, Signal]:
+    """Returns all stored signals by example id."""
+    found: dict[str, Signal] = {}
+    for name in generated.files():
+        if name.startswith("signals-"):
+            found.update(signals.unpack(generated.read(name)))
+    return found
+
+
+def read_decisions(curated: Folder) -> dict[str, Decision]:
+    """Returns curation's decisions by example id."""
+    return {d.id: d for d in read_lines(Decision, curated.read("decisions.jsonl"))}

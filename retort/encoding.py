@@ -1,0 +1,66 @@
+"""Chats to token ids, and labels: rendered once, tokenized once, shifted here and nowhere else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from retort.errors import DataError
+from retort.records import Message
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training sequence. `labels[t]` is the token that position t must predict.
+
+    `first` is the first supervised position: labels[first:] are the response's tokens, in order.
+    """
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+    first: int
+
+
+def load_tokenizer(model: str) -> Any:
+    """Returns a model's tokenizer (transformers)."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def render(tokenizer: Any, chats: list[list[Message]]) -> list[list[int]]:
+    """Returns the token ids of each chat, ready for the assistant's turn.
+
+    The template writes every special token; the tokenizer adds none, so there is one BOS at most.
+    """
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for chat in chats
+    ]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [list(row) for row in ids]
+
+
+def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> Row:
+    """Returns the training row of a prompt and the very ids that the teacher generated.
+
+    Raises `DataError` when there is nothing to ask or nothing to learn.
+    """
+    if not prompt_ids or not response_ids:
+        raise DataError(f"example {example_id}: an empty prompt or response cannot be encoded")
+    ids = prompt_ids + response_ids
+    first = len(prompt_ids) - 1
+    return Row(example_id, ids[:-1], [IGNORED] * first + response_ids, first)
+
+
+def with_end(token_ids: list[int], end_ids: list[int]) -> list[int]:
+    """Returns a finished response's ids with exactly one end token.
+
+    Engines differ in whether they give the end token that they stopped at.
+    """
+    body = list(token_ids)
+    while body and body[-1] in end_ids:
+        body.pop()
+    end = token_ids[len(body)] if len(body) < len(token_ids) else end_ids[0]
+    return [*body, end]

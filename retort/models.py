@@ -1,0 +1,146 @@
+"""What a model folder says of itself without being loaded: digest, token map, template, size.
+
+Reads JSON files and safetensors headers only, so it is cheap enough to run before every job.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retort.errors import SpecError
+
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "tokenizer*"]
+DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1}
+SAMPLED_BLOCKS, BLOCK_BYTES = 64, 1 << 20
+
+
+def locate(model: str, where: str) -> Path:
+    """Returns the folder with a model's small files (configuration, tokenizer, template).
+
+    For a hub id these are fetched, or found in the local cache. `where` names the knob in errors.
+    Raises `SpecError` when there is neither such a folder nor such a model.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise SpecError(f"{where}: no folder {model}; give a model folder or a hub id (org/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=SMALL_FILES))
+    except Exception as error:  # the hub's errors: offline, gated, unknown, no network
+        raise SpecError(
+            f"{where}: '{model}' is neither a folder here nor a model that can be fetched "
+            f"({type(error).__name__}); give the path of a folder, or check the id and the network"
+        ) from error
+
+
+def check(model: str, where: str) -> Path:
+    """Returns the model's folder after making sure that it has all that a run needs.
+
+    Raises `SpecError` that names the missing file.
+    """
+    folder = locate(model, where)
+    if not (folder / "config.json").is_file():
+        raise SpecError(f"{where}: {folder} has no config.json; it is not a model folder")
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
+        raise SpecError(
+            f"{where}: {folder} has no tokenizer (tokenizer.json); "
+            "save one there with tokenizer.save_pretrained(folder)"
+        )
+    if chat_template(folder) is None:
+        raise SpecError(
+            f"{where}: the tokenizer in {folder} has no chat template; "
+            "use an instruction-tuned model, or add a chat_template.jinja"
+        )
+    if Path(model).is_dir() and not list(folder.glob("*.safetensors")):
+        raise SpecError(f"{where}: {folder} has no weights (*.safetensors)")
+    return folder
+
+
+def digest(model: str, where: str) -> str:
+    """Returns what names a model's content: independent of where it lies.
+
+    A hub model is its id and commit. A folder is the sha256 of its files; of files over 64 MiB,
+    of their size and 64 evenly spaced blocks of 1 MiB.
+    """
+    folder = locate(model, where)
+    if not Path(model).is_dir():
+        return f"{model}@{folder.name}"
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model"):
+            found.update(f"{path.name}:{path.stat().st_size}:".encode())
+            for block in _blocks(path):
+                found.update(block)
+    return found.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= SAMPLED_BLOCKS * BLOCK_BYTES:
+            yield stream.read()
+            return
+        for index in range(SAMPLED_BLOCKS):
+            stream.seek((size - BLOCK_BYTES) * index // (SAMPLED_BLOCKS - 1))
+            yield stream.read(BLOCK_BYTES)
+
+
+@functools.lru_cache(maxsize=16)
+def _token_map(path: str, modified: float) -> tuple[str, int]:
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_file(path).get_vocab(with_added_tokens=True)
+    text = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
+    return hashlib.sha256(text.encode()).hexdigest(), max(vocabulary.values()) + 1
+
+
+def token_map(folder: Path) -> tuple[str, int]:
+    """Returns the sha256 of the token -> id map, and the number of ids it spans.
+
+    Two models can share token ids exactly when the hashes agree, whatever their padded
+    vocabulary sizes are. Raises `SpecError` when there is no tokenizer.json.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise SpecError(f"{folder} has no tokenizer.json, which comparing token maps needs")
+    return _token_map(str(path), path.stat().st_mtime)
+
+
+def chat_template(folder: Path) -> str | None:
+    """Returns the chat template that a tokenizer folder carries."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return None
+    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def template_sha256(folder: Path) -> str:
+    """Returns the sha256 of the chat template, for comparing capture, training and evaluation."""
+    return hashlib.sha256((chat_template(folder) or "").encode()).hexdigest()
+
+
+def size(folder: Path) -> dict[str, Any]:
+    """Returns `parameters` (a count) and `weights_bytes` (bytes in memory) of a model's weights."""
+    parameters = weights = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            count = math.prod(tensor["shape"])
+            parameters += count
+            weights += count * DTYPE_BYTES.get(tensor["dtype"], 1)
+    return {"parameters": parameters, "weights_bytes": weights}

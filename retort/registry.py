@@ -1,0 +1,75 @@
+"""Names to plug-ins. The name in a spec is the name of a function or, for engines, of a file.
+
+`package.module:name` reaches code outside the repository; nothing has to be registered.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from retort.errors import SpecError, did_you_mean
+
+
+def outside(name: str) -> Any:
+    """Returns the object that `package.module:name` points to.
+
+    Raises `SpecError` when the module cannot be imported or has no such name.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"plug-in '{name}' cannot be loaded: {error}") from error
+
+
+def module_names(package: ModuleType) -> list[str]:
+    """Returns the names of the plug-in files in a package folder, sorted."""
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def function_names(module: ModuleType) -> list[str]:
+    """Returns the names of the public functions defined in a module, sorted."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and not isinstance(value, type)
+        and getattr(value, "__module__", None) == module.__name__
+    )
+
+
+def find_file(kind: str, name: str, package: ModuleType) -> Any:
+    """Returns the plug-in module `name` of a package, or the object behind `module:name`.
+
+    Raises `SpecError` that lists what there is and the nearest name.
+    """
+    if ":" in name:
+        return outside(name)
+    names = module_names(package)
+    if name not in names:
+        raise SpecError(unknown(kind, name, names))
+    return importlib.import_module(f"{package.__name__}.{name}")
+
+
+def find_function(kind: str, name: str, module: ModuleType) -> Any:
+    """Returns the plug-in function `name` of a module, or the object behind `module:name`.
+
+    Raises `SpecError` that lists what there is and the nearest name.
+    """
+    if ":" in name:
+        return outside(name)
+    names = function_names(module)
+    if name not in names:
+        raise SpecError(unknown(kind, name, names))
+    return getattr(module, name)
+
+
+def unknown(kind: str, name: str, names: list[str]) -> str:
+    """Returns the one sentence that refuses an unknown name."""
+    return (
+        f"unknown {kind} '{name}'{did_you_mean(name, names)}; "
+        f"there are: {', '.join(names)}, or your own as package.module:name"
+    )

@@ -1,0 +1,108 @@
+"""The name of an artifact: sha256 of its stage, the stage's version, knobs and inputs' names.
+
+Content, not addresses: a source file or model counts by its digest, so moving the store, the data
+or the job file keeps every cache. `runtime` knobs stay out.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from retort.spec.job import STAGES, JobSpec, StageName
+
+# Raised by hand when a stage's results change for the same spec.
+VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1)
+
+# Which artifacts a stage reads: the data-flow graph of the job, in one place.
+INPUTS: dict[StageName, tuple[StageName, ...]] = {
+    "prepare": (),
+    "generate": ("prepare",),
+    "curate": ("prepare", "generate"),
+    "train": ("prepare", "generate", "curate"),
+    "evaluate": ("prepare", "train"),
+    "report": ("prepare", "generate", "curate", "train", "evaluate"),
+    "release": ("train", "report"),
+}
+
+# Knobs that are addresses: what they point to counts, through `sources`.
+ADDRESSES = {
+    ("prepare", "train"),
+    ("prepare", "validation"),
+    ("prepare", "test"),
+    ("generate", "teacher"),
+    ("train", "student"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a stage makes: the ingredients of its fingerprint."""
+
+    stage: StageName
+    ingredients: dict[str, Any] = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        """The artifact's name: the first 16 hex digits of the fingerprint."""
+        text = json.dumps(self.ingredients, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[StageName, Recipe]:
+    """Returns the recipe of every stage of a job, in order.
+
+    `sources` maps each address in the spec ("prepare.train", "generate.teacher" ...) to the
+    digest of what it points to.
+    """
+    made: dict[StageName, Recipe] = {}
+    for stage in STAGES:
+        ingredients = {
+            "stage": stage,
+            "version": VERSIONS[stage],
+            "knobs": knobs(spec, stage),
+            "sources": {k: v for k, v in sources.items() if k in _sources_of(stage)},
+            "inputs": {needed: made[needed].name for needed in INPUTS[stage]},
+        }
+        made[stage] = Recipe(stage, ingredients)
+    return made
+
+
+def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
+    """Returns the knobs of a stage that change its result, defaults resolved."""
+    section = getattr(spec, stage).model_dump(mode="json")
+    found = {
+        key: value
+        for key, value in section.items()
+        if key != "runtime" and (stage, key) not in ADDRESSES
+    }
+    if stage == "train":
+        found["losses"] = [loss.model_dump(mode="json") for loss in spec.losses]
+    if stage == "evaluate":
+        found["task_type"] = spec.prepare.task_type
+        found["max_tokens"] = spec.evaluate.max_tokens or spec.generate.max_tokens
+        found["max_model_len"] = spec.evaluate.max_model_len or spec.generate.max_model_len
+    if stage in ("report", "release"):
+        found["name"] = spec.name
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns one line for each ingredient that differs: its name, the old and the new value."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            lines += differences(was, now, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {json.dumps(was)} -> {json.dumps(now)}")
+    return lines
+
+
+def _sources_of(stage: StageName) -> set[str]:
+    own = {f"{section}.{key}" for section, key in ADDRESSES if section == stage}
+    # The teacher and the base are evaluated too; the engine decides how they are run.
+    models = {"generate.teacher", "train.student"}
+    return own | {f"{stage}.engine"} | (models if stage == "evaluate" else set())

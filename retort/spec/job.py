@@ -1,0 +1,77 @@
+"""JobSpec: the job is its spec, one section per stage in the order they run."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from retort.spec.flat import expand, is_flat
+from retort.spec.sections import (
+    Curate,
+    Evaluate,
+    Generate,
+    Loss,
+    Prepare,
+    Release,
+    Report,
+    Section,
+    Train,
+    knob,
+)
+
+StageName = Literal["prepare", "generate", "curate", "train", "evaluate", "report", "release"]
+STAGES: tuple[StageName, ...] = (
+    "prepare",
+    "generate",
+    "curate",
+    "train",
+    "evaluate",
+    "report",
+    "release",
+)
+
+
+class JobSpec(Section):
+    """One distillation job. The flat form of a few familiar keys is accepted as shorthand."""
+
+    name: str = Field(
+        description="Name of the job, of its runs and of the released model [name]",
+        json_schema_extra={"unit": "name"},
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+    )
+    prepare: Prepare = knob(..., "section", "Rows to examples.")
+    generate: Generate = knob(..., "section", "Examples to teacher responses.")
+    curate: Curate = knob(Curate(), "section", "Responses to kept responses.")
+    train: Train = knob(..., "section", "Kept responses to a student.")
+    evaluate: Evaluate = knob(Evaluate(), "section", "Models to scores.")
+    report: Report = knob(Report(), "section", "Scores to a report and a verdict.")
+    release: Release = knob(Release(), "section", "Student to a registered model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_flat_form(cls, raw: Any) -> Any:
+        return expand(raw)[0] if isinstance(raw, dict) and is_flat(raw) else raw
+
+    @model_validator(mode="after")
+    def _signal_losses_need_a_signal(self) -> "JobSpec":
+        if self.generate.top_k == 0:
+            for index, loss in enumerate(self.train.losses):
+                if loss.name != "cross_entropy":
+                    raise ValueError(
+                        f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
+                        "but generate.top_k is 0; set generate.top_k to 16 or drop the loss"
+                    )
+        return self
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The objective with its default filled in."""
+        if self.train.losses:
+            return self.train.losses
+        if self.generate.top_k == 0:
+            return (Loss(name="cross_entropy"),)
+        return (Loss(name="cross_entropy", weight=0.2), Loss(name="forward_kl", weight=0.8))
+
+    @property
+    def uses_signal(self) -> bool:
+        """Whether any term of the objective reads the teacher's distribution."""
+        return any(loss.name != "cross_entropy" for loss in self.losses)

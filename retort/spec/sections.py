@@ -1,0 +1,202 @@
+"""Every knob of a job, once: its unit, its default, what it does.
+
+`runtime` sub-sections hold what changes speed or place but not results; they stay out of the
+fingerprint, so that moving a job to a larger machine keeps what was already paid for.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+class Section(BaseModel):
+    """Frozen, and strict about names: an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def knob(default: Any, unit: str, description: str, **bounds: Any) -> Any:
+    """Returns a field with its unit, so that no knob can be declared without one."""
+    return Field(
+        default=default,
+        description=f"{description} [{unit}]",
+        json_schema_extra={"unit": unit},
+        **bounds,
+    )
+
+
+class Prepare(Section):
+    """JSONL rows in, checked examples out."""
+
+    task_type: str = knob("math", "name", "How rows become prompts and how answers are read.")
+    train: str = knob(..., "path or URL", "JSONL file the teacher answers and the student learns.")
+    validation: str | None = knob(
+        None, "path or URL", "JSONL file watched while training; the test file when none is given."
+    )
+    test: str | None = knob(
+        None, "path or URL", "JSONL file of the final comparison; never trained on."
+    )
+    system_prompt: str | None = knob(
+        None, "text", "System message put before rows that carry none of their own."
+    )
+    max_bad_ratio: float = knob(
+        0.05, "ratio of rows", "More quarantined rows than this stop the job.", ge=0, le=1
+    )
+    limit: int | None = knob(None, "rows", "Use only the first rows of the train file.", ge=1)
+    shard_size: int = knob(4096, "rows", "Examples in one file of the artifact.", ge=1)
+
+
+class EngineRuntime(Section):
+    """Where and how fast an engine runs; never what it answers."""
+
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", "name", "Where the model runs.")
+    max_num_seqs: int = knob(128, "sequences", "Sequences decoded together.", ge=1)
+    tensor_parallel_size: int = knob(1, "devices", "Devices that share each layer.", ge=1)
+    pipeline_parallel_size: int = knob(1, "devices", "Devices that share the layers.", ge=1)
+    gpu_memory_utilization: float = knob(
+        0.9, "ratio of memory", "Share of the GPU's memory the engine may take.", gt=0, le=1
+    )
+    kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
+    timeout_seconds: float = knob(
+        86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
+    )
+
+
+class Generate(Section):
+    """The teacher answers every train and validation example."""
+
+    teacher: str = knob(..., "path or hub id", "The model to imitate.")
+    engine: str = knob("auto", "name", "Who runs the teacher; auto: vllm if installed.")
+    temperature: float = knob(0.0, "1", "Sampling temperature; 0 is greedy.", ge=0, le=2)
+    top_p: float = knob(1.0, "probability", "Nucleus of the sampling.", gt=0, le=1)
+    max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
+    max_model_len: int | None = knob(
+        None, "tokens", "Longest prompt plus answer; the model's own limit if not given.", ge=2
+    )
+    top_k: int = knob(
+        16,
+        "tokens",
+        "Teacher log-probabilities stored for each generated token; 0 stores text only.",
+        ge=0,
+        le=100,
+    )
+    dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
+    seed: int = knob(0, "1", "Seed of the sampling.", ge=0)
+    shard_size: int = knob(
+        512, "rows", "Responses in one file: what a killed run can lose at most.", ge=1
+    )
+    runtime: EngineRuntime = EngineRuntime()
+
+
+class Curate(Section):
+    """Which responses the student may learn from."""
+
+    filters: tuple[str, ...] = knob(
+        ("finished", "non_empty", "verified"), "names", "Filters in order; the first reason wins."
+    )
+    min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)
+
+
+class Loss(Section):
+    """One term of the objective."""
+
+    name: str = knob(..., "name", "The loss, by the name of its function.")
+    weight: float = knob(1.0, "1", "Its share of the objective.", ge=0)
+    temperature: float = knob(
+        1.0, "1", "Distillation temperature; the term is multiplied by its square.", gt=0, le=20
+    )
+
+
+class TrainRuntime(Section):
+    """Where and how fast the student trains; never what it learns."""
+
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", "name", "Where the student trains.")
+    micro_batch_tokens: int = knob(
+        8192, "tokens", "Padded tokens in one forward and backward; bounds the memory.", ge=1
+    )
+    checkpoint_seconds: float = knob(
+        300.0, "seconds", "Time between checkpoints; a killed run resumes at the last.", ge=0
+    )
+    timeout_seconds: float = knob(
+        604_800.0, "seconds", "The stage is ended and fails after this time.", gt=0
+    )
+
+
+class Train(Section):
+    """The student learns from the kept responses and, where stored, the teacher's signal."""
+
+    student: str = knob(..., "path or hub id", "The base model that becomes the student.")
+    losses: tuple[Loss, ...] = knob(
+        (),
+        "terms",
+        "The objective. Empty: 0.2 cross_entropy + 0.8 forward_kl with a signal, "
+        "cross_entropy without.",
+    )
+    learning_rate: float = knob(2e-5, "1", "Peak step size of AdamW.", gt=0)
+    batch_size: int = knob(32, "examples", "Examples in one optimizer step.", ge=1)
+    num_epochs: int = knob(3, "passes", "Passes over the kept responses.", ge=1)
+    warmup_ratio: float = knob(
+        0.03, "ratio of steps", "Steps of linear warm-up before the cosine decay.", ge=0, lt=1
+    )
+    min_learning_rate_ratio: float = knob(
+        0.0, "ratio of peak", "Where the cosine decay ends.", ge=0, le=1
+    )
+    weight_decay: float = knob(0.0, "1", "Decoupled decay of weight matrices.", ge=0)
+    adam_beta2: float = knob(0.999, "1", "Decay of the squared gradient's average.", gt=0, lt=1)
+    max_grad_norm: float = knob(1.0, "L2 norm", "Gradients are clipped to this norm.", gt=0)
+    max_length: int = knob(2048, "tokens", "Longer prompt plus response is left out.", ge=2)
+    dtype: Literal["float32", "bfloat16"] = knob(
+        "float32", "name", "Precision in which the student trains."
+    )
+    save_dtype: Literal["base", "float32", "bfloat16", "float16"] = knob(
+        "base", "name", "Precision in which it is saved, evaluated and released; base: the base's."
+    )
+    seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0)
+    runtime: TrainRuntime = TrainRuntime()
+
+
+class Evaluate(Section):
+    """Teacher, base and student on the same held-out examples, prompts and decoding."""
+
+    engine: str = knob("auto", "name", "One engine for all three models; auto: vllm if installed.")
+    max_tokens: int | None = knob(
+        None, "tokens", "Longest answer; as in generate if not given.", ge=1
+    )
+    max_model_len: int | None = knob(
+        None, "tokens", "Longest prompt plus answer; as in generate if not given.", ge=2
+    )
+    dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
+    limit: int | None = knob(None, "examples", "Use only the first test examples.", ge=1)
+    latency_samples: int = knob(
+        32, "requests", "Requests answered one at a time to measure latency.", ge=2
+    )
+    num_bootstrap: int = knob(
+        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100
+    )
+    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0)
+    runtime: EngineRuntime = EngineRuntime()
+
+
+class Gate(Section):
+    """What the student must reach to be released."""
+
+    min_retention: float = knob(
+        0.9, "ratio", "Least student score as a share of the teacher's.", ge=0
+    )
+    beat_base: bool = knob(True, "yes or no", "The student must score above its base.")
+
+
+class Report(Section):
+    """What was gained and lost, and the verdict."""
+
+    gate: Gate = Gate()
+    num_examples: int = knob(
+        10, "examples", "Answers shown side by side, where student and teacher differ first.", ge=0
+    )
+
+
+class Release(Section):
+    """The student, packed and registered."""
+
+    registered_model: str | None = knob(
+        None, "name", "Name in the MLflow model registry; the job's name if not given."
+    )

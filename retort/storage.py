@@ -1,0 +1,277 @@
+"""Stores and artifacts: shards, and a manifest written last. The only door to fsspec.
+
+An artifact is readable only once its manifest stands, and the manifest lists every file with its
+size and digest; what a killed run left behind is invisible to readers and continued by writers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from retort.errors import SpecError, StoreError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to a finished artifact: all that crosses from stage to stage."""
+
+    stage: str
+    name: str
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on this machine or under any fsspec URL."""
+
+    uri: str
+
+    def artifact(self, stage: str, name: str) -> "Folder":
+        """The folder of an artifact, finished or not."""
+        return Folder(f"{self.uri}/artifacts/{stage}/{name}")
+
+    def job(self, name: str) -> "Folder":
+        """The folder with a job's latest report and the artifacts it last used."""
+        return Folder(f"{self.uri}/jobs/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return "://" not in self.uri
+
+    def local_state(self) -> Path:
+        """A folder on this machine for what cannot live on an object store: databases, logs."""
+        if self.is_local:
+            return Path(self.uri)
+        return Path(".retort").resolve() / hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+
+    def probe(self) -> None:
+        """Writes and removes a small file. Raises `StoreError` with the cause when it cannot."""
+        folder, name = Folder(self.uri), f".probe-{uuid.uuid4().hex}"
+        folder.write(name, b"probe")
+        folder.remove(name)
+
+
+def open_store(uri: str) -> Store:
+    """Returns the store behind a path or URL. Raises `SpecError` when its kind is not installed."""
+    uri = str(uri).rstrip("/")
+    if "://" not in uri:
+        return Store(str(Path(uri).expanduser().resolve()))
+    scheme = uri.split("://", 1)[0]
+    if scheme == "file":
+        return Store(uri.removeprefix("file://"))
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError) as error:
+        raise SpecError(f"store {uri}: {error}; use a local folder or s3://bucket/prefix") from None
+    return Store(uri)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of a store. Every write is atomic: a file that exists is whole."""
+
+    uri: str
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's bytes. Raises `StoreError`, also when there is no such file."""
+        with store_errors(self._path(name)):
+            return bytes(self._fs.cat_file(self._path(name)))
+
+    def read_json(self, name: str) -> Any:
+        """Returns the content of a JSON file."""
+        return json.loads(self.read(name))
+
+    def has(self, name: str) -> bool:
+        """Whether a file stands."""
+        with store_errors(self._path(name)):
+            return bool(self._fs.exists(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file so that it is there whole or not at all."""
+        path = self._path(name)
+        with store_errors(path):
+            if not self._is_local:
+                self._fs.pipe_file(path, data)
+                return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+            try:
+                with open(part, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(part, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a value as indented JSON."""
+        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def files(self) -> list[str]:
+        """Returns the names of all files below the folder, sorted; unfinished parts left out."""
+        root = self._path("").rstrip("/")
+        with store_errors(root):
+            found = self._fs.find(root) if self._fs.exists(root) else []
+        names = [path.removeprefix(root).lstrip("/") for path in found]
+        return sorted(name for name in names if not name.endswith(".part"))
+
+    def size(self, name: str) -> int:
+        """Returns a file's size in bytes."""
+        with store_errors(self._path(name)):
+            return int(self._fs.size(self._path(name)))
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it stands."""
+        with store_errors(self._path(name)), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def put_tree(self, local: Path, prefix: str) -> None:
+        """Copies every file below a local folder to `prefix/`."""
+        for path in sorted(p for p in local.rglob("*") if p.is_file()):
+            name = f"{prefix}/{path.relative_to(local).as_posix()}"
+            with store_errors(self._path(name)):
+                if self._is_local:
+                    target = Path(self._path(name))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
+                    shutil.copyfile(path, part)
+                    os.replace(part, target)
+                else:
+                    self._fs.put_file(str(path), self._path(name))
+
+    @contextlib.contextmanager
+    def local_copy(self, prefix: str) -> Iterator[Path]:
+        """Gives `prefix/` as a local folder: itself in a local store, otherwise a download."""
+        if self._is_local:
+            yield Path(self._path(prefix))
+            return
+        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+            for name in self.files():
+                if name.startswith(f"{prefix}/"):
+                    target = Path(scratch) / name.removeprefix(f"{prefix}/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with store_errors(self._path(name)):
+                        self._fs.get_file(self._path(name), str(target))
+            yield Path(scratch)
+
+    def commit(self, manifest: dict[str, Any]) -> Artifact:
+        """Writes the manifest, which lists every file; from here on the artifact exists.
+
+        Where another run committed the same artifact meanwhile, that one stands.
+        """
+        standing = self.manifest()
+        if standing is None:
+            files = {n: self._facts(n) for n in self.files() if n != MANIFEST}
+            standing = {**manifest, "files": files, "committed_at": time.time()}
+            self.write_json(MANIFEST, standing)
+        return self._reference(standing)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest if it stands and every file it lists stands in its full size."""
+        if not self.has(MANIFEST):
+            return None
+        manifest: dict[str, Any] = self.read_json(MANIFEST)
+        listed = manifest["files"]
+        standing = set(self.files())
+        whole = all(n in standing and self.size(n) == f["bytes"] for n, f in listed.items())
+        return manifest if whole else None
+
+    def finished(self) -> Artifact | None:
+        """Returns the artifact if it is finished and whole."""
+        manifest = self.manifest()
+        return self._reference(manifest) if manifest else None
+
+    def clear(self) -> None:
+        """Removes everything; the manifest first, so that nothing half-removed is readable."""
+        self.remove(MANIFEST)
+        for name in self.files():
+            self.remove(name)
+
+    def _reference(self, manifest: dict[str, Any]) -> Artifact:
+        listed = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+        digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+        stage, name = self.uri.rsplit("/", 2)[-2:]
+        return Artifact(stage, name, self.uri, digest)
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        digest, size = hashlib.sha256(), 0
+        with store_errors(self._path(name)), self._fs.open(self._path(name), "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+        return {"bytes": size, "sha256": digest.hexdigest()}
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @property
+    def _fs(self) -> Any:
+        scheme = "file" if self._is_local else self.uri.split("://", 1)[0]
+        # Listings are never cached: another process may have written meanwhile.
+        options = {} if scheme in ("file", "memory") else {"use_listings_cache": False}
+        return fsspec.filesystem(scheme, **options)
+
+    def _path(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+
+def folder_of(artifact: Artifact) -> Folder:
+    """Returns the folder that an artifact reference points to."""
+    return Folder(artifact.uri)
+
+
+def read_url(url: str) -> bytes:
+    """Returns the bytes of a local file or of any fsspec URL.
+
+    Raises `FileNotFoundError` or `StoreError`.
+    """
+    with fsspec.open(url, "rb") as stream:
+        return bytes(stream.read())
+
+
+@contextlib.contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """Turns what a filesystem raises into one `StoreError` that names the path and the cause."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (OSError, ConnectionError, TimeoutError) as error:
+        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
+    except Exception as error:  # botocore's errors have no common base in the standard library
+        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
+            raise
+        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, PermissionError) or "credentials" in str(error).lower():
+        return f"access denied ({error}); check the credentials and the permissions of the store"
+    if isinstance(error, FileNotFoundError):
+        return f"not found ({error}); check the bucket or folder and the prefix"
+    if isinstance(error, OSError) and error.errno == 28:
+        return "no space left on the device; free some, or use --store on another disk"
+    return f"{type(error).__name__}: {error}"
+
+
+def _passing(error: BaseException) -> bool:
+    lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
+    return not isinstance(error, lasting) and getattr(error, "errno", None) not in (28, 30)
