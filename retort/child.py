@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -40,8 +41,14 @@ def run(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "retort.child", function, str(log)]
+    scratch = tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True)
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": scratch.name},
     )
     assert process.stdin and process.stdout
     outcome: Event | None = None
@@ -58,6 +65,7 @@ def run(
         process.wait()
     finally:
         _end(process)
+        scratch.cleanup()
     if outcome and outcome["kind"] == "result":
         return outcome["value"]
     raise _error(outcome, process.returncode, log)

@@ -69,6 +69,11 @@ def read_examples(prepared: Folder, *splits: Split) -> list[Example]:
     ]
 
 
+def held_out_split(spec: JobSpec) -> Split:
+    """Returns the split that the models are compared on: test, or validation without one."""
+    return "test" if spec.prepare.test else "validation"
+
+
 def read_responses(generated: Folder) -> list[Response]:
     """Returns all responses in the order of the examples."""
     return [

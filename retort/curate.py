@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from retort import filters, task_types
+from retort import task_types
 from retort.context import Stage, read_examples, read_responses
 from retort.errors import DataError
 from retort.records import Decision, Example, Response, write_lines
@@ -22,7 +22,7 @@ def curate(stage: Stage) -> dict[str, Any]:
     responses = read_responses(stage.input("generate"))
     if {response.id for response in responses} != set(examples):
         raise DataError("generate: responses and examples do not match by id; use --force generate")
-    chosen = [(name, find_function("filter", name, filters)) for name in knobs.filters]
+    chosen = [(name, find_function("filter", name, "retort.filters")) for name in knobs.filters]
     decisions = [judge(examples[r.id], r, task_type, chosen) for r in responses]
     stage.out.write("decisions.jsonl", write_lines(decisions))
     stage.report.progress(len(decisions), len(decisions), "responses")

@@ -34,6 +34,8 @@ def render(tokenizer: Any, chats: list[list[Message]]) -> list[list[int]]:
 
     The template writes every special token; the tokenizer adds none, so there is one BOS at most.
     """
+    if not chats:
+        return []
     texts = [
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         for chat in chats

@@ -39,20 +39,20 @@ def forward_kl(logits_NV: Tensor, target: Target, temperature: float = 1.0) -> T
     agree. At T != 1 both tails are tempered as if they were one token, for the teacher's single
     tail probabilities were not stored: an approximation that fades as the top k's mass nears 1.
     """
-    teacher_NB = tempered(bucketed(target), temperature)
-    student_NB = tempered(student_buckets(logits_NV, target), temperature)
+    teacher_NB = _tempered(_bucketed(target), temperature)
+    student_NB = _tempered(_student_buckets(logits_NV, target), temperature)
     terms_NB = teacher_NB.exp() * (teacher_NB - student_NB)
     return terms_NB.sum() * temperature**2
 
 
-def bucketed(target: Target) -> Tensor:
+def _bucketed(target: Target) -> Tensor:
     """Returns the teacher's log-probabilities over its top k and the tail, (N, K + 1), fp32."""
     assert target.logprobs_NK is not None and target.tail_N is not None
     joined = torch.cat([target.logprobs_NK.float(), target.tail_N.float()[:, None]], dim=1)
     return torch.log_softmax(joined, dim=1)
 
 
-def student_buckets(logits_NV: Tensor, target: Target) -> Tensor:
+def _student_buckets(logits_NV: Tensor, target: Target) -> Tensor:
     """Returns the student's log-probabilities of the teacher's top-k ids and of the rest, fp32.
 
     The tail is summed over the other logits themselves, never as 1 - sum: that would lose it to
@@ -66,7 +66,7 @@ def student_buckets(logits_NV: Tensor, target: Target) -> Tensor:
     return torch.log_softmax(joined, dim=1)
 
 
-def tempered(logprobs_NB: Tensor, temperature: float) -> Tensor:
+def _tempered(logprobs_NB: Tensor, temperature: float) -> Tensor:
     """Returns log-probabilities at a temperature, renormalised over the buckets."""
     if temperature == 1.0:
         return logprobs_NB

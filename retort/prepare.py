@@ -39,8 +39,7 @@ def prepare(stage: Stage) -> dict[str, Any]:
         "num_quarantined": len(quarantined),
         "num_examples": {split: len(rows) for split, rows in examples.items()},
         "num_expected": {
-            split: sum(row.expected is not None for row in rows)
-            for split, rows in examples.items()
+            split: sum(row.expected is not None for row in rows) for split, rows in examples.items()
         },
     }
 

@@ -3,8 +3,11 @@
 `package.module:name` reaches code outside the repository; nothing has to be registered.
 """
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,16 +32,13 @@ def module_names(package: ModuleType) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def function_names(module: ModuleType) -> list[str]:
-    """Returns the names of the public functions defined in a module, sorted."""
-    return sorted(
-        name
-        for name, value in vars(module).items()
-        if callable(value)
-        and not name.startswith("_")
-        and not isinstance(value, type)
-        and getattr(value, "__module__", None) == module.__name__
-    )
+def function_names(module_name: str) -> list[str]:
+    """Returns the names of the public functions of a module, sorted, without importing it."""
+    found = importlib.util.find_spec(module_name)
+    assert found and found.origin
+    body = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
+    functions = (node.name for node in body if isinstance(node, ast.FunctionDef))
+    return sorted(name for name in functions if not name.startswith("_"))
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:
@@ -54,17 +54,22 @@ def find_file(kind: str, name: str, package: ModuleType) -> Any:
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
-def find_function(kind: str, name: str, module: ModuleType) -> Any:
+def find_function(kind: str, name: str, module_name: str) -> Any:
     """Returns the plug-in function `name` of a module, or the object behind `module:name`.
 
     Raises `SpecError` that lists what there is and the nearest name.
     """
     if ":" in name:
         return outside(name)
-    names = function_names(module)
-    if name not in names:
+    check_function(kind, name, module_name)
+    return getattr(importlib.import_module(module_name), name)
+
+
+def check_function(kind: str, name: str, module_name: str) -> None:
+    """Raises `SpecError` for an unknown function; the module, maybe heavy, is not imported."""
+    names = function_names(module_name)
+    if ":" not in name and name not in names:
         raise SpecError(unknown(kind, name, names))
-    return getattr(module, name)
 
 
 def unknown(kind: str, name: str, names: list[str]) -> str:

@@ -36,7 +36,8 @@ class Signal:
 def tail_logprob(logprobs_TK: Floats) -> Floats:
     """Returns log(1 - sum exp(logprobs)) along the last axis, at least log(1e-12) (float32)."""
     mass = np.exp(logprobs_TK.astype(np.float64)).sum(axis=-1)
-    return np.log(np.clip(1.0 - mass, 1e-12, 1.0)).astype(np.float32)
+    tail: Floats = np.log(np.clip(1.0 - mass, 1e-12, 1.0)).astype(np.float32)
+    return tail
 
 
 def pack(signals: list[tuple[str, Signal]]) -> bytes:

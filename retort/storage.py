@@ -22,6 +22,8 @@ import fsspec
 from retort.errors import SpecError, StoreError
 
 MANIFEST = "manifest.json"
+# What only a run in progress needs: never part of the artifact, removed once it is finished.
+SCRATCH = "scratch/"
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,13 @@ class Folder:
         """
         standing = self.manifest()
         if standing is None:
-            files = {n: self._facts(n) for n in self.files() if n != MANIFEST}
+            names = [n for n in self.files() if n != MANIFEST and not n.startswith(SCRATCH)]
+            files = {name: self._facts(name) for name in names}
             standing = {**manifest, "files": files, "committed_at": time.time()}
             self.write_json(MANIFEST, standing)
+            for name in self.files():
+                if name.startswith(SCRATCH):
+                    self.remove(name)
         return self._reference(standing)
 
     def manifest(self) -> dict[str, Any] | None:

@@ -4,11 +4,11 @@ A file offers `open_engine(settings) -> Engine`. Engines are opened inside a chi
 closed by ending it.
 """
 
+import importlib
 import importlib.util
-import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from retort.errors import SpecError
 from retort.records import Message, Response
@@ -69,5 +69,4 @@ def resolve(name: str, top_k: int) -> str:
 
 def find_engine(name: str) -> Any:
     """Returns an engine's module; importing it loads nothing heavy."""
-    here = cast(types.ModuleType, importlib.import_module(__name__))
-    return find_file("engine", name, here)
+    return find_file("engine", name, importlib.import_module(__name__))

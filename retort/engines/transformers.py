@@ -118,7 +118,9 @@ class TransformersEngine:
             logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
             values_BK, ids_BK = logprobs_BV.topk(self._settings.top_k, dim=-1)
             target_B1 = targets_BT[:, step : step + 1]
-            kept.append((ids_BK, values_BK, target_B1[:, 0], logprobs_BV.gather(1, target_B1)[:, 0]))
+            kept.append(
+                (ids_BK, values_BK, target_B1[:, 0], logprobs_BV.gather(1, target_B1)[:, 0])
+            )
         ids, values, targets, chosen = (
             torch.stack(part, dim=1).cpu().numpy() for part in zip(*kept, strict=True)
         )

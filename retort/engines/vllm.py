@@ -80,7 +80,8 @@ class VllmEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Yields each answer as it finishes; keeps twice the batch queued, never more."""
         engine, waiting = self._llm.llm_engine, iter(requests)
-        bound, prompts = 2 * int(self._settings.runtime["max_num_seqs"]), {}
+        bound = 2 * int(self._settings.runtime["max_num_seqs"])
+        prompts: dict[str, list[int]] = {}
         while True:
             fresh = list(islice(waiting, bound - len(prompts)))
             rendered = encoding.render(self._tokenizer, [r.messages for r in fresh])
@@ -93,7 +94,8 @@ class VllmEngine:
             if not prompts and not fresh:
                 return
             finished = [output for output in engine.step() if output.finished] if prompts else []
-            yield from self._answers(finished, prompts)
+            if finished:
+                yield from self._answers(finished, prompts)
 
     def _answers(self, finished: list[Any], prompts: dict[str, list[int]]) -> list[Answer]:
         ids = [list(output.outputs[0].token_ids) for output in finished]

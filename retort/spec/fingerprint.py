@@ -25,13 +25,15 @@ INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "release": ("train", "report"),
 }
 
-# Knobs that are addresses: what they point to counts, through `sources`.
+# Knobs that are addresses, or `auto`: what they stand for counts, through `sources`.
 ADDRESSES = {
     ("prepare", "train"),
     ("prepare", "validation"),
     ("prepare", "test"),
     ("generate", "teacher"),
     ("train", "student"),
+    ("generate", "engine"),
+    ("evaluate", "engine"),
 }
 
 
@@ -103,6 +105,5 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def _sources_of(stage: StageName) -> set[str]:
     own = {f"{section}.{key}" for section, key in ADDRESSES if section == stage}
-    # The teacher and the base are evaluated too; the engine decides how they are run.
-    models = {"generate.teacher", "train.student"}
-    return own | {f"{stage}.engine"} | (models if stage == "evaluate" else set())
+    # The teacher and the base are evaluated too.
+    return own | ({"generate.teacher", "train.student"} if stage == "evaluate" else set())

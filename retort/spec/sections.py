@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+
 class Section(BaseModel):
     """Frozen, and strict about names: an unknown key is refused."""
 

@@ -1,0 +1,1 @@
+"""One command per measured claim: `python -m benchmarks.<name>`."""

@@ -1,0 +1,1 @@
+"""What runs in which order: the distillation flow and the `retort` command."""

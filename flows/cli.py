@@ -1,0 +1,154 @@
+"""The `retort` command. Exit codes: 0 done and gate passed, 1 failed, 2 bad spec or data, 3 gate
+refused. Prefect is imported only by `run`, after its surroundings are set.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from retort import errors
+from retort.spec import STAGES, JobSpec, load
+from retort.storage import Store, open_store
+
+DONE, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and leaves with its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+    except KeyboardInterrupt:
+        _say("retort: interrupted; finished work is kept, the same command continues")
+        code = INTERRUPTED
+    except Exception as error:  # the last stop: a message for people, an exit code for scripts
+        if options.debug:
+            traceback.print_exc()
+        _say(f"retort: {_message(error)}")
+        code = BAD_INPUT if isinstance(error, errors.USER_ERRORS) else FAILED
+    sys.exit(code)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="retort", description="Distils a teacher model into a student, and says what it cost."
+    )
+    commands = top.add_subparsers(title="commands", required=True)
+    on_spec = argparse.ArgumentParser(add_help=False)
+    on_spec.add_argument("spec", metavar="SPEC", help="the job file (YAML)")
+    on_spec.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
+    on_spec.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one knob of the spec",
+    )
+    on_spec.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    run_it = commands.add_parser("run", parents=[on_spec], help="run a job to its report")
+    run_it.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        choices=STAGES,
+        metavar="STAGE",
+        help=f"run a stage again although it is cached: {', '.join(STAGES)}",
+    )
+    run_it.add_argument("--json", action="store_true", help="print report.json, and only that")
+    run_it.set_defaults(command=run)
+    check = commands.add_parser("validate", parents=[on_spec], help="check all that can fail later")
+    check.set_defaults(command=validate)
+    ask = commands.add_parser("why", parents=[on_spec], help="say which stages would run, and why")
+    ask.set_defaults(command=why)
+    print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
+    print_schema.set_defaults(command=schema, debug=False)
+    return top
+
+
+def run(options: argparse.Namespace) -> int:
+    """`retort run`: runs the flow in this process."""
+    spec, notes = load(options.spec, options.overrides)
+    for note in notes:
+        _say(f"spec: {note}")
+    store = open_store(options.store)
+    if store.is_local:
+        store.probe()
+    surround(store)
+    from flows.distill import distill
+    from flows.terminal import print_report, watching
+
+    with watching():
+        content: dict[str, Any] = distill(spec, store.uri, options.force)
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print_report(content, f"{store.job(spec.name).uri}/report.md")
+    return DONE if content["gate"]["passed"] else REFUSED
+
+
+def validate(options: argparse.Namespace) -> int:
+    """`retort validate`: checks spec, data, models, store and disk without loading a model."""
+    from retort.preflight import check
+
+    spec, notes = load(options.spec, options.overrides)
+    for line in [*notes, *check(spec, open_store(options.store))]:
+        print(line)
+    print(f"{spec.name} can run")
+    return DONE
+
+
+def why(options: argparse.Namespace) -> int:
+    """`retort why`: one line per stage, cached or not, and which ingredient changed."""
+    from retort.job import why as reasons
+
+    spec, _ = load(options.spec, options.overrides)
+    for stage, lines in reasons(spec, open_store(options.store)).items():
+        print(f"{stage:9}", "cached" if not lines else f"runs: {'; '.join(lines)}")
+    return DONE
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`retort schema`: prints the JSON schema of a job spec."""
+    print(json.dumps(JobSpec.model_json_schema(), indent=2))
+    return DONE
+
+
+def surround(store: Store) -> None:
+    """Sets the surroundings for an embedded Prefect, unless the user has a server of their own."""
+    logging.getLogger("retort").setLevel(logging.INFO)
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # Prefect's own lines and tracebacks would drown the progress; they are in its UI.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    profiles = Path.home() / ".prefect" / "profiles.toml"
+    has_server = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()
+    if "PREFECT_API_URL" in os.environ or has_server:
+        return
+    home = store.local_state() / "prefect"
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def _message(error: BaseException) -> str:
+    """Returns what a person needs: the message of an error of ours, the kind and text of others."""
+    ours = (*errors.USER_ERRORS, errors.StoreError, errors.StageError)
+    text = str(error)
+    return text if isinstance(error, ours) else f"{type(error).__name__}: {text}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

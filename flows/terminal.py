@@ -1,0 +1,128 @@
+"""What a person sees while a job runs: a live line per stage, or plain lines where no one looks."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from retort.comparison import caption, table, verdict
+from retort.events import Event
+from tasks import listeners
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Shows the stages of jobs that run in this process, on stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bars(console) as bars:
+            live = LiveLines(bars)
+            listeners.terminals.append(live)
+            try:
+                yield
+            finally:
+                listeners.terminals.remove(live)
+    else:
+        plain = PlainLines()
+        listeners.terminals.append(plain)
+        try:
+            yield
+        finally:
+            listeners.terminals.remove(plain)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(finished_text="[green]ok"),
+        TextColumn("{task.description:9}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[count]:>22}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+class LiveLines:
+    """One moving line per stage."""
+
+    def __init__(self, bars: Progress):
+        self._bars = bars
+        self._ids: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, event: Event) -> None:
+        """Shows one event."""
+        if stage not in self._ids:
+            self._ids[stage] = self._bars.add_task(stage, total=None, count="", note="")
+        line = self._ids[stage]
+        if event["kind"] == "progress":
+            count = f"{event['done']:,}/{event['total']:,} {event['unit']}"
+            self._bars.update(
+                line,
+                completed=event["done"],
+                total=event["total"],
+                count=count,
+                note=event["note"],
+            )
+        elif event["kind"] == "note":
+            self._bars.console.print(f"[dim]{stage}: {event['text']}", highlight=False)
+        elif event["kind"] in ("done", "cached"):
+            note = "cached" if event["kind"] == "cached" else ""
+            self._bars.update(line, total=1, completed=1, note=note)
+
+
+class PlainLines:
+    """Lines for logs and pipes: starts, ends, notes, and progress now and then."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, stage: str, event: Event) -> None:
+        """Prints one event, or not."""
+        now = time.monotonic()
+        kind = event["kind"]
+        if kind == "metrics":
+            return
+        if kind == "started":
+            self._started[stage] = self._said[stage] = now
+        if kind == "progress":
+            if now - self._said.get(stage, 0.0) < PLAIN_EVERY_SECONDS:
+                return
+            self._said[stage] = now
+        text = listeners.line(stage, event)
+        if kind == "done" and stage in self._started:
+            text += f" in {now - self._started[stage]:.1f} s"
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_report(content: dict[str, Any], page: str) -> None:
+    """Prints the table teacher | base | student, its caption, the verdict and where more is."""
+    console = Console(soft_wrap=True)
+    heading, *body = table(content)
+    shown = Table(*heading)
+    for row in body:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(caption(content), style="dim", highlight=False)
+    console.print(verdict(content), style="bold", highlight=False)
+    for check in content["gate"]["checks"]:
+        if not check["passed"]:
+            console.print(f"refused: {check['name']}: required {check['required']}")
+    console.print(f"report: {page}", highlight=False)

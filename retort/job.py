@@ -1,0 +1,189 @@
+"""One run of one job: decides for each stage whether its artifact stands, otherwise makes it.
+
+The manifest is the cache. A stage is reused when its artifact is whole and was made from inputs
+with the same content; nothing else is asked, so a moved store or a new machine keeps everything.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from retort import __version__, preflight
+from retort.context import Stage
+from retort.events import Event, Reporter
+from retort.registry import outside
+from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
+from retort.storage import Artifact, Folder, Store
+from retort.tracking import Tracker
+
+SMALL_FILES = (".md", ".txt", ".json")
+MAX_ARTIFACT_BYTES = 1_000_000
+Listener = Callable[[str, Event], None]
+
+
+class Job:
+    """A job on its store, with its recipes, its tracker and who listens to its stages."""
+
+    def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
+        self.spec, self.store, self.force, self.listen = spec, store, set(force), listener
+        self.checked = preflight.check(spec, store)
+        self.recipes = recipes(spec, preflight.sources(spec))
+        self.tracker = Tracker(store)
+        self.used: dict[StageName, Artifact] = {}
+        self.tags: dict[str, str] = {}
+        self._open_run = ""
+
+    def open(self, tags: dict[str, str]) -> None:
+        """Opens the job's MLflow run, or reopens it when the Prefect flow run is a retry."""
+        self.tags = tags
+        self.tracker.open_job(self.spec.name, tags, resume_tag="prefect.flow_run_id")
+
+    def standing(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact | None:
+        """Returns the stage's artifact if it can be reused."""
+        if stage in self.force:
+            return None
+        folder = self._folder(stage)
+        manifest = folder.manifest()
+        if manifest is None or manifest["input_digests"] != _digests(inputs):
+            return None
+        self.tracker.cached(stage, manifest.get("mlflow_run_id", ""))
+        return self._use(stage, folder.commit(manifest), "cached")
+
+    def make(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact:
+        """Runs a stage and commits its artifact; continues what a killed run left of it."""
+        assert set(inputs) == set(INPUTS[stage]), f"{stage} reads {INPUTS[stage]}"
+        folder = self._folder(stage)
+        self._make_room(stage, folder, inputs)
+        knobs = getattr(self.spec, stage).model_dump(mode="json")
+        run_id = self.tracker.open_stage(stage, self.tags, knobs) or ""
+        self._open_run = run_id
+
+        def emit(event: Event) -> None:
+            if event["kind"] == "metrics" and run_id:
+                self.tracker.metrics(run_id, event["values"], event["step"])
+            self.listen(stage, event)
+
+        context = Stage(stage, self.spec, self.store, inputs, folder, Reporter(emit), self.log)
+        started = time.time()
+        self.listen(stage, {"kind": "started"})
+        for name, artifact in inputs.items():
+            self.tracker.dataset(run_id, name, artifact.uri, artifact.digest)
+        facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
+        if stage == "release":
+            facts["model_version"] = self.tracker.register(run_id, facts)
+        artifact = folder.commit(
+            {
+                "stage": stage,
+                "name": self.recipes[stage].name,
+                "ingredients": self.recipes[stage].ingredients,
+                "input_digests": _digests(inputs),
+                "facts": facts,
+                "seconds": time.time() - started,
+                "retort_version": __version__,
+                "mlflow_run_id": run_id,
+            }
+        )
+        self.tracker.close_stage(run_id, facts, _small_files(folder))
+        self.force.discard(stage)
+        return self._use(stage, artifact, "done")
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
+        for run_id in (self._open_run, self.tracker.parent_id):
+            if run_id:
+                self.tracker.fail(run_id, error)
+
+    def finish(self, flow_run_id: str | None) -> dict[str, Any]:
+        """Returns the report of this run, and leaves it in the store under the job's name."""
+        reported = Folder(self.used["report"].uri)
+        content = {
+            **reported.read_json("report.json"),
+            "fingerprints": {stage: artifact.name for stage, artifact in self.used.items()},
+            "artifacts": {stage: artifact.uri for stage, artifact in self.used.items()},
+            "mlflow": {"tracking_uri": self.tracker.uri, "run_id": self.tracker.parent_id},
+            "prefect": {"flow_run_id": flow_run_id},
+        }
+        page = reported.read("report.md")
+        latest = self.store.job(self.spec.name)
+        latest.write_json("report.json", content)
+        latest.write("report.md", page)
+        self.tracker.close_job(content, page.decode())
+        return content
+
+    @property
+    def log(self) -> Path:
+        """The file with what vLLM, transformers and the like have to say."""
+        return self.store.local_state() / "logs" / f"{self.spec.name}.log"
+
+    def _folder(self, stage: StageName) -> Folder:
+        return self.store.artifact(stage, self.recipes[stage].name)
+
+    def _make_room(self, stage: StageName, folder: Folder, inputs: dict[str, Artifact]) -> None:
+        """Keeps what a killed run left, unless it was forced or made from other inputs."""
+        mine = _digests(inputs)
+        marker = "scratch/inputs.json"
+        continues = folder.has(marker) and folder.read_json(marker) == mine
+        if stage in self.force or folder.has("manifest.json") or not continues:
+            folder.clear()
+        folder.write_json(marker, mine)
+
+    def _use(self, stage: StageName, artifact: Artifact, how: str) -> Artifact:
+        self.used[stage] = artifact
+        self._open_run = ""
+        names = {s: a.name for s, a in self.used.items()}
+        self.store.job(self.spec.name).write_json("artifacts.json", names)
+        self.listen(stage, {"kind": how})
+        return artifact
+
+
+def why(spec: JobSpec, store: Store) -> dict[StageName, list[str]]:
+    """Returns for each stage why it would run again: nothing for a cached one.
+
+    The reasons are the ingredients that differ from the job's last artifact of that stage.
+    """
+    found: dict[StageName, list[str]] = {}
+    wanted = recipes(spec, preflight.sources(spec))
+    latest = store.job(spec.name)
+    last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
+    digests: dict[str, str] = {}
+    for stage in STAGES:
+        folder = store.artifact(stage, wanted[stage].name)
+        manifest = folder.manifest()
+        stale = [i for i in INPUTS[stage] if found[i]]
+        if manifest is None:
+            found[stage] = _reasons(store, stage, last.get(stage), wanted[stage].ingredients)
+        elif stale:
+            found[stage] = [f"input {name} would be made again" for name in stale]
+        elif manifest["input_digests"] != {i: digests[i] for i in INPUTS[stage]}:
+            found[stage] = ["an input was made again and has other content"]
+        else:
+            found[stage] = []
+            artifact = folder.finished()
+            assert artifact
+            digests[stage] = artifact.digest
+    return found
+
+
+def _reasons(store: Store, stage: str, last: str | None, wanted: dict[str, Any]) -> list[str]:
+    folder = store.artifact(stage, last) if last else None
+    if folder is None or not folder.has("manifest.json"):
+        return ["never finished in this store"]
+    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted)
+    return changed or ["a file of its artifact is missing or cut short"]
+
+
+def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:
+    return {name: artifact.digest for name, artifact in inputs.items()}
+
+
+def _small_files(folder: Folder) -> dict[str, str]:
+    """Returns the artifact's small texts, for MLflow; not what lies deeper or is large."""
+    return {
+        name: folder.read(name).decode()
+        for name in folder.files()
+        if "/" not in name
+        and name.endswith(SMALL_FILES)
+        and name != "manifest.json"
+        and folder.size(name) < MAX_ARTIFACT_BYTES
+    }

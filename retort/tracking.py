@@ -1,0 +1,205 @@
+"""MLflow: what was done, with what, and how it went. The only door to mlflow.
+
+Explicit client and run ids, for the fluent API's active run is invisible in other threads. A
+tracking server that fails is reported once and never stops a job.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from retort.storage import Store
+
+LOGGER = logging.getLogger("retort.tracking")
+Call = TypeVar("Call", bound=Callable[..., Any])
+MAX_PARAM_CHARACTERS = 500
+
+
+def tracking_uri(store: Store) -> str:
+    """Returns MLFLOW_TRACKING_URI, or a SQLite database in the store's local state."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.local_state()}/mlflow.db"
+
+
+def _forgiving(call: Call) -> Call:
+    """Lets a job go on when tracking fails; says so once."""
+
+    @wraps(call)
+    def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> Any:
+        if self.broken:
+            return None
+        try:
+            return call(self, *args, **kwargs)
+        except Exception as error:  # whatever the server or the network raises
+            self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+            LOGGER.warning("MLflow at %s failed, going on without: %s", self.uri, self.broken)
+            return None
+
+    return cast(Call, guarded)
+
+
+class Tracker:
+    """Speaks to one MLflow store for one job run. Its methods never raise."""
+
+    def __init__(self, store: Store):
+        self.uri, self.broken, self._store = tracking_uri(store), "", store
+        self._client: Any = None
+        self._buffer: list[Any] = []
+        self._flushed = 0.0
+        self.experiment_id = self.parent_id = ""
+
+    @_forgiving
+    def open_job(self, job: str, tags: dict[str, str], resume_tag: str) -> None:
+        """Starts the job's parent run, or reopens the one that carries the same resume tag."""
+        for name, value in {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        }.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self._client = MlflowClient(self.uri, registry_uri=self.uri)
+        found = self._client.get_experiment_by_name(job)
+        self.experiment_id = found.experiment_id if found else self._new_experiment(job)
+        if tags.get(resume_tag):
+            query = f"tags.`{resume_tag}` = '{tags[resume_tag]}' and tags.`retort.stage` = 'job'"
+            standing = self._client.search_runs([self.experiment_id], query, max_results=1)
+            if standing:
+                self.parent_id = standing[0].info.run_id
+                self._client.update_run(self.parent_id, status="RUNNING")
+                return
+        run = self._client.create_run(
+            self.experiment_id, run_name=job, tags={**tags, "retort.stage": "job"}
+        )
+        self.parent_id = run.info.run_id
+
+    def _new_experiment(self, job: str) -> str:
+        location = None
+        if self.uri.startswith("sqlite:"):
+            location = f"{self._store.uri}/mlflow-artifacts/{job}"
+        return str(self._client.create_experiment(job, artifact_location=location))
+
+    @_forgiving
+    def open_stage(self, stage: str, tags: dict[str, str], knobs: dict[str, Any]) -> str:
+        """Starts a stage's run below the job's; returns its id. Knobs become parameters."""
+        from mlflow.entities import Param
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        run = self._client.create_run(
+            self.experiment_id,
+            run_name=stage,
+            tags={**tags, "retort.stage": stage, MLFLOW_PARENT_RUN_ID: self.parent_id},
+        )
+        parameters = [
+            Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flat(knobs).items()
+        ]
+        self._client.log_batch(run.info.run_id, params=parameters)
+        return str(run.info.run_id)
+
+    @_forgiving
+    def metrics(self, run_id: str, values: dict[str, float], step: int) -> None:
+        """Logs numbers of a step; sent in batches, at most one a second."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(name, float(v), now, step) for name, v in values.items()]
+        if time.monotonic() - self._flushed > 1:
+            self._flush(run_id)
+
+    def _flush(self, run_id: str) -> None:
+        for start in range(0, len(self._buffer), 1000):
+            self._client.log_batch(run_id, metrics=self._buffer[start : start + 1000])
+        self._buffer, self._flushed = [], time.monotonic()
+
+    @_forgiving
+    def dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
+        """Logs an artifact as an input of a run: its address and digest, no data is loaded."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        source = CodeDatasetSource(tags={"uri": uri})
+        dataset = MetaDataset(source, name=name, digest=digest[:32])
+        tags = [InputTag("mlflow.data.context", name), InputTag("sha256", digest)]
+        entity = dataset._to_mlflow_entity()
+        self._client.log_inputs(run_id, datasets=[DatasetInput(entity, tags)])
+
+    @_forgiving
+    def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
+        """Logs a stage's counts as metrics and its small files as artifacts; ends it well."""
+        numbers = {k: float(v) for k, v in _flat(facts).items() if _is_number(v)}
+        self.metrics(run_id, numbers, step=0)
+        self._flush(run_id)
+        for name, text in files.items():
+            self._client.log_text(run_id, text, name)
+        self._client.set_terminated(run_id, "FINISHED")
+
+    @_forgiving
+    def fail(self, run_id: str, error: BaseException) -> None:
+        """Ends a run as failed, or as killed when it was interrupted, with the message."""
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        with suppress(Exception):
+            self._flush(run_id)
+        self._client.set_tag(run_id, "retort.error", str(error)[:4000])
+        self._client.set_terminated(run_id, status)
+
+    @_forgiving
+    def cached(self, stage: str, made_by: str) -> None:
+        """Points from the job's run to the run that made a reused artifact."""
+        self._client.set_tag(self.parent_id, f"retort.cached.{stage}", made_by or "another store")
+
+    @_forgiving
+    def register(self, run_id: str, facts: dict[str, Any]) -> str:
+        """Registers the released folder as a model version, by reference; returns its number."""
+        from mlflow.exceptions import MlflowException
+
+        name = facts["registered_model"]
+        with suppress(MlflowException):  # it exists already
+            self._client.create_registered_model(name)
+        gate = "passed" if facts["gate_passed"] else "refused"
+        version = self._client.create_model_version(
+            name, source=facts["source"], run_id=run_id, tags={"retort.gate": gate}
+        )
+        return str(version.version)
+
+    @_forgiving
+    def close_job(self, report: dict[str, Any], page: str) -> None:
+        """Attaches the report to the job's run and ends it well."""
+        numbers = {k: float(v) for k, v in report["comparison"].items() if _is_number(v)}
+        self._buffer = []
+        self.metrics(self.parent_id, numbers, step=0)
+        self._flush(self.parent_id)
+        self._client.log_text(self.parent_id, json.dumps(report, indent=2), "report.json")
+        self._client.log_text(self.parent_id, page, "report.md")
+        self._client.set_tag(
+            self.parent_id, "retort.gate", "passed" if report["gate"]["passed"] else "refused"
+        )
+        self._client.set_terminated(self.parent_id, "FINISHED")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            found |= _flat(item, f"{prefix}{key}.")
+        else:
+            # MLflow allows letters, digits and _ - . space / in names.
+            name = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
+            found[name] = item
+    return found

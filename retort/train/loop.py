@@ -1,0 +1,253 @@
+"""The training loop: every knob's effect is on this page, in the order in which it happens.
+
+Losses are sums; each optimizer step divides once by its supervised tokens, so micro-batches and
+checkpoints change nothing. A run checks itself on the first step and refuses to train in vain.
+"""
+
+# B batch, T time, N supervised tokens, V vocabulary
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from retort import encoding, losses, models
+from retort.context import Stage, from_arguments
+from retort.engines.transformers import end_ids
+from retort.errors import StageError
+from retort.events import Reporter
+from retort.registry import find_function
+from retort.spec import Loss
+from retort.train import checkpoint, rows
+from retort.train.rows import Batch, Item
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
+LOSS_FUNCTION = Callable[[Tensor, losses.Target, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of the objective with its weight and temperature."""
+
+    knobs: Loss
+    function: LOSS_FUNCTION
+
+
+def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """The child's side of the train stage: returns its facts, writes `student/`."""
+    stage = from_arguments(arguments, report)
+    knobs = stage.spec.train
+    device = _device(knobs.runtime.device)
+    if os.path.isdir(knobs.student):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    report.note(f"training on {device}, {torch.get_num_threads()} threads")
+    torch.manual_seed(knobs.seed)
+    base = models.check(knobs.student, "train.student")
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        knobs.student, dtype=torch.float32
+    ).to(device)
+    tokenizer = encoding.load_tokenizer(knobs.student)
+    data = rows.build(stage, base, end_ids(model, tokenizer))
+    stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
+    # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
+    vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
+    terms = [
+        Term(loss, find_function("loss", loss.name, "retort.losses"))
+        for loss in stage.spec.losses
+        if loss.weight > 0
+    ]
+    trainer = Trainer(stage, model, terms, vocabulary, device)
+    last = trainer.run(data)
+    _save(stage, model, base)
+    return {
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "num_too_long": data.num_too_long,
+        "num_steps": trainer.num_steps,
+        "device": device,
+        "template_sha256": models.template_sha256(base),
+        **last,
+    }
+
+
+class Trainer:
+    """Holds the model, the optimizer and the objective of one run."""
+
+    def __init__(self, stage: Stage, model: Any, terms: list[Term], vocabulary: int, device: str):
+        self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
+        self.model, self.terms, self.vocabulary, self.device = model, terms, vocabulary, device
+        self.num_steps = 0
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": self.knobs.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=self.knobs.learning_rate,
+            betas=(0.9, self.knobs.adam_beta2),
+            fused=True,
+        )
+
+    def run(self, data: rows.Data) -> dict[str, float]:
+        """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
+        knobs, out = self.knobs, self.stage.out
+        per_epoch = math.ceil(len(data.train) / knobs.batch_size)
+        self.num_steps = per_epoch * knobs.num_epochs
+        step = checkpoint.resume(out, self.model, self.optimizer)
+        if step:
+            self.report.note(f"continuing after step {step} of {self.num_steps}")
+        history = out.read_json("history.json") if out.has("history.json") else []
+        history = [record for record in history if record["step"] <= step]
+        saved = said = time.monotonic()
+        self._check_gradients(data.train[: knobs.batch_size])
+        for epoch in range(step // per_epoch, knobs.num_epochs):
+            order = rows.steps_of_epoch(data.train, knobs.batch_size, knobs.seed, epoch)
+            for within in range(step - epoch * per_epoch, per_epoch):
+                record = self._step(step, [data.train[index] for index in order[within]])
+                step += 1
+                end_of_epoch = within + 1 == per_epoch
+                if end_of_epoch and data.validation:
+                    record |= self._validate(data.validation)
+                now = time.monotonic()
+                if end_of_epoch or now - said > 1:
+                    said = now
+                    history.append({"step": step, **record})
+                    self._say(step, record, f"epoch {epoch + 1} of {knobs.num_epochs}")
+                if now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps:
+                    saved = now
+                    checkpoint.append_history(out, history)
+                    checkpoint.write(out, step, self.model, self.optimizer)
+        checkpoint.append_history(out, history)
+        return {k: v for k, v in (history[-1] if history else {}).items() if k != "step"}
+
+    def _say(self, step: int, record: dict[str, float], note: str) -> None:
+        self.report.metrics(record, step)
+        self.report.progress(step, self.num_steps, "steps", f"loss {record['loss']:.4f}, {note}")
+
+    def _step(self, step: int, items: list[Item]) -> dict[str, float]:
+        """Makes one optimizer step; returns its losses per supervised token and its norms."""
+        started = time.monotonic()
+        self.model.train()
+        # Seeded by step, so that dropout is the same after a resume.
+        torch.manual_seed(self.knobs.seed * 1_000_003 + step)
+        num_valid = sum(len(row.labels) - row.first for row, _ in items)
+        sums = dict.fromkeys((term.knobs.name for term in self.terms), 0.0)
+        mass = 0.0
+        for part in rows.micro_batches(items, self.knobs.runtime.micro_batch_tokens):
+            batch = rows.collate(part, self.device)
+            values = self._losses(batch)
+            total = sum(t.knobs.weight * v for t, v in zip(self.terms, values, strict=True))
+            assert isinstance(total, Tensor)
+            (total / max(num_valid, 1)).backward()
+            for term, value in zip(self.terms, values, strict=True):
+                sums[term.knobs.name] += value.item()
+            if batch.target.tail_N is not None:
+                mass += (1 - batch.target.tail_N.exp()).sum().item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.knobs.max_grad_norm)
+        if not math.isfinite(norm):
+            raise StageError(
+                f"the gradient is {norm} at step {step + 1}; lower train.learning_rate "
+                f"(now {self.knobs.learning_rate:g}) or look at the data of this step"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.knobs.learning_rate * self._schedule(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        record = self._record(sums, num_valid)
+        if mass:
+            record["teacher_top_k_mass"] = mass / num_valid
+        return record | {
+            "gradient_norm": float(norm),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens": float(num_valid),
+            "tokens_per_second": num_valid / (time.monotonic() - started),
+        }
+
+    def _losses(self, batch: Batch) -> list[Tensor]:
+        """Returns each term's sum over the supervised tokens of a micro-batch, unweighted."""
+        precision: Any = contextlib.nullcontext()
+        if self.knobs.dtype == "bfloat16":
+            precision = torch.autocast(self.device.split(":")[0], torch.bfloat16)
+        with precision:
+            logits_BTV = self.model(
+                input_ids=batch.input_ids_BT,
+                attention_mask=batch.attention_mask_BT,
+                use_cache=False,
+            ).logits
+        logits_NV = logits_BTV[batch.rows_N, batch.times_N, : self.vocabulary]
+        return [t.function(logits_NV, batch.target, t.knobs.temperature) for t in self.terms]
+
+    def _validate(self, items: list[Item]) -> dict[str, float]:
+        """Returns the objective and its terms per supervised token of the validation items."""
+        self.model.eval()
+        num_valid = sum(len(row.labels) - row.first for row, _ in items)
+        sums = dict.fromkeys((term.knobs.name for term in self.terms), 0.0)
+        ordered = sorted(items, key=lambda item: len(item[0].input_ids))
+        with torch.inference_mode():
+            for part in rows.micro_batches(ordered, self.knobs.runtime.micro_batch_tokens):
+                values = self._losses(rows.collate(part, self.device))
+                for term, value in zip(self.terms, values, strict=True):
+                    sums[term.knobs.name] += value.item()
+        return {f"validation_{k}": v for k, v in self._record(sums, num_valid).items()}
+
+    def _record(self, sums: dict[str, float], num_valid: int) -> dict[str, float]:
+        terms = {name: value / max(num_valid, 1) for name, value in sums.items()}
+        loss = sum(term.knobs.weight * terms[term.knobs.name] for term in self.terms)
+        return {"loss": loss, **terms}
+
+    def _schedule(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to `min_learning_rate_ratio`; a share of the peak."""
+        warmup = max(1, round(self.knobs.warmup_ratio * self.num_steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        left = (step - warmup) / max(1, self.num_steps - warmup)
+        floor = self.knobs.min_learning_rate_ratio
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * left))
+
+    def _check_gradients(self, items: list[Item]) -> None:
+        """Raises `StageError` when a term of the objective moves nothing: it would be off."""
+        part = next(rows.micro_batches(items, self.knobs.runtime.micro_batch_tokens))
+        batch = rows.collate(part, self.device)
+        if not len(batch.rows_N):
+            raise StageError("the first batch has no supervised token; nothing would be learned")
+        if batch.target.tail_N is not None:
+            mass = (1 - batch.target.tail_N.exp()).mean().item()
+            if mass < 0.5:
+                self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
+        wanted = [p for p in self.model.parameters() if p.requires_grad]
+        for term, value in zip(self.terms, self._losses(batch), strict=True):
+            found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=True)
+            norm = sum(float(g.square().sum()) for g in found if g is not None)
+            if not norm > 0:
+                raise StageError(
+                    f"loss {term.knobs.name} has no gradient (norm^2 {norm}); it is off"
+                )
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _save(stage: Stage, model: Any, base: Path) -> None:
+    """Writes the student with the base's own tokenizer files, so the template cannot drift."""
+    wanted = stage.spec.train.save_dtype
+    config_dtype = transformers.AutoConfig.from_pretrained(stage.spec.train.student).dtype
+    dtype = config_dtype or torch.float32 if wanted == "base" else getattr(torch, wanted)
+    with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        model.to(dtype).save_pretrained(scratch)
+        for pattern in TOKENIZER_FILES:
+            for path in base.glob(pattern):
+                shutil.copy(path, scratch)
+        stage.out.put_tree(Path(scratch), "student")

@@ -1,0 +1,185 @@
+"""What the student is fed: token ids, shifted labels and the signal that belongs to each label.
+
+Joined by example id; every join is checked, so that a signal can never sit beside another token.
+"""
+
+# B batch, T time, N supervised tokens of a batch, K teacher top-k
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retort import encoding, models
+from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
+from retort.encoding import IGNORED, Row
+from retort.errors import DataError, StageError
+from retort.losses import Target
+from retort.records import Split
+from retort.signals import Signal
+
+Item = tuple[Row, Signal | None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training and validation items, and what was left out."""
+
+    train: list[Item]
+    validation: list[Item]
+    num_too_long: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded micro-batch; `at_NN` are the (row, time) places of its supervised tokens."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    rows_N: Tensor
+    times_N: Tensor
+    target: Target
+
+
+def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
+    """Returns the items of both splits, encoded for the student.
+
+    Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
+    its text is tokenized again, which a signal forbids. Raises `DataError` on a false join.
+    """
+    tokenizer = encoding.load_tokenizer(stage.spec.train.student)
+    captured = stage.facts("generate")
+    shared = captured["token_map_sha256"] == models.token_map(base)[0]
+    uses_signal = stage.spec.uses_signal
+    check_pairing(shared, captured["template_sha256"], base, uses_signal)
+    examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
+    decisions = read_decisions(stage.input("curate"))
+    kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
+    signals = read_signals(stage.input("generate")) if uses_signal else {}
+    prompts = encoding.render(tokenizer, [examples[r.id].messages for r in kept])
+    items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
+    num_too_long = 0
+    for response, prompt_ids in zip(kept, prompts, strict=True):
+        ids = response.token_ids
+        if not shared:
+            ids = tokenizer(response.text, add_special_tokens=False)["input_ids"]
+        if response.finish_reason == "stop":
+            ids = encoding.with_end(ids, end_ids)
+        row = encoding.encode(response.id, prompt_ids, ids)
+        if len(row.input_ids) >= stage.spec.train.max_length:
+            num_too_long += 1
+            continue
+        signal = aligned(row, signals.get(response.id)) if uses_signal else None
+        items[examples[response.id].split].append((row, signal))
+    if not items["train"]:
+        raise DataError(
+            f"train: no response fits train.max_length={stage.spec.train.max_length}; raise it"
+        )
+    return Data(items["train"], items["validation"], num_too_long)
+
+
+def check_pairing(shared: bool, template_sha256: str, base: Path, uses_signal: bool) -> None:
+    """Raises `DataError` when a signal cannot be used with this student."""
+    if uses_signal and not shared:
+        raise DataError(
+            "teacher and student have different token maps, so the stored signal does not speak "
+            "of the student's tokens; set generate.top_k: 0, or take a student of the same family"
+        )
+    if uses_signal and template_sha256 != models.template_sha256(base):
+        raise DataError(
+            "teacher and student have different chat templates, so the signal was captured after "
+            "another prompt than the student sees; give both the same template, or top_k: 0"
+        )
+
+
+def aligned(row: Row, signal: Signal | None) -> Signal:
+    """Returns a signal cut or refused so that its row t predicts the row's t-th label.
+
+    Raises `DataError` when it was made for other tokens.
+    """
+    if signal is None:
+        raise DataError(f"example {row.id} is kept but has no signal; use --force generate")
+    labels = np.asarray(row.labels[row.first :], dtype=np.int32)
+    if not np.array_equal(signal.target_ids_T, labels):
+        raise DataError(
+            f"example {row.id}: the signal's tokens are not the labels "
+            f"({len(signal.target_ids_T)} against {len(labels)}); the capture is broken"
+        )
+    inside_TK = signal.ids_TK == labels[:, None]
+    gap_T = np.abs(np.where(inside_TK, signal.logprobs_TK, 0).sum(1) - signal.target_logprobs_T)
+    if (gap_T[inside_TK.any(axis=1)] > 1e-3).any():
+        raise DataError(f"example {row.id}: the label's log-probability differs from its signal")
+    return signal
+
+
+def steps_of_epoch(items: list[Item], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Returns the item numbers of each optimizer step of an epoch: shuffled, then grouped by
+    length within windows of 16 steps, so that little is padded. Depends on nothing else."""
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(items))
+    lengths = np.array([len(row.input_ids) for row, _ in items])
+    window = batch_size * 16
+    steps: list[list[int]] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        steps += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+    return [steps[index] for index in random.permutation(len(steps))]
+
+
+def micro_batches(items: list[Item], max_tokens: int) -> Iterator[list[Item]]:
+    """Yields the items of one step in parts of at most `max_tokens` padded tokens each."""
+    part: list[Item] = []
+    longest = 0
+    for item in items:
+        length = len(item[0].input_ids)
+        if part and max(longest, length) * (len(part) + 1) > max_tokens:
+            yield part
+            part, longest = [], 0
+        part.append(item)
+        longest = max(longest, length)
+    if part:
+        yield part
+
+
+def collate(items: list[Item], device: str) -> Batch:
+    """Returns a micro-batch, padded on the right; supervised places in row-major order."""
+    width = max(len(row.input_ids) for row, _ in items)
+    input_ids = np.zeros((len(items), width), dtype=np.int64)
+    attention = np.zeros((len(items), width), dtype=np.int64)
+    labels = np.full((len(items), width), IGNORED, dtype=np.int64)
+    for index, (row, _) in enumerate(items):
+        length = len(row.input_ids)
+        input_ids[index, :length] = row.input_ids
+        attention[index, :length] = 1
+        labels[index, :length] = row.labels
+    rows_N, times_N = np.nonzero(labels != IGNORED)
+    found = [signal for _, signal in items if signal is not None]
+
+    def tensor(array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    target = Target(tensor(labels[rows_N, times_N]))
+    if found:
+        if sum(len(s.target_ids_T) for s in found) != len(rows_N):
+            raise StageError("a micro-batch mixes items with and without a signal")
+        target = Target(
+            labels_N=target.labels_N,
+            ids_NK=tensor(np.concatenate([s.ids_TK for s in found]).astype(np.int64)),
+            logprobs_NK=tensor(np.concatenate([s.logprobs_TK for s in found])),
+            tail_N=tensor(np.concatenate([s.tail_T for s in found])),
+        )
+    return Batch(tensor(input_ids), tensor(attention), tensor(rows_N), tensor(times_N), target)
+
+
+def audit(items: list[Item], tokenizer: Any) -> str:
+    """Returns a few rows decoded: what is only read, and what is learned, token by token."""
+    lines = []
+    for row, _ in items[:4]:
+        read = tokenizer.decode(row.input_ids[: row.first + 1])
+        learned = [tokenizer.decode([label]) for label in row.labels[row.first :]]
+        lines += [f"example {row.id}", f"  read:    {read!r}", f"  learned: {learned}", ""]
+    return "\n".join(lines)

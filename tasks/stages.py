@@ -1,0 +1,56 @@
+"""The stages as Prefect tasks. A reused artifact shows as `Cached` in the UI.
+
+Prefect's own cache stays out of it: the manifest in the store decides. Timeouts are enforced where
+the work is, in the stage's child process, for Prefect cannot stop blocking code.
+"""
+
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+
+from retort.job import Job
+from retort.spec import StageName
+from retort.storage import Artifact
+
+# Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
+RETRY_DELAYS_SECONDS = [2.3, 9.1, 31.7]
+
+
+def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a stage may be tried again: the store or the network failed, not the job."""
+    error = state.result(raise_on_failure=False)
+    is_network = isinstance(error, ConnectionError | TimeoutError)
+    return is_network or bool(getattr(error, "transient", False))
+
+
+def stage_task(stage: StageName) -> Task[..., Any]:
+    """Returns the task that makes a stage's artifact, or reuses it."""
+
+    @task(
+        name=stage,
+        task_run_name=stage,
+        tags=["retort", stage],
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=RETRY_DELAYS_SECONDS,
+        retry_condition_fn=is_transient,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run(job: Job, **inputs: Artifact) -> Any:
+        if standing := job.standing(stage, inputs):
+            return Completed(name="Cached", message=standing.uri, data=standing)
+        return job.make(stage, inputs)
+
+    return run
+
+
+prepare = stage_task("prepare")
+generate = stage_task("generate")
+curate = stage_task("curate")
+train = stage_task("train")
+evaluate = stage_task("evaluate")
+report = stage_task("report")
+release = stage_task("release")
