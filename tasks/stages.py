@@ -4,7 +4,8 @@ Prefect's own cache stays out of it: the manifest in the store decides. Timeouts
 the work is, in the stage's child process, for Prefect cannot stop blocking code.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -26,7 +27,7 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return is_network or bool(getattr(error, "transient", False))
 
 
-def stage_task(stage: StageName) -> Task[..., Any]:
+def stage_task(stage: StageName) -> Callable[..., Artifact]:
     """Returns the task that makes a stage's artifact, or reuses it."""
 
     @task(
@@ -44,7 +45,7 @@ def stage_task(stage: StageName) -> Task[..., Any]:
             return Completed(name="Cached", message=standing.uri, data=standing)
         return job.make(stage, inputs)
 
-    return run
+    return cast("Callable[..., Artifact]", run)
 
 
 prepare = stage_task("prepare")

@@ -1,0 +1,54 @@
+# Every command sets up what it needs; nothing has to be installed or started by hand first.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.8
+
+# A machine with an NVIDIA GPU gets the official vLLM, any other Linux machine its CPU build.
+TARGET ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCK := $(if $(filter cuda,$(TARGET)),requirements-cuda.lock,requirements.lock)
+# The CPU build of torch: from a folder of wheels where pip knows one, else from torch's own index.
+FIND_LINKS := $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
+TORCH := $(if $(filter cuda,$(TARGET)),,$(if $(FIND_LINKS),$(FIND_LINKS),--torch-backend cpu))
+COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --upgrade
+
+.PHONY: setup demo test check format bench lock wheel clean
+
+setup: .venv/ready
+
+.venv/ready: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --no-deps $(TORCH) -r $(LOCK)
+	$(UV) pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/retort run examples/quickstart/job.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m benchmarks.quickstart
+
+# Pins every version anew for both targets; no index host is written.
+lock: .venv/ready
+	$(COMPILE) --extra cpu --universal $(TORCH) -o requirements.lock
+	$(COMPILE) --extra cuda --python-platform x86_64-manylinux_2_28 -o requirements-cuda.lock
+
+wheel: setup
+	$(UV) build --wheel
+
+clean:
+	rm -rf .venv .retort dist
