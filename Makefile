@@ -1,5 +1,7 @@
 # Every command sets up what it needs; nothing has to be installed or started by hand first.
 PYTHON ?= python3
+# Libraries are imported in many short processes: their compiled form must be kept.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.8

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retort import errors
+from retort.preflight import check
 from retort.spec import STAGES, JobSpec, load
 from retort.storage import Store, open_store
 
@@ -64,8 +65,10 @@ def parser() -> argparse.ArgumentParser:
     )
     run_it.add_argument("--json", action="store_true", help="print report.json, and only that")
     run_it.set_defaults(command=run)
-    check = commands.add_parser("validate", parents=[on_spec], help="check all that can fail later")
-    check.set_defaults(command=validate)
+    check_it = commands.add_parser(
+        "validate", parents=[on_spec], help="check all that can fail later"
+    )
+    check_it.set_defaults(command=validate)
     ask = commands.add_parser("why", parents=[on_spec], help="say which stages would run, and why")
     ask.set_defaults(command=why)
     print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
@@ -79,8 +82,7 @@ def run(options: argparse.Namespace) -> int:
     for note in notes:
         _say(f"spec: {note}")
     store = open_store(options.store)
-    if store.is_local:
-        store.probe()
+    check(spec, store)
     surround(store)
     from flows.distill import distill
     from flows.terminal import print_report, watching
@@ -96,8 +98,6 @@ def run(options: argparse.Namespace) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """`retort validate`: checks spec, data, models, store and disk without loading a model."""
-    from retort.preflight import check
-
     spec, notes = load(options.spec, options.overrides)
     for line in [*notes, *check(spec, open_store(options.store))]:
         print(line)

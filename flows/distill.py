@@ -51,6 +51,7 @@ def open_job(spec: JobSpec, store: str, force: list[StageName]) -> Iterator[Job]
     job = Job(spec, open_store(store), force, tell)
     flow_run_id = flow_run.get_id() or ""
     url = flow_run.get_flow_run_ui_url() or ""
+    url = url if url.startswith("http") else ""  # an embedded server has no page
     job.open({"prefect.flow_run_id": flow_run_id, "prefect.flow_run_url": url})
     link_to_mlflow(job)
     try:

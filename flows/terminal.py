@@ -68,6 +68,9 @@ class LiveLines:
 
     def __call__(self, stage: str, event: Event) -> None:
         """Shows one event."""
+        if event["kind"] == "note":
+            self._bars.console.print(f"[dim]{stage}: {event['text']}", highlight=False)
+            return
         if stage not in self._ids:
             self._ids[stage] = self._bars.add_task(stage, total=None, count="", note="")
         line = self._ids[stage]
@@ -80,8 +83,6 @@ class LiveLines:
                 count=count,
                 note=event["note"],
             )
-        elif event["kind"] == "note":
-            self._bars.console.print(f"[dim]{stage}: {event['text']}", highlight=False)
         elif event["kind"] in ("done", "cached"):
             note = "cached" if event["kind"] == "cached" else ""
             self._bars.update(line, total=1, completed=1, note=note)

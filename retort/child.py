@@ -32,9 +32,11 @@ def run(
     arguments: dict[str, Any],
     report: Reporter,
     log: Path,
-    timeout_seconds: float,
+    runtime: dict[str, Any],
 ) -> Any:
     """Returns what `module:function(report=..., **arguments)` returns; both sides are JSON.
+
+    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads` where given.
 
     Raises the function's own user or store error; `StageError` when it crashed, was killed or ran
     out of time. In every case no process of its group is left behind.
@@ -48,14 +50,14 @@ def run(
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TMPDIR": scratch.name},
+        env={**os.environ, "TMPDIR": scratch.name, **_threads(runtime)},
     )
     assert process.stdin and process.stdout
     outcome: Event | None = None
     try:
         process.stdin.write(json.dumps(arguments) + "\n")
         process.stdin.flush()
-        for event in _events(process, timeout_seconds, function):
+        for event in _events(process, runtime["timeout_seconds"], function):
             if event["kind"] in ("result", "error"):
                 outcome = event
             else:
@@ -69,6 +71,12 @@ def run(
     if outcome and outcome["kind"] == "result":
         return outcome["value"]
     raise _error(outcome, process.returncode, log)
+
+
+def _threads(runtime: dict[str, Any]) -> dict[str, str]:
+    """Returns the environment that bounds a child's threads: read when its libraries are loaded."""
+    number = runtime.get("num_threads")
+    return {"OMP_NUM_THREADS": str(number)} if number else {}
 
 
 def _events(

@@ -63,7 +63,7 @@ def table(content: dict[str, Any]) -> list[list[str]]:
 
     def score(model: dict[str, Any]) -> str:
         found = model["metrics"][metric]
-        return f"{found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+        return f"{found['value']:.1%} ({found['low'] * 100:.1f} to {found['high'] * 100:.1f})"
 
     return [
         ["", *roles],

@@ -41,7 +41,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
                 {"arguments": stage.arguments(), "role": role, "model": model},
                 _scaled(stage.report, role, index),
                 stage.log,
-                knobs.runtime.timeout_seconds,
+                knobs.runtime.model_dump(),
             )
         stage.out.write_json(f"measures-{role}.json", measures)
     scored = _scores(stage)

@@ -26,7 +26,7 @@ def generate(stage: Stage) -> dict[str, Any]:
         {"arguments": stage.arguments()},
         stage.report,
         stage.log,
-        stage.spec.generate.runtime.timeout_seconds,
+        stage.spec.generate.runtime.model_dump(),
     )
     return facts
 

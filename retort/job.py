@@ -29,7 +29,7 @@ class Job:
         self.spec, self.store, self.force, self.listen = spec, store, set(force), listener
         self.checked = preflight.check(spec, store)
         self.recipes = recipes(spec, preflight.sources(spec))
-        self.tracker = Tracker(store)
+        self.tracker = Tracker(store, self._warn)
         self.used: dict[StageName, Artifact] = {}
         self.tags: dict[str, str] = {}
         self._open_run = ""
@@ -115,6 +115,9 @@ class Job:
     def log(self) -> Path:
         """The file with what vLLM, transformers and the like have to say."""
         return self.store.local_state() / "logs" / f"{self.spec.name}.log"
+
+    def _warn(self, text: str) -> None:
+        self.listen("mlflow", {"kind": "note", "text": text})
 
     def _folder(self, stage: StageName) -> Folder:
         return self.store.artifact(stage, self.recipes[stage].name)

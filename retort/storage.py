@@ -128,8 +128,8 @@ class Folder:
 
     def files(self) -> list[str]:
         """Returns the names of all files below the folder, sorted; unfinished parts left out."""
-        root = self._path("").rstrip("/")
-        with store_errors(root):
+        root = str(self._fs._strip_protocol(self.uri)).rstrip("/")
+        with store_errors(self.uri):
             found = self._fs.find(root) if self._fs.exists(root) else []
         names = [path.removeprefix(root).lstrip("/") for path in found]
         return sorted(name for name in names if not name.endswith(".part"))

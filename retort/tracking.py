@@ -16,9 +16,9 @@ from typing import Any, TypeVar, cast
 
 from retort.storage import Store
 
-LOGGER = logging.getLogger("retort.tracking")
 Call = TypeVar("Call", bound=Callable[..., Any])
 MAX_PARAM_CHARACTERS = 500
+MAX_FAILURES = 3
 
 
 def tracking_uri(store: Store) -> str:
@@ -27,17 +27,19 @@ def tracking_uri(store: Store) -> str:
 
 
 def _forgiving(call: Call) -> Call:
-    """Lets a job go on when tracking fails; says so once."""
+    """Lets a job go on when tracking fails, and says so; after a few failures tracking is off."""
 
     @wraps(call)
     def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> Any:
-        if self.broken:
+        if self.failures >= MAX_FAILURES:
             return None
         try:
             return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
-            self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
-            LOGGER.warning("MLflow at %s failed, going on without: %s", self.uri, self.broken)
+            self.failures += 1 if self.parent_id else MAX_FAILURES
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            rest = "; tracking is off for this run" if self.failures >= MAX_FAILURES else ""
+            self._warn(f"warning: MLflow at {self.uri}: {call.__name__}: {cause}{rest}")
             return None
 
     return cast(Call, guarded)
@@ -46,8 +48,8 @@ def _forgiving(call: Call) -> Call:
 class Tracker:
     """Speaks to one MLflow store for one job run. Its methods never raise."""
 
-    def __init__(self, store: Store):
-        self.uri, self.broken, self._store = tracking_uri(store), "", store
+    def __init__(self, store: Store, warn: Callable[[str], None]):
+        self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
         self._client: Any = None
         self._buffer: list[Any] = []
         self._flushed = 0.0
@@ -88,7 +90,7 @@ class Tracker:
     def _new_experiment(self, job: str) -> str:
         location = None
         if self.uri.startswith("sqlite:"):
-            location = f"{self._store.uri}/mlflow-artifacts/{job}"
+            location = f"{self._store.local_state()}/mlflow-artifacts/{job}"
         return str(self._client.create_experiment(job, artifact_location=location))
 
     @_forgiving
@@ -162,16 +164,23 @@ class Tracker:
 
     @_forgiving
     def register(self, run_id: str, facts: dict[str, Any]) -> str:
-        """Registers the released folder as a model version, by reference; returns its number."""
+        """Registers the released folder as a model version and returns its number.
+
+        By reference: the weights lie once, in Retort's store. Only where the store is a local
+        folder and MLflow a server, which refuses other machines' paths, are they copied to it.
+        """
         from mlflow.exceptions import MlflowException
 
         name = facts["registered_model"]
         with suppress(MlflowException):  # it exists already
             self._client.create_registered_model(name)
         gate = "passed" if facts["gate_passed"] else "refused"
-        version = self._client.create_model_version(
-            name, source=facts["source"], run_id=run_id, tags={"retort.gate": gate}
-        )
+        source = facts["source"]
+        if self._store.is_local and self.uri.startswith("http"):
+            self._client.log_artifacts(run_id, source, "model")
+            source = f"runs:/{run_id}/model"
+        tags = {"retort.gate": gate, "retort.source": facts["source"]}
+        version = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
         return str(version.version)
 
     @_forgiving

@@ -28,7 +28,7 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 def stage_task(stage: StageName) -> Callable[..., Artifact]:
-    """Returns the task that makes a stage's artifact, or reuses it."""
+    """Returns what calls the task that makes a stage's artifact, or reuses it."""
 
     @task(
         name=stage,
@@ -45,7 +45,12 @@ def stage_task(stage: StageName) -> Callable[..., Artifact]:
             return Completed(name="Cached", message=standing.uri, data=standing)
         return job.make(stage, inputs)
 
-    return cast("Callable[..., Artifact]", run)
+    def call(job: Job, **inputs: Artifact) -> Artifact:
+        # A task that returns a state gives that state to its caller; the flow wants the artifact.
+        state = run(job, **inputs, return_state=True)
+        return cast(Artifact, state.result())
+
+    return call
 
 
 prepare = stage_task("prepare")

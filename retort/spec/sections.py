@@ -56,6 +56,9 @@ class EngineRuntime(Section):
     gpu_memory_utilization: float = knob(
         0.9, "ratio of memory", "Share of the GPU's memory the engine may take.", gt=0, le=1
     )
+    num_threads: int | None = knob(
+        None, "threads", "CPU threads; the engine's own choice if not given.", ge=1
+    )
     kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
     timeout_seconds: float = knob(
         86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
@@ -111,6 +114,7 @@ class TrainRuntime(Section):
     """Where and how fast the student trains; never what it learns."""
 
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "name", "Where the student trains.")
+    num_threads: int | None = knob(None, "threads", "CPU threads; all cores if not given.", ge=1)
     micro_batch_tokens: int = knob(
         8192, "tokens", "Padded tokens in one forward and backward; bounds the memory.", ge=1
     )

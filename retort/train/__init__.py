@@ -16,6 +16,6 @@ def train(stage: Stage) -> dict[str, Any]:
         {"arguments": stage.arguments()},
         stage.report,
         stage.log,
-        stage.spec.train.runtime.timeout_seconds,
+        stage.spec.train.runtime.model_dump(),
     )
     return facts

@@ -1,0 +1,59 @@
+"""Who may know whom, enforced on the imports of the whole repository."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "release"}
+DOORS = {
+    "mlflow": {"retort/tracking.py"},
+    "fsspec": {"retort/storage.py"},
+    "vllm": {"retort/engines/vllm.py"},
+    "s3fs": set(),
+}
+
+
+def imported(source: str) -> set[str]:
+    """The full names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What a file of the repository imports and may not."""
+    room, names = path.split("/")[0], imported(source)
+    tops = {name.split(".")[0] for name in names}
+    forbidden = {"retort": {"prefect", "tasks", "flows"}, "tasks": {"flows"}}.get(room, set())
+    found = [f"{path} imports {top}" for top in sorted(tops & forbidden)]
+    found += [f"{path} imports {top}" for top in DOORS if top in tops and path not in DOORS[top]]
+    own = path.removeprefix("retort/").removesuffix(".py").split("/")[0]
+    if room == "retort" and own in STAGES:
+        others = {name for stage in STAGES - {own} for name in names if is_stage(name, stage)}
+        found += [f"{path} is a stage and imports {name}" for name in sorted(others)]
+    return found
+
+
+def is_stage(name: str, stage: str) -> bool:
+    return name == f"retort.{stage}" or name.startswith(f"retort.{stage}.")
+
+
+def test_every_import_stays_within_its_layer():
+    files = [p for room in ("retort", "tasks", "flows") for p in (ROOT / room).rglob("*.py")]
+    assert len(files) > 30
+    found = [v for p in files for v in violations(str(p.relative_to(ROOT)), p.read_text())]
+    assert found == []
+
+
+def test_a_violation_is_noticed():
+    assert violations("retort/curate.py", "from retort.generate import capture")
+    assert violations("retort/curate.py", "from retort import generate") == [
+        "retort/curate.py is a stage and imports retort.generate"
+    ]
+    assert violations("retort/job.py", "def f():\n    import prefect")
+    assert violations("tasks/stages.py", "from flows import distill")
+    assert violations("retort/report.py", "import mlflow.tracking")

@@ -1,0 +1,146 @@
+"""One spec, one home for each knob; the fingerprint follows what matters and nothing else."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from pydantic import BaseModel
+
+from retort.errors import SpecError
+from retort.preflight import sources
+from retort.spec import STAGES, JobSpec, build, load, recipes
+from tests.tiny import write_job
+
+MINIMAL = {
+    "name": "job",
+    "prepare": {"train": "a.jsonl", "test": "b.jsonl"},
+    "generate": {"teacher": "t"},
+    "train": {"student": "s"},
+}
+FLAT = {
+    "teacher_model": "t",
+    "student_model": "s",
+    "training_data": "a.jsonl",
+    "validation_data": "v.jsonl",
+    "task_type": "conversation",
+    "hyperparameters": {
+        "learning_rate": 2e-5,
+        "batch_size": 2,
+        "num_epochs": 3,
+        "temperature": 0.7,
+    },
+}
+
+
+def changed(**sections: dict) -> dict:
+    return {**MINIMAL, **{k: {**MINIMAL.get(k, {}), **v} for k, v in sections.items()}}
+
+
+def names(raw: dict) -> dict[str, str]:
+    return {stage: recipe.name for stage, recipe in recipes(build(raw), {}).items()}
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_name_at_every_depth():
+    for raw, hint in [
+        (changed(generate={"temprature": 1}), "generate.temprature.*'temperature'"),
+        (changed(train={"losses": [{"nam": "x"}]}), r"train\.losses\.0\.nam.*'name'"),
+        ({**MINIMAL, "evalute": {}}, "evalute.*'evaluate'"),
+        (changed(generate={"runtime": {"devise": "cpu"}}), "devise.*'device'"),
+    ]:
+        with pytest.raises(SpecError, match=hint):
+            build(raw)
+
+
+def test_every_knob_says_its_unit_and_what_it_does():
+    def walk(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                walk(inner)
+                continue
+            assert field.description, f"{model.__name__}.{name}"
+            assert field.json_schema_extra["unit"], f"{model.__name__}.{name}"
+
+    walk(JobSpec)
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        build(MINIMAL).generate.top_k = 3
+
+
+def test_the_flat_form_is_the_same_spec_in_other_words(tmp_path):
+    sectioned = {
+        "name": "s-distilled",
+        "prepare": {"train": "a.jsonl", "validation": "v.jsonl", "task_type": "conversation"},
+        "generate": {"teacher": "t", "temperature": 0.7},
+        "train": {
+            "student": "s",
+            "learning_rate": 2e-5,
+            "batch_size": 2,
+            "num_epochs": 3,
+            "losses": [
+                {"name": "cross_entropy", "weight": 0.2},
+                {"name": "forward_kl", "weight": 0.8, "temperature": 0.7},
+            ],
+        },
+    }
+    assert JobSpec.model_validate(FLAT) == build(sectioned)
+
+
+def test_an_unknown_flat_key_is_refused():
+    with pytest.raises(SpecError, match="'teacher_modell'.*did you mean 'teacher_model'"):
+        build({**FLAT, "teacher_modell": "x"})
+
+
+def test_set_overrides_one_knob_and_a_bad_one_is_refused(tmp_path):
+    job = write_job(tmp_path, engine="echo")
+    assert load(job, ["train.num_epochs=9"])[0].train.num_epochs == 9
+    with pytest.raises(SpecError, match=r"section\.key=value"):
+        load(job, ["train.num_epochs"])
+
+
+def test_a_signal_loss_without_a_signal_is_refused():
+    with pytest.raises(SpecError, match=r"generate\.top_k is 0"):
+        build(changed(generate={"top_k": 0}, train={"losses": [{"name": "forward_kl"}]}))
+
+
+def test_without_a_signal_the_objective_is_cross_entropy():
+    spec = build(changed(generate={"top_k": 0}))
+    assert [loss.name for loss in spec.losses] == ["cross_entropy"]
+    assert not spec.uses_signal
+
+
+def test_a_runtime_knob_changes_no_fingerprint():
+    before = names(MINIMAL)
+    for section in ("generate", "evaluate"):
+        assert names(changed(**{section: {"runtime": {"max_num_seqs": 7}}})) == before
+    assert names(changed(train={"runtime": {"micro_batch_tokens": 7}})) == before
+
+
+def test_any_other_knob_changes_its_stage_and_those_that_read_it():
+    before, after = names(MINIMAL), names(changed(curate={"min_kept": 2}))
+    differing = {stage for stage in STAGES if before[stage] != after[stage]}
+    assert differing == {"curate", "train", "evaluate", "report", "release"}
+
+
+def test_moving_the_job_its_data_and_models_keeps_every_fingerprint(tmp_path):
+    job = write_job(tmp_path / "here", engine="echo", losses=[{"name": "cross_entropy"}])
+    text = job.read_text().replace("max_tokens: 12", "max_tokens: 12\n  top_k: 0")
+    job.write_text(text)
+    spec = load(job)[0]
+    before = recipes(spec, sources(spec))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = load(tmp_path / "there/job.yaml")[0]
+    assert moved.prepare.train != spec.prepare.train
+    assert recipes(moved, sources(moved)) == before
+    with (tmp_path / "there/data/train.jsonl").open("a") as stream:
+        stream.write('{"question": "1 + 1 = ?"}\n')
+    assert recipes(moved, sources(moved))["prepare"] != before["prepare"]
+
+
+def test_importing_the_spec_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'prefect', 'mlflow', 'vllm', 'fsspec'}"
+    code = f"import sys, retort.spec; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
