@@ -64,17 +64,21 @@ def read_rows(spec: JobSpec) -> Parsed:
             if split == "train" and knobs.limit and len(rows) >= knobs.limit:
                 break
             read[split] += 1
+            text = raw.decode(errors="replace")
             try:
-                example = _example(raw, split, kind, knobs)
-                if example.id in seen:
-                    file, first = seen[example.id]
-                    raise ValueError(f"the id {example.id} was already used in {file}:{first}")
+                example, own_id = _example(raw, split, kind, knobs)
             except ValueError as error:
-                text = raw.decode(errors="replace")
                 quarantined.append(Quarantined(path, line, str(error), text))
-            else:
-                seen[example.id] = (path, line)
-                rows.append(example)
+                continue
+            if example.id in seen:
+                file, first = seen[example.id]
+                what = f"the id {example.id} was already used in" if own_id else "a copy of"
+                quarantined.append(
+                    Quarantined(path, line, f"{what} {file}:{first}", text, bad=own_id)
+                )
+                continue
+            seen[example.id] = (path, line)
+            rows.append(example)
     return examples, quarantined, read
 
 
@@ -85,11 +89,11 @@ def check_counts(
     read: Counter[str],
 ) -> None:
     """Raises `DataError` when too many rows are bad or a split that is needed has none left."""
-    total = sum(read.values())
-    if total and len(quarantined) > spec.prepare.max_bad_ratio * total:
+    total, bad = sum(read.values()), [row for row in quarantined if row.bad]
+    if len(bad) > spec.prepare.max_bad_ratio * total:
         raise DataError(
-            f"{len(quarantined)} of {total} rows are bad, more than prepare.max_bad_ratio="
-            f"{spec.prepare.max_bad_ratio:g} allows; {_first(quarantined)}"
+            f"{len(bad)} of {total} rows are bad, more than prepare.max_bad_ratio="
+            f"{spec.prepare.max_bad_ratio:g} allows; {_first(bad)}"
         )
     for split, rows in examples.items():
         if not rows:
@@ -117,8 +121,11 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _example(raw: bytes, split: Split, kind: Any, knobs: Prepare) -> Example:
-    """Returns the example of one line. Raises `ValueError` with the reason."""
+def _example(raw: bytes, split: Split, kind: Any, knobs: Prepare) -> tuple[Example, bool]:
+    """Returns the example of one line, and whether it came with an id of its own.
+
+    Raises `ValueError` with the reason when there is none in it.
+    """
     try:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -133,13 +140,8 @@ def _example(raw: bytes, split: Split, kind: Any, knobs: Prepare) -> Example:
     own_id = row.get("id", row.get("custom_id"))
     identity = str(own_id) if own_id is not None else content_id(messages)
     metadata = row.get("metadata")
-    return Example(
-        id=identity,
-        split=split,
-        messages=messages,
-        expected=expected,
-        metadata=metadata if isinstance(metadata, dict) else {},
-    )
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return Example(identity, split, messages, expected, metadata), own_id is not None
 
 
 def _first(quarantined: list[Quarantined]) -> str:

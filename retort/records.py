@@ -25,12 +25,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that could not become an example: where it stood, why, and the row itself."""
+    """A row that did not become an example: where it stood, why, and the row itself.
+
+    A second copy of a row is set aside too, but it is not bad.
+    """
 
     file: str
     line: int
     reason: str
     raw: str
+    bad: bool = True
 
 
 @dataclass(frozen=True)

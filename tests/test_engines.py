@@ -1,0 +1,98 @@
+"""Engines on real tiny models: the signal is the model's own, and every request is answered once."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from retort import child
+from retort.encoding import load_tokenizer, render
+from retort.engines import Settings, find_engine, resolve
+from retort.errors import SpecError
+from retort.events import SILENT
+from tests.tiny import save_model
+
+TOP_K = 5
+CHATS = {f"q{i}": f"{i} + {3 * i} = ?" for i in range(11)} | {"long": "1 + " * 30}
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def answered(request, tmp_path_factory):
+    """All chats answered by an engine in a child process: the model, and what came back."""
+    folder = tmp_path_factory.mktemp("engine")
+    model = save_model(folder / "model", seed=3)
+    settings = {
+        "model": str(model),
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 9,
+        "max_model_len": 64,
+        "top_k": TOP_K,
+        "dtype": "float32",
+        "seed": 0,
+        "runtime": {
+            "device": "cpu",
+            "max_num_seqs": 4,
+            "tensor_parallel_size": 1,
+            "pipeline_parallel_size": 1,
+            "gpu_memory_utilization": 0.5,
+            "kv_cache_gib": 1,
+        },
+    }
+    arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
+    runtime = {"timeout_seconds": 300.0, "num_threads": 1}
+    found = child.run(
+        "tests.child_functions:answer_all", arguments, SILENT, folder / "log", runtime
+    )
+    return model, found
+
+
+def test_every_request_is_answered_once_and_a_prompt_too_long_fails_alone(answered):
+    answers = answered[1]["answers"]
+    assert set(answers) == set(CHATS)
+    assert answers["long"]["finish_reason"] == "prompt_too_long"
+    assert answers["long"]["token_ids"] == []
+    others = [a for key, a in answers.items() if key != "long"]
+    assert all(a["finish_reason"] in ("stop", "length") and a["token_ids"] for a in others)
+
+
+def test_the_signal_is_what_a_plain_forward_gives_for_the_very_ids(answered):
+    folder, found = answered
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(folder))
+    for key, answer in found["answers"].items():
+        if key == "long":
+            continue
+        (prompt,) = render(tokenizer, [[{"role": "user", "content": CHATS[key]}]])
+        ids, signal = answer["token_ids"], answer["signal"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.log_softmax(logits, dim=-1)
+        assert signal["target_ids_T"] == ids
+        chosen = logprobs[range(len(ids)), ids]
+        assert torch.allclose(torch.tensor(signal["target_logprobs_T"]), chosen, atol=1e-3)
+        top = torch.tensor(signal["ids_TK"])
+        assert top.shape == (len(ids), TOP_K)
+        stored = torch.tensor(signal["logprobs_TK"])
+        assert torch.allclose(stored, logprobs.gather(1, top), atol=1e-3)
+        assert torch.allclose(stored, logprobs.topk(TOP_K).values, atol=1e-3)
+
+
+def test_greedy_answers_are_the_models_own_choices(answered):
+    answers = [a for key, a in answered[1]["answers"].items() if key != "long"]
+    picked = [a["signal"]["ids_TK"][t][0] == i for a in answers for t, i in enumerate(a["token_ids"])]
+    assert sum(picked) >= 0.98 * len(picked)
+
+
+def test_a_finished_answer_ends_with_the_end_token_it_was_scored_on(answered):
+    for answer in answered[1]["answers"].values():
+        if answer["finish_reason"] == "stop":
+            assert answer["token_ids"][-1] == 2
+            assert answer["token_ids"].count(2) == 1
+
+
+def test_an_engine_that_gives_no_signal_is_refused_where_one_is_asked_for():
+    assert resolve("echo", 0) == "echo"
+    with pytest.raises(SpecError, match="gives no signal"):
+        resolve("echo", 16)
+    with pytest.raises(SpecError, match="echo, transformers, vllm"):
+        find_engine("nothing")
