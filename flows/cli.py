@@ -3,6 +3,7 @@ refused. Prefect is imported only by `run`, after its surroundings are set.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -87,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
     from flows.distill import distill
     from flows.terminal import print_report, watching
 
-    with watching():
+    # Whatever a library prints belongs on stderr: stdout is for the report alone.
+    with watching(), contextlib.redirect_stdout(sys.stderr):
         content: dict[str, Any] = distill(spec, store.uri, options.force)
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))

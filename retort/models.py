@@ -130,6 +130,12 @@ def template_sha256(folder: Path) -> str:
     return hashlib.sha256((chat_template(folder) or "").encode()).hexdigest()
 
 
+def stored_dtype(model: str) -> str:
+    """Returns the precision a model's weights are stored in, or "auto" where it does not say."""
+    config = json.loads((locate(model, "model") / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")
+
+
 def size(folder: Path) -> dict[str, Any]:
     """Returns `parameters` (a count) and `weights_bytes` (bytes in memory) of a model's weights."""
     parameters = weights = 0

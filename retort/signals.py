@@ -29,7 +29,7 @@ class Signal:
 
     @property
     def tail_T(self) -> Floats:
-        """The log-probability of everything outside the top k, per token; -inf for none."""
+        """The log-probability of everything outside the top k, per token."""
         return tail_logprob(self.logprobs_TK)
 
 

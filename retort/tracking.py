@@ -9,8 +9,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import wraps
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -34,7 +35,8 @@ def _forgiving(call: Call) -> Call:
         if self.failures >= MAX_FAILURES:
             return None
         try:
-            return call(self, *args, **kwargs)
+            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of every run
+                return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
             self.failures += 1 if self.parent_id else MAX_FAILURES
             cause = f"{type(error).__name__}: {error}".splitlines()[0]

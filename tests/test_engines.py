@@ -1,4 +1,4 @@
-"""Engines on real tiny models: the signal is the model's own, and every request is answered once."""
+"""Engines on real tiny models: the signal is the model's own, each request is answered once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from retort import child
 from retort.encoding import load_tokenizer, render
-from retort.engines import Settings, find_engine, resolve
+from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.events import SILENT
 from tests.tiny import save_model
@@ -79,7 +79,9 @@ def test_the_signal_is_what_a_plain_forward_gives_for_the_very_ids(answered):
 
 def test_greedy_answers_are_the_models_own_choices(answered):
     answers = [a for key, a in answered[1]["answers"].items() if key != "long"]
-    picked = [a["signal"]["ids_TK"][t][0] == i for a in answers for t, i in enumerate(a["token_ids"])]
+    picked = [
+        a["signal"]["ids_TK"][t][0] == i for a in answers for t, i in enumerate(a["token_ids"])
+    ]
     assert sum(picked) >= 0.98 * len(picked)
 
 

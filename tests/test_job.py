@@ -153,7 +153,9 @@ def test_the_same_job_passes_on_s3_over_http(tmp_path, retort, s3):
 
 def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, mlflow_url):
     job = write_job(tmp_path, engine="transformers")
-    done = retort("run", job, "--store", tmp_path / "store", "--json", MLFLOW_TRACKING_URI=mlflow_url)
+    done = retort(
+        "run", job, "--store", tmp_path / "store", "--json", MLFLOW_TRACKING_URI=mlflow_url
+    )
     assert done.returncode in (0, 3), done.stderr
     assert "warning: MLflow" not in done.stderr
     report = json.loads(done.stdout)

@@ -26,7 +26,7 @@ def imported(source: str) -> set[str]:
 
 def violations(path: str, source: str) -> list[str]:
     """What a file of the repository imports and may not."""
-    room, names = path.split("/")[0], imported(source)
+    room, names = path.split("/", maxsplit=1)[0], imported(source)
     tops = {name.split(".")[0] for name in names}
     forbidden = {"retort": {"prefect", "tasks", "flows"}, "tasks": {"flows"}}.get(room, set())
     found = [f"{path} imports {top}" for top in sorted(tops & forbidden)]

@@ -129,9 +129,7 @@ def test_extreme_logits_and_a_certain_teacher_give_finite_numbers():
 
 def test_no_token_at_all_is_a_zero_that_can_be_differentiated():
     logits, target, _ = case()
-    none = Target(
-        target.labels_N[:0], target.ids_NK[:0], target.logprobs_NK[:0], target.tail_N[:0]
-    )
+    none = Target(target.labels_N[:0], target.ids_NK[:0], target.logprobs_NK[:0], target.tail_N[:0])
     leaf = logits[:0].clone().requires_grad_()
     value = forward_kl(leaf, none) + cross_entropy(leaf, none)
     value.backward()

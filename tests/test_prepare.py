@@ -111,7 +111,15 @@ def test_there_must_be_something_to_compare_on(rows):
 
 @pytest.mark.parametrize(
     "text",
-    ["1234", "1,234", "$1234.00", "1234.0", r"\boxed{1234}", "the answer is 1234 dollars.", "#### 1,234"],
+    [
+        "1234",
+        "1,234",
+        "$1234.00",
+        "1234.0",
+        r"\boxed{1234}",
+        "the answer is 1234 dollars.",
+        "#### 1,234",
+    ],
 )
 def test_a_number_counts_as_a_value_however_it_is_written(text):
     assert math.equal(math.answer(text), "1234")

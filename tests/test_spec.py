@@ -90,7 +90,7 @@ def test_the_flat_form_is_the_same_spec_in_other_words(tmp_path):
 
 
 def test_an_unknown_flat_key_is_refused():
-    with pytest.raises(SpecError, match="'teacher_modell'.*did you mean 'teacher_model'"):
+    with pytest.raises(SpecError, match=r"'teacher_modell'.*did you mean 'teacher_model'"):
         build({**FLAT, "teacher_modell": "x"})
 
 

@@ -24,7 +24,7 @@ def no_gradient(logits, target, temperature):
     return logits.sum() * 0
 
 
-class Cut(Exception):
+class CutError(Exception):
     """The run was cut off."""
 
 
@@ -61,9 +61,9 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_where_an_undisturbed_one_does(r
 
     def cut(event: Event) -> None:
         if event["kind"] == "progress":
-            raise Cut
+            raise CutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         train(ready, tmp_path / "cut", Reporter(cut), runtime=runtime)
     standing = [name for name in Folder(str(tmp_path / "cut")).files() if "step-" in name]
     assert standing == ["scratch/step-000000005.safetensors"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding
+from retort import encoding, models
 from retort.engines import Answer, Request, Settings
 from retort.records import Response, ids_sha256
 from retort.signals import Signal
@@ -46,7 +46,10 @@ class VllmEngine:
         self._settings = settings
         self._llm = vllm.LLM(
             model=settings.model,
-            dtype=settings.dtype,
+            # vLLM's own auto would run float32 weights in bfloat16.
+            dtype=models.stored_dtype(settings.model)
+            if settings.dtype == "auto"
+            else settings.dtype,
             seed=settings.seed,
             max_model_len=settings.max_model_len,
             max_num_seqs=runtime["max_num_seqs"],
