@@ -62,12 +62,16 @@ def table(content: dict[str, Any]) -> list[list[str]]:
         return [label, *(show(models[role]) for role in roles)]
 
     def score(model: dict[str, Any]) -> str:
+        return f"{model['metrics'][metric]['value']:.1%}"
+
+    def interval(model: dict[str, Any]) -> str:
         found = model["metrics"][metric]
-        return f"{found['value']:.1%} ({found['low'] * 100:.1f} to {found['high'] * 100:.1f})"
+        return f"{found['low']:.1%} to {found['high']:.1%}"
 
     return [
         ["", *roles],
         row(metric, score),
+        row("95% interval", interval),
         row("parameters", lambda m: f"{m['parameters']:,}"),
         row("weights", lambda m: _bytes(m["weights_bytes"])),
         row("peak memory", lambda m: _bytes(m["peak_memory_bytes"])),
