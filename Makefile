@@ -13,7 +13,7 @@ LOCK := $(if $(filter cuda,$(TARGET)),requirements-cuda.lock,requirements.lock)
 FIND_LINKS := $(foreach link,$(PIP_FIND_LINKS),--find-links $(link))
 TORCH := $(if $(filter cuda,$(TARGET)),,$(if $(FIND_LINKS),$(FIND_LINKS),--torch-backend cpu))
 COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links --upgrade
+	--no-annotate --upgrade
 
 .PHONY: setup demo test check format bench lock wheel clean
 

@@ -42,35 +42,37 @@ def run(
     out of time. In every case no process of its group is left behind.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "retort.child", function, str(log)]
-    scratch = tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True)
-    process = subprocess.Popen(
-        command,
+    outcome: Event | None = None
+    with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
+        process = _start(function, log, {"TMPDIR": scratch, **_threads(runtime)})
+        assert process.stdin
+        try:
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            for event in _events(process, runtime["timeout_seconds"], function):
+                if event["kind"] in ("result", "error"):
+                    outcome = event
+                else:
+                    report.emit(event)
+            process.wait()
+        except BrokenPipeError:
+            process.wait()
+        finally:
+            _end(process)
+    if outcome and outcome["kind"] == "result":
+        return outcome["value"]
+    raise _error(outcome, process.returncode, log)
+
+
+def _start(function: str, log: Path, more: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "retort.child", function, str(log)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TMPDIR": scratch.name, **_threads(runtime)},
+        env={**os.environ, **more},
     )
-    assert process.stdin and process.stdout
-    outcome: Event | None = None
-    try:
-        process.stdin.write(json.dumps(arguments) + "\n")
-        process.stdin.flush()
-        for event in _events(process, runtime["timeout_seconds"], function):
-            if event["kind"] in ("result", "error"):
-                outcome = event
-            else:
-                report.emit(event)
-        process.wait()
-    except BrokenPipeError:
-        process.wait()
-    finally:
-        _end(process)
-        scratch.cleanup()
-    if outcome and outcome["kind"] == "result":
-        return outcome["value"]
-    raise _error(outcome, process.returncode, log)
 
 
 def _threads(runtime: dict[str, Any]) -> dict[str, str]:

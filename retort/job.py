@@ -12,6 +12,7 @@ from typing import Any
 from retort import __version__, preflight
 from retort.context import Stage
 from retort.events import Event, Reporter
+from retort.records import SPLITS
 from retort.registry import outside
 from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
 from retort.storage import Artifact, Folder, Store
@@ -27,8 +28,9 @@ class Job:
 
     def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
         self.spec, self.store, self.force, self.listen = spec, store, set(force), listener
-        self.checked = preflight.check(spec, store)
-        self.recipes = recipes(spec, preflight.sources(spec))
+        preflight.check(spec, store)
+        self.sources = preflight.sources(spec)
+        self.recipes = recipes(spec, self.sources)
         self.tracker = Tracker(store, self._warn)
         self.used: dict[StageName, Artifact] = {}
         self.tags: dict[str, str] = {}
@@ -48,7 +50,7 @@ class Job:
         if manifest is None or manifest["input_digests"] != _digests(inputs):
             return None
         self.tracker.cached(stage, manifest.get("mlflow_run_id", ""))
-        return self._use(stage, folder.commit(manifest), "cached")
+        return self._use(stage, folder.reference(manifest), "cached")
 
     def make(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact:
         """Runs a stage and commits its artifact; continues what a killed run left of it."""
@@ -67,8 +69,7 @@ class Job:
         context = Stage(stage, self.spec, self.store, inputs, folder, Reporter(emit), self.log)
         started = time.time()
         self.listen(stage, {"kind": "started"})
-        for name, artifact in inputs.items():
-            self.tracker.dataset(run_id, name, artifact.uri, artifact.digest)
+        self._log_lineage(run_id, stage, inputs)
         facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
         if stage == "release":
             facts["model_version"] = self.tracker.register(run_id, facts)
@@ -118,6 +119,14 @@ class Job:
 
     def _warn(self, text: str) -> None:
         self.listen("mlflow", {"kind": "note", "text": text})
+
+    def _log_lineage(self, run_id: str, stage: StageName, inputs: dict[str, Artifact]) -> None:
+        """Tells MLflow what the stage reads: artifacts, and for prepare the user's own files."""
+        for name, artifact in inputs.items():
+            self.tracker.dataset(run_id, name, artifact.uri, artifact.digest)
+        for split in SPLITS if stage == "prepare" else ():
+            if path := getattr(self.spec.prepare, split):
+                self.tracker.dataset(run_id, split, path, self.sources[f"prepare.{split}"])
 
     def _folder(self, stage: StageName) -> Folder:
         return self.store.artifact(stage, self.recipes[stage].name)

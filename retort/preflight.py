@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retort import models, task_types
-from retort.engines import find_engine, resolve
+from retort.engines import resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare import check_counts, read_rows
 from retort.registry import check_function, find_file
@@ -72,14 +72,12 @@ def _check_names(spec: JobSpec) -> list[str]:
 
 def _check_models(spec: JobSpec) -> list[str]:
     lines = []
-    needed = addresses(spec)
-    if not getattr(find_engine(resolve(spec.generate.engine, 0)), "LOADS_MODEL", True):
-        needed.pop("generate.teacher")
-    folders = {key: models.check(model, key) for key, model in needed.items()}
+    named = addresses(spec)
+    folders = {key: models.check(model, key) for key, model in named.items()}
     for key, folder in folders.items():
         size = models.size(folder)
-        lines.append(f"{key} {needed[key]}: {size['parameters']:,} parameters")
-    if spec.uses_signal and len(folders) == 2:
+        lines.append(f"{key} {named[key]}: {size['parameters']:,} parameters")
+    if spec.uses_signal:
         _check_pair(spec, *folders.values())
         lines.append("teacher and student share their token map and chat template")
     return lines

@@ -47,7 +47,8 @@ def markdown(content: dict[str, Any], examples: list[dict[str, str]]) -> str:
         measured = "nothing" if check["measured"] is None else f"{check['measured']:.3f}"
         lines.append(f"- {check['name']}: required {check['required']}; {measured}: {mark}")
     data = content["data"]
-    lines += ["", "## Data", "", f"- rows read: {data['prepare']['num_rows']}"]
+    rows = ", ".join(f"{split} {n:,}" for split, n in data["prepare"]["num_rows"].items())
+    lines += ["", "## Data", "", f"- rows read: {rows}"]
     lines += [f"- quarantined: {data['prepare']['num_quarantined']}"]
     lines += [f"- teacher responses: {data['curate']['num_responses']}"]
     lines += [f"- kept: {data['curate']['num_kept']}, rejected: {data['curate']['num_rejected']}"]

@@ -187,7 +187,7 @@ class Folder:
             for name in self.files():
                 if name.startswith(SCRATCH):
                     self.remove(name)
-        return self._reference(standing)
+        return self.reference(standing)
 
     def manifest(self) -> dict[str, Any] | None:
         """Returns the manifest if it stands and every file it lists stands in its full size."""
@@ -202,7 +202,7 @@ class Folder:
     def finished(self) -> Artifact | None:
         """Returns the artifact if it is finished and whole."""
         manifest = self.manifest()
-        return self._reference(manifest) if manifest else None
+        return self.reference(manifest) if manifest else None
 
     def clear(self) -> None:
         """Removes everything; the manifest first, so that nothing half-removed is readable."""
@@ -210,7 +210,8 @@ class Folder:
         for name in self.files():
             self.remove(name)
 
-    def _reference(self, manifest: dict[str, Any]) -> Artifact:
+    def reference(self, manifest: dict[str, Any]) -> Artifact:
+        """Returns the reference to the artifact of a manifest; its digest names its content."""
         listed = {name: facts["sha256"] for name, facts in manifest["files"].items()}
         digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
         stage, name = self.uri.rsplit("/", 2)[-2:]

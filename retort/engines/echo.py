@@ -10,7 +10,6 @@ from retort.engines import Answer, Request, Settings
 from retort.records import Response, ids_sha256
 
 GIVES_SIGNAL = False
-LOADS_MODEL = False
 
 
 def open_engine(settings: Settings) -> "EchoEngine":

@@ -49,7 +49,9 @@ class Prepare(Section):
 class EngineRuntime(Section):
     """Where and how fast an engine runs; never what it answers."""
 
-    device: Literal["auto", "cpu", "cuda"] = knob("auto", "name", "Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = knob(
+        "auto", "name", "Where engine transformers runs the model; vllm runs where it is built for."
+    )
     max_num_seqs: int = knob(128, "sequences", "Sequences decoded together.", ge=1)
     tensor_parallel_size: int = knob(1, "devices", "Devices that share each layer.", ge=1)
     pipeline_parallel_size: int = knob(1, "devices", "Devices that share the layers.", ge=1)
