@@ -89,8 +89,14 @@ def run(options: argparse.Namespace) -> int:
     from flows.terminal import print_report, watching
 
     # Whatever a library prints belongs on stderr: stdout is for the report alone.
+    log = store.local_state() / "logs" / f"{spec.name}.log"
     with watching(), contextlib.redirect_stdout(sys.stderr):
-        content: dict[str, Any] = distill(spec, store.uri, options.force)
+        try:
+            content: dict[str, Any] = distill(spec, store.uri, options.force)
+        except Exception:
+            if log.is_file():
+                _say(f"retort: what the stages had to say is in {log}")
+            raise
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from retort.job import Job
 from retort.spec import JobSpec, StageName
 from retort.storage import Artifact, Folder, open_store
+from retort.tracking import without_secrets
 from tasks import curate, evaluate, generate, prepare, release, report, train
 from tasks.listeners import tell
 
@@ -66,7 +67,9 @@ def link_to_mlflow(job: Job) -> None:
     tracker = job.tracker
     if tracker.uri.startswith("http") and tracker.parent_id:
         path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
-        create_link_artifact(f"{tracker.uri}/{path}", link_text="MLflow run", key="mlflow-run")
+        create_link_artifact(
+            f"{without_secrets(tracker.uri)}/{path}", link_text="MLflow run", key="mlflow-run"
+        )
 
 
 def publish(page: Artifact, model: Artifact) -> None:

@@ -16,7 +16,7 @@ from retort.records import SPLITS
 from retort.registry import outside
 from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
 from retort.storage import Artifact, Folder, Store
-from retort.tracking import Tracker
+from retort.tracking import Tracker, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json")
 MAX_ARTIFACT_BYTES = 1_000_000
@@ -70,7 +70,10 @@ class Job:
         started = time.time()
         self.listen(stage, {"kind": "started"})
         self._log_lineage(run_id, stage, inputs)
-        facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
+        try:
+            facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
+        finally:
+            self._keep_log()
         if stage == "release":
             facts["model_version"] = self.tracker.register(run_id, facts)
         artifact = folder.commit(
@@ -102,7 +105,10 @@ class Job:
             **reported.read_json("report.json"),
             "fingerprints": {stage: artifact.name for stage, artifact in self.used.items()},
             "artifacts": {stage: artifact.uri for stage, artifact in self.used.items()},
-            "mlflow": {"tracking_uri": self.tracker.uri, "run_id": self.tracker.parent_id},
+            "mlflow": {
+                "tracking_uri": without_secrets(self.tracker.uri),
+                "run_id": self.tracker.parent_id,
+            },
             "prefect": {"flow_run_id": flow_run_id},
         }
         page = reported.read("report.md")
@@ -116,6 +122,11 @@ class Job:
     def log(self) -> Path:
         """The file with what vLLM, transformers and the like have to say."""
         return self.store.local_state() / "logs" / f"{self.spec.name}.log"
+
+    def _keep_log(self) -> None:
+        """Puts the log into a store that is not on this machine; in a local one it lies already."""
+        if self.log.is_file() and not self.store.is_local:
+            Folder(f"{self.store.uri}/logs").write(self.log.name, self.log.read_bytes())
 
     def _warn(self, text: str) -> None:
         self.listen("mlflow", {"kind": "note", "text": text})

@@ -14,6 +14,7 @@ from functools import wraps
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from retort.storage import Store
 
@@ -25,6 +26,14 @@ MAX_FAILURES = 3
 def tracking_uri(store: Store) -> str:
     """Returns MLFLOW_TRACKING_URI, or a SQLite database in the store's local state."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.local_state()}/mlflow.db"
+
+
+def without_secrets(uri: str) -> str:
+    """Returns a URI without the user and password it may carry: fit for reports and messages."""
+    parts = urlsplit(uri)
+    return (
+        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
+    )
 
 
 def _forgiving(call: Call) -> Call:
@@ -41,7 +50,9 @@ def _forgiving(call: Call) -> Call:
             self.failures += 1 if self.parent_id else MAX_FAILURES
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             rest = "; tracking is off for this run" if self.failures >= MAX_FAILURES else ""
-            self._warn(f"warning: MLflow at {self.uri}: {call.__name__}: {cause}{rest}")
+            place = without_secrets(self.uri)
+            cause = cause.replace(self.uri, place)
+            self._warn(f"warning: MLflow at {place}: {call.__name__}: {cause}{rest}")
             return None
 
     return cast(Call, guarded)
@@ -93,7 +104,9 @@ class Tracker:
         location = None
         if self.uri.startswith("sqlite:"):
             location = f"{self._store.local_state()}/mlflow-artifacts/{job}"
-        return str(self._client.create_experiment(job, artifact_location=location))
+        # So that the web page shows training runs first, not traces of agents.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(job, artifact_location=location, tags=tags))
 
     @_forgiving
     def open_stage(self, stage: str, tags: dict[str, str], knobs: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -151,6 +152,7 @@ def test_the_same_job_passes_on_s3_over_http(tmp_path, retort, s3):
     again = retort(*arguments, **s3)
     assert all(f"{stage}: cached" in again.stderr for stage in STAGES)
     assert s3["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("s3:*"))
 
 
 def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, mlflow_url):
@@ -169,11 +171,14 @@ def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, ml
 
 def test_a_tracking_server_that_is_down_does_not_stop_the_job(tmp_path, retort):
     job = write_job(tmp_path, engine="transformers")
-    done = retort(
-        "run", job, "--store", tmp_path / "store", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
-    )
+    down = "http://someone:a-secret-that-must-not-leak@127.0.0.1:9"
+    done = retort("run", job, "--store", tmp_path / "store", "--json", MLFLOW_TRACKING_URI=down)
     assert done.returncode in (0, 3), done.stderr
     assert done.stderr.count("warning: MLflow") == 1
+    assert "a-secret" not in done.stdout + done.stderr
+    kept = [path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert kept
+    assert not any(b"a-secret" in data for data in kept)
 
 
 def kill_when(job: Path, store: Path, prefect_url: str, pattern: str, *arguments: str) -> str:
@@ -241,3 +246,45 @@ def digest(store: Path, report: dict, stage: str) -> str:
     artifact = Store(str(store)).artifact(stage, report["fingerprints"][stage]).finished()
     assert artifact
     return artifact.digest
+
+
+def test_an_interrupt_ends_the_children_and_says_that_the_work_is_kept(tmp_path, prefect_url):
+    job = write_job(tmp_path, engine="transformers")
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [
+            str(BIN / "retort"),
+            "run",
+            str(job),
+            "--store",
+            str(store),
+            "--set=train.num_epochs=4000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(PREFECT_API_URL=prefect_url),
+    )
+    for _ in range(3000):
+        if list(store.glob("artifacts/train/*/mask_audit.txt")) or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted; finished work is kept" in said
+    assert "Traceback" not in said
+    assert children
+    assert not [child for child in children if alive(child)]
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    status = {
+        r.info.run_name: r.info.status for r in client.search_runs([experiment.experiment_id])
+    }
+    assert (status["train"], status["tiny"]) == ("KILLED", "KILLED")
+    assert status["generate"] == "FINISHED"
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
