@@ -264,6 +264,8 @@ def test_an_interrupt_ends_the_children_and_says_that_the_work_is_kept(tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(PREFECT_API_URL=prefect_url),
+        # A shell that runs the tests in the background has its children ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(3000):
         if list(store.glob("artifacts/train/*/mask_audit.txt")) or process.poll() is not None:
