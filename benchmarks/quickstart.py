@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import show
+
 JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
 
 
@@ -41,10 +43,7 @@ def main() -> None:
             compared["memory_reduction"] >= 0.95,
         ),
     ]
-    for name, value, target, passed in measures:
-        print(f"{name:32} {value:10.3f}  target {target:8.2f}  {'ok' if passed else 'MISSED'}")
-    for name, value, target, passed in measures:
-        print(json.dumps({"measure": name, "value": value, "target": target, "passed": passed}))
+    show(measures)
 
 
 if __name__ == "__main__":

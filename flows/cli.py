@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from retort import errors
 from retort.preflight import check
+from retort.records import STATES
 from retort.spec import STAGES, JobSpec, load
 from retort.storage import Store, open_store
 
@@ -64,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help=f"run a stage again although it is cached: {', '.join(STAGES)}",
     )
+    run_it.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        choices=STATES,
+        metavar="STATE",
+        help=f"ask the teacher again for rows in this state: {', '.join(STATES)}",
+    )
     run_it.add_argument("--json", action="store_true", help="print report.json, and only that")
     run_it.set_defaults(command=run)
     check_it = commands.add_parser(
@@ -72,6 +82,19 @@ def parser() -> argparse.ArgumentParser:
     check_it.set_defaults(command=validate)
     ask = commands.add_parser("why", parents=[on_spec], help="say which stages would run, and why")
     ask.set_defaults(command=why)
+    look = commands.add_parser(
+        "rows", parents=[on_spec], help="show what the teacher answered, also of an unfinished job"
+    )
+    look.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        choices=STATES,
+        metavar="STATE",
+        help=f"only these: {', '.join(STATES)}",
+    )
+    look.add_argument("--json", action="store_true", help="whole rows, one JSON object a line")
+    look.set_defaults(command=rows)
     print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
     print_schema.set_defaults(command=schema, debug=False)
     return top
@@ -79,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """`retort run`: runs the flow in this process."""
-    spec, notes = load(options.spec, options.overrides)
+    retry = [f"generate.runtime.retry={json.dumps(options.retry)}"] if options.retry else []
+    spec, notes = load(options.spec, [*options.overrides, *retry])
     for note in notes:
         _say(f"spec: {note}")
     store = open_store(options.store)
@@ -115,11 +139,36 @@ def validate(options: argparse.Namespace) -> int:
 
 def why(options: argparse.Namespace) -> int:
     """`retort why`: one line per stage, cached or not, and which ingredient changed."""
-    from retort.job import why as reasons
+    from retort import inspection
 
     spec, _ = load(options.spec, options.overrides)
-    for stage, lines in reasons(spec, open_store(options.store)).items():
+    store = open_store(options.store)
+    for stage, lines in inspection.why(spec, store).items():
         print(f"{stage:9}", "cached" if not lines else f"runs: {'; '.join(lines)}")
+        if stage == "generate" and lines:
+            print(f"{'':9} {inspection.asked(spec, store)}")
+    return DONE
+
+
+def rows(options: argparse.Namespace) -> int:
+    """`retort rows`: the teacher's responses, a line each, and how many there are of each state."""
+    from retort import inspection
+
+    spec, _ = load(options.spec, options.overrides)
+    counts: Counter[str] = Counter()
+    for example, response in inspection.rows(spec, open_store(options.store)):
+        counts[response.state] += 1
+        if options.state and response.state not in options.state:
+            continue
+        if options.json:
+            reply = {"role": "assistant", "content": response.text}
+            chat = [*(response.messages or example.messages), reply]
+            row = {**vars(response), "split": example.split, "messages": chat}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            said = " ".join(response.text.split())[:80]
+            print(f"{response.state:9} {response.id:24} {response.cause or said}")
+    _say(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or "no rows yet")
     return DONE
 
 

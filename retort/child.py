@@ -25,6 +25,8 @@ from retort import errors
 from retort.events import Event, Reporter
 
 GRACE_SECONDS = 15.0
+# What vLLM, torch and Python call an engine's death.
+DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryError")
 
 
 def run(
@@ -36,10 +38,12 @@ def run(
 ) -> Any:
     """Returns what `module:function(report=..., **arguments)` returns; both sides are JSON.
 
-    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads` where given.
+    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads` and `stall_seconds`
+    where given. The last is how long a child that said it is alive may then say nothing.
 
-    Raises the function's own user or store error; `StageError` when it crashed, was killed or ran
-    out of time. In every case no process of its group is left behind.
+    Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
+    killed, hung or ran out of memory; `StageError` when it ran out of time. In every case no
+    process of its group is left behind.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     outcome: Event | None = None
@@ -49,10 +53,10 @@ def run(
         try:
             process.stdin.write(json.dumps(arguments) + "\n")
             process.stdin.flush()
-            for event in _events(process, runtime["timeout_seconds"], function):
+            for event in _events(process, runtime, function):
                 if event["kind"] in ("result", "error"):
                     outcome = event
-                else:
+                elif event["kind"] != "alive":
                     report.emit(event)
             process.wait()
         except BrokenPipeError:
@@ -82,9 +86,9 @@ def _threads(runtime: dict[str, Any]) -> dict[str, str]:
 
 
 def _events(
-    process: "subprocess.Popen[str]", timeout_seconds: float, function: str
+    process: "subprocess.Popen[str]", runtime: dict[str, Any], function: str
 ) -> Iterator[Event]:
-    """Yields the child's events until it closes its output or the time is over."""
+    """Yields the child's events until it closes its output, hangs, or the time is over."""
     lines: queue.Queue[str | None] = queue.Queue()
     stdout = process.stdout
     assert stdout
@@ -95,29 +99,40 @@ def _events(
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + runtime["timeout_seconds"]
+    stall = float("inf")
     while True:
+        wait = min(deadline - time.monotonic(), stall)
         try:
-            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            line = lines.get(timeout=max(0.0, wait))
         except queue.Empty:
+            if time.monotonic() < deadline:
+                raise errors.EngineDiedError(
+                    f"the stage's process did nothing for {stall:g} seconds (stall_seconds) and "
+                    "was ended"
+                ) from None
             raise errors.StageError(
-                f"{function} ran longer than timeout_seconds={timeout_seconds:g} and was ended; "
-                "finished work is kept, raise the section's runtime.timeout_seconds and run again"
+                f"{function} ran longer than timeout_seconds={runtime['timeout_seconds']:g} and "
+                "was ended; finished work is kept, raise the section's runtime.timeout_seconds "
+                "and run again"
             ) from None
         if line is None:
             return
-        yield json.loads(line)
+        event = json.loads(line)
+        if event["kind"] == "alive":
+            stall = runtime.get("stall_seconds") or stall
+        yield event
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
     """Ends the child's whole process group: asked first, killed after a grace."""
-    if process.stdin:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
     _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
     process.wait()
     if process.stdout:
@@ -137,13 +152,17 @@ def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
         cause = f"ended with exit code {returncode}"
         if returncode == -9:
             cause = "was killed (signal 9), most likely for want of memory"
-        return errors.StageError(f"the stage's process {cause}; its log is {log}")
+        return errors.EngineDiedError(f"the stage's process {cause}; its log is {log}")
     kind, message = outcome["type"], outcome["message"]
     if kind in ("SpecError", "DataError"):
         return errors.USER_ERRORS[kind == "DataError"](message)
     if kind == "StoreError":
         return errors.StoreError(message, transient=bool(outcome.get("transient")))
-    return errors.StageError(f"{kind}: {message}; the log is {log}")
+    if kind == "StageError":
+        return errors.StageError(message)
+    died = kind in DEATHS or "out of memory" in message.lower()
+    shape = errors.EngineDiedError if died else errors.StageError
+    return shape(f"{kind}: {message}; the log is {log}")
 
 
 def main() -> NoReturn:
@@ -156,7 +175,7 @@ def main() -> NoReturn:
     lock = threading.Lock()
 
     def emit(event: Event) -> None:
-        with lock:
+        with lock, contextlib.suppress(OSError):  # nobody listens when the parent is gone
             channel.write(json.dumps(event) + "\n")
 
     def interrupt(number: int, frame: object) -> NoReturn:
@@ -164,7 +183,8 @@ def main() -> NoReturn:
 
     signal.signal(signal.SIGTERM, interrupt)
     arguments = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    orphaned = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
     code = 0
     try:
         module, _, name = function.partition(":")
@@ -183,13 +203,27 @@ def main() -> NoReturn:
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    channel.close()
+    with contextlib.suppress(OSError):
+        channel.close()
+    if orphaned.is_set():
+        _end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
     os._exit(code)
 
 
-def _die_with_parent() -> None:
+def _end_with_parent(orphaned: threading.Event) -> None:
+    """Waits for the parent's death; then the work is interrupted, and after a grace all is killed.
+
+    The interrupt lets the child keep what is finished. It goes to the main thread: a signal.
+    """
     sys.stdin.read()
+    orphaned.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    _end_group()
+
+
+def _end_group() -> NoReturn:
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -1,5 +1,6 @@
 """The comparison: five numbers, the gate that judges them, and how they are shown everywhere."""
 
+from collections.abc import Callable
 from typing import Any
 
 from retort.spec import Gate
@@ -14,7 +15,8 @@ def compare(scores: dict[str, Any]) -> dict[str, Any]:
     """Returns retention, gain, latency_reduction, memory_reduction and throughput_ratio.
 
     Retention is student / teacher and gain is student - base, of the main metric. Reductions are
-    1 - student / teacher: of the median whole-answer latency, and of the bytes of the weights.
+    1 - student / teacher: of the median whole-answer latency, and of the bytes of the weights,
+    None for a teacher behind an endpoint.
     """
     teacher, base, student = (scores[role] for role in ("teacher", "base", "student"))
     name = main_metric(scores)
@@ -25,7 +27,9 @@ def compare(scores: dict[str, Any]) -> dict[str, Any]:
         "retention": value["student"] / value["teacher"] if value["teacher"] else None,
         "gain": value["student"] - base["metrics"][name]["value"],
         "latency_reduction": 1 - latency,
-        "memory_reduction": 1 - student["weights_bytes"] / teacher["weights_bytes"],
+        "memory_reduction": None
+        if teacher["weights_bytes"] is None
+        else 1 - student["weights_bytes"] / teacher["weights_bytes"],
         "throughput_ratio": student["tokens_per_second"] / teacher["tokens_per_second"],
     }
 
@@ -72,9 +76,9 @@ def table(content: dict[str, Any]) -> list[list[str]]:
         ["", *roles],
         row(metric, score),
         row("95% interval", interval),
-        row("parameters", lambda m: f"{m['parameters']:,}"),
-        row("weights", lambda m: _bytes(m["weights_bytes"])),
-        row("peak memory", lambda m: _bytes(m["peak_memory_bytes"])),
+        row("parameters", lambda m: _or_unknown(m["parameters"], "{:,}".format)),
+        row("weights", lambda m: _or_unknown(m["weights_bytes"], _bytes)),
+        row("peak memory", lambda m: _or_unknown(m["peak_memory_bytes"], _bytes)),
         row("latency p50", lambda m: f"{m['latency_seconds']['p50'] * 1000:,.1f} ms"),
         row("latency p95", lambda m: f"{m['latency_seconds']['p95'] * 1000:,.1f} ms"),
         row("throughput", lambda m: f"{m['tokens_per_second']:,.0f} tokens/s"),
@@ -85,11 +89,12 @@ def verdict(content: dict[str, Any]) -> str:
     """Returns the outcome in one sentence."""
     found, gate = content["comparison"], content["gate"]
     kept = "none" if found["retention"] is None else f"{found['retention']:.1%}"
+    less = found["memory_reduction"]
+    lighter = "" if less is None else f"{less:.1%} less weight memory and "
     judged = "passed" if gate["passed"] else "was refused by"
     return (
         f"The student keeps {kept} of the teacher's {found['metric']}, "
-        f"{found['gain'] * 100:+.1f} points against its base, with "
-        f"{found['memory_reduction']:.1%} less weight memory and "
+        f"{found['gain'] * 100:+.1f} points against its base, with {lighter}"
         f"{found['throughput_ratio']:.2f} times the throughput; it {judged} the gate."
     )
 
@@ -104,6 +109,10 @@ def caption(content: dict[str, Any]) -> str:
         "throughput: all examples at once; weights: bytes of the parameters; peak memory: of the "
         "whole process, engine included."
     )
+
+
+def _or_unknown(value: Any, show: Callable[[Any], str]) -> str:
+    return "unknown" if value is None else show(value)
 
 
 def _bytes(count: float) -> str:

@@ -1,5 +1,6 @@
 """What every stage function is given: the spec, its inputs, its own folder, and who listens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,16 @@ def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
 
 def read_examples(prepared: Folder, *splits: Split) -> list[Example]:
     """Returns the examples of the given splits, in their order in the user's files."""
-    return [
-        example
-        for split in splits
-        for name in prepared.files()
-        if name.startswith(f"{split}-")
-        for example in read_lines(Example, prepared.read(name))
-    ]
+    return list(stream_examples(prepared, *splits))
+
+
+def stream_examples(prepared: Folder, *splits: Split) -> Iterator[Example]:
+    """Yields what `read_examples` returns, holding one file at a time."""
+    names = prepared.files()
+    for split in splits:
+        for name in names:
+            if name.startswith(f"{split}-"):
+                yield from read_lines(Example, prepared.read(name))
 
 
 def held_out_split(spec: JobSpec) -> Split:
@@ -85,7 +89,7 @@ def read_responses(generated: Folder) -> list[Response]:
 
 
 def read_signals(generated: Folder) -> dict[str, Signal]:
-    """Returns all stored signals by example id."""
+    """Returns all stored signals by response id."""
     found: dict[str, Signal] = {}
     for name in generated.files():
         if name.startswith("signals-"):
@@ -94,5 +98,5 @@ def read_signals(generated: Folder) -> dict[str, Signal]:
 
 
 def read_decisions(curated: Folder) -> dict[str, Decision]:
-    """Returns curation's decisions by example id."""
+    """Returns curation's decisions by response id."""
     return {d.id: d for d in read_lines(Decision, curated.read("decisions.jsonl"))}

@@ -20,14 +20,15 @@ def curate(stage: Stage) -> dict[str, Any]:
     task_type = find_file("task type", stage.spec.prepare.task_type, task_types)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     responses = read_responses(stage.input("generate"))
-    if {response.id for response in responses} != set(examples):
+    if {response.example_id for response in responses} != set(examples):
         raise DataError("generate: responses and examples do not match by id; use --force generate")
     chosen = [(name, find_function("filter", name, "retort.filters")) for name in knobs.filters]
-    decisions = [judge(examples[r.id], r, task_type, chosen) for r in responses]
+    decisions = [judge(examples[r.example_id], r, task_type, chosen) for r in responses]
     stage.out.write("decisions.jsonl", write_lines(decisions))
     stage.report.progress(len(decisions), len(decisions), "responses")
     reasons = Counter(f"{d.filter}: {d.reason}" for d in decisions if not d.kept)
-    kept = Counter(examples[d.id].split for d in decisions if d.kept)
+    splits = {r.id: examples[r.example_id].split for r in responses}
+    kept = Counter(splits[d.id] for d in decisions if d.kept)
     if kept["train"] < knobs.min_kept:
         raise DataError(
             f"curate kept {kept['train']} train responses, fewer than curate.min_kept="

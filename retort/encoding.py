@@ -29,19 +29,38 @@ def load_tokenizer(model: str) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def render(tokenizer: Any, chats: list[list[Message]]) -> list[list[int]]:
+def render(
+    tokenizer: Any, chats: list[list[Message]], tools: list[Any] | None = None
+) -> list[list[int]]:
     """Returns the token ids of each chat, ready for the assistant's turn.
 
-    The template writes every special token; the tokenizer adds none, so there is one BOS at most.
+    `tools` are the tool definitions of each chat, or None where no chat has any. The template
+    writes every special token; the tokenizer adds none, so there is one BOS at most.
     """
     if not chats:
         return []
     texts = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        for chat in chats
+        tokenizer.apply_chat_template(
+            chat, tools=chat_tools, tokenize=False, add_generation_prompt=True
+        )
+        for chat, chat_tools in zip(chats, tools or [None] * len(chats), strict=True)
     ]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [list(row) for row in ids]
+
+
+def render_one(tokenizer: Any, chat: list[Message], tools: Any = None) -> list[int]:
+    """Returns the token ids of one chat, ready for the assistant's turn."""
+    return render(tokenizer, [chat], [tools])[0]
+
+
+def response_ids(tokenizer: Any, response: str | list[int]) -> list[int]:
+    """Returns the ids of an answer that exists already; of a text, with its end token."""
+    if not isinstance(response, str):
+        return list(response)
+    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [*ids, end] if end is not None else list(ids)
 
 
 def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> Row:

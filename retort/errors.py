@@ -27,6 +27,10 @@ class StageError(RuntimeError):
     """A stage ended without its artifact: a crash, a timeout, out of memory (exit 1)."""
 
 
+class EngineDiedError(StageError):
+    """A stage's process was killed, ran out of memory, hung or crashed: it may be started again."""
+
+
 USER_ERRORS = (SpecError, DataError)
 
 

@@ -13,7 +13,15 @@ import numpy as np
 
 from retort import child, metrics, models, task_types
 from retort.context import Stage, from_arguments, held_out_split, read_examples
-from retort.engines import Engine, Request, Settings, find_engine, resolve
+from retort.engines import (
+    Answer,
+    Engine,
+    EngineModule,
+    Request,
+    Settings,
+    find_engine,
+    resolve,
+)
 from retort.errors import DataError, StageError
 from retort.events import Event, Reporter
 from retort.records import Example, Response, read_lines, write_lines
@@ -61,23 +69,23 @@ def measure(arguments: dict[str, Any], role: str, model: str, report: Reporter) 
     spec, examples = stage.spec, _test_examples(stage)
     if role == "student":
         check_template(stage, Path(model))
-    engine_name = resolve(spec.evaluate.engine, 0)
+    module = _engine_of(spec, role)
     report.progress(0, len(examples), "answers", "loading")
     started = time.monotonic()
-    engine: Engine = find_engine(engine_name).open_engine(settings_of(spec, model))
+    engine = module.open_engine(settings_of(spec, model))
     load_seconds = time.monotonic() - started
-    requests = [Request(e.id, e.messages) for e in examples]
-    list(engine.generate(requests[:8]))  # warm-up: the first answers pay for lazy set-up
-    responses, seconds = _throughput(engine, requests, report)
+    requests = [Request(e.id, e.messages, e.tools) for e in examples]
+    if not module.REMOTE:
+        list(engine.generate(requests[:8]))  # warm-up: the first answers pay for lazy set-up
+    answers, seconds = _throughput(engine, requests, report)
+    responses = [module.parse(request.id, answers[request.id].raw) for request in requests]
     latencies = _latencies(engine, requests[: spec.evaluate.latency_samples])
-    tokens = sum(len(r.token_ids) for r in responses)
+    tokens = sum(r.num_tokens for r in responses)
     stage.out.write(f"answers-{role}.jsonl", write_lines(responses))
-    folder = models.locate(model, role)
     return {
         **engine.facts,
-        **models.size(folder),
+        **_size(module, model, role),
         "load_seconds": load_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
         "latency_seconds": {
             "p50": float(np.quantile(latencies, 0.5)),
             "p95": float(np.quantile(latencies, 0.95)),
@@ -101,6 +109,8 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
         dtype=knobs.dtype,
         seed=knobs.seed,
         runtime=knobs.runtime.model_dump(mode="json"),
+        endpoint=spec.generate.endpoint,
+        api_key_env=spec.generate.api_key_env,
     )
 
 
@@ -126,21 +136,40 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+def _engine_of(spec: JobSpec, role: str) -> EngineModule:
+    """Returns the engine that answers for a model: one for all, but a teacher behind an endpoint
+    can only be asked there."""
+    teachers = find_engine(resolve(spec.generate.engine, 0))
+    if role == "teacher" and teachers.REMOTE:
+        return teachers
+    return find_engine(resolve(spec.evaluate.engine, 0))
+
+
+def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:
+    """Returns what a model takes: unknown where it is behind a network."""
+    if module.REMOTE:
+        return dict.fromkeys(("parameters", "weights_bytes", "peak_memory_bytes"))
+    return {
+        **models.size(models.locate(model, role)),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
 def _throughput(
     engine: Engine, requests: list[Request], report: Reporter
-) -> tuple[list[Response], float]:
-    """Returns the responses in the order of the requests, and the seconds that all took."""
-    found: dict[str, Response] = {}
+) -> tuple[dict[str, Answer], float]:
+    """Returns the answers by request, and the seconds that all took."""
+    found: dict[str, Answer] = {}
     started = time.monotonic()
-    for response, _ in engine.generate(requests):
-        found[response.id] = response
+    for answer in engine.generate(requests):
+        found[answer.id] = answer
         if len(found) % 100 == 0:
             report.progress(len(found), len(requests), "answers")
     seconds = time.monotonic() - started
     if set(found) != {request.id for request in requests}:
         raise StageError(f"{len(requests) - len(found)} examples were left unanswered")
     report.progress(len(requests), len(requests), "answers")
-    return [found[request.id] for request in requests], seconds
+    return found, seconds
 
 
 def _latencies(engine: Engine, requests: list[Request]) -> list[float]:
@@ -212,7 +241,8 @@ def _flat(found: dict[str, Any]) -> dict[str, float]:
         for name, metric in facts["metrics"].items():
             values |= {f"{role}.{name}": metric["value"]}
         for name in ("tokens_per_second", "peak_memory_bytes", "weights_bytes", "parameters"):
-            values[f"{role}.{name}"] = float(facts[name])
+            if facts[name] is not None:
+                values[f"{role}.{name}"] = float(facts[name])
         for quantile in ("p50", "p95"):
             values[f"{role}.latency_seconds_{quantile}"] = facts["latency_seconds"][quantile]
     return values

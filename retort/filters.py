@@ -10,12 +10,12 @@ from retort.task_types import TaskType
 
 def finished(example: Example, response: Response, task_type: TaskType) -> str | None:
     """Rejects answers that were cut off or never given; a cut answer would teach not to end."""
-    return None if response.finish_reason == "stop" else response.finish_reason
+    return None if response.state == "accepted" else response.state
 
 
 def non_empty(example: Example, response: Response, task_type: TaskType) -> str | None:
-    """Rejects answers of white space only."""
-    return None if response.text.strip() else "empty"
+    """Rejects answers of white space only; a call of a tool is an answer."""
+    return None if response.text.strip() or response.tool_calls else "empty"
 
 
 def verified(example: Example, response: Response, task_type: TaskType) -> str | None:

@@ -14,7 +14,7 @@ from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.records import SPLITS
 from retort.registry import outside
-from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
+from retort.spec import INPUTS, JobSpec, StageName, recipes
 from retort.storage import Artifact, Folder, Store
 from retort.tracking import Tracker, without_secrets
 
@@ -43,7 +43,8 @@ class Job:
 
     def standing(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact | None:
         """Returns the stage's artifact if it can be reused."""
-        if stage in self.force:
+        asks_again = stage == "generate" and self.spec.generate.runtime.retry
+        if stage in self.force or (asks_again and stage not in self.used):
             return None
         folder = self._folder(stage)
         manifest = folder.manifest()
@@ -158,42 +159,6 @@ class Job:
         self.store.job(self.spec.name).write_json("artifacts.json", names)
         self.listen(stage, {"kind": how})
         return artifact
-
-
-def why(spec: JobSpec, store: Store) -> dict[StageName, list[str]]:
-    """Returns for each stage why it would run again: nothing for a cached one.
-
-    The reasons are the ingredients that differ from the job's last artifact of that stage.
-    """
-    found: dict[StageName, list[str]] = {}
-    wanted = recipes(spec, preflight.sources(spec))
-    latest = store.job(spec.name)
-    last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
-    digests: dict[str, str] = {}
-    for stage in STAGES:
-        folder = store.artifact(stage, wanted[stage].name)
-        manifest = folder.manifest()
-        stale = [i for i in INPUTS[stage] if found[i]]
-        if manifest is None:
-            found[stage] = _reasons(store, stage, last.get(stage), wanted[stage].ingredients)
-        elif stale:
-            found[stage] = [f"input {name} would be made again" for name in stale]
-        elif manifest["input_digests"] != {i: digests[i] for i in INPUTS[stage]}:
-            found[stage] = ["an input was made again and has other content"]
-        else:
-            found[stage] = []
-            artifact = folder.finished()
-            assert artifact
-            digests[stage] = artifact.digest
-    return found
-
-
-def _reasons(store: Store, stage: str, last: str | None, wanted: dict[str, Any]) -> list[str]:
-    folder = store.artifact(stage, last) if last else None
-    if folder is None or not folder.has("manifest.json"):
-        return ["never finished in this store"]
-    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted)
-    return changed or ["a file of its artifact is missing or cut short"]
 
 
 def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:

@@ -136,6 +136,13 @@ def stored_dtype(model: str) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
+def length_changes_answers(folder: Path) -> bool:
+    """Whether the longest length a model is opened with changes its answers (long rope)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return str(rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic")
+
+
 def size(folder: Path) -> dict[str, Any]:
     """Returns `parameters` (a count) and `weights_bytes` (bytes in memory) of a model's weights."""
     parameters = weights = 0

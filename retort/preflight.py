@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import models, task_types
+from retort import asks, models, task_types
 from retort.engines import resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare import check_counts, read_rows
@@ -32,14 +32,9 @@ def sources(spec: JobSpec) -> dict[str, str]:
         found[f"prepare.{split}"] = _file_digest(path, f"prepare.{split}") if path else "none"
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
-    for key, model in addresses(spec).items():
-        found[key] = models.digest(model, key)
+    found["generate.teacher"] = asks.teacher_digest(spec)
+    found["train.student"] = models.digest(spec.train.student, "train.student")
     return found
-
-
-def addresses(spec: JobSpec) -> dict[str, str]:
-    """Returns the models of a job by the knob that names them."""
-    return {"generate.teacher": spec.generate.teacher, "train.student": spec.train.student}
 
 
 def check(spec: JobSpec, store: Store) -> list[str]:
@@ -71,16 +66,26 @@ def _check_names(spec: JobSpec) -> list[str]:
 
 
 def _check_models(spec: JobSpec) -> list[str]:
-    lines = []
-    named = addresses(spec)
-    folders = {key: models.check(model, key) for key, model in named.items()}
-    for key, folder in folders.items():
-        size = models.size(folder)
-        lines.append(f"{key} {named[key]}: {size['parameters']:,} parameters")
-    if spec.uses_signal:
-        _check_pair(spec, *folders.values())
-        lines.append("teacher and student share their token map and chat template")
-    return lines
+    engine, lines = asks.engine_of(spec), []
+    if spec.generate.mode == "score" and not engine.SCORES:
+        raise SpecError(
+            "generate.mode: score needs the teacher's distribution of given text, which this "
+            "engine does not give; use vllm or transformers"
+        )
+    student = models.check(spec.train.student, "train.student")
+    if engine.REMOTE:
+        lines.append(engine.check(asks.settings_of(spec, "")))
+    else:
+        teacher = models.check(spec.generate.teacher, "generate.teacher")
+        lines.append(_line("generate.teacher", spec.generate.teacher, teacher))
+        if spec.uses_signal:
+            _check_pair(spec, teacher, student)
+            lines.append("teacher and student share their token map and chat template")
+    return [*lines, _line("train.student", spec.train.student, student)]
+
+
+def _line(key: str, model: str, folder: Path) -> str:
+    return f"{key} {model}: {models.size(folder)['parameters']:,} parameters"
 
 
 def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:

@@ -139,9 +139,21 @@ def _example(raw: bytes, split: Split, kind: Any, knobs: Prepare) -> tuple[Examp
         messages = [{"role": "system", "content": knobs.system_prompt}, *messages]
     own_id = row.get("id", row.get("custom_id"))
     identity = str(own_id) if own_id is not None else content_id(messages)
-    metadata = row.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    return Example(identity, split, messages, expected, metadata), own_id is not None
+    metadata, tools = row.get("metadata"), row.get("tools")
+    example = Example(
+        id=identity,
+        split=split,
+        messages=messages,
+        expected=expected,
+        reference=task_types.read_reference(row),
+        tools=tools if isinstance(tools, list) and tools else None,
+        metadata=metadata if isinstance(metadata, dict) else {},
+    )
+    try:
+        write_lines([example])
+    except TypeError as error:
+        raise ValueError(f"cannot be stored: {error}") from None
+    return example, own_id is not None
 
 
 def _first(quarantined: list[Quarantined]) -> str:

@@ -1,25 +1,34 @@
 """The shapes data takes between stages. Each is one JSON line; ids join them, never positions."""
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-Role = Literal["system", "user", "assistant"]
+import orjson
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Message = dict[str, str]
+# role and content as text; an assistant's turn may carry tool_calls, a tool's turn tool_call_id
+Message = dict[str, Any]
 Record = TypeVar("Record")
+
+State = Literal["accepted", "truncated", "refused", "filtered", "too_long", "failed"]
+STATES: tuple[State, ...] = ("accepted", "truncated", "refused", "filtered", "too_long", "failed")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prepared thing to ask: the chat up to the answer, and what is known of the answer."""
+    """One prepared thing to ask: the chat up to the answer, and what is known of the answer.
+
+    `expected` is the right answer in normal form, `reference` the row's own answer as it stood.
+    """
 
     id: str
     split: Split
     messages: list[Message]
     expected: str | None = None
+    reference: str | None = None
+    tools: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,14 +48,28 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Response:
-    """One teacher answer, raw. `token_ids` are exactly what the engine sampled."""
+    """One teacher answer, as read from what the engine gave.
+
+    `token_ids` are exactly what the engine sampled, empty where it tells no ids; `num_tokens` and
+    `num_prompt_tokens` are what it counted. An example may have several responses: `sample` and
+    `turn` tell them apart, and `messages` is the chat that was answered where that is not the
+    example's own. `cause` says why a response is not accepted.
+    """
 
     id: str
     text: str
     token_ids: list[int]
     finish_reason: str
     num_prompt_tokens: int
-    prompt_sha256: str
+    num_tokens: int
+    prompt_sha256: str = ""
+    state: State = "accepted"
+    cause: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    example_id: str = ""
+    sample: int = 0
+    turn: int = 0
+    messages: list[Message] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,27 +82,27 @@ class Decision:
     reason: str | None = None
 
 
-def to_json(record: Any) -> str:
-    """Returns a record as one compact JSON line, without the line end."""
-    return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":"))
-
-
 def write_lines(records: list[Any]) -> bytes:
     """Returns records as JSON lines."""
-    return "".join(to_json(record) + "\n" for record in records).encode()
+    return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
 
 
 def read_lines(shape: type[Record], data: bytes) -> list[Record]:
     """Returns the records of a JSON-lines file that `write_lines` wrote."""
-    return [shape(**json.loads(line)) for line in data.splitlines() if line]
+    return [shape(**orjson.loads(line)) for line in data.split(b"\n") if line]
 
 
 def content_id(value: Any) -> str:
     """Returns a stable 16-character id of a JSON value; never Python's salted hash()."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256_of(value)[:16]
+
+
+def sha256_of(value: Any) -> str:
+    """Returns the sha256 of a JSON value, the same for the same content in any key order."""
+    data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest()
 
 
 def ids_sha256(token_ids: list[int]) -> str:
     """Returns the first 16 hex digits of the sha256 of token ids."""
-    return hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()[:16]
+    return hashlib.sha256(orjson.dumps(token_ids)).hexdigest()[:16]

@@ -24,6 +24,8 @@ from retort.errors import SpecError, StoreError
 MANIFEST = "manifest.json"
 # What only a run in progress needs: never part of the artifact, removed once it is finished.
 SCRATCH = "scratch/"
+# Files fetched together from a store that is not on this machine.
+AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Store:
     def artifact(self, stage: str, name: str) -> "Folder":
         """The folder of an artifact, finished or not."""
         return Folder(f"{self.uri}/artifacts/{stage}/{name}")
+
+    def ledger(self, name: str) -> "Folder":
+        """The folder with the answers to one way of asking; only ever added to."""
+        return Folder(f"{self.uri}/ledger/{name}")
 
     def job(self, name: str) -> "Folder":
         """The folder with a job's latest report and the artifacts it last used."""
@@ -94,6 +100,19 @@ class Folder:
         with store_errors(self._path(name)):
             return bytes(self._fs.cat_file(self._path(name)))
 
+    def read_all(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Yields files with their bytes, in order; many at a time where they are far away."""
+        step = 1 if self._is_local else AT_ONCE
+        for start in range(0, len(names), step):
+            part = names[start : start + step]
+            if self._is_local:
+                yield part[0], self.read(part[0])
+                continue
+            with store_errors(self.uri):
+                found = self._fs.cat([self._path(name) for name in part])
+            by_name = {path.rsplit("/", 1)[-1]: data for path, data in found.items()}
+            yield from ((name, bytes(by_name[name.rsplit("/", 1)[-1]])) for name in part)
+
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file."""
         return json.loads(self.read(name))
@@ -118,6 +137,7 @@ class Folder:
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(part, path)
+                _sync(Path(path).parent)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(part)
@@ -238,6 +258,16 @@ class Folder:
 
     def _path(self, name: str) -> str:
         return f"{self.uri}/{name}"
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename last through a loss of power, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def folder_of(artifact: Artifact) -> Folder:

@@ -41,13 +41,18 @@ def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:
     """Answers chats with an engine; returns the responses and signals as JSON."""
     from retort.engines import Request, Settings, find_engine
 
-    opened = find_engine(engine).open_engine(Settings(**settings))
+    module = find_engine(engine)
+    opened = module.open_engine(Settings(**settings))
     requests = [Request(key, [{"role": "user", "content": text}]) for key, text in chats.items()]
     found = {}
-    for response, signal in opened.generate(requests):
-        assert response.id not in found
-        signal_lists = (
-            {name: value.tolist() for name, value in vars(signal).items()} if signal else None
-        )
-        found[response.id] = {**vars(response), "signal": signal_lists}
+    for answer in opened.generate(requests):
+        assert answer.id not in found
+        found[answer.id] = {
+            **vars(module.parse(answer.id, answer.raw)),
+            "signal": as_lists(answer.signal),
+        }
     return {"answers": found, "facts": opened.facts}
+
+
+def as_lists(signal) -> dict | None:
+    return {name: value.tolist() for name, value in vars(signal).items()} if signal else None

@@ -36,6 +36,7 @@ def answered(request, tmp_path_factory):
             "pipeline_parallel_size": 1,
             "gpu_memory_utilization": 0.5,
             "kv_cache_gib": 1,
+            "distributed_executor": "auto",
         },
     }
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
@@ -96,5 +97,5 @@ def test_an_engine_that_gives_no_signal_is_refused_where_one_is_asked_for():
     assert resolve("echo", 0) == "echo"
     with pytest.raises(SpecError, match="gives no signal"):
         resolve("echo", 16)
-    with pytest.raises(SpecError, match="echo, transformers, vllm"):
+    with pytest.raises(SpecError, match="anthropic, echo, openai, transformers, vllm"):
         find_engine("nothing")

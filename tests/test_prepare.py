@@ -165,9 +165,9 @@ def test_every_real_row_is_read(task):
     assert not any(row.bad for row in quarantined)
 
 
-def decide(text: str, reason: str = "stop", expected: str | None = "2", names=None):
+def decide(text: str, state: str = "accepted", expected: str | None = "2", names=None):
     example = Example("a", "train", [{"role": "user", "content": "1 + 1"}], expected)
-    response = Response("a", text, [1], reason, 1, "")
+    response = Response("a", text, [1], "stop", 1, 1, state=state)
     chosen = [(n, getattr(filters, n)) for n in names or ("finished", "non_empty", "verified")]
     return judge(example, response, math, chosen)
 
@@ -175,11 +175,12 @@ def decide(text: str, reason: str = "stop", expected: str | None = "2", names=No
 def test_each_rejection_has_its_reason_and_the_first_filter_wins():
     assert decide("2").kept
     assert decide("x", expected=None).kept
-    assert (decide("3", "length").filter, decide("3", "length").reason) == ("finished", "length")
+    cut = decide("3", "truncated")
+    assert (cut.filter, cut.reason) == ("finished", "truncated")
     assert decide(" ").filter == "non_empty"
     assert decide("3").reason == "wrong answer"
     assert decide("x").reason == "no answer found"
-    assert decide("3", "length", names=("verified", "finished")).filter == "verified"
+    assert decide("3", "truncated", names=("verified", "finished")).filter == "verified"
 
 
 def test_plug_ins_from_outside_are_found_by_module_and_name():

@@ -91,6 +91,7 @@ def write_job(folder: Path, engine: str, **train: Any) -> Path:
             "max_tokens": 12,
             "max_model_len": 128,
             "shard_size": 16,
+            "min_success_ratio": 0.0,
             "runtime": {"max_num_seqs": 16, "num_threads": 1},
         },
         "curate": {"filters": ["non_empty"]},

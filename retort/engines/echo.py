@@ -6,10 +6,11 @@ For trying a job's plumbing without a model; its tokens are the UTF-8 bytes of t
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from retort.engines import Answer, Request, Settings
-from retort.records import Response, ids_sha256
+from retort.engines import Answer, Request, Settings, local_raw, parse_local
+from retort.errors import SpecError
 
-GIVES_SIGNAL = False
+GIVES_SIGNAL = SCORES = CONTINUES = REMOTE = False
+parse = parse_local
 
 
 def open_engine(settings: Settings) -> "EchoEngine":
@@ -24,11 +25,17 @@ class EchoEngine:
         self._max_tokens = settings.max_tokens
         self.facts: dict[str, Any] = {"engine": "echo", "engine_version": "1", "dtype": "none"}
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the answers in the order of the requests."""
         for request in requests:
-            prompt = list(request.messages[-1]["content"].encode())
-            ids = prompt[: self._max_tokens]
+            if request is None:
+                continue
+            prompt = request.messages[-1]["content"].encode()
+            ids = prompt[: request.max_tokens or self._max_tokens]
             reason = "stop" if len(ids) == len(prompt) else "length"
-            text = bytes(ids).decode(errors="ignore")
-            yield Response(request.id, text, ids, reason, len(prompt), ids_sha256(prompt)), None
+            text = ids.decode(errors="ignore")
+            yield Answer(request.id, local_raw(list(prompt), list(ids), reason, text))
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """There is no distribution to give."""
+        raise SpecError("engine echo cannot score; use vllm or transformers")

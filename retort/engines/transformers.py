@@ -5,18 +5,22 @@ Batches are padded on the left; the signal is read from the model's own scores o
 
 # B batch, T time, V vocabulary, K teacher top-k
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from retort import encoding
-from retort.engines import Answer, Request, Settings
-from retort.records import Response, ids_sha256
-from retort.signals import Signal
+from retort.engines import Answer, Request, Settings, local_raw, parse_local, render_each
+from retort.signals import captured
 
-GIVES_SIGNAL = True
+GIVES_SIGNAL = SCORES = CONTINUES = True
+REMOTE = False
+parse = parse_local
+
+# A request, its prompt's ids, and the ids of its answer that are there already.
+Row = tuple[Request, list[int], list[int]]
 
 
 def open_engine(settings: Settings) -> "TransformersEngine":
@@ -27,7 +31,7 @@ def open_engine(settings: Settings) -> "TransformersEngine":
 
 
 class TransformersEngine:
-    """Holds the loaded model; ended with its process."""
+    """Holds the loaded model; ended with its process. `steps` counts decoded tokens."""
 
     def __init__(self, settings: Settings):
         import torch
@@ -36,6 +40,7 @@ class TransformersEngine:
         device = settings.runtime["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.steps = 0
         self._torch, self._settings = torch, settings
         self._tokenizer = encoding.load_tokenizer(settings.model)
         self._tokenizer.padding_side = "left"
@@ -54,55 +59,90 @@ class TransformersEngine:
             "engine_version": transformers.__version__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": self._max_length,
+            "vocabulary": int(model.get_output_embeddings().weight.shape[0]),
             "logprobs_mode": "raw_logprobs",
         }
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the answers batch by batch, in the order of the requests."""
-        waiting = iter(requests)
-        while batch := list(islice(waiting, self._settings.runtime["max_num_seqs"])):
-            rendered = encoding.render(self._tokenizer, [r.messages for r in batch])
-            fitting: list[tuple[str, list[int]]] = []
-            for request, ids in zip(batch, rendered, strict=True):
-                if len(ids) >= self._max_length:
-                    too_long = Response(
-                        request.id, "", [], "prompt_too_long", len(ids), ids_sha256(ids)
-                    )
-                    yield too_long, None
-                else:
-                    fitting.append((request.id, ids))
-            if fitting:
-                yield from self._batch(fitting)
+        incoming, ended = iter(requests), False
+        while not ended:
+            batch: list[Request] = []
+            while len(batch) < self._settings.runtime["max_num_seqs"]:
+                request = next(incoming, incoming)
+                if request is None or request is incoming:
+                    ended = request is incoming
+                    break
+                batch.append(request)  # type: ignore[arg-type]
+            rows = yield from self._fitting(batch)
+            if rows:
+                yield from self._batch(rows)
 
-    def _batch(self, batch: list[tuple[str, list[int]]]) -> Iterator[Answer]:
+    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Yields the signal of answers that exist already, one forward pass each."""
+        incoming = iter(requests)
+        while batch := list(islice(incoming, 1)):
+            for request, prompt, ids in (yield from self._fitting(batch)):
+                with self._torch.inference_mode():
+                    tokens = self._torch.tensor([prompt + ids], device=self._model.device)
+                    logits_TV = self._model(tokens).logits[0, len(prompt) - 1 : -1]
+                self.steps += 1
+                top = self._top_k(logits_TV[:, None], tokens[:, len(prompt) :])
+                text = self._tokenizer.decode(ids, skip_special_tokens=True)
+                signal = captured(*(part[0] for part in top))
+                yield Answer(request.id, local_raw(prompt, ids, "stop", text), signal)
+
+    def _fitting(self, batch: list[Request]) -> Generator[Answer, None, list[Row]]:
+        """Yields answers for what cannot be asked; returns the rows that can."""
+        rows: list[Row] = []
+        for request, prompt in zip(batch, render_each(self._tokenizer, batch), strict=True):
+            if isinstance(prompt, str):
+                yield Answer(request.id, local_raw([], [], "error", cause=prompt))
+                continue
+            known = list(request.continues or [])
+            if request.response is not None:
+                known = encoding.response_ids(self._tokenizer, request.response)
+            if len(prompt) + len(known) < self._max_length:
+                rows.append((request, prompt, known))
+            elif request.continues:
+                text = self._tokenizer.decode(known, skip_special_tokens=True)
+                yield Answer(request.id, local_raw(prompt, known, "length", text))
+            else:
+                yield Answer(request.id, local_raw(prompt, [], "prompt_too_long"))
+        return rows
+
+    def _batch(self, rows: list[Row]) -> Iterator[Answer]:
         torch, settings = self._torch, self._settings
         padded = self._tokenizer.pad(
-            {"input_ids": [ids for _, ids in batch]}, return_tensors="pt"
+            {"input_ids": [prompt + known for _, prompt, known in rows]}, return_tensors="pt"
         ).to(self._model.device)
         width = padded["input_ids"].shape[1]
+        room = [(r.max_tokens or settings.max_tokens) - len(known) for r, _, known in rows]
         greedy = settings.temperature == 0
-        sampling = {} if greedy else {"temperature": settings.temperature, "top_p": settings.top_p}
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         with torch.inference_mode():
             out = self._model.generate(
                 **padded,
                 do_sample=not greedy,
-                max_new_tokens=min(settings.max_tokens, self._max_length - width),
+                max_new_tokens=min(max(room), self._max_length - width),
                 return_dict_in_generate=True,
                 output_logits=settings.top_k > 0,
                 pad_token_id=self._tokenizer.pad_token_id,
-                **({} if greedy else {"top_k": 0}),
-                **sampling,
+                stopping_criteria=[self._count],
+                **({} if greedy else sampling),
             )
         new_ids = out.sequences[:, width:].tolist()
         top = self._top_k(out.logits, out.sequences[:, width:]) if settings.top_k else None
-        for row, (example_id, prompt_ids) in enumerate(batch):
-            ids, reason = self._cut(new_ids[row])
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            response = Response(
-                example_id, text, ids, reason, len(prompt_ids), ids_sha256(prompt_ids)
-            )
-            signal = Signal(*(part[row, : len(ids)] for part in top)) if top else None
-            yield response, signal
+        for index, (request, prompt, known) in enumerate(rows):
+            ids, reason = self._cut(new_ids[index][: room[index]])
+            text = self._tokenizer.decode([*known, *ids], skip_special_tokens=True)
+            signal = captured(*(part[index, : len(ids)] for part in top)) if top else None
+            yield Answer(request.id, local_raw(prompt, [*known, *ids], reason, text), signal)
+
+    def _count(self, ids_BT: Any, scores: Any, **_: Any) -> Any:
+        """Never stops; it is asked after each step, and so can tell that there was one."""
+        self.steps += 1
+        return self._torch.zeros(len(ids_BT), dtype=self._torch.bool, device=ids_BT.device)
 
     def _cut(self, ids: list[int]) -> tuple[list[int], str]:
         """Ends a row at its first end token, which is kept: it is learned too."""

@@ -33,6 +33,8 @@ ADDRESSES = {
     ("generate", "teacher"),
     ("train", "student"),
     ("generate", "engine"),
+    ("generate", "endpoint"),
+    ("generate", "api_key_env"),
     ("evaluate", "engine"),
 }
 
@@ -76,7 +78,7 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     found = {
         key: value
         for key, value in section.items()
-        if key != "runtime" and (stage, key) not in ADDRESSES
+        if key not in ("runtime", "spending") and (stage, key) not in ADDRESSES
     }
     if stage == "train":
         found["losses"] = [loss.model_dump(mode="json") for loss in spec.losses]

@@ -89,6 +89,8 @@ def _explain(item: Any, raw: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{where}: missing, and it has no default; see `retort schema`"
     value = item.get("input")
+    if item["loc"][-1:] == ("api_key_env",):
+        return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
     shown = f" (it is {json.dumps(value, default=str)})" if item["loc"] else ""
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}"
 

@@ -6,7 +6,9 @@ fingerprint, so that moving a job to a larger machine keeps what was already pai
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from retort.records import State
 
 
 class Section(BaseModel):
@@ -62,19 +64,89 @@ class EngineRuntime(Section):
         None, "threads", "CPU threads; the engine's own choice if not given.", ge=1
     )
     kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
+    distributed_executor: Literal["auto", "mp", "ray"] = knob(
+        "auto", "name", "How vllm spreads over devices; ray: over several machines."
+    )
+    max_concurrency: int = knob(
+        64, "requests", "Most requests under way at an endpoint; fewer where it pushes back.", ge=1
+    )
+    request_timeout_seconds: float = knob(
+        600.0, "seconds", "A request to an endpoint is given up after this time.", gt=0
+    )
+    max_attempts: int = knob(
+        6, "attempts", "Tries of a request that failed for a passing reason.", ge=1
+    )
+    batch: bool = knob(
+        False, "yes or no", "Use the provider's batch interface: half the price, up to a day."
+    )
+    batch_poll_seconds: float = knob(60.0, "seconds", "Time between looks at a batch.", gt=0)
     timeout_seconds: float = knob(
         86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
     )
 
 
+class GenerateRuntime(EngineRuntime):
+    """As every engine's, and what keeps the capture going."""
+
+    stall_seconds: float = knob(
+        900.0, "seconds", "An engine here that does nothing for so long is started anew.", gt=0
+    )
+    max_restarts: int = knob(
+        3, "restarts", "Most new starts of a dead engine, each with half the sequences.", ge=0
+    )
+    parity_samples: int = knob(
+        4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
+    )
+    retry: tuple[State, ...] = knob(
+        (), "states", "Rows in these states are asked again although they stand in the ledger."
+    )
+
+
+class Spending(Section):
+    """What the teacher may cost. Knobs of caution: they never change an answer."""
+
+    pilot_rows: int = knob(
+        16, "rows", "Asked first; more than one unusable answer stops the job. 0: no pilot.", ge=0
+    )
+    price_per_million_input_tokens: float = knob(0.0, "money", "Price of the prompts.", ge=0)
+    price_per_million_output_tokens: float = knob(0.0, "money", "Price of the answers.", ge=0)
+    price_per_hour: float = knob(0.0, "money", "Price of the machine the teacher runs on.", ge=0)
+    max_tokens_total: int | None = knob(
+        None, "tokens", "The run stops before prompts and answers exceed this.", ge=1
+    )
+    max_cost: float | None = knob(None, "money", "The run stops before it costs more.", gt=0)
+
+
 class Generate(Section):
     """The teacher answers every train and validation example."""
 
-    teacher: str = knob(..., "path or hub id", "The model to imitate.")
+    teacher: str = knob(..., "path, hub id or name at the endpoint", "The model to imitate.")
     engine: str = knob("auto", "name", "Who runs the teacher; auto: vllm if installed.")
+    endpoint: str | None = knob(
+        None, "URL", "Where engines openai and anthropic ask; the provider's own if not given."
+    )
+    api_key_env: str | None = knob(
+        None,
+        "name",
+        "Environment variable that holds the endpoint's key; never the key itself.",
+        pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
+    )
+    mode: Literal["answer", "score"] = knob(
+        "answer", "name", "answer: the teacher writes; score: it rates the rows' own answers."
+    )
+    n: int = knob(1, "responses", "Responses to each example.", ge=1, le=128)
+    turns: Literal["auto", "all", "last"] = knob(
+        "auto",
+        "name",
+        "all: the teacher answers each user turn, seeing its own earlier replies; last: the last "
+        "one, after the row's replies; auto: all for conversation.",
+    )
     temperature: float = knob(0.0, "1", "Sampling temperature; 0 is greedy.", ge=0, le=2)
     top_p: float = knob(1.0, "probability", "Nucleus of the sampling.", gt=0, le=1)
     max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
+    max_tokens_retry: int | None = knob(
+        None, "tokens", "Answers cut off at max_tokens are continued once, up to this length.", ge=1
+    )
     max_model_len: int | None = knob(
         None, "tokens", "Longest prompt plus answer; the model's own limit if not given.", ge=2
     )
@@ -87,10 +159,24 @@ class Generate(Section):
     )
     dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
     seed: int = knob(0, "1", "Seed of the sampling.", ge=0)
-    shard_size: int = knob(
-        512, "rows", "Responses in one file: what a killed run can lose at most.", ge=1
+    min_success_ratio: float = knob(
+        0.7, "ratio of responses", "Fewer accepted responses than this fail the stage.", ge=0, le=1
     )
-    runtime: EngineRuntime = EngineRuntime()
+    shard_size: int = knob(4096, "examples", "Examples in one file of the artifact.", ge=1)
+    spending: Spending = Spending()
+    runtime: GenerateRuntime = GenerateRuntime()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Generate":
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n > 1 asks for the same answer again; set a temperature above 0")
+        if self.n > 1 and self.mode == "score":
+            raise ValueError("mode: score rates the one answer of a row; set n: 1")
+        if self.max_tokens_retry is not None and self.max_tokens_retry <= self.max_tokens:
+            raise ValueError("max_tokens_retry must be above max_tokens")
+        if self.endpoint and "@" in self.endpoint:
+            raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
+        return self
 
 
 class Curate(Section):

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from retort.records import Message
 
+ROLES = ("system", "user", "assistant", "tool")
+
 
 class TaskType(Protocol):
     """What a task type's file offers."""
@@ -33,13 +35,7 @@ def read_chat(row: dict[str, Any]) -> tuple[list[Message], str | None]:
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list with at least one turn")
-    chat: list[Message] = []
-    for turn in messages:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise ValueError("each turn must be an object with role and text content")
-        if turn.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"role {turn.get('role')!r} is not system, user or assistant")
-        chat.append({"role": turn["role"], "content": turn["content"]})
+    chat = [_turn(turn) for turn in messages]
     users = [index for index, turn in enumerate(chat) if turn["role"] == "user"]
     if not users:
         raise ValueError("no user turn")
@@ -48,6 +44,31 @@ def read_chat(row: dict[str, Any]) -> tuple[list[Message], str | None]:
         raise ValueError("the last user turn is empty")
     reply = chat[last + 1]["content"] if last + 1 < len(chat) else None
     return chat[: last + 1], reply
+
+
+def read_reference(row: dict[str, Any]) -> str | None:
+    """Returns the row's own answer as it stands: the reply to the last user turn, or a column."""
+    if isinstance(row.get("messages"), list):
+        return read_chat(row)[1]
+    named = (row.get(name) for name in ("answer", "completion", "response", "output"))
+    return next((text for text in named if isinstance(text, str) and text.strip()), None)
+
+
+def _turn(turn: Any) -> Message:
+    """Returns one turn with the keys that a chat template knows.
+
+    Raises `ValueError` with the reason when it is none.
+    """
+    if not isinstance(turn, dict):
+        raise ValueError("each turn must be an object with role and text content")
+    calls = turn.get("tool_calls") if turn.get("role") == "assistant" else None
+    content = "" if calls and turn.get("content") is None else turn.get("content")
+    if not isinstance(content, str):
+        raise ValueError("each turn must be an object with role and text content")
+    if turn.get("role") not in ROLES:
+        raise ValueError(f"role {turn.get('role')!r} is not {', '.join(ROLES)}")
+    extra = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+    return {"role": turn["role"], "content": content, **extra}
 
 
 def read_question(row: dict[str, Any], *names: str) -> list[Message]:

@@ -52,28 +52,30 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     """
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
-    shared = captured["token_map_sha256"] == models.token_map(base)[0]
+    shared = captured.get("token_map_sha256") == models.token_map(base)[0]
     uses_signal = stage.spec.uses_signal
-    check_pairing(shared, captured["template_sha256"], base, uses_signal)
+    check_pairing(shared, captured.get("template_sha256", ""), base, uses_signal)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
     kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
     signals = read_signals(stage.input("generate")) if uses_signal else {}
-    prompts = encoding.render(tokenizer, [examples[r.id].messages for r in kept])
+    asked = [examples[r.example_id] for r in kept]
+    chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
+    prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
     items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
     num_too_long = 0
     for response, prompt_ids in zip(kept, prompts, strict=True):
         ids = response.token_ids
-        if not shared:
+        if not (shared and ids):
             ids = tokenizer(response.text, add_special_tokens=False)["input_ids"]
-        if response.finish_reason == "stop":
+        if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
         row = encoding.encode(response.id, prompt_ids, ids)
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
             continue
         signal = aligned(row, signals.get(response.id)) if uses_signal else None
-        items[examples[response.id].split].append((row, signal))
+        items[examples[response.example_id].split].append((row, signal))
     if not items["train"]:
         raise DataError(
             f"train: no response fits train.max_length={stage.spec.train.max_length}; raise it"

@@ -1,0 +1,100 @@
+"""generate: the teacher answers every train and validation example, its signal captured with it.
+
+Answers go to the ledger as they finish and are never asked twice; the artifact is a view on it.
+A dead engine is started again on what is missing, with half the sequences.
+"""
+
+import time
+from typing import Any
+
+from retort import child
+from retort.asks import engine_of
+from retort.context import Stage
+from retort.errors import EngineDiedError, StageError
+
+MIN_TOP_K_MASS = 0.9
+
+
+def generate(stage: Stage) -> dict[str, Any]:
+    """Writes responses and signals; returns counts, the engine's facts and what it cost.
+
+    Raises `StageError` when too few responses were accepted, when the pilot or the budget stopped
+    the run, or when a plain forward pass does not confirm the signal.
+    """
+    facts = _answers(stage)
+    _check_success(stage, facts)
+    facts["parity"] = _parity(stage, facts)
+    stage.report.metrics(_flat(facts), step=facts["num_responses"])
+    mass = facts["top_k_mass"]
+    if mass is not None and mass < MIN_TOP_K_MASS:
+        stage.report.note(
+            f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
+            "mass; raise generate.top_k for a truer signal"
+        )
+    return facts
+
+
+def _answers(stage: Stage) -> dict[str, Any]:
+    """Runs the capture in a child process, again where its engine died."""
+    runtime = stage.spec.generate.runtime
+    since, sequences = time.time(), runtime.max_num_seqs
+    watched = runtime.model_dump()
+    if engine_of(stage.spec).REMOTE:
+        watched.pop("stall_seconds")  # requests have time limits of their own
+    for attempt in range(runtime.max_restarts + 1):
+        try:
+            facts: dict[str, Any] = child.run(
+                "retort.generate.capture:capture",
+                {"arguments": stage.arguments(), "since": since, "max_num_seqs": sequences},
+                stage.report,
+                stage.log,
+                watched,
+            )
+            return {**facts, "num_restarts": attempt}
+        except EngineDiedError as error:
+            if attempt == runtime.max_restarts:
+                raise
+            sequences = max(1, sequences // 2)
+            stage.report.note(
+                f"{error}; starting it again on what is missing, {sequences} sequences at a time"
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
+    """Raises `StageError` when fewer responses were accepted than the spec asks for."""
+    states, total = facts["states"], facts["num_responses"]
+    accepted, least = states.get("accepted", 0), stage.spec.generate.min_success_ratio
+    if accepted < least * total:
+        counted = ", ".join(f"{n} {state}" for state, n in states.items() if state != "accepted")
+        raise StageError(
+            f"{accepted} of {total} responses are accepted, fewer than generate.min_success_ratio="
+            f"{least:g} asks for ({counted}); `retort rows --state ...` shows them. Raise "
+            "generate.max_tokens for truncated ones (only they are asked again), ask failed ones "
+            "again with --retry failed, or lower the ratio; what stands is never paid for twice"
+        )
+
+
+def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
+    """Has a plain forward pass confirm some signals; returns the distances, None if none were."""
+    runtime = stage.spec.generate.runtime
+    if not (facts["num_signals"] and runtime.parity_samples):
+        return None
+    found: dict[str, float] = child.run(
+        "retort.generate.parity:parity",
+        {"arguments": stage.arguments(), "dtype": facts["dtype"]},
+        stage.report,
+        stage.log,
+        {**runtime.model_dump(), "stall_seconds": None},
+    )
+    return found
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, float]:
+    """Returns the facts that are numbers, for MLflow."""
+    found = {f"responses.{state}": float(count) for state, count in facts["states"].items()}
+    found |= {f"forecast.{name}": value for name, value in facts["forecast"].items()}
+    found |= {f"parity.{name}": value for name, value in (facts["parity"] or {}).items()}
+    if facts["top_k_mass"] is not None:
+        found["top_k_mass"] = facts["top_k_mass"]
+    return {**found, **facts["spending"]}

@@ -1,0 +1,55 @@
+"""The pilot: the first answers are looked at before the others are paid for."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from retort import task_types
+from retort.asks import Plan
+from retort.errors import StageError
+from retort.ledger import Ledger
+from retort.records import Example, Response
+from retort.registry import find_file, find_function
+from retort.spec import JobSpec
+
+MOST_UNUSABLE = 1
+
+
+def judge(spec: JobSpec, plan: Plan, ledger: Ledger, examples: Iterable[Example]) -> None:
+    """Raises `StageError` with the reasons when more than one answer is unusable.
+
+    Unusable is what curation would reject for its form: cut off, empty, without an answer in it.
+    A wrong answer is the teacher's matter, and no reason to stop.
+    """
+    reasons: dict[str, str] = {}
+    num_seen = 0
+    for example in examples:
+        for ask, standing in plan.walk(example):
+            if standing is None:
+                continue
+            num_seen += 1
+            response = plan.view(ask, ledger.read(standing)[0])
+            if reason := _unusable(spec, example, response):
+                reasons[response.id] = reason
+    if len(reasons) > MOST_UNUSABLE:
+        counted = ", ".join(f"{why} ({n})" for why, n in Counter(reasons.values()).most_common())
+        raise StageError(
+            f"pilot: {len(reasons)} of the first {num_seen} answers are unusable: {counted}; "
+            f"examples {', '.join(list(reasons)[:5])}. `retort rows` shows them; mend the prompts "
+            "or generate's knobs, or set generate.spending.pilot_rows: 0 to go on regardless"
+        )
+
+
+def _unusable(spec: JobSpec, example: Example, response: Response) -> str | None:
+    """Returns why an answer cannot be used, or None."""
+    if response.state == "failed":
+        return f"failed: {response.cause}"
+    task_type = find_file("task type", spec.prepare.task_type, task_types)
+    blind = replace(example, expected=None)
+    for name in spec.curate.filters:
+        if reason := find_function("filter", name, "retort.filters")(blind, response, task_type):
+            return str(reason)
+    checks_answers = "verified" in spec.curate.filters and example.expected is not None
+    if checks_answers and task_type.answer(response.text) is None:
+        return "no answer found"
+    return None

@@ -1,0 +1,105 @@
+"""Questions about a job that change nothing: why a stage would run, what the teacher answered."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from retort import preflight
+from retort.asks import Plan, engine_of, ledger_name, manner
+from retort.context import stream_examples
+from retort.errors import DataError
+from retort.ledger import Ledger
+from retort.records import Example, Response
+from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
+from retort.storage import Store
+
+
+def why(spec: JobSpec, store: Store) -> dict[StageName, list[str]]:
+    """Returns for each stage why it would run again: nothing for a cached one.
+
+    The reasons are the ingredients that differ from the job's last artifact of that stage.
+    """
+    found: dict[StageName, list[str]] = {}
+    wanted = recipes(spec, preflight.sources(spec))
+    latest = store.job(spec.name)
+    last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
+    digests: dict[str, str] = {}
+    for stage in STAGES:
+        folder = store.artifact(stage, wanted[stage].name)
+        manifest = folder.manifest()
+        stale = [i for i in INPUTS[stage] if found[i]]
+        if manifest is None:
+            found[stage] = _reasons(store, stage, last.get(stage), wanted[stage].ingredients)
+        elif stale:
+            found[stage] = [f"input {name} would be made again" for name in stale]
+        elif manifest["input_digests"] != {i: digests[i] for i in INPUTS[stage]}:
+            found[stage] = ["an input was made again and has other content"]
+        else:
+            found[stage] = []
+            artifact = folder.finished()
+            assert artifact
+            digests[stage] = artifact.digest
+    return found
+
+
+def _reasons(store: Store, stage: str, last: str | None, wanted: dict[str, Any]) -> list[str]:
+    folder = store.artifact(stage, last) if last else None
+    if folder is None or not folder.has("manifest.json"):
+        return ["never finished in this store"]
+    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted)
+    return changed or ["a file of its artifact is missing or cut short"]
+
+
+def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
+    """Yields each response that stands in the ledger, with its example, in the examples' order.
+
+    The job need not be finished. Raises `DataError` when its examples are not prepared yet.
+    """
+    plan, ledger, examples = _plan(spec, store)
+    for example in examples:
+        for ask, standing in plan.walk(example):
+            if standing:
+                yield example, plan.view(ask, ledger.read(standing)[0])
+
+
+def asked(spec: JobSpec, store: Store) -> str:
+    """Returns in one sentence what the teacher would be asked, and why not less."""
+    try:
+        plan, ledger, examples = _plan(spec, store)
+    except DataError:
+        return "every row is asked"
+    counts: Counter[str] = Counter()
+    for example in examples:
+        for ask, standing in plan.walk(example):
+            cut = None if standing else ledger.find(ask.key)
+            counts["standing" if standing else cut.state if cut else "new"] += 1
+    missing = ", ".join(f"{n:,} {state}" for state, n in counts.items() if state != "standing")
+    known = f"{counts['standing']:,} responses stand in the ledger"
+    if not missing:
+        return f"{known}, none is asked"
+    return f"{known}; asked: {missing}{_changed_manner(spec, store, ledger)}"
+
+
+def _changed_manner(spec: JobSpec, store: Store, ledger: Ledger) -> str:
+    """Returns which field made another ledger of the one that the job last used."""
+    latest = store.job(spec.name)
+    last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
+    folder = store.artifact("generate", last.get("generate", "none"))
+    manifest = folder.manifest()
+    if len(ledger) or manifest is None:
+        return ""
+    was = store.ledger(manifest["facts"]["ledger"])
+    if not was.has("manner.json"):
+        return ""
+    lines = differences(was.read_json("manner.json"), manner(spec))
+    return f" (asked in another manner: {'; '.join(lines)})" if lines else ""
+
+
+def _plan(spec: JobSpec, store: Store) -> tuple[Plan, Ledger, Iterator[Example]]:
+    recipe = recipes(spec, preflight.sources(spec))["prepare"]
+    prepared = store.artifact("prepare", recipe.name)
+    if prepared.manifest() is None:
+        raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")
+    ledger = Ledger(store.ledger(ledger_name(manner(spec))), engine_of(spec).parse)
+    ledger.load()
+    return Plan(spec, ledger, 0.0), ledger, stream_examples(prepared, "train", "validation")

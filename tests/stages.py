@@ -1,0 +1,68 @@
+"""Runs the first stages of a job as Prefect's tasks would, without Prefect and MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+from retort import preflight
+from retort.context import Stage, read_responses
+from retort.events import SILENT, Reporter
+from retort.generate import generate
+from retort.prepare import prepare
+from retort.records import Response
+from retort.spec import build, recipes
+from retort.storage import Folder, open_store
+
+STAGES = {"prepare": prepare, "generate": generate}
+RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
+
+
+def job(teacher: Path | str, train: Path, engine: str, **knobs: Any) -> dict[str, Any]:
+    """A spec whose generate section is given; nothing in it is judged unless asked for."""
+    held_out = Path(train).parent / "held-out.jsonl"
+    held_out.write_text('{"id": "held-out", "messages": [{"role": "user", "content": "?"}]}\n')
+    section = {"top_k": 0, "min_success_ratio": 0.0, "runtime": RUNTIME, **knobs}
+    return {
+        "name": "tiny",
+        "prepare": {
+            "task_type": section.pop("task_type", "qa"),
+            "train": str(train),
+            "test": str(held_out),
+        },
+        "generate": {"teacher": str(teacher), "engine": engine, **section},
+        "curate": {"filters": ["non_empty"]},
+        "train": {"student": str(teacher)},
+    }
+
+
+def run(
+    raw: dict[str, Any], store: str, report: Reporter = SILENT
+) -> tuple[dict[str, Any], list[Response]]:
+    """Runs prepare and generate on a store; returns generate's facts and the responses."""
+    spec = build(raw)
+    opened = open_store(store)
+    made = recipes(spec, preflight.sources(spec))
+    inputs: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for name, function in STAGES.items():
+        folder = opened.artifact(name, made[name].name)
+        log = opened.local_state() / "log"
+        stage = Stage(name, spec, opened, dict(inputs), folder, report, log)
+        manifest = folder.manifest() if name == "prepare" else None
+        facts = manifest["facts"] if manifest else function(stage)
+        inputs[name] = folder.commit({"facts": facts}) if name == "prepare" else None
+    return facts, read_responses(folder)
+
+
+def num_files(store: str) -> int:
+    """How many segments are in all ledgers of a store."""
+    names = Folder(f"{open_store(store).uri}/ledger").files()
+    return sum(name.endswith(".jsonl") for name in names)
+
+
+def segments(store: str) -> list[Any]:
+    """All entries in all ledgers of a store, in no order."""
+    import orjson
+
+    root = Folder(f"{open_store(store).uri}/ledger")
+    names = [name for name in root.files() if name.endswith(".jsonl")]
+    return [orjson.loads(line) for name in names for line in root.read(name).splitlines()]

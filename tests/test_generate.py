@@ -1,0 +1,400 @@
+"""generate: what is paid for is never asked again, no row is misjoined, and limits are hard."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from retort.context import read_signals
+from retort.errors import DataError, StageError
+from retort.events import Reporter
+from tests.conftest import BIN, ROOT, environment
+from tests.stages import RUNTIME, job, num_files, run, segments
+from tests.tiny import save_model, write_rows
+
+ASKED = "num_asked"
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "teacher", seed=3)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_rows(tmp_path / "train.jsonl", 30, seed=1)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return str(tmp_path / "store")
+
+
+def test_nothing_is_asked_twice_and_only_new_rows_are_asked(model, rows, store):
+    first, responses = run(job(model, rows, "echo"), store)
+    assert (first[ASKED], len(responses)) == (30, 30)
+    assert {r.text for r in responses} == {json.loads(x)["question"] for x in rows.open()}
+    again, same = run(job(model, rows, "echo"), store)
+    assert (again[ASKED], same) == (0, responses)
+    more = [json.loads(line) for line in rows.open()]
+    more.insert(7, {"id": "new", "question": "new ?", "answer": "1"})
+    grown, all_of_them = run(job(model, write(rows, more), "echo"), store)
+    assert grown[ASKED] == 1
+    assert [r.example_id for r in all_of_them] == [row["id"] for row in more]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "asked"),
+    [
+        ({"temperature": 0.5}, 30),
+        ({"seed": 1}, 0),  # greedy: no seed is used
+        ({"temperature": 0.5, "n": 2}, 60),
+        ({"max_tokens": 400}, 0),
+        ({"max_tokens": 2}, 0),
+        ({"shard_size": 7}, 0),
+        ({"runtime": {**RUNTIME, "max_num_seqs": 2}}, 0),
+        ({"spending": {"pilot_rows": 3, "max_cost": 5}}, 0),
+        ({"min_success_ratio": 0.1}, 0),
+    ],
+)
+def test_only_a_knob_that_changes_the_answer_asks_again(model, rows, store, knobs, asked):
+    run(job(model, rows, "echo"), store)
+    assert run(job(model, rows, "echo", **knobs), store)[0][ASKED] == asked
+
+
+def test_a_system_prompt_or_tools_make_another_request(model, store, tmp_path):
+    chat = [{"role": "user", "content": "hi"}]
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    several = [
+        {"id": "plain", "messages": chat},
+        {"id": "rude", "messages": [{"role": "system", "content": "be rude"}, *chat]},
+        {"id": "kind", "messages": [{"role": "system", "content": "be kind"}, *chat]},
+        {"id": "tools", "messages": chat, "tools": tools},
+    ]
+    facts, responses = run(job(model, write(tmp_path / "t.jsonl", several), "echo"), store)
+    assert facts[ASKED] == 4
+    assert len({entry["key"] for entry in segments(store)}) == 4
+    assert [r.example_id for r in responses] == ["plain", "rude", "kind", "tools"]
+
+
+def test_a_higher_limit_asks_only_what_was_cut_off(model, rows, store):
+    run(job(model, rows, "echo", max_tokens=10), store)
+    facts, responses = run(job(model, rows, "echo", max_tokens=11), store)
+    longer = [r for r in responses if len(r.text) > 10]
+    assert 0 < len(longer) < 30
+    assert facts[ASKED] == len(longer)
+    assert facts["states"] == {"accepted": 30}
+
+
+def test_a_cut_answer_is_continued_and_equals_an_uncut_one(model, rows, tmp_path):
+    runtime = {**RUNTIME, "parity_samples": 0}
+    knobs = {"top_k": 3, "max_model_len": 64, "runtime": runtime}
+    whole = run(job(model, rows, "transformers", max_tokens=20, **knobs), str(tmp_path / "a"))[1]
+    store = str(tmp_path / "b")
+    run(job(model, rows, "transformers", max_tokens=8, **knobs), store)
+    continued, responses = run(job(model, rows, "transformers", max_tokens=20, **knobs), store)
+    assert 0 < continued[ASKED] == sum(len(r.token_ids) > 8 for r in whole)
+    same = [a.token_ids == b.token_ids for a, b in zip(responses, whole, strict=True)]
+    assert sum(same) >= 28  # a tie may fall either way in a batch of another shape
+    retrying = job(model, rows, "transformers", max_tokens=8, max_tokens_retry=20, **knobs)
+    assert run(retrying, store)[0][ASKED] == 0
+    in_one_go = run(retrying, str(tmp_path / "c"))
+    assert in_one_go[0][ASKED] == 30 + continued[ASKED]
+    assert [len(r.token_ids) for r in in_one_go[1]] == [len(r.token_ids) for r in responses]
+
+
+def test_the_signal_of_a_continued_answer_belongs_to_its_ids(model, rows, store):
+    knobs = {"top_k": 3, "max_model_len": 64, "max_tokens": 8, "max_tokens_retry": 20}
+    raw = job(model, rows, "transformers", **knobs)
+    facts, responses = run(raw, store)
+    assert facts["parity"]["kl_nats"] < 5e-3
+    from retort.storage import Folder
+
+    (folder,) = (Path(store) / "artifacts/generate").iterdir()
+    signals = read_signals(Folder(str(folder)))
+    assert set(signals) == {r.id for r in responses}
+    for response in responses:
+        assert signals[response.id].target_ids_T.tolist() == response.token_ids
+
+
+def test_several_answers_and_turns_are_joined_to_their_example(model, store, tmp_path):
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "not the teacher's"},
+        {"role": "user", "content": "two"},
+    ]
+    path = write(tmp_path / "t.jsonl", [{"id": "x", "messages": turns}, {"id": "y", "prompt": "z"}])
+    raw = job(model, path, "echo", task_type="conversation", temperature=1.0, n=2)
+    facts, responses = run(raw, store)
+    assert facts["num_responses"] == 6
+    found = [(r.id, r.example_id, r.sample, r.turn, r.text) for r in responses]
+    assert found == [
+        ("x", "x", 0, 0, "one"),
+        ("x#0.1", "x", 0, 1, "two"),
+        ("x#1.0", "x", 1, 0, "one"),
+        ("x#1.1", "x", 1, 1, "two"),
+        ("y", "y", 0, 0, "z"),
+        ("y#1.0", "y", 1, 0, "z"),
+    ]
+    assert [m["content"] for m in responses[1].messages] == ["s", "one", "one", "two"]
+    assert run(raw, store)[0][ASKED] == 0
+    last = job(model, path, "echo", task_type="conversation", turns="last")
+    assert run(last, store)[1][0].text == "two"
+
+
+def test_a_prompt_too_long_fails_that_row_and_nothing_else(model, tmp_path, store):
+    rows = [{"id": "a", "question": "1 + 1"}, {"id": "long", "question": "1" * 500}]
+    path = write(tmp_path / "t.jsonl", [*rows, {"id": "b", "question": "2 + 2"}])
+    facts, responses = run(job(model, path, "transformers", max_tokens=5, max_model_len=64), store)
+    assert facts["states"]["too_long"] == 1
+    assert [r.state == "too_long" for r in responses] == [False, True, False]
+    assert (
+        run(job(model, path, "transformers", max_tokens=5, max_model_len=64), store)[0][ASKED] == 0
+    )
+
+
+def test_a_chat_that_the_template_refuses_fails_that_row_with_its_reason(tmp_path, store):
+    strict = save_model(tmp_path / "strict")
+    template = "{{ raise_exception('no system turns') if messages[0].role == 'system' }}"
+    (strict / "chat_template.jinja").write_text(template + "<bos>{{ messages[-1].content }}")
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    rows = [{"id": "a", "messages": turns}, {"id": "b", "question": "1 + 1"}]
+    path = write(tmp_path / "t.jsonl", rows)
+    responses = run(job(strict, path, "transformers", max_tokens=3, max_model_len=64), store)[1]
+    assert responses[0].state == "failed"
+    assert "no system turns" in responses[0].cause
+    assert responses[1].state in ("accepted", "truncated")
+
+
+def test_the_pilot_stops_a_job_whose_answers_are_unusable(model, rows, store):
+    raw = job(model, rows, "echo", max_tokens=3, spending={"pilot_rows": 5})
+    raw["curate"]["filters"] = ["finished", "non_empty"]
+    with pytest.raises(StageError, match=r"5 of the first 5 answers are unusable: truncated"):
+        run(raw, store)
+    assert len(segments(store)) == 5
+    with pytest.raises(StageError, match="pilot"):
+        run(raw, store)
+    assert len(segments(store)) == 5
+    raw["generate"]["spending"]["pilot_rows"] = 0
+    assert run(raw, store)[0][ASKED] == 25
+
+
+def test_the_forecast_follows_from_the_pilot_and_the_prices(model, rows, store):
+    prices = {"price_per_million_input_tokens": 1e6, "price_per_million_output_tokens": 2e6}
+    said = []
+    facts, responses = run(
+        job(model, rows, "echo", spending={"pilot_rows": 10, **prices}),
+        store,
+        Reporter(said.append),
+    )
+    first = sum(len(r.token_ids) for r in responses[:10])
+    assert facts["forecast"]["output_tokens"] == first * 3
+    assert facts["forecast"]["cost"] == pytest.approx(first * 3 * 3)
+    spent = sum(r.num_prompt_tokens + 2 * r.num_tokens for r in responses)
+    assert facts["spending"]["cost"] == pytest.approx(spent)
+    assert any("forecast for 30 responses" in event.get("text", "") for event in said)
+
+
+@pytest.mark.parametrize("limit", ["max_tokens_total", "max_cost"])
+def test_a_budget_is_never_broken_and_a_higher_one_goes_on(model, rows, store, limit):
+    # echo's tokens are bytes, and each counts in the prompt and in the answer
+    prices = {"price_per_million_input_tokens": 1e6, "price_per_million_output_tokens": 1e6}
+    spending = {"pilot_rows": 0, limit: 600, **prices}
+    raw = job(model, rows, "echo", max_tokens=20, spending=spending)
+    with pytest.raises(StageError, match=f"stopped by generate.spending.{limit}: 600"):
+        run(raw, store)
+    done = segments(store)
+    spent = sum(2 * len(entry["raw"]["token_ids"]) for entry in done)
+    assert 0 < len(done) < 30
+    assert spent <= 600
+    spending[limit] = 10_000
+    facts, _ = run(raw, store)
+    assert facts[ASKED] == 30 - len(done)
+    assert facts["spending"]["input_tokens"] + facts["spending"]["output_tokens"] > spent
+
+
+def test_too_few_accepted_responses_fail_the_stage_with_their_states(model, rows, store):
+    raw = job(model, rows, "echo", max_tokens=10, min_success_ratio=0.9)
+    with pytest.raises(StageError, match=r"min_success_ratio=0.9 asks for \(\d+ truncated\)"):
+        run(raw, store)
+    assert len(segments(store)) == 30
+
+
+def test_rows_are_asked_again_by_their_state(model, rows, store):
+    run(job(model, rows, "echo", max_tokens=10), store)
+    states = Counter(r.state for r in run(job(model, rows, "echo", max_tokens=10), store)[1])
+    raw = job(model, rows, "echo", max_tokens=10, runtime={**RUNTIME, "retry": ["truncated"]})
+    assert run(raw, store)[0][ASKED] == states["truncated"] > 0
+
+
+def test_score_mode_gives_the_signal_of_answers_that_exist(model, tmp_path, store):
+    rows = [
+        {"id": str(n), "question": f"{n} + 1 = ?", "answer": f"it is {n + 1}"} for n in range(9)
+    ]
+    path = write(tmp_path / "t.jsonl", rows)
+    facts, responses = run(job(model, path, "transformers", mode="score", top_k=4), store)
+    assert [r.text for r in responses] == [row["answer"] for row in rows]
+    assert facts["states"] == {"accepted": 9}
+    assert facts["parity"]["kl_nats"] < 5e-3
+    path = write(tmp_path / "t.jsonl", [*rows, {"id": "none", "question": "?"}])
+    with pytest.raises(DataError, match="example none has no answer of its own"):
+        run(job(model, path, "transformers", mode="score", top_k=4), store)
+
+
+def test_parity_notices_a_signal_of_another_model(model, rows, tmp_path, store):
+    raw = job(model, rows, "transformers", max_tokens=6, max_model_len=64, top_k=4)
+    run(raw, store)
+    from retort import child
+
+    other = save_model(tmp_path / "other", seed=9)
+    arguments = None
+
+    def keep(function, given, *rest):
+        nonlocal arguments
+        arguments = given if function.endswith("parity") else arguments
+        return real(function, given, *rest)
+
+    real, child.run = child.run, keep
+    try:
+        run(raw, store)
+        arguments["arguments"]["spec"]["generate"]["teacher"] = str(other)
+        with pytest.raises(StageError, match="nats of KL from a plain forward pass"):
+            real(
+                "retort.generate.parity:parity",
+                arguments,
+                Reporter(lambda e: None),
+                tmp_path / "log",
+                {"timeout_seconds": 100.0},
+            )
+    finally:
+        child.run = real
+
+
+RUN = """
+import json, sys
+from tests.stages import run
+run(json.loads(sys.argv[1]), sys.argv[2])
+"""
+
+
+def start(raw: dict, store: str, **env: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", RUN, json.dumps(raw), store]
+    return subprocess.Popen(
+        command, env=environment(**env), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
+    model, tmp_path, s3, monkeypatch, place
+):
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    store = str(tmp_path / "store") if place == "local" else f"s3://retort/kill/{os.getpid()}"
+    rows = write_rows(tmp_path / "train.jsonl", 60_000 if place == "local" else 3_000, seed=1)
+    raw = job(model, rows, "echo", spending={"pilot_rows": 0})
+    counts = [0]
+    for delay in (0.0, 0.05, 0.13, 0.3):
+        files = num_files(store)
+        process = start(raw, store)
+        while process.poll() is None and num_files(store) == files:
+            time.sleep(0.01)
+        time.sleep(delay)
+        kill(process)
+        counts.append(len(segments(store)))
+    questions = [json.loads(line) for line in rows.open()]
+    assert counts == sorted(counts)
+    assert 0 < counts[1] < len(questions)
+    _, responses = run(raw, store)
+    assert set(Counter(entry["key"] for entry in segments(store)).values()) == {1}
+    given = [(response.example_id, response.text) for response in responses]
+    assert given == [(question["id"], question["question"]) for question in questions]
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for_the_child()
+
+
+def wait_for_the_child() -> None:
+    """A child in a group of its own ends once it sees that its parent is gone."""
+    for _ in range(100):
+        children = [p for p in psutil.process_iter(["cmdline"]) if is_capture(p)]
+        if not children:
+            return
+        time.sleep(0.05)
+
+
+def is_capture(process: psutil.Process) -> bool:
+    return "retort.generate.capture:capture" in (process.info["cmdline"] or [])
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_or_stuck_engine_is_started_again_on_what_is_missing(model, tmp_path, store, death):
+    rows = write_rows(tmp_path / "train.jsonl", 250, seed=1)
+    runtime = {**RUNTIME, "max_num_seqs": 2, "stall_seconds": 5, "max_restarts": 1}
+    knobs = {"max_tokens": 200, "runtime": runtime, "spending": {"pilot_rows": 0}}
+    raw = job(model, rows, "transformers", temperature=2.0, **knobs)
+    said: list[str] = []
+
+    def listen(event):
+        said.append(event.get("text", ""))
+
+    done: list = []
+    thread = threading.Thread(target=lambda: done.append(run(raw, store, Reporter(listen))))
+    thread.start()
+    deadline = time.monotonic() + 120
+    while not segments(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (victim,) = [p for p in psutil.process_iter(["cmdline"]) if is_capture(p)]
+    if death == signal.SIGSTOP:
+        time.sleep(1.5)  # a first sign of life is needed before silence means anything
+    before = len(segments(store))
+    victim.send_signal(death)
+    thread.join()
+    facts, responses = done[0]
+    assert facts["num_restarts"] == 1
+    assert any("starting it again on what is missing, 1 sequences" in text for text in said)
+    assert len(responses) == 250
+    assert facts[ASKED] <= 250 - before
+    assert set(Counter(entry["key"] for entry in segments(store)).values()) == {1}
+
+
+def test_an_interrupt_commits_what_is_finished(model, tmp_path, prefect_url):
+    rows = write_rows(tmp_path / "train.jsonl", 400, seed=1)
+    knobs = {"max_tokens": 200, "spending": {"pilot_rows": 0}}
+    raw = job(model, rows, "transformers", temperature=2.0, **knobs)
+    (tmp_path / "job.yaml").write_text(json.dumps(raw))
+    store = str(tmp_path / "store")
+    process = subprocess.Popen(
+        [str(BIN / "retort"), "run", str(tmp_path / "job.yaml"), "--store", store],
+        env=environment(PREFECT_API_URL=prefect_url),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not segments(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # less than what is committed by time alone
+    before = len(segments(store))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said.decode()
+    assert before < len(segments(store)) < 400
