@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,11 +137,33 @@ def stored_dtype(model: str) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
+def cache_folder() -> Path:
+    """Returns the folder of this user for what can be made again: kernels compiled for models."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "retort"
+
+
 def length_changes_answers(folder: Path) -> bool:
     """Whether the longest length a model is opened with changes its answers (long rope)."""
+    return _rope(folder)[0] in ("longrope", "su", "dynamic")
+
+
+def short_length(folder: Path) -> int | None:
+    """Returns up to which length a long-rope model uses its short factors; None for others.
+
+    transformers chooses the factors by the length of the chat, vllm by the length it was opened
+    with: above this they disagree on short chats.
+    """
+    kind, config = _rope(folder)
+    length = config.get("original_max_position_embeddings")
+    return int(length) if kind in ("longrope", "su") and length else None
+
+
+def _rope(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the kind of position encoding, and the settings that may say more of it."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return str(rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic")
+    return str(rope.get("rope_type") or rope.get("type")), {**config, **rope}
 
 
 def size(folder: Path) -> dict[str, Any]:

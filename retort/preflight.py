@@ -78,10 +78,23 @@ def _check_models(spec: JobSpec) -> list[str]:
     else:
         teacher = models.check(spec.generate.teacher, "generate.teacher")
         lines.append(_line("generate.teacher", spec.generate.teacher, teacher))
+        _check_length(spec, teacher)
         if spec.uses_signal:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
     return [*lines, _line("train.student", spec.train.student, student)]
+
+
+def _check_length(spec: JobSpec, teacher: Path) -> None:
+    knobs, short = spec.generate, models.short_length(teacher)
+    is_vllm = resolve(knobs.engine, knobs.top_k) == "vllm"
+    if short and knobs.top_k and is_vllm and (knobs.max_model_len or short + 1) > short:
+        raise SpecError(
+            f"generate.max_model_len: {knobs.max_model_len}; {teacher} has two sets of rope "
+            f"factors, and above {short} vllm uses the long set for short chats too, which the "
+            f"student does not: the signal would be off. Set it to at most {short}, use engine: "
+            "transformers, or set generate.top_k: 0"
+        )
 
 
 def _line(key: str, model: str, folder: Path) -> str:

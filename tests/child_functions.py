@@ -51,7 +51,27 @@ def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:
             **vars(module.parse(answer.id, answer.raw)),
             "signal": as_lists(answer.signal),
         }
-    return {"answers": found, "facts": opened.facts}
+    return {"answers": found, "facts": opened.facts, **again(module, settings, opened, chats)}
+
+
+def again(module, settings: dict, opened, chats: dict) -> dict:
+    """The same chats answered in two parts, and the whole answers scored: ids and signals."""
+    from retort.engines import Request, Settings
+
+    asked = {key: [{"role": "user", "content": text}] for key, text in chats.items()}
+    short = [Request(key, chat, max_tokens=4) for key, chat in asked.items()]
+    first = {answer.id: answer for answer in opened.generate(short)}
+    cut = {key: a for key, a in first.items() if a.raw["finish_reason"] == "length"}
+    rest = [Request(key, asked[key], continues=a.raw["token_ids"]) for key, a in cut.items()]
+    second = {answer.id: answer for answer in opened.generate(rest)}
+    scorer = module.open_engine(Settings(**{**settings, "scores": True}))
+    whole = [Request(key, asked[key], response=a.raw["token_ids"]) for key, a in second.items()]
+    scored = {answer.id: answer for answer in scorer.score(whole)}
+    return {
+        "cut": {key: [a.raw["token_ids"], as_lists(a.signal)] for key, a in cut.items()},
+        "continued": {key: [a.raw["token_ids"], as_lists(a.signal)] for key, a in second.items()},
+        "scored": {key: [a.raw["token_ids"], as_lists(a.signal)] for key, a in scored.items()},
+    }
 
 
 def as_lists(signal) -> dict | None:

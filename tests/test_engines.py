@@ -93,6 +93,30 @@ def test_a_finished_answer_ends_with_the_end_token_it_was_scored_on(answered):
             assert answer["token_ids"].count(2) == 1
 
 
+def test_a_continued_answer_begins_with_what_was_there_and_signals_only_the_rest(answered):
+    found = answered[1]
+    assert found["cut"]
+    for key, (ids, signal) in found["continued"].items():
+        start = found["cut"][key][0]
+        assert ids[: len(start)] == start
+        assert signal["target_ids_T"] == ids[len(start) :]
+        assert len(ids) <= 9
+    whole = [found["answers"][key]["token_ids"] for key in found["continued"]]
+    same = [a == b[0] for a, b in zip(whole, found["continued"].values(), strict=True)]
+    assert sum(same) >= len(same) - 1  # a tie may fall either way
+
+
+def test_scoring_gives_the_signal_that_generating_gave(answered):
+    found = answered[1]
+    assert set(found["scored"]) == set(found["continued"])
+    for key, (ids, signal) in found["scored"].items():
+        assert signal["target_ids_T"] == ids == found["continued"][key][0]
+        generated = found["cut"][key][1]["logprobs_TK"] + found["continued"][key][1]["logprobs_TK"]
+        assert torch.allclose(
+            torch.tensor(signal["logprobs_TK"]), torch.tensor(generated), atol=1e-3
+        )
+
+
 def test_an_engine_that_gives_no_signal_is_refused_where_one_is_asked_for():
     assert resolve("echo", 0) == "echo"
     with pytest.raises(SpecError, match="gives no signal"):

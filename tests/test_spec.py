@@ -8,9 +8,11 @@ import pytest
 from pydantic import BaseModel
 
 from retort.errors import SpecError
-from retort.preflight import sources
+from retort.preflight import check, sources
 from retort.spec import STAGES, JobSpec, build, load, recipes
+from retort.storage import open_store
 from tests.tiny import write_job
+from tests.zoo import save_family
 
 MINIMAL = {
     "name": "job",
@@ -144,3 +146,38 @@ def test_importing_the_spec_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'prefect', 'mlflow', 'vllm', 'fsspec'}"
     code = f"import sys, retort.spec; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated(tmp_path):
+    path = write_job(tmp_path, engine="echo")
+    with pytest.raises(SpecError, match="give the name of an environment variable") as raised:
+        load(path, ["generate.api_key_env=sk-secret-123"])
+    assert "sk-secret" not in str(raised.value)
+    with pytest.raises(SpecError, match="must not hold credentials"):
+        load(path, ["generate.endpoint=http://me:secret@host/v1"])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        (["generate.n=2"], "set a temperature above 0"),
+        (["generate.max_tokens_retry=12"], "must be above max_tokens"),
+        (["generate.mode=score", "generate.n=2", "generate.temperature=1"], "set n: 1"),
+        (["generate.runtime.retry=[bad]"], "accepted"),
+    ],
+)
+def test_knobs_of_generate_that_do_not_fit_together_are_refused(tmp_path, knobs, words):
+    with pytest.raises(SpecError, match=words):
+        load(write_job(tmp_path, engine="echo"), knobs)
+
+
+def test_a_long_rope_teacher_is_bound_to_its_short_length_where_vllm_gives_the_signal(tmp_path):
+    teacher = save_family("phi-3-mini-128k", tmp_path)
+    write_job(tmp_path, engine="vllm")
+    knobs = [f"generate.teacher={teacher}", f"train.student={teacher}"]
+    for refused in ("null", "8192"):
+        spec, _ = load(tmp_path / "job.yaml", [*knobs, f"generate.max_model_len={refused}"])
+        with pytest.raises(SpecError, match="Set it to at most 4096"):
+            check(spec, open_store(str(tmp_path / "store")))
+    spec, _ = load(tmp_path / "job.yaml", [*knobs, "generate.max_model_len=4096"])
+    assert check(spec, open_store(str(tmp_path / "store")))

@@ -1,7 +1,9 @@
 """The vLLM engine: continuous batching with a step loop of our own. The only door to vllm.
 
 The engine core runs inside this very process (it is a child of Retort's already), which halves
-the start-up; prompts go in as token ids, so that what is stored is what the model saw.
+the start-up; prompts go in as token ids, so that what is stored is what the model saw. The
+surprise: log-probabilities are taken from the core's own arrays (`Peel`), before vLLM would turn
+them into a Python object a token, which costs more than computing them.
 """
 
 import os
@@ -13,6 +15,7 @@ import numpy as np
 
 from retort import encoding, models
 from retort.engines import Answer, Request, Settings, local_raw, parse_local, render_each
+from retort.errors import StageError
 from retort.signals import Signal, captured
 
 GIVES_SIGNAL = SCORES = CONTINUES = True
@@ -29,6 +32,8 @@ def open_engine(settings: Settings) -> "VllmEngine":
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        # A child's own temporary folder goes with it; what was compiled once should stay.
+        "TORCHINDUCTOR_CACHE_DIR": str(models.cache_folder() / "inductor"),
     }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
@@ -43,6 +48,43 @@ class Prompt:
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    internal_id: str = ""
+
+
+class Peel:
+    """Takes the log-probabilities of expected requests off the engine core's outputs."""
+
+    def __init__(self, core: Any):
+        self._get_output = core.get_output
+        self._rows: dict[str, list[Any]] = {}
+        core.get_output = self
+
+    def __call__(self) -> Any:
+        """Returns the core's next outputs without their log-probabilities, which are kept here."""
+        found = self._get_output()
+        for output in found.outputs:
+            if output.new_logprobs is not None and output.request_id in self._rows:
+                self._rows[output.request_id].append(output.new_logprobs)
+                output.new_logprobs = None
+        return found
+
+    def expect(self, internal_id: str) -> None:
+        """Keeps the log-probabilities of a request from now on."""
+        self._rows[internal_id] = []
+
+    def take(self, internal_id: str, num_tokens: int) -> Signal | None:
+        """Returns the signal of a finished request; None where none was asked for.
+
+        Each row holds K + 1 entries: the sampled token, then the K largest.
+        """
+        rows = self._rows.pop(internal_id, None)
+        if not rows:
+            return None
+        ids = np.concatenate([row.logprob_token_ids for row in rows]).astype(np.int32)
+        logprobs = np.concatenate([row.logprobs for row in rows]).astype(np.float32)
+        if len(ids) != num_tokens:
+            raise StageError(f"vllm gave log-probabilities for {len(ids)} of {num_tokens} tokens")
+        return captured(ids[:, 1:], logprobs[:, 1:], ids[:, 0], logprobs[:, 0])
 
 
 class VllmEngine:
@@ -56,7 +98,10 @@ class VllmEngine:
         config = self._llm.model_config
         self._max_length = config.max_model_len
         self._waiting: dict[str, Prompt] = {}
+        self._peel = Peel(self._llm.llm_engine.engine_core)
+        self._made: dict[tuple[int, int | None], Any] = {}
         import vllm
+        from vllm.sampling_params import RequestOutputKind
 
         self._parameters = vllm.SamplingParams(
             temperature=settings.temperature,
@@ -65,6 +110,7 @@ class VllmEngine:
             logprobs=settings.top_k or None,
             flat_logprobs=True,
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self.facts = {
             "engine": "vllm",
@@ -82,7 +128,9 @@ class VllmEngine:
         ended = False
         while not ended or self._waiting:
             fresh: list[Request] = []
-            while not ended and len(fresh) + len(self._waiting) < bound:
+            room = bound - len(self._waiting)
+            # Taken by the handful: chats rendered and tokenized together cost a fraction.
+            while not ended and len(fresh) < room and room >= bound // 4:
                 request = next(incoming, incoming)
                 if request is incoming:
                     ended = True
@@ -106,7 +154,6 @@ class VllmEngine:
 
     def _enqueue(self, fresh: list[Request]) -> Iterator[Answer]:
         """Queues requests; yields at once those that cannot be asked."""
-        scores = self._parameters.prompt_logprobs is not None
         for request, ids in zip(fresh, render_each(self._tokenizer, fresh), strict=True):
             if isinstance(ids, str):
                 yield Answer(request.id, local_raw([], [], "error", cause=ids))
@@ -118,24 +165,37 @@ class VllmEngine:
                 reason = "length" if request.continues else "prompt_too_long"
                 yield self._answer(request.id, Prompt(ids, known), reason, None)
                 continue
-            parameters = self._parameters.clone()
-            if not scores:
-                parameters.max_tokens = (request.max_tokens or parameters.max_tokens) - len(known)
-                parameters.seed = request.seed
-            self._waiting[request.id] = Prompt(ids, known)
+            parameters = self._parameters_of(request, len(known))
             prompt = {"prompt_token_ids": ids + known}
-            self._llm.llm_engine.add_request(request.id, prompt, parameters)
+            internal_id = self._llm.llm_engine.add_request(request.id, prompt, parameters)
+            self._waiting[request.id] = Prompt(ids, known, internal_id)
+            if self._settings.top_k and not self._settings.scores:
+                self._peel.expect(internal_id)
+
+    def _parameters_of(self, request: Request, num_known: int) -> Any:
+        """Returns the sampling of a request; vLLM copies them, so equal ones are made once."""
+        if self._settings.scores:
+            return self._parameters
+        max_tokens = (request.max_tokens or self._settings.max_tokens) - num_known
+        key = (max_tokens, request.seed)
+        if key not in self._made:
+            parameters = self._parameters.clone()
+            parameters.max_tokens, parameters.seed = key
+            if request.seed is not None:
+                return parameters
+            self._made[key] = parameters
+        return self._made[key]
 
     def _answers(self, finished: list[Any]) -> list[Answer]:
         answers: list[Answer] = []
         for output in finished:
             prompt, completion = self._waiting.pop(output.request_id), output.outputs[0]
-            if output.prompt_logprobs is not None and prompt.answer_ids:
-                signal = self._read(output.prompt_logprobs, skip=len(prompt.prompt_ids))
+            if self._settings.scores:
+                signal = self._read(output.prompt_logprobs, len(prompt.prompt_ids))
                 answers.append(self._answer(output.request_id, prompt, "stop", signal))
                 continue
             prompt.answer_ids.extend(completion.token_ids)
-            own = self._read(completion.logprobs) if self._settings.top_k else None
+            own = self._peel.take(prompt.internal_id, len(completion.token_ids))
             reason = completion.finish_reason or "unknown"
             answers.append(self._answer(output.request_id, prompt, reason, own))
         return answers
@@ -147,11 +207,11 @@ class VllmEngine:
         text = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         return Answer(request_id, local_raw(prompt.prompt_ids, ids, reason, text), signal)
 
-    def _read(self, flat: Any, skip: int = 0) -> Signal:
-        """Returns the signal in vLLM's lists, which hold K + 1 entries a token: its own, then the
-        K largest. A prompt's list begins with an empty row for its first token."""
+    def _read(self, flat: Any, skip: int) -> Signal:
+        """Returns the signal in a prompt's lists, after the first `skip` tokens. They hold K + 1
+        entries a token: its own, then the K largest; none for the first token of all."""
         width = self._settings.top_k + 1
-        start = flat.start_indices[skip] if skip else 0
+        start = flat.start_indices[skip]
         ids = np.asarray(flat.token_ids[start:], dtype=np.int32).reshape(-1, width)
         logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(-1, width)
         return captured(ids[:, 1:], logprobs[:, 1:], ids[:, 0], logprobs[:, 0])
