@@ -166,8 +166,9 @@ def rows(options: argparse.Namespace) -> int:
             row = {**vars(response), "split": example.split, "messages": chat}
             print(json.dumps(row, ensure_ascii=False))
         else:
-            said = " ".join(response.text.split())[:80]
-            print(f"{response.state:9} {response.id:24} {response.cause or said}")
+            said = [response.cause] if response.state == "failed" else []
+            said.append(" ".join(response.text.split())[:80])
+            print(f"{response.state:9} {response.id:24} {' '.join(filter(None, said))}")
     _say(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or "no rows yet")
     return DONE
 

@@ -53,9 +53,12 @@ def _reasons(store: Store, stage: str, last: str | None, wanted: dict[str, Any])
 def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
     """Yields each response that stands in the ledger, with its example, in the examples' order.
 
-    The job need not be finished. Raises `DataError` when its examples are not prepared yet.
+    The job need not be finished; before its examples are prepared there are none.
     """
-    plan, ledger, examples = _plan(spec, store)
+    try:
+        plan, ledger, examples = _plan(spec, store)
+    except DataError:
+        return
     for example in examples:
         for ask, standing in plan.walk(example):
             if standing:

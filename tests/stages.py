@@ -12,7 +12,6 @@ from retort.records import Response
 from retort.spec import build, recipes
 from retort.storage import Folder, open_store
 
-STAGES = {"prepare": prepare, "generate": generate}
 RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
 
 
@@ -38,19 +37,20 @@ def run(
     raw: dict[str, Any], store: str, report: Reporter = SILENT
 ) -> tuple[dict[str, Any], list[Response]]:
     """Runs prepare and generate on a store; returns generate's facts and the responses."""
-    spec = build(raw)
-    opened = open_store(store)
-    made = recipes(spec, preflight.sources(spec))
-    inputs: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    for name, function in STAGES.items():
-        folder = opened.artifact(name, made[name].name)
-        log = opened.local_state() / "log"
-        stage = Stage(name, spec, opened, dict(inputs), folder, report, log)
-        manifest = folder.manifest() if name == "prepare" else None
-        facts = manifest["facts"] if manifest else function(stage)
-        inputs[name] = folder.commit({"facts": facts}) if name == "prepare" else None
-    return facts, read_responses(folder)
+    first = stage_of("prepare", raw, store, {}, report)
+    if not first.out.finished():
+        first.out.commit({"facts": prepare(first)})
+    stage = stage_of("generate", raw, store, {"prepare": first.out.finished()}, report)
+    return generate(stage), read_responses(stage.out)
+
+
+def stage_of(
+    name: Any, raw: dict[str, Any], store: str, inputs: dict[str, Any], report: Reporter = SILENT
+) -> Stage:
+    """A stage of a job, about to run."""
+    spec, opened = build(raw), open_store(store)
+    folder = opened.artifact(name, recipes(spec, preflight.sources(spec))[name].name)
+    return Stage(name, spec, opened, inputs, folder, report, opened.local_state() / "log")
 
 
 def num_files(store: str) -> int:

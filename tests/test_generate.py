@@ -16,9 +16,10 @@ import pytest
 
 from retort.context import read_signals
 from retort.errors import DataError, StageError
-from retort.events import Reporter
+from retort.events import SILENT, Reporter
+from retort.generate.parity import parity
 from tests.conftest import BIN, ROOT, environment
-from tests.stages import RUNTIME, job, num_files, run, segments
+from tests.stages import RUNTIME, job, num_files, run, segments, stage_of
 from tests.tiny import save_model, write_rows
 
 ASKED = "num_asked"
@@ -122,10 +123,7 @@ def test_the_signal_of_a_continued_answer_belongs_to_its_ids(model, rows, store)
     raw = job(model, rows, "transformers", **knobs)
     facts, responses = run(raw, store)
     assert facts["parity"]["kl_nats"] < 5e-3
-    from retort.storage import Folder
-
-    (folder,) = (Path(store) / "artifacts/generate").iterdir()
-    signals = read_signals(Folder(str(folder)))
+    signals = read_signals(stage_of("generate", raw, store, {}).out)
     assert set(signals) == {r.id for r in responses}
     for response in responses:
         assert signals[response.id].target_ids_T.tolist() == response.token_ids
@@ -258,31 +256,13 @@ def test_score_mode_gives_the_signal_of_answers_that_exist(model, tmp_path, stor
 
 def test_parity_notices_a_signal_of_another_model(model, rows, tmp_path, store):
     raw = job(model, rows, "transformers", max_tokens=6, max_model_len=64, top_k=4)
-    run(raw, store)
-    from retort import child
-
-    other = save_model(tmp_path / "other", seed=9)
-    arguments = None
-
-    def keep(function, given, *rest):
-        nonlocal arguments
-        arguments = given if function.endswith("parity") else arguments
-        return real(function, given, *rest)
-
-    real, child.run = child.run, keep
-    try:
-        run(raw, store)
-        arguments["arguments"]["spec"]["generate"]["teacher"] = str(other)
-        with pytest.raises(StageError, match="nats of KL from a plain forward pass"):
-            real(
-                "retort.generate.parity:parity",
-                arguments,
-                Reporter(lambda e: None),
-                tmp_path / "log",
-                {"timeout_seconds": 100.0},
-            )
-    finally:
-        child.run = real
+    facts, _ = run(raw, store)
+    assert facts["parity"]["kl_nats"] < 5e-3
+    inputs = {"prepare": stage_of("prepare", raw, store, {}).out.finished()}
+    arguments = stage_of("generate", raw, store, inputs).arguments()
+    arguments["spec"]["generate"]["teacher"] = str(save_model(tmp_path / "other", seed=9))
+    with pytest.raises(StageError, match="nats of KL from a plain forward pass"):
+        parity(arguments, "float32", SILENT)
 
 
 RUN = """

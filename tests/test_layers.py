@@ -8,6 +8,7 @@ STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "relea
 DOORS = {
     "mlflow": {"retort/tracking.py"},
     "fsspec": {"retort/storage.py"},
+    "aiohttp": {"retort/engines/_door.py"},
     "vllm": {"retort/engines/vllm.py"},
     "s3fs": set(),
 }

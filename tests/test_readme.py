@@ -27,7 +27,13 @@ def commands(program: str) -> list[list[str]]:
 
 def test_the_readme_shows_commands_of_both_kinds():
     assert commands("make")
-    assert {words[1] for words in commands("retort")} == {"validate", "run", "why", "schema"}
+    assert {words[1] for words in commands("retort")} == {
+        "validate",
+        "run",
+        "why",
+        "rows",
+        "schema",
+    }
 
 
 @pytest.mark.parametrize("words", commands("make"), ids=" ".join)
@@ -42,14 +48,14 @@ def test_every_retort_command_of_the_readme_runs(words, retort, tmp_path):
     done = retort(*words[1:], *small)
     # So little training does not pass the gate; that it ran is what counts here.
     assert done.returncode == (3 if small else 0), done.stderr
-    assert done.stdout
+    assert done.stdout or words[1] == "rows"
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_every_spec_of_the_readme_is_a_valid_job(text):
     spec = JobSpec.model_validate(yaml.safe_load(text))
-    assert spec.prepare.task_type == "math"
-    assert spec.generate.teacher == "./models/teacher"
+    assert spec.train.student == "./models/base"
+    assert spec.generate.teacher in ("./models/teacher", "gpt-4o")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/job.yaml")), ids=str)

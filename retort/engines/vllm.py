@@ -121,6 +121,16 @@ class VllmEngine:
             "logprobs_mode": "raw_logprobs",
         }
 
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Answers one token, so that what is compiled on first use is not counted as work."""
+        core, parameters = self._llm.llm_engine, self._parameters.clone()
+        parameters.max_tokens = 1
+        core.add_request("warm-up", {"prompt_token_ids": [0]}, parameters)
+        while core.has_unfinished_requests():
+            core.step()
+
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields each answer as it finishes; keeps twice the batch queued, never more."""
         engine, incoming = self._llm.llm_engine, iter(requests)

@@ -69,7 +69,8 @@ class Session:
         self._follow_ups: deque[tuple[Ask, Cut | None]] = deque()
         self._outstanding: dict[str, tuple[Ask, Cut | None, tuple[int, int]]] = {}
         self._stopped = ""
-        self._tokens, self._mass, self._num_mass = 0, 0.0, 0
+        self._to_ask = self._tokens = self._num_mass = 0
+        self._mass = self._before_seconds = 0.0
         self._said = self._charted = 0.0
 
     def examples(self) -> Iterator[Example]:
@@ -94,6 +95,8 @@ class Session:
                     self._states[standing.state] += 1
                 else:
                     self.num_missing += 1
+        self._to_ask = self.num_total - self.num_done
+        self._before_seconds = self.meter.seconds
         if self.num_done:
             self._stage.report.note(
                 f"{self.num_done:,} of {self.num_total:,} responses stand in the ledger"
@@ -223,12 +226,13 @@ class Session:
 
     def _foresee(self) -> None:
         """Says what the whole will cost, from what the pilot did."""
-        self.forecast = forecast(self.meter, self.num_done, self.num_total)
-        found = self.forecast
+        remote = engine_of(self._stage.spec).REMOTE
+        at_once = self._knobs.runtime.max_concurrency if remote else self._max_num_seqs
+        self.forecast = found = forecast(self.meter, self._to_ask, at_once)
         money = f", {found['cost']:,.2f} money" if found["cost"] else ""
         self._stage.report.note(
             f"forecast for {found['responses']:,} responses: {found['input_tokens']:,} prompt and "
-            f"{found['output_tokens']:,} answer tokens, at most "
+            f"{found['output_tokens']:,} answer tokens, {found['least_seconds'] / 60:,.1f} to "
             f"{found['seconds'] / 60:,.1f} minutes{money}"
         )
 
@@ -238,7 +242,7 @@ class Session:
         if not force and now - self._said < SAY_SECONDS:
             return
         self._said = now
-        pace = self._tokens / max(self.meter.elapsed(), 1e-9)
+        pace = self._tokens / max(self.meter.elapsed() - self._before_seconds, 1e-9)
         accepted = self._states["accepted"] / max(self.num_done, 1)
         note = f"{pace:,.0f} tokens/s, {accepted:.0%} accepted"
         if self.meter.spent:

@@ -21,6 +21,7 @@ class Meter:
     """
 
     knobs: Generate
+    responses: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
@@ -48,6 +49,7 @@ class Meter:
 
     def count(self, response: Response) -> None:
         """Adds what an answer cost."""
+        self.responses += 1
         self.input_tokens += response.num_prompt_tokens
         self.output_tokens += response.num_tokens
 
@@ -99,18 +101,20 @@ def prompt_bound(ask: Ask) -> int:
     return len(orjson.dumps([ask.messages, ask.example.tools])) + TEMPLATE_TOKENS
 
 
-def forecast(meter: Meter, num_done: int, num_total: int) -> dict[str, float]:
-    """Returns tokens, seconds and money of all answers, from the mean of the first ones.
+def forecast(meter: Meter, num_asked: int, at_once: int) -> dict[str, float]:
+    """Returns tokens, seconds and money of `num_asked` answers, from the mean of those counted.
 
-    The time is of the pilot's pace; a larger batch is faster.
+    `seconds` are at the pace so far; `least_seconds` if `at_once` requests together take no longer
+    than the pilot's few did. The truth lies between.
     """
-    factor = num_total / max(num_done, 1)
+    factor = num_asked / max(meter.responses, 1)
     tokens = meter.input_tokens * factor, meter.output_tokens * factor
     seconds = meter.elapsed() * factor
     return {
-        "responses": num_total,
+        "responses": num_asked,
         "input_tokens": round(tokens[0]),
         "output_tokens": round(tokens[1]),
         "seconds": round(seconds, 1),
+        "least_seconds": round(seconds / max(1.0, at_once / max(meter.responses, 1)), 1),
         "cost": round(meter.cost(*tokens, seconds), 4),
     }
