@@ -111,6 +111,37 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield env
 
 
+@contextmanager
+def vllm_serving(home: Path) -> Iterator[str]:
+    """vLLM's real server with a tiny model named `tiny`: OpenAI's and Anthropic's protocols.
+
+    The command `vllm serve` looks for a distribution of that name, which the CPU build is not.
+    """
+    from tests.tiny import save_model
+
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--model", str(save_model(home / "model"))]
+    command += ["--served-model-name", "tiny", "--max-model-len", "128", "--dtype", "float32"]
+    command += ["--enforce-eager", "--disable-uvicorn-access-log"]
+    env = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The model in the scheduler's process: two that wait for each other spin on two cores.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    with serving(command, f"http://127.0.0.1:{port}/health", home / "server.log", **env):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a vLLM server."""
+    with vllm_serving(tmp_path_factory.mktemp("vllm")) as url:
+        yield url
+
+
 @pytest.fixture
 def retort(prefect_url: str, tmp_path: Path):
     """Runs the command as a user would, in a folder of its own, with the session's Prefect."""
