@@ -17,10 +17,10 @@ from retort.engines import Request, Settings, openai
 from tests.conftest import vllm_serving
 
 CONCURRENCY = 64
-NUM_REQUESTS = 1024
+NUM_REQUESTS = 2048
 MAX_TOKENS = 32
 # Many: what else runs on the machine changes a single round by a third.
-ROUNDS = 15
+ROUNDS = 9
 TARGET = 0.95
 
 

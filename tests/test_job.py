@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -72,6 +73,10 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_curves_and_lineage(first):
     assert all(r.info.status == "FINISHED" for r in [parent, *children.values()])
     assert "learning_rate" in children["train"].data.params
     assert len(client.get_metric_history(children["train"].info.run_id, "forward_kl")) >= 1
+    told = client.get_run(children["generate"].info.run_id).data.metrics
+    assert told["responses.truncated"] + told.get("responses.accepted", 0) == 56
+    assert told["parity.kl_nats"] < 5e-3
+    assert told["output_tokens"] > 56
     inputs = {i.dataset.name for i in children["train"].inputs.dataset_inputs}
     assert inputs == {"prepare", "generate", "curate"}
     files = {i.dataset.name for i in children["prepare"].inputs.dataset_inputs}
@@ -155,6 +160,68 @@ def test_the_same_job_passes_on_s3_over_http(tmp_path, retort, s3):
     assert not list(tmp_path.glob("s3:*"))
 
 
+@pytest.mark.parametrize("engine", ["openai", "anthropic"])
+def test_a_teacher_behind_an_endpoint_is_learned_from_and_compared(
+    tmp_path, retort, vllm_url, engine
+):
+    job = write_job(tmp_path, engine="transformers")
+    knobs = {
+        "teacher": "tiny",
+        "engine": engine,
+        "endpoint": vllm_url,
+        "api_key_env": "TEACHER_KEY",
+        "top_k": "0",
+        "max_tokens": "20",
+        "max_tokens_retry": "40",
+        "spending.price_per_million_output_tokens": "5",
+    }
+    sets = [f"--set=generate.{name}={value}" for name, value in knobs.items()]
+    arguments = ("run", job, "--store", tmp_path / "store", *sets)
+    secret = {"TEACHER_KEY": "a-secret-that-must-not-leak"}
+    refused = retort(*arguments)
+    assert refused.returncode == 2
+    assert "TEACHER_KEY" in refused.stderr
+    done = retort(*arguments, "--json", **secret)
+    assert done.returncode in (0, 3), done.stderr
+    report = json.loads(done.stdout)
+    assert report["models"]["teacher"]["engine"] == engine
+    assert report["models"]["teacher"]["parameters"] is None
+    assert report["models"]["student"]["engine"] == "transformers"
+    assert "unknown" in (tmp_path / "store/jobs/tiny/report.md").read_text()
+    manifest = Folder(report["artifacts"]["generate"]).manifest()["facts"]
+    assert manifest["num_responses"] == 56
+    assert manifest["spending"]["cost"] == pytest.approx(
+        manifest["spending"]["output_tokens"] * 5e-6
+    )
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"a-secret" in data for data in kept)
+    assert "a-secret" not in done.stdout + done.stderr
+
+
+def test_rows_shows_the_answers_by_state_and_why_says_what_would_be_asked(first, retort):
+    job, store, _ = first
+    every = retort("rows", job, "--store", store, "--json").stdout.splitlines()
+    assert len(every) == 56
+    assert all(json.loads(row)["messages"][-1]["role"] == "assistant" for row in every)
+    cut = retort("rows", job, "--store", store, "--state", "truncated")
+    assert f"{len(cut.stdout.splitlines())} truncated" in cut.stderr
+    asked = retort("why", job, "--store", store, "--set", "generate.max_tokens=13").stdout
+    assert f"asked: {len(cut.stdout.splitlines())} truncated" in asked
+    asked = retort("why", job, "--store", store, "--set", "generate.temperature=0.5").stdout
+    assert "asked: 56 new (asked in another manner: seed: null -> 0; temperature: 0.0 -> 0.5" in (
+        asked
+    )
+
+
+def test_prefect_shows_how_far_a_stage_is(first, prefect_url):
+    run_id = json.loads(first[2].stdout)["prefect"]["flow_run_id"]
+    of_run = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+    found = {a["key"]: a for a in ask(f"{prefect_url}/artifacts/filter", of_run)}
+    assert found["generate-progress"]["type"] == "progress"
+    assert found["generate-progress"]["data"] == 100.0
+    assert "56 of 56 responses" in found["generate-progress"]["description"]
+
+
 def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, mlflow_url):
     job = write_job(tmp_path, engine="transformers")
     done = retort(
@@ -205,19 +272,20 @@ def test_kill_9_in_generate_train_and_evaluate_loses_nothing_that_was_finished(
 ):
     job = write_job(tmp_path, engine="transformers")
     knobs = [
-        "--set=generate.shard_size=8",
-        "--set=generate.runtime.max_num_seqs=4",
+        "--set=generate.runtime.max_num_seqs=1",
+        "--set=generate.max_tokens=96",
         "--set=train.num_epochs=40",
         "--set=train.runtime.checkpoint_seconds=0",
     ]
     store = tmp_path / "store"
-    kill_when(job, store, prefect_url, "artifacts/generate/*/responses-00001.jsonl", *knobs)
-    shard = next(store.glob("artifacts/generate/*/responses-00000.jsonl"))
-    written = shard.stat().st_mtime_ns
+    kill_when(job, store, prefect_url, "ledger/*/segments/*.jsonl", *knobs)
+    segment = next(store.glob("ledger/*/segments/*.jsonl"))
+    written = segment.read_bytes()
     assert not list(store.glob("artifacts/generate/*/manifest.json"))
 
     kill_when(job, store, prefect_url, "artifacts/train/*/scratch/step-*.safetensors", *knobs)
-    assert shard.stat().st_mtime_ns == written
+    assert segment.read_bytes() == written
+    assert all_lines(store) == 56
     assert not list(store.glob("artifacts/train/*/manifest.json"))
 
     kill_when(job, store, prefect_url, "artifacts/evaluate/*/measures-teacher.json", *knobs)
@@ -229,6 +297,8 @@ def test_kill_9_in_generate_train_and_evaluate_loses_nothing_that_was_finished(
     teacher = next(store.glob("artifacts/evaluate/*/measures-teacher.json"))
     assert teacher.stat().st_mtime_ns == measured
 
+    # The same answers: a signal's last bit may differ from process to process.
+    shutil.copytree(store / "ledger", tmp_path / "other/ledger")
     undisturbed = retort("run", job, "--store", tmp_path / "other", "--json", *knobs)
     killed, whole = json.loads(done.stdout), json.loads(undisturbed.stdout)
     assert killed["fingerprints"] == whole["fingerprints"]
@@ -240,6 +310,11 @@ def test_kill_9_in_generate_train_and_evaluate_loses_nothing_that_was_finished(
     for role in ("teacher", "base", "student"):
         scores = [report["models"][role]["metrics"] for report in (killed, whole)]
         assert scores[0] == scores[1]
+
+
+def all_lines(store: Path) -> int:
+    segments = store.glob("ledger/*/segments/*.jsonl")
+    return sum(len(segment.read_bytes().splitlines()) for segment in segments)
 
 
 def digest(store: Path, report: dict, stage: str) -> str:

@@ -229,8 +229,8 @@ def test_a_file_of_another_format_is_refused_with_what_can_be_read(tmp_path):
     path = tmp_path / "signals"
     path.write_bytes(pack([("a", random_signal(4, 5, 100))], 100))
     with safe_open(path, "np") as stored:
-        assert stored.metadata() == {"format": "2", "k": "5", "vocabulary": "100"}
-        metadata = {**stored.metadata(), "format": "3"}
+        assert stored.metadata() == {"signals": "2 5 100"}
+        metadata = {"signals": "3 5 100"}
     data = safetensors.numpy.save(safetensors.numpy.load_file(path), metadata)
     with pytest.raises(DataError, match="'3' cannot be read, only '2'"):
         SignalFile.open(data)
@@ -244,3 +244,8 @@ def test_damaged_records_are_refused_when_they_are_read():
     file = SignalFile.open(bytes(data))
     with pytest.raises(DataError, match="damaged"):
         file.row("a")
+
+
+def test_equal_signals_are_equal_bytes():
+    rows = [("a", random_signal(4, 5, 100))]
+    assert len({pack(rows, 100) for _ in range(20)}) == 1

@@ -1,6 +1,7 @@
 """A file of signals: records behind a table of rows, memory-mapped, sliced without decoding.
 
-**Format 2** is a safetensors file with the metadata `format`, `k` and `vocabulary`, and with
+**Format 2** is a safetensors file with one entry of metadata (several would be written in any
+order, and equal signals must be equal bytes): `signals`, the words `2 K VOCABULARY`; and with
 - `records` (tokens, bytes of a record) uint8: one record a token (`record.py`), row after row;
 - `rows` (rows, 2) int32: each row's number of tokens, and how many have a target outside their k;
 - `names` uint8: the row ids as a JSON list in UTF-8;
@@ -86,8 +87,10 @@ class SignalFile:
         name = "signals" if isinstance(source, bytes) else str(source)
         try:
             metadata, tensors = _tensors(source)
-            if (found := metadata["format"]) == FORMAT:
-                return cls(tensors, int(metadata["k"]), int(metadata["vocabulary"]))
+            found, *sizes = metadata["signals"].split()
+            if found == FORMAT:
+                k, vocabulary = map(int, sizes)
+                return cls(tensors, k, vocabulary)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{name}: torn, or not a file of signals ({error})") from None
         raise DataError(f"{name}: signal format {found!r} cannot be read, only {FORMAT!r}")
@@ -135,8 +138,7 @@ def _file(row_ids: list[str], counts_S2: npt.NDArray[Any], raw: RawRow, layout: 
         "outside_ids": raw.outside_ids.astype(np.int32),
         "outside_logprobs": raw.outside_logprobs.astype(np.float16),
     }
-    metadata = {"format": FORMAT, "k": str(layout.k), "vocabulary": str(layout.vocabulary)}
-    data: bytes = save(tensors, metadata)
+    data: bytes = save(tensors, {"signals": f"{FORMAT} {layout.k} {layout.vocabulary}"})
     return data
 
 
