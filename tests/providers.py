@@ -40,6 +40,12 @@ class Provider:
             return bad(status)
         return web.json_response(batch)
 
+    def found(self, request: web.Request) -> dict[str, Any]:
+        for batch in self.batches:
+            if batch["id"] == request.match_info["id"]:
+                return batch
+        raise web.HTTPNotFound
+
     async def listed(self, request: web.Request) -> web.Response:
         newest = self.batches[::-1]
         ids = [batch["id"] for batch in newest]
@@ -87,7 +93,7 @@ class OpenAIProvider(Provider):
 
     async def batch(self, request: web.Request) -> web.Response:
         self.num_polls += 1
-        (found,) = (b for b in self.batches if b["id"] == request.match_info["id"])
+        found = self.found(request)
         if self.num_polls % 2:
             return web.json_response(found)
         rows = [json.loads(line) for line in self.files[found["input_file_id"]].splitlines()]
@@ -149,7 +155,7 @@ class AnthropicProvider(Provider):
 
     async def batch(self, request: web.Request) -> web.Response:
         self.num_polls += 1
-        (found,) = (b for b in self.batches if b["id"] == request.match_info["id"])
+        found = self.found(request)
         if self.num_polls % 2 == 0:
             found["processing_status"] = "ended"
         return web.json_response(found)

@@ -197,3 +197,22 @@ def test_new_requests_do_not_wait_for_an_earlier_batch(name, tmp_path):
         next(order)
         assert len(provider.batches) == 2
         assert len(list(order)) == 1
+
+
+def test_a_batch_that_the_provider_forgot_is_asked_anew(name, tmp_path):
+    provider = PROVIDERS[name]()
+    with running(provider.app()) as url:
+        answers(name, url, tmp_path, asking("a"))
+        provider.batches.clear()
+        found = answers(name, url, tmp_path, asking("a"))
+    assert found["a"].state == "accepted"
+    assert len(provider.batches) == 1
+
+
+def test_a_field_that_a_model_knows_by_another_name_gets_it_in_the_next_batch(name, tmp_path):
+    text = "use max_completion_tokens instead of max_tokens"
+    provider = PROVIDERS[name](lambda text, number: "fine" if number else "bad")
+    with running(provider.app()) as url:
+        found = answers(name, url, tmp_path, asking(text))
+    assert found[text].state == ("accepted" if name == "openai" else "failed")
+    assert len(provider.batches) == (2 if name == "openai" else 1)

@@ -84,7 +84,7 @@ class Engine(Protocol):
         is only given while an answer is outstanding.
         """
 
-    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already, in any order (where `SCORES`)."""
 
 

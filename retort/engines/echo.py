@@ -36,6 +36,6 @@ class EchoEngine:
             text = ids.decode(errors="ignore")
             yield Answer(request.id, local_raw(list(prompt), list(ids), reason, text))
 
-    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """There is no distribution to give."""
         raise SpecError("engine echo cannot score; use vllm or transformers")

@@ -6,7 +6,6 @@ Batches are padded on the left; the signal is read from the model's own scores o
 # B batch, T time, V vocabulary, K teacher top-k
 import os
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -78,10 +77,10 @@ class TransformersEngine:
             if rows:
                 yield from self._batch(rows)
 
-    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already, one forward pass each."""
-        incoming = iter(requests)
-        while batch := list(islice(incoming, 1)):
+        for asked in requests:
+            batch = [asked] if asked else []
             for request, prompt, ids in (yield from self._fitting(batch)):
                 with self._torch.inference_mode():
                     tokens = self._torch.tensor([prompt + ids], device=self._model.device)

@@ -155,7 +155,7 @@ class VllmEngine:
                 if finished := [output for output in outputs if output.finished]:
                     yield from self._answers(finished)
 
-    def score(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already: one pass over prompt and answer."""
         self._parameters.prompt_logprobs = self._settings.top_k
         self._parameters.logprobs = None

@@ -158,10 +158,8 @@ class Session:
 
     def _ask(self, engine: Engine, todo: Iterator[tuple[Ask, Cut | None]]) -> None:
         requests = self._requests(todo)
-        answers = engine.generate(requests)
-        if self._knobs.mode == "score":
-            answers = engine.score(request for request in requests if request)
-        for answer in answers:
+        answer_all = engine.score if self._knobs.mode == "score" else engine.generate
+        for answer in answer_all(requests):
             self._take(answer)
         if self._outstanding:
             raise StageError(f"the engine left {len(self._outstanding)} requests unanswered")
@@ -236,6 +234,15 @@ class Session:
             f"{found['seconds'] / 60:,.1f} minutes{money}"
         )
 
+    def _left(self) -> str:
+        """Returns how long the rest takes at this run's pace, where that can be said."""
+        done = self._to_ask - (self.num_total - self.num_done)
+        seconds = self.meter.elapsed() - self._before_seconds
+        if done <= 0 or self.num_done >= self.num_total:
+            return ""
+        minutes, rest = divmod(round(seconds / done * (self.num_total - self.num_done)), 60)
+        return f", {minutes}:{rest:02} left"
+
     def _report(self, force: bool = False) -> None:
         """Says how far the run is: a line now and then, numbers for the charts less often."""
         now = time.monotonic()
@@ -244,12 +251,13 @@ class Session:
         self._said = now
         pace = self._tokens / max(self.meter.elapsed() - self._before_seconds, 1e-9)
         accepted = self._states["accepted"] / max(self.num_done, 1)
-        note = f"{pace:,.0f} tokens/s, {accepted:.0%} accepted"
+        note = f"{pace:,.0f} tokens/s, {accepted:.0%} accepted{self._left()}"
         if self.meter.spent:
             note += f", {self.meter.spent:,.2f} money"
         self._stage.report.progress(self.num_done, self.num_total, "responses", note)
         if force or now - self._charted >= CHART_SECONDS:
             self._charted = now
+            self._stage.out.write_json(SPENT, self.meter.elapsed())
             values = {f"responses.{state}": float(n) for state, n in self._states.items()}
             values |= {"tokens_per_second": pace, "success_ratio": accepted}
             self._stage.report.metrics(values | self.meter.facts(), step=self.num_done)
