@@ -78,16 +78,16 @@ def test_what_runs_at_once_grows_to_the_limit_and_shrinks_when_pushed_back():
 
 def test_the_pace_doubles_then_halves_once_a_round_trip_then_creeps():
     pace = Pace(100)
-    for _ in range(16):
+    for _ in range(32):
         pace.succeeded()
-    assert pace.limit == 32
+    assert pace.limit == 64
     started = time.monotonic()
     pace.pushed_back(started)
     pace.pushed_back(started)
-    assert pace.limit == 16
-    for _ in range(17):
+    assert pace.limit == 32
+    for _ in range(33):
         pace.succeeded()
-    assert 16.9 < pace.limit < 17.1
+    assert 32.9 < pace.limit < 33.1
     for _ in range(10):
         pace.pushed_back(time.monotonic() + 1)
     assert pace.limit == 1

@@ -92,7 +92,12 @@ def write_job(folder: Path, engine: str, **train: Any) -> Path:
             "max_model_len": 128,
             "shard_size": 16,
             "min_success_ratio": 0.0,
-            "runtime": {"max_num_seqs": 16, "num_threads": 1},
+            # The engine transformers is itself a plain forward pass.
+            "runtime": {
+                "max_num_seqs": 16,
+                "num_threads": 1,
+                "parity_samples": 4 if engine == "vllm" else 0,
+            },
         },
         "curate": {"filters": ["non_empty"]},
         "train": {

@@ -35,7 +35,7 @@ from retort.engines._door import (
     open_door,
 )
 
-FIRST_LIMIT = 16
+FIRST_LIMIT = 32
 LONGEST_BACKOFF_SECONDS = 30.0
 # How long one request may be put off by an endpoint that is busy.
 LONGEST_WAIT_SECONDS = 3600.0
