@@ -37,8 +37,20 @@ def sleep_with_grandchild(report, pids: str) -> None:
     time.sleep(600)
 
 
+def answer_twice(report, engine: str, settings: dict, chats: dict) -> dict:
+    """Answers chats with an engine, whole and in parts, and scores them; returns JSON."""
+    from retort.engines import find_engine
+
+    opened, found = answered_by(engine, settings, chats)
+    return {**found, **again(find_engine(engine), settings, opened, chats)}
+
+
 def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:
     """Answers chats with an engine; returns the responses and signals as JSON."""
+    return answered_by(engine, settings, chats)[1]
+
+
+def answered_by(engine: str, settings: dict, chats: dict) -> tuple:
     from retort.engines import Request, Settings, find_engine
 
     module = find_engine(engine)
@@ -51,7 +63,7 @@ def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:
             **vars(module.parse(answer.id, answer.raw)),
             "signal": as_lists(answer.signal),
         }
-    return {"answers": found, "facts": opened.facts, **again(module, settings, opened, chats)}
+    return opened, {"answers": found, "facts": opened.facts}
 
 
 def again(module, settings: dict, opened, chats: dict) -> dict:

@@ -135,6 +135,17 @@ def vllm_serving(home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
+@pytest.fixture
+def s3_here(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """As `s3`, for this very process, which may have talked to another endpoint before."""
+    import fsspec
+
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    return s3
+
+
 @pytest.fixture(scope="session")
 def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a vLLM server."""

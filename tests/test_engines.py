@@ -42,7 +42,7 @@ def answered(request, tmp_path_factory):
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
     found = child.run(
-        "tests.child_functions:answer_all", arguments, SILENT, folder / "log", runtime
+        "tests.child_functions:answer_twice", arguments, SILENT, folder / "log", runtime
     )
     return model, found
 

@@ -123,6 +123,11 @@ def test_the_signal_of_a_continued_answer_belongs_to_its_ids(model, rows, store)
     raw = job(model, rows, "transformers", **knobs)
     facts, responses = run(raw, store)
     assert facts["parity"]["kl_nats"] < 5e-3
+    assert facts["dtype"] == "float32"
+    assert facts["logprobs_mode"] == "raw_logprobs"
+    assert facts["model"]
+    assert facts["token_map_sha256"]
+    assert facts["template_sha256"]
     signals = read_signals(stage_of("generate", raw, store, {}).out)
     assert set(signals) == {r.id for r in responses}
     for response in responses:
@@ -280,11 +285,7 @@ def start(raw: dict, store: str, **env: str) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
-    model, tmp_path, s3, monkeypatch, place
-):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
+def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(model, tmp_path, s3_here, place):
     store = str(tmp_path / "store") if place == "local" else f"s3://retort/kill/{os.getpid()}"
     rows = write_rows(tmp_path / "train.jsonl", 60_000 if place == "local" else 3_000, seed=1)
     raw = job(model, rows, "echo", spending={"pilot_rows": 0})

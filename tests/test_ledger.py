@@ -135,9 +135,7 @@ def test_a_store_that_cannot_be_written_is_an_error_not_a_loss(tmp_path):
         ledger.add(entry("b"), None)
 
 
-def test_a_ledger_on_s3_is_read_by_a_second_machine(s3, monkeypatch):
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
+def test_a_ledger_on_s3_is_read_by_a_second_machine(s3_here):
     folder = open_store("s3://retort/ledgers").ledger("one")
     ledger = opened(folder)
     ledger.start(FACTS)

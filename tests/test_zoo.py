@@ -47,19 +47,20 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("zoo")
 
 
+def answers_of(folder, models: list) -> list:
+    runtime = {"timeout_seconds": 300.0, "num_threads": 1}
+    function = "tests.test_zoo:answer_each"
+    return child.run(function, {"models": models}, SILENT, folder / "log", runtime)
+
+
 @pytest.fixture(scope="module")
 def answered(folder):
-    """What vLLM answered with each family, and with one that is given its longer context."""
+    """What vLLM answered with each family, and with one that is given its longer context: in a
+    process of its own, for engines in one process share their rope tables."""
     models = [(str(save_family(name, folder)), 256) for name in FAMILIES]
-    models.append((str(folder / "phi-3-mini-128k"), 5000))
-    found = child.run(
-        "tests.test_zoo:answer_each",
-        {"models": models},
-        SILENT,
-        folder / "log",
-        {"timeout_seconds": 300.0, "num_threads": 1},
-    )
-    return dict(zip([*FAMILIES, "longer context"], found, strict=True))
+    found = dict(zip(FAMILIES, answers_of(folder, models), strict=True))
+    (longer,) = answers_of(folder, [(str(folder / "phi-3-mini-128k"), 5000)])
+    return {**found, "longer context": longer}
 
 
 def difference(model, tokenizer, answers: dict) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from retort.asks import Ask, Cut, Plan, engine_of, ledger_name, manner, settings_of
 from retort.context import Stage, from_arguments, stream_examples
 from retort.engines import Answer, Engine, Request
@@ -37,15 +39,15 @@ def capture(
     session.load()
     try:
         if session.num_missing:
-            session.folder_facts(asked)
+            ledger.folder.write_json("manner.json", asked)
             session.ask_all()
     finally:
         session.close()
     knobs = stage.spec.generate
     counts = view.write(stage.out, session.plan, ledger, session.examples(), knobs)
     return {
-        **ledger.engine(),
         **asked,
+        **ledger.engine(),
         "ledger": ledger.folder.uri.rsplit("/", 1)[-1],
         **counts,
         "num_asked": session.num_asked,
@@ -106,10 +108,6 @@ class Session:
     def num_done(self) -> int:
         """Responses that stand."""
         return sum(self._states.values())
-
-    def folder_facts(self, asked: dict[str, Any]) -> None:
-        """Writes down what the ledger's answers have in common."""
-        self._ledger.folder.write_json("manner.json", asked)
 
     def ask_all(self) -> None:
         """Asks the pilot, then the rest. Raises `StageError` when pilot or budget say stop."""
@@ -208,7 +206,7 @@ class Session:
         self.meter.count(response)
         self._tokens += response.num_tokens
         if answer.signal is not None:
-            self._mass += float(len(answer.signal.tail_T) - _exp(answer.signal.tail_T).sum())
+            self._mass += float((1 - np.exp(answer.signal.tail_T)).sum())
             self._num_mass += len(answer.signal.tail_T)
         if self.plan.standing(ask) is None:
             self._follow_ups.append((ask, Cut(response.token_ids, signal, limits)))
@@ -261,12 +259,6 @@ class Session:
             values = {f"responses.{state}": float(n) for state, n in self._states.items()}
             values |= {"tokens_per_second": pace, "success_ratio": accepted}
             self._stage.report.metrics(values | self.meter.facts(), step=self.num_done)
-
-
-def _exp(values: Any) -> Any:
-    import numpy as np
-
-    return np.exp(values)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
 from retort import task_types
 from retort.asks import Plan
@@ -13,13 +12,15 @@ from retort.registry import find_file, find_function
 from retort.spec import JobSpec
 
 MOST_UNUSABLE = 1
+FORM_FILTERS = ("finished", "non_empty")
 
 
 def judge(spec: JobSpec, plan: Plan, ledger: Ledger, examples: Iterable[Example]) -> None:
     """Raises `StageError` with the reasons when more than one answer is unusable.
 
     Unusable is what curation would reject for its form: cut off, empty, without an answer in it.
-    A wrong answer is the teacher's matter, and no reason to stop.
+    A wrong answer is the teacher's matter, and no reason to stop; a filter from outside may cost
+    something itself, and is not asked.
     """
     reasons: dict[str, str] = {}
     num_seen = 0
@@ -45,9 +46,8 @@ def _unusable(spec: JobSpec, example: Example, response: Response) -> str | None
     if response.state == "failed":
         return f"failed: {response.cause}"
     task_type = find_file("task type", spec.prepare.task_type, task_types)
-    blind = replace(example, expected=None)
-    for name in spec.curate.filters:
-        if reason := find_function("filter", name, "retort.filters")(blind, response, task_type):
+    for name in (name for name in FORM_FILTERS if name in spec.curate.filters):
+        if reason := find_function("filter", name, "retort.filters")(example, response, task_type):
             return str(reason)
     checks_answers = "verified" in spec.curate.filters and example.expected is not None
     if checks_answers and task_type.answer(response.text) is None:
