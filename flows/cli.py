@@ -58,22 +58,8 @@ def parser() -> argparse.ArgumentParser:
     on_spec.add_argument("--debug", action="store_true", help="show tracebacks")
 
     run_it = commands.add_parser("run", parents=[on_spec], help="run a job to its report")
-    run_it.add_argument(
-        "--force",
-        action="append",
-        default=[],
-        choices=STAGES,
-        metavar="STAGE",
-        help=f"run a stage again although it is cached: {', '.join(STAGES)}",
-    )
-    run_it.add_argument(
-        "--retry",
-        action="append",
-        default=[],
-        choices=STATES,
-        metavar="STATE",
-        help=f"ask the teacher again for rows in this state: {', '.join(STATES)}",
-    )
+    _several(run_it, "--force", STAGES, "run a stage again although it is cached")
+    _several(run_it, "--retry", STATES, "ask the teacher again for rows in this state")
     run_it.add_argument("--json", action="store_true", help="print report.json, and only that")
     run_it.set_defaults(command=run)
     check_it = commands.add_parser(
@@ -85,19 +71,23 @@ def parser() -> argparse.ArgumentParser:
     look = commands.add_parser(
         "rows", parents=[on_spec], help="show what the teacher answered, also of an unfinished job"
     )
-    look.add_argument(
-        "--state",
-        action="append",
-        default=[],
-        choices=STATES,
-        metavar="STATE",
-        help=f"only these: {', '.join(STATES)}",
-    )
+    _several(look, "--state", STATES, "only these")
     look.add_argument("--json", action="store_true", help="whole rows, one JSON object a line")
     look.set_defaults(command=rows)
     print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
     print_schema.set_defaults(command=schema, debug=False)
     return top
+
+
+def _several(
+    command: argparse.ArgumentParser, flag: str, choices: tuple[str, ...], text: str
+) -> None:
+    """Adds a flag that may be given several times, each time with one of the choices."""
+    kind = "STAGE" if choices == STAGES else "STATE"
+    allowed = f"{text}: {', '.join(choices)}"
+    command.add_argument(
+        flag, action="append", default=[], choices=choices, metavar=kind, help=allowed
+    )
 
 
 def run(options: argparse.Namespace) -> int:

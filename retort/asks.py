@@ -180,20 +180,21 @@ class Plan:
     def request(self, ask: Ask, cut: Cut | None) -> tuple[Request, tuple[int, int]]:
         """Returns the request, and the limits it is asked with.
 
-        An earlier answer that was cut off is continued from its ids where the engine can;
-        elsewhere it is asked anew, with the higher limit.
+        An earlier answer that was cut off is continued from its ids where the engine can and the
+        limit leaves room; elsewhere it is asked anew, with the higher limit if there is one.
         """
         knobs, (most, length) = self._knobs, self.limits
         greedy = knobs.temperature == 0
         tried = cut is not None and cut.limits[0] >= knobs.max_tokens and cut.limits[1] >= length
         max_tokens = most if tried else knobs.max_tokens
+        room = max_tokens - len(cut.token_ids) if cut else max_tokens
         request = Request(
             ask.key,
             ask.messages,
             tools=ask.example.tools,
             max_tokens=max_tokens,
             seed=None if greedy else (knobs.seed + int(ask.key[:8], 16)) % (1 << 31),
-            continues=cut.token_ids if cut and self._continues else None,
+            continues=cut.token_ids if cut and self._continues and room > 0 else None,
             response=ask.example.reference if knobs.mode == "score" else None,
         )
         return request, (max_tokens, length)

@@ -245,6 +245,17 @@ def test_rows_are_asked_again_by_their_state(model, rows, store):
     assert run(raw, store)[0][ASKED] == states["truncated"] > 0
 
 
+def test_a_cut_answer_that_is_retried_without_a_higher_limit_is_asked_anew(model, rows, store):
+    knobs = {"max_tokens": 6, "max_model_len": 64, "top_k": 3}
+    _, before = run(job(model, rows, "transformers", **knobs), store)
+    knobs["runtime"] = {**RUNTIME, "retry": ["truncated"]}
+    raw = job(model, rows, "transformers", **knobs)
+    facts, responses = run(raw, store)
+    assert facts[ASKED] == sum(r.state == "truncated" for r in before) > 0
+    signals = read_signals(stage_of("generate", raw, store, {}).out)
+    assert all(signals[r.id].target_ids_T.tolist() == r.token_ids for r in responses)
+
+
 def test_score_mode_gives_the_signal_of_answers_that_exist(model, tmp_path, store):
     rows = [
         {"id": str(n), "question": f"{n} + 1 = ?", "answer": f"it is {n + 1}"} for n in range(9)

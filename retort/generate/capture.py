@@ -186,7 +186,7 @@ class Session:
             if ask.key in self._outstanding:
                 continue
             self.meter.reserve(ask, limits[0])
-            self._outstanding[ask.key] = (ask, cut, limits)
+            self._outstanding[ask.key] = (ask, cut if request.continues else None, limits)
             self.num_asked += 1
             yield request
 

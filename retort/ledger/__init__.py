@@ -98,7 +98,7 @@ class Ledger:
             self._writer = None
 
     def find(self, key: str) -> Standing | None:
-        """Returns the best entry of a key: an accepted one before a longer try before any other."""
+        """Returns what stands for a key: the latest that did not fail, or the latest."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
