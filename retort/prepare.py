@@ -13,8 +13,7 @@ from retort.context import Stage
 from retort.errors import DataError, SpecError
 from retort.records import SPLITS, Example, Quarantined, Split, content_id, write_lines
 from retort.registry import find_file
-from retort.spec import JobSpec
-from retort.spec.sections import Prepare
+from retort.spec import JobSpec, Prepare
 from retort.storage import read_url
 
 Parsed = tuple[dict[Split, list[Example]], list[Quarantined], Counter[str]]

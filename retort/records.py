@@ -21,6 +21,8 @@ class Example:
     """One prepared thing to ask: the chat up to the answer, and what is known of the answer.
 
     `expected` is the right answer in normal form, `reference` the row's own answer as it stood.
+    `options` are the answers there are, where they are a closed set: what is written (a label, a
+    letter) to what it stands for.
     """
 
     id: str
@@ -30,20 +32,62 @@ class Example:
     reference: str | None = None
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the user's in the one form that task types read, whatever format it came in.
+
+    `messages` is the whole chat where the row is one, its own replies included; otherwise `fields`
+    holds its columns under the names of `retort.formats`.
+    """
+
+    messages: list[Message] | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a task type makes of a row: the chat that asks it, and what is known of the answer."""
+
+    messages: list[Message]
+    expected: str | None = None
+    reference: str | None = None
+    options: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that did not become an example: where it stood, why, and the row itself.
+    """A row that is bad: where it stood, why, and the row itself.
 
-    A second copy of a row is set aside too, but it is not bad.
+    `raw` is the row as it stood; where that is no UTF-8 its bytes in base64, and `encoding` says so.
     """
 
     file: str
     line: int
     reason: str
     raw: str
-    bad: bool = True
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A good row that is not asked, and why; `other` is the row it is a copy or a leak of.
+
+    `similarity` is the share of word sequences in common, from 0 to 1.
+    """
+
+    file: str
+    line: int
+    reason: str
+    example: dict[str, Any]
+    other: str | None = None
+    other_text: str | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +118,20 @@ class Response:
 
 @dataclass(frozen=True)
 class Decision:
-    """What curation made of one response: kept, or rejected by the first filter that says why."""
+    """What curation made of one response: kept, or rejected by the first filter that says why.
+
+    `lesson` is the text the student learns where that is not the response's own, `rationale` what
+    was taken from it, `weight` how often a pass over the data shows it, `score` the judge's.
+    """
 
     id: str
     kept: bool
     filter: str | None = None
     reason: str | None = None
+    lesson: str | None = None
+    rationale: str | None = None
+    weight: float = 1.0
+    score: float | None = None
 
 
 def write_lines(records: list[Any]) -> bytes:

@@ -5,18 +5,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from retort.spec.flat import expand, is_flat
-from retort.spec.sections import (
-    Curate,
-    Evaluate,
-    Generate,
-    Loss,
-    Prepare,
-    Release,
-    Report,
-    Section,
-    Train,
-    knob,
-)
+from retort.spec.data import Curate, Prepare
+from retort.spec.section import Section, knob
+from retort.spec.sections import Evaluate, Generate, Loss, Release, Report, Train
 
 StageName = Literal["prepare", "generate", "curate", "train", "evaluate", "report", "release"]
 STAGES: tuple[StageName, ...] = (
@@ -53,13 +44,18 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _signal_losses_need_a_signal(self) -> "JobSpec":
-        if self.generate.top_k == 0:
-            for index, loss in enumerate(self.train.losses):
-                if loss.name != "cross_entropy":
-                    raise ValueError(
-                        f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
-                        "but generate.top_k is 0; set generate.top_k to 16 or drop the loss"
-                    )
+        rewritten = self.curate.rationale != "keep"
+        for index, loss in enumerate(self.train.losses):
+            where = f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
+            if loss.name != "cross_entropy" and self.generate.top_k == 0:
+                raise ValueError(
+                    f"{where}but generate.top_k is 0; set generate.top_k to 16 or drop the loss"
+                )
+            if loss.name != "cross_entropy" and rewritten:
+                raise ValueError(
+                    f"{where}but curate.rationale: {self.curate.rationale} has the student learn "
+                    "another text than the teacher wrote; set it to keep or drop the loss"
+                )
         return self
 
     @property
@@ -67,7 +63,7 @@ class JobSpec(Section):
         """The objective with its default filled in."""
         if self.train.losses:
             return self.train.losses
-        if self.generate.top_k == 0:
+        if self.generate.top_k == 0 or self.curate.rationale != "keep":
             return (Loss(name="cross_entropy"),)
         return (Loss(name="cross_entropy", weight=0.2), Loss(name="forward_kl", weight=0.8))
 

@@ -1,88 +1,16 @@
-"""Every knob of a job, once: its unit, its default, what it does.
+"""Every knob of the teacher, the student and the comparison: its unit, its default, what it does.
 
 `runtime` sub-sections hold what changes speed or place but not results; they stay out of the
 fingerprint, so that moving a job to a larger machine keeps what was already paid for.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
 from retort.records import State
-
-
-class Section(BaseModel):
-    """Frozen, and strict about names: an unknown key is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def knob(default: Any, unit: str, description: str, **bounds: Any) -> Any:
-    """Returns a field with its unit, so that no knob can be declared without one."""
-    return Field(
-        default=default,
-        description=f"{description} [{unit}]",
-        json_schema_extra={"unit": unit},
-        **bounds,
-    )
-
-
-class Prepare(Section):
-    """JSONL rows in, checked examples out."""
-
-    task_type: str = knob("math", "name", "How rows become prompts and how answers are read.")
-    train: str = knob(..., "path or URL", "JSONL file the teacher answers and the student learns.")
-    validation: str | None = knob(
-        None, "path or URL", "JSONL file watched while training; the test file when none is given."
-    )
-    test: str | None = knob(
-        None, "path or URL", "JSONL file of the final comparison; never trained on."
-    )
-    system_prompt: str | None = knob(
-        None, "text", "System message put before rows that carry none of their own."
-    )
-    max_bad_ratio: float = knob(
-        0.05, "ratio of rows", "More quarantined rows than this stop the job.", ge=0, le=1
-    )
-    limit: int | None = knob(None, "rows", "Use only the first rows of the train file.", ge=1)
-    shard_size: int = knob(4096, "rows", "Examples in one file of the artifact.", ge=1)
-
-
-class EngineRuntime(Section):
-    """Where and how fast an engine runs; never what it answers."""
-
-    device: Literal["auto", "cpu", "cuda"] = knob(
-        "auto", "name", "Where engine transformers runs the model; vllm runs where it is built for."
-    )
-    max_num_seqs: int = knob(128, "sequences", "Sequences decoded together.", ge=1)
-    tensor_parallel_size: int = knob(1, "devices", "Devices that share each layer.", ge=1)
-    pipeline_parallel_size: int = knob(1, "devices", "Devices that share the layers.", ge=1)
-    gpu_memory_utilization: float = knob(
-        0.9, "ratio of memory", "Share of the GPU's memory the engine may take.", gt=0, le=1
-    )
-    num_threads: int | None = knob(
-        None, "threads", "CPU threads; the engine's own choice if not given.", ge=1
-    )
-    kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
-    distributed_executor: Literal["auto", "mp", "ray"] = knob(
-        "auto", "name", "How vllm spreads over devices; ray: over several machines."
-    )
-    max_concurrency: int = knob(
-        64, "requests", "Most requests under way at an endpoint; fewer where it pushes back.", ge=1
-    )
-    request_timeout_seconds: float = knob(
-        600.0, "seconds", "A request to an endpoint is given up after this time.", gt=0
-    )
-    max_attempts: int = knob(
-        6, "attempts", "Tries of a request that failed for a passing reason.", ge=1
-    )
-    batch: bool = knob(
-        False, "yes or no", "Use the provider's batch interface: half the price, up to a day."
-    )
-    batch_poll_seconds: float = knob(60.0, "seconds", "Time between looks at a batch.", gt=0)
-    timeout_seconds: float = knob(
-        86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
-    )
+from retort.spec.engine import EngineRuntime
+from retort.spec.section import Section, knob
 
 
 class GenerateRuntime(EngineRuntime):
@@ -143,6 +71,22 @@ class Generate(Section):
     )
     temperature: float = knob(0.0, "1", "Sampling temperature; 0 is greedy.", ge=0, le=2)
     top_p: float = knob(1.0, "probability", "Nucleus of the sampling.", gt=0, le=1)
+    frequency_penalty: float = knob(
+        0.0, "1", "Taken off a token's logit for each time it was written.", ge=-2, le=2
+    )
+    presence_penalty: float = knob(
+        0.0, "1", "Taken off the logit of a token that was written at all.", ge=-2, le=2
+    )
+    stop: tuple[str, ...] = knob((), "texts", "An answer ends before any of these.")
+    reasoning: Literal["none", "chain_of_thought", "chain_of_density"] = knob(
+        "none",
+        "name",
+        "What the teacher is told to do before it answers; the student is not told. "
+        "chain_of_density: for summaries. curate.rationale says what is learned of it.",
+    )
+    instruction: str | None = knob(
+        None, "text", "Put to the teacher after each question, in place of reasoning's own words."
+    )
     max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
     max_tokens_retry: int | None = knob(
         None, "tokens", "Answers cut off at max_tokens are continued once, up to this length.", ge=1
@@ -177,15 +121,6 @@ class Generate(Section):
         if self.endpoint and "@" in self.endpoint:
             raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
         return self
-
-
-class Curate(Section):
-    """Which responses the student may learn from."""
-
-    filters: tuple[str, ...] = knob(
-        ("finished", "non_empty", "verified"), "names", "Filters in order; the first reason wins."
-    )
-    min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)
 
 
 class Loss(Section):

@@ -1,0 +1,207 @@
+"""The knobs of the data: where rows come from, which are asked, which answers are learned from."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, field_validator, model_validator
+
+from retort.spec.engine import EngineRuntime
+from retort.spec.section import Section, knob
+
+
+class HubDataset(Section):
+    """A dataset of the Hugging Face hub, or a folder that `datasets` saved."""
+
+    dataset: str = knob(..., "hub id or path", "The dataset.")
+    config: str | None = knob(None, "name", "Its configuration, where it has several.")
+    split: str = knob("train", "name", "The split of it that is read.")
+    revision: str | None = knob(None, "name", "A commit or tag; pins what is read.")
+    streaming: bool = knob(False, "yes or no", "Read it row by row, without a copy on the disk.")
+
+
+Source = str | tuple[str, ...] | HubDataset
+
+
+class Deduplicate(Section):
+    """Rows that ask the same are asked once; the first of them stays."""
+
+    exact: bool = knob(True, "yes or no", "Equal but for case, white space and punctuation.")
+    near: bool = knob(True, "yes or no", "Equal but for a word here and there.")
+    similarity: float = knob(
+        0.6,
+        "ratio",
+        "Least share of three-word sequences in common (Jaccard); a changed word in twenty leaves "
+        "about 0.75, one in ten 0.55.",
+        gt=0,
+        le=1,
+    )
+    numbers_matter: bool = knob(
+        True, "yes or no", "Rows with different numbers ask different questions."
+    )
+
+
+class Decontaminate(Section):
+    """Rows of the comparison are never learned from."""
+
+    enabled: bool = knob(True, "yes or no", "Compare with this job's validation and test rows.")
+    against: tuple[str, ...] = knob(
+        (), "paths or URLs", "Further files whose rows must not be learned from."
+    )
+    overlap: float = knob(
+        0.6,
+        "ratio",
+        "A row that holds this share of a held-out row's three-word sequences is removed.",
+        gt=0,
+        le=1,
+    )
+
+
+class Balance(Section):
+    """How the train rows spread over groups, and what is done about it before they are asked."""
+
+    by: str = knob(
+        "auto",
+        "name",
+        "label, cluster (of the prompts' words), or metadata.KEY; auto: label where rows have "
+        "one, else cluster.",
+        pattern=r"^(auto|label|cluster|metadata\..+)$",
+    )
+    cap: int | None = knob(None, "rows", "At most so many train rows of each group.", ge=1)
+    num_clusters: int = knob(8, "clusters", "How many clusters are made.", ge=2, le=64)
+
+
+class Prepare(Section):
+    """Rows in, checked examples out."""
+
+    task_type: str = knob("math", "name", "How rows become prompts and how answers are read.")
+    train: Source = knob(
+        ..., "path, URL, glob, folder, list or dataset", "What the teacher answers to be learned."
+    )
+    validation: Source | None = knob(
+        None, "as train", "Watched while training; the test rows when none are given."
+    )
+    test: Source | None = knob(None, "as train", "The final comparison; never trained on.")
+    validation_ratio: float = knob(
+        0.0, "ratio of rows", "Train rows set apart for validation by their hash.", ge=0, lt=1
+    )
+    test_ratio: float = knob(
+        0.0, "ratio of rows", "Train rows set apart for the test by their hash.", ge=0, lt=1
+    )
+    format: str = knob(
+        "auto", "name", "The form of the rows; auto: each row is recognised by its columns."
+    )
+    columns: dict[str, str] = knob(
+        {}, "names", "Our name of a column to the file's: {question: Frage, answer: Antwort}."
+    )
+    system_prompt: str | None = knob(
+        None, "text", "System message put before rows that carry none of their own."
+    )
+    template: str | None = knob(
+        None, "text", "The user's message, with columns in braces; the task type's if not given."
+    )
+    labels: tuple[str, ...] = knob(
+        (), "texts", "The closed set of answers, where the rows do not say it themselves."
+    )
+    max_summary_words: int = knob(80, "words", "The budget of a summary.", ge=5)
+    scrub: tuple[str, ...] = knob(
+        (), "names", "Scrubbers that take personal data out of every text, in order."
+    )
+    max_bad_ratio: float = knob(
+        0.05, "ratio of rows", "More quarantined rows than this stop the job.", ge=0, le=1
+    )
+    max_row_bytes: int = knob(1_000_000, "bytes", "A longer row is quarantined.", ge=100)
+    deduplicate: Deduplicate = Deduplicate()
+    decontaminate: Decontaminate = Decontaminate()
+    balance: Balance = Balance()
+    limit: int | None = knob(
+        None, "rows", "Ask only so many train rows, each group of balance in its share.", ge=1
+    )
+    shard_size: int = knob(4096, "rows", "Examples in one file of the artifact.", ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Prepare":
+        for split in ("validation", "test"):
+            if getattr(self, split) is not None and getattr(self, f"{split}_ratio"):
+                raise ValueError(f"{split} is given, so {split}_ratio must stay 0")
+        if self.validation_ratio + self.test_ratio >= 1:
+            raise ValueError("validation_ratio and test_ratio leave nothing to train on")
+        return self
+
+
+class Filter(Section):
+    """A filter of curation, by the name of its function, with the function's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = knob(..., "name", "The filter.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is given besides the name."""
+        return dict(self.model_extra or {})
+
+
+class Asked(Section):
+    """A further model that is asked about the responses."""
+
+    model: str = knob(..., "path, hub id or name at the endpoint", "The model.")
+    engine: str = knob("auto", "name", "Who runs it; auto: vllm if installed.")
+    endpoint: str | None = knob(None, "URL", "Where engines openai and anthropic ask.")
+    api_key_env: str | None = knob(
+        None,
+        "name",
+        "Environment variable that holds the endpoint's key; never the key itself.",
+        pattern=r"^[A-Z][A-Z0-9_]{0,63}$",
+    )
+    max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
+    max_model_len: int | None = knob(None, "tokens", "Longest prompt plus answer.", ge=2)
+    runtime: EngineRuntime = EngineRuntime()
+
+
+class Judge(Asked):
+    """A model that rates each response that the filters before `judged` let through."""
+
+    rubric: str = knob(
+        "Is the answer correct, complete and helpful?", "text", "What a good answer is."
+    )
+
+
+class Curate(Section):
+    """Which responses the student may learn from, and what of them."""
+
+    filters: tuple[Filter, ...] = knob(
+        (),
+        "names",
+        "Filters in order, each a name or {name, its options}; the first reason wins. Empty: the "
+        "task type's own.",
+    )
+    rationale: Literal["keep", "drop", "field", "think"] = knob(
+        "keep",
+        "name",
+        "The reasoning before the answer. keep: learned as written; drop: only the answer is; "
+        "field: as drop, kept beside it; think: learned between <think> tags.",
+    )
+    balance: Literal["none", "oversample", "weights"] = knob(
+        "none",
+        "name",
+        "oversample: rows of smaller groups are shown as often as those of the largest; weights: "
+        "each group gets the same share of as many rows as there are.",
+    )
+    judge: Judge | None = knob(None, "section", "Who rates responses for the filter judged.")
+    second_teacher: Asked | None = knob(
+        None, "section", "Who else is asked, for the filter teachers_agree."
+    )
+    min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _names_alone(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        return [{"name": item} if isinstance(item, str) else item for item in given]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Curate":
+        names = [chosen.name for chosen in self.filters]
+        for name, needed in (("judged", "judge"), ("teachers_agree", "second_teacher")):
+            if name in names and getattr(self, needed) is None:
+                raise ValueError(f"the filter {name} needs curate.{needed}; say who is asked")
+        return self

@@ -1,0 +1,42 @@
+"""The knobs of an engine that change how fast it answers, never what."""
+
+from typing import Literal
+
+from retort.spec.section import Section, knob
+
+
+class EngineRuntime(Section):
+    """Where and how fast an engine runs; never what it answers."""
+
+    device: Literal["auto", "cpu", "cuda"] = knob(
+        "auto", "name", "Where engine transformers runs the model; vllm runs where it is built for."
+    )
+    max_num_seqs: int = knob(128, "sequences", "Sequences decoded together.", ge=1)
+    tensor_parallel_size: int = knob(1, "devices", "Devices that share each layer.", ge=1)
+    pipeline_parallel_size: int = knob(1, "devices", "Devices that share the layers.", ge=1)
+    gpu_memory_utilization: float = knob(
+        0.9, "ratio of memory", "Share of the GPU's memory the engine may take.", gt=0, le=1
+    )
+    num_threads: int | None = knob(
+        None, "threads", "CPU threads; the engine's own choice if not given.", ge=1
+    )
+    kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
+    distributed_executor: Literal["auto", "mp", "ray"] = knob(
+        "auto", "name", "How vllm spreads over devices; ray: over several machines."
+    )
+    max_concurrency: int = knob(
+        64, "requests", "Most requests under way at an endpoint; fewer where it pushes back.", ge=1
+    )
+    request_timeout_seconds: float = knob(
+        600.0, "seconds", "A request to an endpoint is given up after this time.", gt=0
+    )
+    max_attempts: int = knob(
+        6, "attempts", "Tries of a request that failed for a passing reason.", ge=1
+    )
+    batch: bool = knob(
+        False, "yes or no", "Use the provider's batch interface: half the price, up to a day."
+    )
+    batch_poll_seconds: float = knob(60.0, "seconds", "Time between looks at a batch.", gt=0)
+    timeout_seconds: float = knob(
+        86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
+    )
