@@ -7,7 +7,13 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "release"}
 DOORS = {
     "mlflow": {"retort/tracking.py"},
-    "fsspec": {"retort/storage.py"},
+    "fsspec": {"retort/storage/__init__.py", "retort/storage/urls.py"},
+    "datasets": {"retort/sources/hub.py"},
+    "pyarrow": {"retort/sources/columns.py"},
+    "matplotlib": {"retort/card/drawing.py"},
+    "sklearn": {"retort/balance.py"},
+    "py3langid": {"retort/texts.py"},
+    "jsonschema": {"retort/texts.py"},
     "aiohttp": {"retort/engines/_door.py"},
     "vllm": {"retort/engines/vllm.py"},
     "s3fs": set(),

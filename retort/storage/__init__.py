@@ -1,4 +1,4 @@
-"""Stores and artifacts: shards, and a manifest written last. The only door to fsspec.
+"""Stores and artifacts: shards, and a manifest written last. With `urls` the only door to fsspec.
 
 An artifact is readable only once its manifest stands, and the manifest lists every file with its
 size and digest; what a killed run left behind is invisible to readers and continued by writers.
@@ -19,7 +19,23 @@ from typing import Any
 
 import fsspec
 
-from retort.errors import SpecError, StoreError
+from retort.errors import SpecError
+from retort.storage.urls import filesystem, find_urls, is_glob, open_url, read_url, store_errors
+
+__all__ = [
+    "MANIFEST",
+    "SCRATCH",
+    "Artifact",
+    "Folder",
+    "Store",
+    "find_urls",
+    "folder_of",
+    "is_glob",
+    "open_store",
+    "open_url",
+    "read_url",
+    "store_errors",
+]
 
 MANIFEST = "manifest.json"
 # What only a run in progress needs: never part of the artifact, removed once it is finished.
@@ -251,10 +267,7 @@ class Folder:
 
     @property
     def _fs(self) -> Any:
-        scheme = "file" if self._is_local else self.uri.split("://", 1)[0]
-        # Listings are never cached: another process may have written meanwhile.
-        options = {} if scheme in ("file", "memory") else {"use_listings_cache": False}
-        return fsspec.filesystem(scheme, **options)
+        return filesystem(self.uri)
 
     def _path(self, name: str) -> str:
         return f"{self.uri}/{name}"
@@ -273,42 +286,3 @@ def _sync(folder: Path) -> None:
 def folder_of(artifact: Artifact) -> Folder:
     """Returns the folder that an artifact reference points to."""
     return Folder(artifact.uri)
-
-
-def read_url(url: str) -> bytes:
-    """Returns the bytes of a local file or of any fsspec URL.
-
-    Raises `FileNotFoundError` or `StoreError`.
-    """
-    with fsspec.open(url, "rb") as stream:
-        return bytes(stream.read())
-
-
-@contextlib.contextmanager
-def store_errors(path: str) -> Iterator[None]:
-    """Turns what a filesystem raises into one `StoreError` that names the path and the cause."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except (OSError, ConnectionError, TimeoutError) as error:
-        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
-    except Exception as error:  # botocore's errors have no common base in the standard library
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
-            raise
-        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, PermissionError) or "credentials" in str(error).lower():
-        return f"access denied ({error}); check the credentials and the permissions of the store"
-    if isinstance(error, FileNotFoundError):
-        return f"not found ({error}); check the bucket or folder and the prefix"
-    if isinstance(error, OSError) and error.errno == 28:
-        return "no space left on the device; free some, or use --store on another disk"
-    return f"{type(error).__name__}: {error}"
-
-
-def _passing(error: BaseException) -> bool:
-    lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
-    return not isinstance(error, lasting) and getattr(error, "errno", None) not in (28, 30)

@@ -1,0 +1,125 @@
+"""Which form a row has, told by its columns; the first that fits, chats before plain columns."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from retort.errors import SpecError
+from retort.formats import _columns as names
+from retort.records import Row
+from retort.registry import find_function
+
+Format = Callable[[dict[str, Any]], Row]
+KNOWN = (
+    "messages; conversations; body; choices with a message; instruction; question, problem or "
+    "query; premise and hypothesis; prompt; article, document or dialogue; text with summary; "
+    "text with label"
+)
+# Of each of the groups a row must have one column.
+BY_COLUMNS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    ("nli", (names.PREMISE, names.HYPOTHESIS)),
+    ("question_answer", (names.QUESTION,)),
+    ("alpaca", (names.INSTRUCTION,)),
+    ("prompt_completion", (names.PROMPT,)),
+    ("summarization", (("article", "document", "dialogue"),)),
+    ("summarization", (names.ARTICLE, names.SUMMARY)),
+    ("text_label", (names.TEXT, names.LABEL)),
+)
+CONVERSATION = frozenset(names.CONVERSATION)
+TABLES = [(name, [frozenset(columns) for columns in needed]) for name, needed in BY_COLUMNS]
+
+
+def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -> tuple[str, Row]:
+    """Returns a row of a file in our one form, and the name of the form it was in.
+
+    `format_name` is a form's name or "auto"; `columns` maps our names of columns to the file's.
+    Raises ValueError with the reason when the row has no known form or cannot be read in it.
+    """
+    shown = value
+    if columns:
+        value, shown = _renamed(value, columns)
+    name = recognise(shown) if format_name == "auto" else format_name
+    return name, _format(name)(value)
+
+
+def recognise(row: dict[str, Any]) -> str:
+    """Returns the name of the first form whose columns a row has; a null is no column at first.
+
+    Raises ValueError that lists the row's columns and the known ones.
+    """
+    filled = row
+    if None in row.values():
+        filled = {name: value for name, value in row.items() if value is not None}
+    found = _chat_form(filled) or _table_form(filled) or _table_form(row)
+    if found is None:
+        raise ValueError(
+            f"no known columns; the row has {', '.join(row) or 'none'}; known are: {KNOWN}; name "
+            "them with prepare.format and prepare.columns"
+        )
+    return found
+
+
+def _chat_form(row: dict[str, Any]) -> str | None:
+    if "messages" in row:
+        if "schemaVersion" in row and "bedrock" in str(row["schemaVersion"]):
+            return "bedrock"
+        return "stored_completion" if _has_reply(row) and not _is_answered(row) else "messages"
+    if "body" in row and ("custom_id" in row or isinstance(row["body"], dict)):
+        return "openai_batch"
+    if ("request" in row or "input" in row) and _is_stored(row):
+        return "stored_completion"
+    return None if CONVERSATION.isdisjoint(row) else "sharegpt"
+
+
+def _has_reply(row: dict[str, Any]) -> bool:
+    """Whether a row holds a reply beside its messages: a completion, or an output."""
+    choices = row.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return "message" in choices[0]
+    return "output" in row
+
+
+def _is_answered(row: dict[str, Any]) -> bool:
+    turns = row["messages"]
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    return isinstance(last, dict) and last.get("role") == "assistant" and "choices" not in row
+
+
+def _is_stored(row: dict[str, Any]) -> bool:
+    if isinstance(row.get("request"), dict):
+        return any(name in row for name in ("response", "choices", "output"))
+    replied = any(name in row for name in ("choices", "output", "preferred_output"))
+    return replied and isinstance(row.get("input"), list | dict)
+
+
+def _table_form(row: dict[str, Any]) -> str | None:
+    for name, needed in TABLES:
+        if not any(columns.isdisjoint(row) for columns in needed):
+            return name
+    return None
+
+
+def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a row with our names beside the file's, and one with ours in place of the file's.
+
+    Raises ValueError for a column that the row does not have.
+    """
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise ValueError(
+                f"no column '{theirs}', which prepare.columns names as {ours}; the row has "
+                f"{', '.join(row) or 'none'}"
+            )
+    mapped = {ours: row[theirs] for ours, theirs in columns.items()}
+    taken = set(columns.values())
+    return {**row, **mapped}, {**{k: v for k, v in row.items() if k not in taken}, **mapped}
+
+
+@cache
+def _format(name: str) -> Format:
+    """Returns the function of a form. Raises `SpecError` that lists what there is."""
+    found = find_function("format", name, "retort.formats")
+    if not callable(found):
+        raise SpecError(f"format '{name}' is no function; it must take a row and return a Row")
+    function: Format = found
+    return function

@@ -1,0 +1,189 @@
+"""Where rows come from: files of any form and place, folders, globs, datasets; one row at a time.
+
+The form of a file is told by its extension, and by its first bytes where that says nothing;
+whether it is packed, always by its first bytes. A bad row is a row with a reason, and reading goes
+on after it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain, takewhile
+
+from retort.errors import SpecError
+from retort.records import sha256_of
+from retort.sources import hub
+from retort.sources.documents import document_rows
+from retort.sources.lines import line_rows
+from retort.sources.packed import BLOCK_BYTES, unpacked
+from retort.sources.row import RawRow
+from retort.sources.tables import table_rows
+from retort.spec.data import HubDataset, Source
+from retort.storage import find_urls, is_glob, open_url
+
+__all__ = ["RawRow", "describe", "digest", "read"]
+
+FORMS = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "document",
+    ".csv": "table",
+    ".tsv": "tabs",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".zst")
+PARQUET = b"PAR1"
+# A name for messages, and the dataset under it where it is none of a file.
+Part = tuple[str, HubDataset | None]
+
+
+def read(source: Source, where: str, max_row_bytes: int) -> Iterator[RawRow]:
+    """Returns the rows of a source, good and bad, in the order of its files and their rows.
+
+    Raises `SpecError` for what cannot be used: at once where nothing is there, when its turn
+    comes where it is no data; and `StoreError` for a place that cannot be read.
+    """
+    parts = [part for item in _items(source) for part in _parts(item, where)]
+    return chain.from_iterable(_rows(part, where, max_row_bytes) for part in parts)
+
+
+def digest(source: Source, where: str) -> str:
+    """Returns the sha256 of what a source holds, wherever it lies.
+
+    That of one file is the sha256 of its bytes; that of several the sha256 of their names and
+    sha256s, the names relative to what each item of the source has in common. A dataset of the
+    hub counts by its commit. Raises as `read`.
+    """
+    if isinstance(source, HubDataset):
+        return _dataset_digest(source, where)
+    found: list[list[str]] = []
+    for item in _items(source):
+        parts = _parts(item, where)
+        names = _relative([name for name, _ in parts])
+        found += [
+            [name, _dataset_digest(dataset, where) if dataset else _file_digest(url, where)]
+            for name, (url, dataset) in zip(names, parts, strict=True)
+        ]
+    return found[0][1] if len(found) == 1 else sha256_of(found)
+
+
+def describe(source: Source) -> str:
+    """Returns a source in few words, for messages."""
+    if isinstance(source, HubDataset):
+        return hub.name_of(source)
+    items = _items(source)
+    return str(items[0]) if len(items) == 1 else f"{len(items)} files: {items[0]} ..."
+
+
+def _items(source: Source) -> list[str | HubDataset]:
+    return list(source) if isinstance(source, tuple) else [source]
+
+
+def _parts(item: str | HubDataset, where: str) -> list[Part]:
+    """Returns the files, or the dataset, that an item of a source stands for.
+
+    Of a folder these are the files with an extension of ours; all where none has one.
+    """
+    if isinstance(item, HubDataset):
+        return [(hub.name_of(item), item)]
+    if not (is_glob(item) or _form(item)) and hub.is_saved(item):
+        return [(item, HubDataset(dataset=item))]
+    try:
+        urls = find_urls(item)
+    except FileNotFoundError:
+        raise _missing(item, where) from None
+    if urls != [item] and not is_glob(item):
+        urls = [url for url in urls if _form(url)] or urls
+    return [(url, None) for url in urls]
+
+
+def _missing(path: str, where: str) -> SpecError:
+    return SpecError(f"{where}: no file {path}; paths are relative to the job file")
+
+
+def _rows(part: Part, where: str, most: int) -> Iterator[RawRow]:
+    name, dataset = part
+    if dataset:
+        yield from hub.dataset_rows(dataset, name, where, most)
+        return
+    try:
+        yield from _file_rows(name, most)
+    except SpecError as error:
+        raise SpecError(f"{where}: {name}: {error}") from error
+    except FileNotFoundError:
+        raise _missing(name, where) from None
+
+
+def _file_rows(url: str, most: int) -> Iterator[RawRow]:
+    with open_url(url) as stream:
+        form = _form(url)
+        if form != "parquet":
+            head, blocks = unpacked(stream)
+            form = form or _form_of(head)
+        if form == "parquet":
+            from retort.sources.columns import parquet_rows
+
+            stream.seek(0)
+            yield from parquet_rows(url, stream, most)
+        elif form == "document":
+            yield from document_rows(url, blocks, most)
+        elif form == "lines":
+            yield from line_rows(url, blocks, most)
+        else:
+            yield from table_rows(url, blocks, most, form == "tabs")
+
+
+def _form(url: str) -> str | None:
+    """Returns the form that a name's extension tells, if any."""
+    name = url.partition("?")[0] if url.startswith(("http://", "https://")) else url
+    name = name.rsplit("/", 1)[-1].lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return FORMS.get("." + name.rpartition(".")[2]) if "." in name else None
+
+
+def _form_of(head: bytes) -> str:
+    """Returns the form that the first bytes tell. Raises `SpecError` where they are no text."""
+    if head.startswith(PARQUET):
+        return "parquet"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "document"
+    start = head[:4096].rpartition(b"\n")[0] or head[:4096]
+    if b"\0" in start or "\ufffd" in start[:-4].decode(errors="replace"):
+        raise SpecError(
+            f"neither text nor Parquet; allowed are {', '.join(FORMS)}, the texts also with "
+            f"{' or '.join(PACKED)}; anything else is read as JSON lines"
+        )
+    return "lines"
+
+
+def _dataset_digest(source: HubDataset, where: str) -> str:
+    if hub.is_saved(source.dataset):
+        urls, choice = hub.saved_files(source, where), []
+    else:
+        choice = [source.config, source.split]
+        try:
+            urls = find_urls(source.dataset)
+        except FileNotFoundError:
+            return hub.commit_digest(source, where)
+    names = _relative(urls)
+    files = [[name, _file_digest(url, where)] for name, url in zip(names, urls, strict=True)]
+    return sha256_of([*choice, *files])
+
+
+def _relative(urls: list[str]) -> list[str]:
+    """Returns paths without the folders that all of them have in common."""
+    parts = [url.split("/") for url in urls]
+    folders = zip(*(one[:-1] for one in parts), strict=False)
+    common = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, folders))
+    return ["/".join(one[common:]) for one in parts]
+
+
+def _file_digest(url: str, where: str) -> str:
+    found = hashlib.sha256()
+    try:
+        with open_url(url) as stream:
+            while block := stream.read(BLOCK_BYTES):
+                found.update(block)
+    except FileNotFoundError:
+        raise _missing(url, where) from None
+    return found.hexdigest()
