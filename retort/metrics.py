@@ -1,41 +1,111 @@
-"""Metrics of answers, and how sure we are of them: values with 95% bootstrap intervals."""
+"""Metrics of answers, one score an example, and how sure we are of their mean.
 
-from collections.abc import Sequence
+A task type names its metrics by the functions' names. A score of None means that the metric says
+nothing about the example: no answer is known that it could be held against.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from retort.records import Example
-from retort.task_types import TaskType
+from retort.registry import find_function
+from retort.task_types import TaskType, metrics_of
+from retort.task_types.qa import normal
+
+Metric = Callable[[Example, str, TaskType], float | None]
 
 
-def accuracy(
-    examples: Sequence[Example], answers: dict[str, str], task_type: TaskType
-) -> list[float]:
-    """Returns 1.0 or 0.0 for each example with an expected answer: right or not."""
-    scores = []
-    for example in examples:
-        if example.expected is None:
-            continue
-        given = task_type.answer(answers[example.id])
-        right = given is not None and task_type.equal(given, example.expected)
-        scores.append(float(right))
-    return scores
+def accuracy(example: Example, text: str, task_type: TaskType) -> float | None:
+    """Returns 1.0 or 0.0: the expected answer, or not."""
+    if example.expected is None:
+        return None
+    given = task_type.answer(text, example)
+    return float(given is not None and task_type.equal(given, example.expected))
 
 
-def agreement(
+def token_f1(example: Example, text: str, task_type: TaskType) -> float | None:
+    """Returns the F1 of the words in common with the expected answer, from 0 to 1.
+
+    Of a choice among options there is no half: None. Source: SQuAD's evaluation (Rajpurkar et al.,
+    2016), with its normalisation.
+    """
+    if example.expected is None or example.options:
+        return None
+    given = normal(task_type.answer(text, example) or "").split()
+    wanted = normal(example.expected).split()
+    common = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def rouge_l(example: Example, text: str, task_type: TaskType) -> float | None:
+    """Returns the F-measure of ROUGE-L with the expected text, else the reference; from 0 to 1.
+
+    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as Google's
+    rouge-score computes it, with stemming.
+    """
+    wanted = example.expected or example.reference
+    if wanted is None:
+        return None
+    given = task_type.answer(text, example) or ""
+    return float(_rouge().score(wanted, given)["rougeL"].fmeasure)
+
+
+def agreement(example: Example, text: str, teacher_text: str, task_type: TaskType) -> float:
+    """Returns how far an answer is the teacher's, from 0 to 1.
+
+    It is the task type's first metric that applies, with the teacher's answer as the right one:
+    for `accuracy` 1.0 or 0.0 by the task type's `equal`, for `rouge_l` a share.
+    """
+    wanted = task_type.answer(teacher_text, example)
+    if wanted is None:
+        return 0.0
+    as_expected = replace(example, expected=wanted, reference=teacher_text)
+    for name in (*metrics_of(task_type), "accuracy"):
+        score = _metric(name)(as_expected, text, task_type)
+        if score is not None:
+            return score
+    return 0.0
+
+
+def scores(
+    task_type: TaskType,
     examples: Sequence[Example],
     answers: dict[str, str],
     teacher: dict[str, str],
-    task_type: TaskType,
-) -> list[float]:
-    """Returns 1.0 or 0.0 for each example: the same answer as the teacher's, or not."""
-    scores = []
-    for example in examples:
-        given = task_type.answer(answers[example.id])
-        wanted = task_type.answer(teacher[example.id])
-        same = given is not None and wanted is not None and task_type.equal(given, wanted)
-        scores.append(float(same))
-    return scores
+) -> dict[str, list[float]]:
+    """Returns the scores by metric: those of the task type that apply, in its order, and agreement.
+
+    `answers` and `teacher` are texts by the examples' ids. Raises `SpecError` for a metric of the
+    task type that there is not.
+    """
+    found: dict[str, list[float]] = {}
+    for name in metrics_of(task_type):
+        metric = _metric(name)
+        values = [metric(example, answers[example.id], task_type) for example in examples]
+        if known := [value for value in values if value is not None]:
+            found[name] = known
+    found["agreement"] = [
+        agreement(example, answers[example.id], teacher[example.id], task_type)
+        for example in examples
+    ]
+    return found
+
+
+def _metric(name: str) -> Metric:
+    found: Metric = find_function("metric", name, __name__)
+    return found
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def interval(scores: Sequence[float], num_bootstrap: int, seed: int) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""Names to plug-ins. The name in a spec is the name of a function or, for engines, of a file.
+"""Names to plug-ins. The name in a spec is the name of a function or, for some kinds, of a file.
 
-`package.module:name` reaches code outside the repository; nothing has to be registered.
+`package.module:name` reaches code outside the repository, and where a file is meant
+`package.module`, or `module:` for one in no package; nothing has to be registered.
 """
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -15,15 +17,31 @@ from retort.errors import SpecError, did_you_mean
 
 
 def outside(name: str) -> Any:
-    """Returns the object that `package.module:name` points to.
+    """Returns the object that `package.module:name` points to; the module where no name is given.
 
     Raises `SpecError` when the module cannot be imported or has no such name.
     """
     module_name, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+        return getattr(module, attribute) if attribute else module
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SpecError(f"plug-in '{name}' cannot be loaded: {error}") from error
+
+
+def source_digest(name: str) -> str:
+    """Returns the sha256 of the file that a plug-in from outside stands in.
+
+    Raises `SpecError` when there is no such module.
+    """
+    module = name.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except ImportError as error:
+        raise SpecError(f"plug-in '{name}' cannot be loaded: {error}") from error
+    if found is None or not found.origin:
+        raise SpecError(f"plug-in '{name}' cannot be loaded: there is no module {module}")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
 
 
 def module_names(package: ModuleType) -> list[str]:
@@ -42,15 +60,16 @@ def function_names(module_name: str) -> list[str]:
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:
-    """Returns the plug-in module `name` of a package, or the object behind `module:name`.
+    """Returns the plug-in module `name` of a package, or what stands outside under a dotted name.
 
-    Raises `SpecError` that lists what there is and the nearest name.
+    That is the module `package.module`, or the object behind `package.module:name`. Raises
+    `SpecError` that lists what there is and the nearest name.
     """
-    if ":" in name:
+    if ":" in name or "." in name:
         return outside(name)
     names = module_names(package)
     if name not in names:
-        raise SpecError(unknown(kind, name, names))
+        raise SpecError(unknown(kind, name, names, "package.module"))
     return importlib.import_module(f"{package.__name__}.{name}")
 
 
@@ -72,9 +91,9 @@ def check_function(kind: str, name: str, module_name: str) -> None:
         raise SpecError(unknown(kind, name, names))
 
 
-def unknown(kind: str, name: str, names: list[str]) -> str:
-    """Returns the one sentence that refuses an unknown name."""
+def unknown(kind: str, name: str, names: list[str], own: str = "package.module:name") -> str:
+    """Returns the one sentence that refuses an unknown name; `own` is how to name one's own."""
     return (
         f"unknown {kind} '{name}'{did_you_mean(name, names)}; "
-        f"there are: {', '.join(names)}, or your own as package.module:name"
+        f"there are: {', '.join(names)}, or your own as {own}"
     )

@@ -1,84 +1,185 @@
-"""Task types: how rows of a kind become prompts, and how answers are read and compared.
+"""Task types: how rows of a kind become prompts, and how answers are read, compared and scored.
 
-One file each, with three functions: `prompt(row)`, `answer(text)` and `equal(given, expected)`.
-Rows in the chat form (`{"messages": [...]}`) are the same for all and are read here.
+One file each, here or anywhere; `load` finds it by its name in the spec. What all of them do alike
+stands here: chats and plain prompts are read the same way whatever the task type.
 """
 
+import importlib
+import re
 from typing import Any, Protocol
 
-from retort.records import Message
+from retort.errors import SpecError
+from retort.records import Example, Message, Prompt, Row
+from retort.registry import find_file
+from retort.spec.data import Prepare
 
-ROLES = ("system", "user", "assistant", "tool")
+FILTERS = ("finished", "not_refused", "non_empty")
+METRICS = ("accuracy",)
+# Source: Wei et al., "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models"
+# (2022, arXiv:2201.11903)
+REASONING = {
+    "chain_of_thought": (
+        "Reason step by step before you answer. Then end with one last line that holds nothing "
+        "but the answer, in this form:\nAnswer: <the answer>"
+    )
+}
+ANSWER_COLUMNS = ("answer", "completion")
+PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class TaskType(Protocol):
-    """What a task type's file offers."""
+    """What a task type's file must offer.
 
-    def prompt(self, row: dict[str, Any]) -> tuple[list[Message], str | None]:
-        """Returns the chat that asks the row, and the expected answer where the row has one.
+    Three constants are optional, and read through the functions below: FILTERS (names of curation's
+    filters when the spec gives none), METRICS (names of functions in `retort.metrics`; the first
+    that applies decides) and REASONING (what the teacher is told, by the kind of reasoning).
+    """
+
+    def prompt(self, row: Row, knobs: Prepare) -> Prompt:
+        """Returns the chat that asks the row, and what is known of its answer.
 
         Raises `ValueError` with the reason when the row cannot be asked.
         """
 
-    def answer(self, text: str) -> str | None:
-        """Returns the answer found in a response's text, in normal form, or None."""
+    def answer(self, text: str, example: Example) -> str | None:
+        """Returns the answer found in a text, in normal form, or None."""
 
     def equal(self, given: str, expected: str) -> bool:
         """Whether two answers in normal form say the same."""
 
 
-def read_chat(row: dict[str, Any]) -> tuple[list[Message], str | None]:
-    """Returns the chat of a `messages` row up to its last user turn, and the answer after it.
+def load(name: str) -> TaskType:
+    """Returns the task type of a spec's name: a file of this folder, or `package.module`.
 
-    Raises `ValueError` with the reason when the row is not such a chat.
+    Raises `SpecError` when there is none of the name or it lacks one of the three functions.
     """
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages must be a list with at least one turn")
-    chat = [_turn(turn) for turn in messages]
-    users = [index for index, turn in enumerate(chat) if turn["role"] == "user"]
+    found: TaskType = find_file("task type", name, importlib.import_module(__name__))
+    needed = ("prompt", "answer", "equal")
+    if missing := [part for part in needed if not callable(getattr(found, part, None))]:
+        raise SpecError(
+            f"task type '{name}' has no function {' and no '.join(missing)}; it needs "
+            "prompt(row, knobs), answer(text, example) and equal(given, expected)"
+        )
+    return found
+
+
+def filters_of(task_type: TaskType) -> tuple[str, ...]:
+    """Returns the names of the filters that curation runs when the spec names none."""
+    return tuple(getattr(task_type, "FILTERS", FILTERS))
+
+
+def metrics_of(task_type: TaskType) -> tuple[str, ...]:
+    """Returns the names of the metrics, the deciding one first."""
+    return tuple(getattr(task_type, "METRICS", METRICS))
+
+
+def reasoning_of(task_type: TaskType, kind: str) -> str:
+    """Returns what the teacher is told so that it reasons before it answers.
+
+    Raises `SpecError` when the task type has no words for this kind.
+    """
+    known: dict[str, str] = getattr(task_type, "REASONING", REASONING)
+    if kind not in known:
+        name = getattr(task_type, "__name__", "of your own").split(".")[-1]
+        raise SpecError(
+            f"generate.reasoning: {kind} is not for task type {name}, which has "
+            f"{', '.join(known) or 'none'}; name one of these, or write generate.instruction"
+        )
+    return known[kind]
+
+
+def chat_of(row: Row) -> tuple[list[Message], str | None]:
+    """Returns a row's chat up to its last user turn, and the assistant's last text after it.
+
+    Raises `ValueError` when the row is no chat or nobody asks in it.
+    """
+    messages = row.messages or []
+    users = [index for index, turn in enumerate(messages) if turn["role"] == "user"]
     if not users:
         raise ValueError("no user turn")
-    last = users[-1]
-    if not chat[last]["content"].strip():
-        raise ValueError("the last user turn is empty")
-    reply = chat[last + 1]["content"] if last + 1 < len(chat) else None
-    return chat[: last + 1], reply
+    last = users[-1] + 1
+    texts = (turn["content"] or "" for turn in messages[last:] if turn["role"] == "assistant")
+    replies = [text for text in texts if text.strip()]
+    return messages[:last], replies[-1] if replies else None
 
 
-def read_reference(row: dict[str, Any]) -> str | None:
-    """Returns the row's own answer as it stands: the reply to the last user turn, or a column."""
-    if isinstance(row.get("messages"), list):
-        return read_chat(row)[1]
-    named = (row.get(name) for name in ("answer", "completion", "response", "output"))
-    return next((text for text in named if isinstance(text, str) and text.strip()), None)
+def asked(
+    row: Row,
+    knobs: Prepare,
+    templates: tuple[str, ...],
+    extra: dict[str, str],
+    replies: tuple[str, ...] = ANSWER_COLUMNS,
+) -> tuple[list[Message], Any]:
+    """Returns the chat that asks a row, and the answer that stands in the row, or None.
 
-
-def _turn(turn: Any) -> Message:
-    """Returns one turn with the keys that a chat template knows.
-
-    Raises `ValueError` with the reason when it is none.
+    A row of columns is put into the spec's template, else into the first of `templates` whose
+    columns it has; `extra` is what a template may name besides columns. A column `system` becomes
+    the system message. The answer is the first of the columns `replies` that holds anything. Raises
+    `ValueError` with the reason.
     """
-    if not isinstance(turn, dict):
-        raise ValueError("each turn must be an object with role and text content")
-    calls = turn.get("tool_calls") if turn.get("role") == "assistant" else None
-    content = "" if calls and turn.get("content") is None else turn.get("content")
-    if not isinstance(content, str):
-        raise ValueError("each turn must be an object with role and text content")
-    if turn.get("role") not in ROLES:
-        raise ValueError(f"role {turn.get('role')!r} is not {', '.join(ROLES)}")
-    extra = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
-    return {"role": turn["role"], "content": content, **extra}
+    if row.messages is not None:
+        return chat_of(row)
+    template = knobs.template or _fitting(row, templates, extra)
+    text = fill(template, {**row.fields, **extra})
+    if not text.strip():
+        raise ValueError("the question is empty")
+    reply = next((row.fields[name] for name in replies if not _blank(row.fields.get(name))), None)
+    system = row.fields.get("system")
+    own = [{"role": "system", "content": system}] if _is_text(system) else []
+    return [*own, {"role": "user", "content": text}], reply
 
 
-def read_question(row: dict[str, Any], *names: str) -> list[Message]:
-    """Returns a chat of one user turn from the first of the named columns that the row has.
+def fill(template: str, fields: dict[str, Any]) -> str:
+    """Returns a template with each `{column}` replaced by its value; `{{` and `}}` are braces.
 
-    Raises `ValueError` with the reason when none is there or it is empty.
+    Raises `ValueError` for a column that there is not, for one without a value and a lone brace.
     """
-    for name in names:
-        if name in row:
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise ValueError(f"{name} is not a text or is empty")
-            return [{"role": "user", "content": row[name]}]
-    raise ValueError(f"no messages and no {' or '.join(names)}; the row has {', '.join(row)}")
+
+    def value(place: re.Match[str]) -> str:
+        name = place[1]
+        if place[0] in ("{{", "}}"):
+            return place[0][0]
+        if name is None:
+            raise ValueError("the template has a brace without a partner; write {{ or }} for one")
+        if name not in fields:
+            raise ValueError(
+                f"the template names {{{name}}}, but the row has {', '.join(fields)}; "
+                "write {{ and }} for braces that are no column"
+            )
+        if fields[name] is None:
+            raise ValueError(f"the template names {{{name}}}, which is empty in this row")
+        return str(fields[name])
+
+    return PLACE.sub(value, template)
+
+
+def _columns(template: str, extra: dict[str, str]) -> list[str]:
+    """Returns the columns that a template needs, in their order."""
+    return [name for name in re.findall(r"\{([^{}]+)\}", template) if name not in extra]
+
+
+def _fitting(row: Row, templates: tuple[str, ...], extra: dict[str, str]) -> str:
+    needed = {template: _columns(template, extra) for template in templates}
+    for template, names in needed.items():
+        if all(_is_text(row.fields.get(name)) for name in names):
+            return template
+    for names in needed.values():
+        if all(name in row.fields for name in names):
+            bad = next(name for name in names if not _is_text(row.fields[name]))
+            raise ValueError(f"{bad} is not a text or is empty")
+    least = [
+        names for names in needed.values() if not any(set(n) < set(names) for n in needed.values())
+    ]
+    reads = " or ".join(dict.fromkeys(" and ".join(names) for names in least))
+    raise ValueError(
+        f"no messages and no {reads}, which is what this task type reads; "
+        f"the row has {', '.join(row.fields) or 'no columns'}"
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _blank(value)
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())

@@ -1,25 +1,34 @@
-"""Conversation: the reply to the last user turn. There is rarely one right answer.
+"""Conversation: the reply to a user's turn. There is no right one, so none is ever expected.
 
-An expected reply, where a row has one, counts only when the text is the same; the agreement of
-student and teacher is the score to look at.
+A reply that stands in the row is only the reference; the score to look at is the agreement of
+student and teacher, which is the same text.
 """
 
-from typing import Any
+from retort.rationale import think
+from retort.records import Example, Prompt, Row
+from retort.spec.data import Prepare
+from retort.task_types import asked
 
-from retort.records import Message
-from retort.task_types import read_chat, read_question
+FILTERS = ("finished", "not_refused", "non_empty", "roles_alternate")
+METRICS = ()
+TEMPLATES = ("{prompt}",)
+REASONING = {
+    "chain_of_thought": (
+        "Before you reply, reason step by step about what is asked and what helps. Then end with "
+        "the reply alone, as it shall be read, in this form:\nAnswer: <the reply>"
+    )
+}
 
 
-def prompt(row: dict[str, Any]) -> tuple[list[Message], str | None]:
-    """Reads `messages` or `prompt`. What the teacher replies is the lesson: none is expected."""
-    if "messages" in row:
-        return read_chat(row)[0], None
-    return read_question(row, "prompt"), None
+def prompt(row: Row, knobs: Prepare) -> Prompt:
+    """Reads a chat, or `prompt` with `completion`."""
+    chat, reply = asked(row, knobs, TEMPLATES, {})
+    return Prompt(chat, reference=None if reply is None else str(reply))
 
 
-def answer(text: str) -> str | None:
-    """The whole text with white space folded."""
-    return " ".join(text.split()) or None
+def answer(text: str, example: Example) -> str | None:
+    """The whole text with white space folded, without thoughts between <think> tags."""
+    return " ".join(think(text)[1].split()) or None
 
 
 def equal(given: str, expected: str) -> bool:
