@@ -1,28 +1,297 @@
 """Filters of curation: each a function that returns why a response is rejected, or None.
 
-They are named in `curate.filters` in order, and the first reason wins. A filter sees one example,
-one response and the job's task type.
+They are named in `curate.filters` in order, with their options, and the first reason wins. Reasons
+are counted by their words, so they hold nothing of the row itself. Every public function here is a
+filter; what they measure is in `retort.texts`.
 """
 
-from retort.records import Example, Response
-from retort.task_types import TaskType
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, Field
+
+from retort import refusals, texts
+from retort.items import Item
+from retort.records import Message
+
+Count = Annotated[int, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Code = Annotated[str, AfterValidator(texts.language_code)]
+Schema = Annotated[dict[str, Any], AfterValidator(texts.sound_schema)]
+SchemaFile = Annotated[str, AfterValidator(texts.schema_file)]
+
+NO_ANSWER = "no answer found"
+# A language is only held against a text when it is this likely.
+CERTAIN = 0.8
+
+# Which turn may come after which.
+FOLLOWERS = {
+    "start": ("system", "user", "assistant"),
+    "system": ("user", "assistant"),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "tool call": ("tool",),
+    "tool": ("tool", "assistant"),
+}
 
 
-def finished(example: Example, response: Response, task_type: TaskType) -> str | None:
+def finished(item: Item) -> str | None:
     """Rejects answers that were cut off or never given; a cut answer would teach not to end."""
-    return None if response.state == "accepted" else response.state
+    return None if item.response.state == "accepted" else item.response.state
 
 
-def non_empty(example: Example, response: Response, task_type: TaskType) -> str | None:
+def non_empty(item: Item) -> str | None:
     """Rejects answers of white space only; a call of a tool is an answer."""
-    return None if response.text.strip() or response.tool_calls else "empty"
+    return None if item.text.strip() or item.response.tool_calls else "empty"
 
 
-def verified(example: Example, response: Response, task_type: TaskType) -> str | None:
-    """Rejects answers that differ from the expected one, where the example carries one."""
-    if example.expected is None:
+def not_refused(item: Item) -> str | None:
+    """Rejects what the provider refused, and answers that begin by refusing."""
+    if item.response.state in ("refused", "filtered"):
+        return item.response.state
+    return "the answer refuses" if refusals.refuses(item.text) else None
+
+
+def language(item: Item, *, codes: list[Code] | None = None) -> str | None:
+    """Rejects answers that are surely in another language than those of `codes` (ISO 639).
+
+    By default the language of the user's last turn. Less than 20 letters of prose pass, and so do
+    an answer and a prompt whose language is not certain.
+    """
+    code, probability = texts.language(item.text)
+    if probability < CERTAIN:
         return None
-    given = task_type.answer(response.text)
-    if given is None:
-        return "no answer found"
-    return None if task_type.equal(given, example.expected) else "wrong answer"
+    if codes is None:
+        asked, certainty = texts.language_of_prompt(_question(item))
+        if certainty < CERTAIN:
+            return None
+        codes = [asked]
+    return None if code in texts.kin(codes) else f"language {code}"
+
+
+def length(
+    item: Item,
+    *,
+    min_words: Count | None = None,
+    max_words: Count | None = None,
+    min_tokens: Count | None = None,
+    max_tokens: Count | None = None,
+) -> str | None:
+    """Rejects answers outside these bounds, each included; a tool call has no length in words.
+
+    Words are the answer's alone, tokens the whole response's.
+    """
+    num_tokens = item.response.num_tokens
+    if not item.calls_tool and (reason := _outside(item.text, min_words, max_words)):
+        return reason
+    if min_tokens is not None and num_tokens < min_tokens:
+        return f"fewer than {min_tokens} tokens"
+    if max_tokens is not None and num_tokens > max_tokens:
+        return f"more than {max_tokens} tokens"
+    return None
+
+
+def not_repetitive(item: Item, *, max_ratio: Ratio = 0.4) -> str | None:
+    """Rejects answers that end in a loop, or say more than `max_ratio` of their phrases again.
+
+    The ratio is `texts.repeated_share`; worked answers of GSM8K stay below 0.21.
+    """
+    whole = item.response.text
+    if texts.loops(whole):
+        return "ends in a loop"
+    return "repeats itself" if texts.repeated_share(whole) > max_ratio else None
+
+
+def label_in_set(item: Item) -> str | None:
+    """Rejects answers that are none of the example's labels, where it says what they are."""
+    return _not_among(item, "no label found", "not one of the labels")
+
+
+def option_valid(item: Item) -> str | None:
+    """Rejects answers whose letter is none of the example's options, where it has any."""
+    return _not_among(item, "no option found", "not one of the options")
+
+
+def json_valid(
+    item: Item, *, schema: Schema | None = None, schema_file: SchemaFile | None = None
+) -> str | None:
+    """Rejects answers that are not JSON, nothing but JSON, and of the schema if one is given.
+
+    Of `schema` and `schema_file` both must hold. JSON between fences is none: who parses the
+    student's answers would fail on it.
+    """
+    try:
+        value = orjson.loads(item.text)
+    except orjson.JSONDecodeError:
+        return "not JSON"
+    both = [schema, texts.schema_from(schema_file) if schema_file else None]
+    faults = (texts.schema_fault(value, wanted) for wanted in both if wanted is not None)
+    return next((f"schema: {fault}" for fault in faults if fault), None)
+
+
+def verified(item: Item) -> str | None:
+    """Rejects answers that differ from the expected one, where the example carries one."""
+    if item.is_right is None:
+        return None
+    if item.answer is None:
+        return NO_ANSWER
+    return None if item.is_right else "wrong answer"
+
+
+def answered(item: Item) -> str | None:
+    """Rejects texts in which no answer is found; a call of a tool is an answer."""
+    return None if item.answer is not None or item.response.tool_calls else NO_ANSWER
+
+
+def summary_length(item: Item, *, max_words: Count = 80, min_words: Count = 1) -> str | None:
+    """Rejects summaries outside their budget of words."""
+    return _outside(item.text, min_words, max_words)
+
+
+def names_entities(item: Item, *, min_ratio: Ratio = 0.6) -> str | None:
+    """Rejects summaries that name what the article does not, or nothing that it is about.
+
+    Of the summary's capitalised names and its numbers, at least `min_ratio` must stand in the
+    user's last turn, and one of the five names that this turn names most must be in the summary.
+    Scripts without capitals have numbers alone; where all nouns are capitalised (German), all
+    nouns are names: lower the ratio there.
+    """
+    article = _question(item)
+    known, main = texts.name_words(article), texts.main_names(article)
+    known_numbers = {*texts.numbers(article), *texts.spoken_numbers(article)}
+    stand = [texts.parts(name) <= known for name in texts.names(item.text)]
+    stand += [number in known_numbers for number in texts.numbers(item.text)]
+    if stand and sum(stand) < min_ratio * len(stand):
+        return "names what the article does not"
+    named = texts.name_words(item.text)
+    if main and not any(texts.parts(name) & named for name in main):
+        return "names none of the article's main entities"
+    return None
+
+
+def roles_alternate(item: Item) -> str | None:
+    """Rejects chats in which the answer's turn, or one before it, is not where it must be.
+
+    At most one system turn comes first; user and assistant alternate; the turns of tools follow
+    the assistant's calls, one for each.
+    """
+    before, calls = "start", 0
+    for turn in [*_chat(item), {"role": "assistant"}]:
+        role = turn["role"]
+        if role == "tool":
+            calls -= 1
+        elif calls > 0:
+            return "a tool call without its result"
+        if role not in FOLLOWERS[before] or calls < 0:
+            return f"{role} after {before}"
+        if turn.get("tool_calls"):
+            calls = len(turn["tool_calls"])
+            before = "tool call"
+        else:
+            before = role
+    return None
+
+
+def unique(item: Item) -> str | None:
+    """Rejects an answer whose text an earlier answer to the same has, but for case and spaces."""
+    for peer in item.peers:
+        if peer is item:
+            return None
+        same_calls = peer.response.tool_calls == item.response.tool_calls
+        if same_calls and texts.fold(peer.text) == texts.fold(item.text):
+            return "the same as an earlier answer"
+    return None
+
+
+def majority(item: Item, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | None:
+    """Rejects all answers but the one that most samples give, and it too if fewer than `at_least`.
+
+    Self-consistency (Wang et al. 2022, arXiv:2203.11171). Answers are compared by the task type;
+    a text without an answer has no vote; of equally many the answer that came first wins.
+    """
+    if item.answer is None:
+        return NO_ANSWER
+    given = tuple(peer.answer for peer in item.peers or [item])
+    winner, votes = _winner(item.task_type.equal, given)
+    if votes < at_least:
+        return f"no answer is given {at_least} times"
+    same = winner == item.answer or item.task_type.equal(item.answer, winner)
+    return None if same else "not the answer of the majority"
+
+
+def best_of_n(item: Item) -> str | None:
+    """Rejects all answers to one question but the best.
+
+    Right ones before others, then by the judge's score where the filter `judged` came before, then
+    the shorter; of equals the first.
+    """
+    best = min(item.peers or [item], key=_rank)
+    return None if best is item else "not the best of n"
+
+
+def teachers_agree(item: Item) -> str | None:
+    """Rejects answers that the second teacher (`curate.second_teacher`) does not give too."""
+    if item.answer is None:
+        return NO_ANSWER
+    if item.second is None:
+        return "the second teacher gave no answer"
+    second = item.task_type.answer(item.second, item.example)
+    if second is None:
+        return f"{NO_ANSWER} in the second teacher's text"
+    return None if item.task_type.equal(item.answer, second) else "the teachers disagree"
+
+
+def judged(item: Item, *, min_score: Annotated[float, Field(ge=1, le=5)] = 3) -> str | None:
+    """Rejects answers that the judge (`curate.judge`) scores below this, from 1 to 5."""
+    if item.score is None:
+        return "the judge gave no score"
+    return None if item.score >= min_score else f"scored below {min_score:g}"
+
+
+def _chat(item: Item) -> list[Message]:
+    """Returns the chat that was answered."""
+    return item.response.messages or item.example.messages
+
+
+def _question(item: Item) -> str:
+    """Returns the user's last turn."""
+    said = [turn["content"] for turn in _chat(item) if turn["role"] == "user"]
+    return str(said[-1]) if said else ""
+
+
+def _outside(text: str, least: int | None, most: int | None) -> str | None:
+    num_words = len(texts.words(text))
+    if least is not None and num_words < least:
+        return f"fewer than {least} words"
+    if most is not None and num_words > most:
+        return f"more than {most} words"
+    return None
+
+
+def _not_among(item: Item, missing: str, wrong: str) -> str | None:
+    if not item.example.options:
+        return None
+    if item.answer is None:
+        return missing
+    allowed = {texts.fold(option) for option in item.example.options}
+    return None if texts.fold(item.answer) in allowed else wrong
+
+
+@functools.lru_cache(maxsize=256)
+def _winner(equal: Callable[[str, str], bool], given: tuple[str | None, ...]) -> tuple[str, int]:
+    """Returns the answer that most give, as the first of them wrote it, and how many do."""
+    votes: dict[str, int] = {}
+    for answer in given:
+        if answer is not None:
+            alike = (known for known in votes if answer == known or equal(answer, known))
+            same = next(alike, answer)
+            votes[same] = votes.get(same, 0) + 1
+    winner = max(votes, key=lambda answer: votes[answer])
+    return winner, votes[winner]
+
+
+def _rank(item: Item) -> tuple[bool, float, int]:
+    """Returns what is smallest for the best answer."""
+    return not item.is_right, -(item.score or 0.0), len(item.response.text)

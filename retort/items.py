@@ -1,0 +1,121 @@
+"""What a filter looks at, and the check of a filter's options before a run.
+
+A filter is `def name(item: Item, *, option: type = default) -> str | None`: why the response is
+rejected, or None. The surprise: peers are one list that all answers to a question share.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from retort import rationale
+from retort.errors import SpecError, did_you_mean
+from retort.records import Example, Response
+from retort.registry import find_function
+from retort.spec import JobSpec
+from retort.task_types import TaskType
+
+Rejects = Callable[..., str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One response under judgement, with all that a filter may look at.
+
+    `text` is the answer: the response's text without its `rationale`. `second` is what the second
+    teacher answered, `score` what the judge gave, from 1 to 5. `peers` are the answers to the same
+    turn of the same example that earlier filters let through, this one included, in the order of
+    the samples. The response's token ids are left out; `num_tokens` counts them.
+    """
+
+    example: Example
+    response: Response
+    task_type: TaskType
+    text: str
+    rationale: str | None = None
+    second: str | None = None
+    score: float | None = None
+    peers: list["Item"] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def answer(self) -> str | None:
+        """The answer that the task type finds in the text, in normal form."""
+        return self.task_type.answer(self.text, self.example)
+
+    @cached_property
+    def is_right(self) -> bool | None:
+        """Whether the answer equals the expected one; None where none is expected."""
+        if self.example.expected is None:
+            return None
+        return self.answer is not None and self.task_type.equal(self.answer, self.example.expected)
+
+    @property
+    def calls_tool(self) -> bool:
+        """Whether the response is a tool call alone, without a text."""
+        return bool(self.response.tool_calls) and not self.text.strip()
+
+
+def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Response) -> Item:
+    """Returns a response as filters see it: the rationale apart from the answer, where there is
+    reason to look for one. It has no peers yet."""
+    text = response.text
+    if (
+        spec.generate.reasoning != "none"
+        or spec.curate.rationale != "keep"
+        or "<think>" in text
+        or "</think>" in text
+    ):
+        reason, text = rationale.split(text)
+        return Item(example, response, task_type, text, reason)
+    return Item(example, response, task_type, text)
+
+
+def check(name: str, options: dict[str, Any]) -> Rejects:
+    """Returns the filter of a name after looking at its options.
+
+    Raises `SpecError` for an unknown filter, an unknown or missing option, or a value of another
+    type or out of bounds; it names what is allowed.
+    """
+    rejects: Rejects = find_function("filter", name, "retort.filters")
+    if not callable(rejects):
+        raise SpecError(f"filter {name} is no function")
+    parameters = list(inspect.signature(rejects).parameters.values())[1:]
+    allowed = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+    takes_all = len(allowed) < len(parameters)
+    listed = ", ".join(map(_shown, allowed.values())) or "none"
+    for key in options:
+        if key not in allowed and not takes_all:
+            near = did_you_mean(key, allowed)
+            raise SpecError(f"filter {name}: unknown option '{key}'{near}; its options: {listed}")
+    for key, parameter in allowed.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise SpecError(f"filter {name}: needs the option {key}; its options: {listed}")
+    hints = _hints(rejects)
+    for key, value in options.items():
+        try:
+            TypeAdapter(hints.get(key, Any), config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise SpecError(
+                f"filter {name}: option {key}: {value!r}: {reason}; its options: {listed}"
+            ) from None
+    return rejects
+
+
+def _hints(function: Rejects) -> dict[str, Any]:
+    """Returns the types of a function's options; none where it names what cannot be found."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError:
+        return {}
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    if parameter.default is parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
