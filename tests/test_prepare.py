@@ -1,42 +1,84 @@
-"""Rows in: every row becomes an example or is kept with its reason. Answers are read as values."""
+"""Rows in: each becomes an example, is kept with the reason why not, or stops the job."""
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
-from retort import filters
-from retort.curate import judge
+from retort.context import read_examples
 from retort.errors import DataError, SpecError
-from retort.prepare import check_counts, read_rows
-from retort.records import Example, Response
-from retort.registry import find_file
+from retort.events import Reporter
+from retort.prepare import prepare
+from retort.prepare.rows import preview
+from retort.records import Quarantined, Removed, read_lines
 from retort.spec import build
-from retort.task_types import conversation, math, qa
+from tests.stages import stage_of
+from tests.tiny import save_model
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+GOOD = b'{"question": "1 + 1 = ?", "answer": "2"}'
 
 
-def spec_for(train: Path, **prepare):
-    sections = {"prepare": {"train": str(train), "test": str(train.parent / "test.jsonl")}}
-    sections["prepare"] |= prepare
-    return build({"name": "j", "generate": {"teacher": "t"}, "train": {"student": "s"}, **sections})
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), hidden=32, layers=1)
 
 
 @pytest.fixture
-def rows(tmp_path):
-    """Writes lines and reads them as the train split of a job with one test row."""
-    (tmp_path / "test.jsonl").write_text('{"id": "t", "question": "0 + 0 = ?", "answer": "0"}\n')
+def prepared(tmp_path, model):
+    """Prepares a job whose train file holds the given lines, with one test row."""
 
-    def read(*lines: bytes, **prepare):
+    def run(*lines: bytes, test=b'{"id": "t", "question": "0 + 0 = ?", "answer": "0"}', **knobs):
         (tmp_path / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-        spec = spec_for(tmp_path / "train.jsonl", **prepare)
-        return spec, read_rows(spec)
+        section = {"train": str(tmp_path / "train.jsonl")}
+        if test is not None:
+            (tmp_path / "test.jsonl").write_bytes(test + b"\n")
+            section["test"] = str(tmp_path / "test.jsonl")
+        notes: list[str] = []
 
-    return read
+        def listen(event):
+            if event["kind"] == "note":
+                notes.append(event["text"])
+
+        raw = {
+            "name": "j",
+            "prepare": {**section, **knobs},
+            "generate": {"teacher": str(model), "engine": "transformers"},
+            "train": {"student": str(model)},
+        }
+        stage = stage_of("prepare", raw, str(tmp_path / "store"), {}, Reporter(listen))
+        stage.out.clear()
+        facts = prepare(stage)
+        return Prepared(stage, facts, notes)
+
+    return run
 
 
-GOOD = b'{"question": "1 + 1 = ?", "answer": "2"}'
+class Prepared:
+    def __init__(self, stage, facts, notes):
+        self.stage, self.facts, self.notes = stage, facts, notes
+
+    def examples(self, split="train"):
+        return read_examples(self.stage.out, split)
+
+    def records(self, shape, name):
+        out = self.stage.out
+        return read_lines(shape, out.read(name)) if out.has(name) else []
+
+    @property
+    def quarantined(self):
+        return self.records(Quarantined, "quarantine.jsonl")
+
+    @property
+    def removed(self):
+        return self.records(Removed, "removed.jsonl")
+
+
+def chat(*turns, **more) -> bytes:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]
+    return json.dumps({"messages": messages, **more}).encode()
 
 
 @pytest.mark.parametrize(
@@ -49,144 +91,190 @@ GOOD = b'{"question": "1 + 1 = ?", "answer": "2"}'
         (b'{"messages": [{"role": "robot", "content": "x"}]}', "role 'robot'"),
         (b'{"messages": [{"role": "user", "content": 7}]}', "text content"),
         (b'{"messages": []}', "at least one turn"),
+        (chat("u:1", "u:2"), "roles out of order"),
         (b'{"question": "  "}', "empty"),
-        (b'{"prompt": "x"}', "no messages and no question"),
+        (b'{"topic": "x"}', "no known columns"),
         (b'{"question": "x", "answer": "none"}', "holds no number"),
+        (b'{"question": "' + b"x" * 2000 + b'"}', "prepare.max_row_bytes=1000"),
+        (b'{"id": "a", "question": "3 + 3 = ?", "metadata": {"n": 1e999}}', "not JSON"),
     ],
 )
-def test_a_bad_row_is_kept_with_file_line_and_reason_and_nothing_after_it_is_lost(
-    rows, line, reason
+def test_a_bad_row_is_kept_with_file_line_reason_and_bytes_and_nothing_after_it_is_lost(
+    prepared, line, reason
 ):
-    _, (examples, quarantined, read) = rows(GOOD, line, b'{"question": "2 + 2 = ?"}')
-    (bad,) = quarantined
+    done = prepared(GOOD, line, b'{"question": "2 + 2 = ?"}', max_bad_ratio=0.5, max_row_bytes=1000)
+    (bad,) = done.quarantined
     assert (Path(bad.file).name, bad.line) == ("train.jsonl", 2)
     assert reason in bad.reason
-    assert bad.raw == line.decode(errors="replace")
-    assert len(examples["train"]) == 2
-    assert read["train"] == 3
+    raw = base64.b64decode(bad.raw) if bad.encoding == "base64" else bad.raw.encode()
+    assert line.startswith(raw) and raw
+    assert len(done.examples()) == 2
+    assert done.facts["num_rows"] == {"train": 3, "test": 1}
+    assert done.facts["num_quarantined"] == 1
 
 
-def test_an_id_used_twice_is_bad_also_across_files_and_a_copy_is_only_set_aside(rows):
-    _, (_, quarantined, _) = rows(b'{"id": "t", "question": "1 + 1 = ?"}', GOOD, GOOD)
-    copy, used_again = quarantined
-    assert (copy.line, copy.bad) == (3, False)
-    assert "a copy of" in copy.reason
-    assert "train.jsonl:2" in copy.reason
-    assert (Path(used_again.file).name, used_again.bad) == ("test.jsonl", True)
-    assert "already used in" in used_again.reason
+def test_all_that_came_with_a_row_travels_with_it(prepared):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    row = chat("s:Be brief.", "u:2 + 3", "a:5", id=7, metadata={"topic": "sums"}, tools=[tool])
+    (example,) = prepared(row).examples()
+    assert example.id == "7"
+    assert example.messages[0] == {"role": "system", "content": "Be brief."}
+    assert (example.expected, example.reference) == ("5", "5")
+    assert (example.metadata, example.tools) == ({"topic": "sums"}, [tool])
 
 
-def test_an_id_is_the_users_own_or_the_contents_hash(rows):
-    _, (examples, _, _) = rows(GOOD, b'{"id": 7, "question": "2"}')
-    hashed, own = examples["train"]
+def test_an_id_is_the_users_own_or_the_contents_hash(prepared):
+    hashed, own = prepared(GOOD, b'{"id": 7, "question": "2 + 5"}').examples()
     assert own.id == "7"
     assert len(hashed.id) == 16
-    assert rows(GOOD)[1][0]["train"][0].id == hashed.id
+    assert prepared(GOOD).examples()[0].id == hashed.id
 
 
-def test_a_system_prompt_is_added_only_where_there_is_none(rows):
-    own = b'{"messages": [{"role": "system", "content": "mine"}, {"role": "user", "content": "1"}]}'
-    _, (examples, _, _) = rows(GOOD, own, system_prompt="ours")
-    first = [example.messages[0]["content"] for example in examples["train"]]
-    assert first == ["ours", "mine"]
+def test_an_id_used_twice_is_bad_in_one_file_and_told_apart_between_files(prepared):
+    done = prepared(
+        b'{"id": "t", "question": "1 + 1 = ?"}',
+        b'{"id": "u", "question": "2 + 7 = ?"}',
+        b'{"id": "u", "question": "5 + 6 = ?"}',
+        max_bad_ratio=0.5,
+    )
+    assert [e.id for e in done.examples()] == ["train/t", "u"]
+    assert [e.id for e in done.examples("test")] == ["t"]
+    assert "an id used twice in prepare.train: u" in done.quarantined[0].reason
 
 
-def test_too_many_bad_rows_stop_the_job_and_name_the_first(rows):
-    spec, read = rows(GOOD, b"no", b"no")
+def test_a_copy_is_removed_and_says_of_which_row(prepared):
+    done = prepared(GOOD, b'{"question": "1 + 1  =  ?", "answer": "2"}')
+    assert len(done.examples()) == done.facts["num_duplicates"] == 1
+    (copy,) = done.removed
+    assert (copy.line, copy.reason, copy.similarity) == (2, "copy", 1.0)
+    assert copy.other.endswith("train.jsonl:1")
+    assert "1 + 1 = ?" in copy.other_text
+
+
+def test_equal_questions_under_different_system_prompts_are_different_rows(prepared):
+    done = prepared(chat("s:English.", "u:2 + 3"), chat("s:French.", "u:2 + 3"))
+    assert len(done.examples()) == 2
+
+
+WORDS = "the quick brown fox jumps over the lazy dog and runs into the deep dark wood".split()
+
+
+def question(text: str) -> bytes:
+    return json.dumps({"question": text}).encode()
+
+
+def test_what_stands_in_the_test_file_is_not_learned_also_inside_a_longer_row(prepared):
+    leak = " ".join(WORDS)
+    longer = f"Please think hard about this one. {leak} What comes next after all of that?"
+    others = [question(f"How many legs do {n} spiders and {n + 1} birds have?") for n in range(9)]
+    done = prepared(question(longer), *others, test=question(leak), task_type="qa")
+    assert done.facts["num_contaminated"] == 1
+    assert done.facts["num_examples"] == {"train": 9, "test": 1}
+    (removed,) = done.removed
+    assert (removed.line, removed.reason) == (1, "leak of test")
+    assert removed.other_text == leak
+    without = prepared(
+        question(longer), test=question(leak), task_type="qa", decontaminate={"enabled": False}
+    )
+    assert without.facts["num_contaminated"] == 0
+
+
+def test_what_stands_in_any_named_file_is_not_learned(prepared, tmp_path):
+    (tmp_path / "bench.csv").write_text("prompt_text,x\n" + " ".join(WORDS) + ",1\n")
+    against = {"against": [str(tmp_path / "bench.csv")]}
+    done = prepared(question(" ".join(WORDS)), GOOD, task_type="qa", decontaminate=against)
+    assert [removed.reason for removed in done.removed] == ["leak of against"]
+    assert done.removed[0].other.endswith("bench.csv:2")
+
+
+def test_rows_set_apart_by_hash_stay_where_they_are_when_rows_are_added(prepared):
+    lines = [question(f"What is {n} times {n * n}?") for n in range(300)]
+    knobs = {"test": None, "validation_ratio": 0.1, "test_ratio": 0.1, "task_type": "qa"}
+    splits = ("train", "validation", "test")
+    few = prepared(*lines[:200], **knobs)
+    before = {split: {e.id for e in few.examples(split)} for split in splits}
+    many = prepared(*lines, **knobs)
+    after = {split: {e.id for e in many.examples(split)} for split in splits}
+    assert all(before[split] <= after[split] for split in before)
+    assert 10 < len(after["test"]) < 55 and 10 < len(after["validation"]) < 55
+    assert sum(map(len, after.values())) == 300
+
+
+def test_a_limit_keeps_each_groups_share(prepared):
+    lines = [
+        json.dumps({"question": f"{n} + {n}?", "metadata": {"kind": "ab"[n % 4 == 0]}}).encode()
+        for n in range(80)
+    ]
+    done = prepared(*lines, limit=20, balance={"by": "metadata.kind"})
+    kinds = [e.metadata["kind"] for e in done.examples()]
+    assert (kinds.count("a"), kinds.count("b")) == (15, 5)
+    assert done.facts["num_left_out"] == 60
+    assert done.facts["balance"] == {"a": 15, "b": 5}
+    capped = prepared(*lines, balance={"by": "metadata.kind", "cap": 10})
+    assert capped.facts["balance"] == {"a": 10, "b": 10}
+
+
+def test_personal_data_is_scrubbed_everywhere_in_a_row(prepared):
+    row = chat("s:I am bob@example.com", "u:Write to ann@example.org", "a:7 ok@example.com")
+    done = prepared(row, scrub=["emails"])
+    assert "example" not in json.dumps([vars(e) for e in done.examples()])
+    assert done.facts["num_scrubbed"] == 1
+
+
+def test_a_system_prompt_is_added_only_where_there_is_none(prepared):
+    own = chat("s:mine", "u:1 and 7")
+    examples = prepared(GOOD, own, system_prompt="ours").examples()
+    assert [example.messages[0]["content"] for example in examples] == ["ours", "mine"]
+
+
+def test_what_was_recognised_and_what_became_of_the_rows_is_said(prepared):
+    done = prepared(GOOD, GOOD, chat("u:2 + 8"))
+    assert done.facts["recognised"] == {"question_answer": 3, "messages": 1}
+    assert any("3 question_answer, 1 messages; 1 copies" in note for note in done.notes)
+
+
+def test_too_many_bad_rows_stop_the_job_and_name_the_first(prepared):
     with pytest.raises(DataError, match=r"2 of 4 rows are bad.*train\.jsonl:2"):
-        check_counts(spec, *read)
+        prepared(GOOD, b"no", b"no")
 
 
-def test_a_split_without_usable_rows_stops_the_job(rows):
-    spec, read = rows(b"", max_bad_ratio=1)
+def test_a_split_without_usable_rows_stops_the_job(prepared):
     with pytest.raises(DataError, match="no usable row"):
-        check_counts(spec, *read)
+        prepared(b"", max_bad_ratio=1)
 
 
-def test_there_must_be_something_to_compare_on(rows):
-    spec, read = rows(GOOD, test=None)
+def test_a_train_file_that_is_the_test_file_stops_the_job(prepared):
+    with pytest.raises(DataError, match="nothing is left"):
+        prepared(GOOD, test=GOOD)
+
+
+def test_there_must_be_something_to_compare_on(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(GOOD)
+    spec = build(
+        {
+            "name": "j",
+            "prepare": {"train": str(tmp_path / "train.jsonl")},
+            "generate": {"teacher": "t"},
+            "train": {"student": "s"},
+        }
+    )
     with pytest.raises(SpecError, match=r"prepare\.test: missing"):
-        check_counts(spec, *read)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1234",
-        "1,234",
-        "$1234.00",
-        "1234.0",
-        r"\boxed{1234}",
-        "the answer is 1234 dollars.",
-        "#### 1,234",
-    ],
-)
-def test_a_number_counts_as_a_value_however_it_is_written(text):
-    assert math.equal(math.answer(text), "1234")
-
-
-def test_the_number_after_the_marker_wins_over_later_ones():
-    assert math.answer("1 + 2 = 3\n#### 3 which is 4 less than 7") == "3"
-    assert math.answer("no number") is None
-    assert math.equal("1/2", "0.5")
-    assert not math.equal("3", "4")
-
-
-def test_other_task_types_read_and_compare_text():
-    assert qa.equal(qa.answer("The  Eiffel Tower."), "eiffel tower")
-    chat, expected = conversation.prompt({"messages": [{"role": "user", "content": "hi"}]})
-    assert (chat[0]["content"], expected) == ("hi", None)
-
-
-def test_the_verifier_agrees_with_gsm8ks_own_rule_on_every_row():
-    path = SHARED / "gsm8k/test_200.jsonl"
-    if not path.exists():
-        pytest.skip("the data is not here")
-    answers = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
-    for text in answers:
-        assert math.answer(text) == text.split("####")[1].strip().replace(",", "")
+        preview(spec, 100)
 
 
 @pytest.mark.parametrize("task", ["nli", "math"])
-def test_every_real_row_is_read(task):
+def test_every_real_row_is_read(prepared, task):
     folder = SHARED / "azure" / task
     if not folder.exists():
         pytest.skip("the data is not here")
-    spec = spec_for(
-        folder / f"train_{task}.jsonl",
-        test=str(folder / f"validation_{task}.jsonl"),
-        task_type="conversation" if task == "nli" else "math",
+    train, validation = (
+        (folder / f"{name}_{task}.jsonl").read_bytes() for name in ("train", "validation")
     )
-    examples, quarantined, _ = read_rows(spec)
-    files = [folder / f"{name}_{task}.jsonl" for name in ("train", "validation")]
-    num_rows = sum(bool(line.strip()) for path in files for line in path.read_text().splitlines())
+    done = prepared(*train.splitlines(), test=validation, task_type=task)
+    num_rows = sum(bool(line.strip()) for line in [*train.splitlines(), *validation.splitlines()])
+    facts = done.facts
+    gone = ("num_duplicates", "num_near_duplicates", "num_contaminated")
     assert num_rows > 400
-    assert len(examples["train"]) + len(examples["test"]) + len(quarantined) == num_rows
-    assert not any(row.bad for row in quarantined)
-
-
-def decide(text: str, state: str = "accepted", expected: str | None = "2", names=None):
-    example = Example("a", "train", [{"role": "user", "content": "1 + 1"}], expected)
-    response = Response("a", text, [1], "stop", 1, 1, state=state)
-    chosen = [(n, getattr(filters, n)) for n in names or ("finished", "non_empty", "verified")]
-    return judge(example, response, math, chosen)
-
-
-def test_each_rejection_has_its_reason_and_the_first_filter_wins():
-    assert decide("2").kept
-    assert decide("x", expected=None).kept
-    cut = decide("3", "truncated")
-    assert (cut.filter, cut.reason) == ("finished", "truncated")
-    assert decide(" ").filter == "non_empty"
-    assert decide("3").reason == "wrong answer"
-    assert decide("x").reason == "no answer found"
-    assert decide("3", "truncated", names=("verified", "finished")).filter == "verified"
-
-
-def test_plug_ins_from_outside_are_found_by_module_and_name():
-    import retort.task_types
-
-    assert find_file("task type", "math", retort.task_types) is math
-    assert find_file("task type", "retort.task_types:qa", retort.task_types) is qa
-    with pytest.raises(SpecError, match="cannot be loaded"):
-        find_file("task type", "nowhere.at:all", retort.task_types)
+    assert facts["num_quarantined"] == 0
+    assert sum(facts["num_examples"].values()) + sum(facts[name] for name in gone) == num_rows
+    assert sum(facts[name] for name in gone) < 0.1 * num_rows

@@ -1,160 +1,108 @@
-"""prepare: JSONL rows to examples. A bad row is kept in quarantine with file, line and reason.
+"""prepare: the user's rows to examples, and only those worth asking.
 
-Nothing after a bad row is lost, and an example's id is the user's own or its content's hash.
+One pass over the rows, which lie on the local disk meanwhile: a million of them need no more
+memory than their fingerprints. What is not asked is kept beside the examples, with the reason.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-from retort import task_types
 from retort.context import Stage
-from retort.errors import DataError, SpecError
-from retort.records import SPLITS, Example, Quarantined, Split, content_id, write_lines
-from retort.registry import find_file
-from retort.spec import JobSpec, Prepare
-from retort.storage import read_url
+from retort.errors import DataError
+from retort.prepare.rows import Counts, Reader, check_counts, new_counts, quarantined
+from retort.prepare.selection import Selection
+from retort.records import SPLITS, write_lines
+from retort.spec import JobSpec
 
-Parsed = tuple[dict[Split, list[Example]], list[Quarantined], Counter[str]]
+SAY_EVERY_ROWS = 20_000
 
 
 def prepare(stage: Stage) -> dict[str, Any]:
-    """Writes the examples of each split and the quarantine; returns the counts of each."""
-    examples, quarantined, read = read_rows(stage.spec)
-    check_counts(stage.spec, examples, quarantined, read)
+    """Writes the examples of each split, the bad rows and the removed ones; returns the counts.
+
+    Raises `DataError` when too many rows are bad or a split that is needed has none.
+    """
+    reader, selection = Reader(stage.spec), Selection(stage.spec)
+    try:
+        counts = _read(stage, reader, selection)
+        check_counts(stage.spec, counts)
+        selection.choose()
+        check_left(stage.spec, selection)
+        facts = _facts(stage, counts, reader, selection)
+        _write(stage, selection)
+    finally:
+        selection.close()
+    _say(stage, facts)
+    return facts
+
+
+def check_left(spec: JobSpec, selection: Selection) -> None:
+    """Raises `DataError` when every row of a split was removed."""
+    for split in SPLITS:
+        if spec.prepare.has(split) and not selection.standing(split):
+            report = next(selection.reports())
+            raise DataError(
+                f"prepare.{split}: nothing is left of it; every row is a copy or stands in the "
+                f"held-out rows too, the first: {report.file}:{report.line} is a {report.reason} "
+                f"({report.other}). Give files that differ, or see prepare.deduplicate and "
+                "prepare.decontaminate"
+            )
+
+
+def _read(stage: Stage, reader: Reader, selection: Selection) -> Counts:
+    """Reads all rows once; bad ones go to quarantine."""
+    counts, bad = new_counts(), []
+    for number, read in enumerate(reader.rows(), start=1):
+        counts.add(read)
+        if read.example:
+            selection.add(read)
+        else:
+            bad.append(write_lines([quarantined(read)]))
+        if number % SAY_EVERY_ROWS == 0:
+            stage.report.progress(number, number, "rows", "reading")
+    for source in stage.spec.prepare.decontaminate.against:
+        for raw, text in reader.texts(source):
+            selection.add_foreign(raw, text)
+    if bad:
+        stage.out.write("quarantine.jsonl", b"".join(bad))
+        stage.report.note(f"{len(bad)} rows in quarantine, the first: {counts.first_bad}")
+    return counts
+
+
+def _write(stage: Stage, selection: Selection) -> None:
     size = stage.spec.prepare.shard_size
-    for split, rows in examples.items():
-        for start in range(0, len(rows), size):
-            name = f"{split}-{start // size:05d}.jsonl"
-            stage.out.write(name, write_lines(rows[start : start + size]))
-    if quarantined:
-        stage.out.write("quarantine.jsonl", write_lines(quarantined))
-        stage.report.note(f"{len(quarantined)} rows in quarantine, {_first(quarantined)}")
-    total = sum(read.values())
-    stage.report.progress(total, total, "rows")
+    for split in SPLITS:
+        chosen = selection.standing(split)
+        for start in range(0, len(chosen), size):
+            lines = [selection.line(split, index) for index in chosen[start : start + size]]
+            stage.out.write(f"{split}-{start // size:05d}.jsonl", b"".join(lines))
+    if removed := [write_lines([report]) for report in selection.reports()]:
+        stage.out.write("removed.jsonl", b"".join(removed))
+
+
+def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -> dict[str, Any]:
+    asked = {split: selection.standing(split) for split in SPLITS if counts.examples[split]}
     return {
-        "num_rows": dict(read),
-        "num_quarantined": len(quarantined),
-        "num_examples": {split: len(rows) for split, rows in examples.items()},
-        "num_expected": {
-            split: sum(row.expected is not None for row in rows) for split, rows in examples.items()
-        },
+        "num_rows": dict(counts.rows),
+        "num_quarantined": counts.num_bad,
+        "quarantine_reasons": dict(counts.reasons.most_common(20)),
+        **selection.counts(),
+        "num_examples": {split: len(chosen) for split, chosen in asked.items()},
+        "num_expected": dict(counts.expected),
+        "num_scrubbed": reader.num_scrubbed,
+        "recognised": dict(reader.recognised.most_common()),
     }
 
 
-def read_rows(spec: JobSpec) -> Parsed:
-    """Returns the examples by split, the quarantined rows, and the rows read by file.
-
-    Raises `SpecError` for a file that cannot be read or an unknown task type.
-    """
-    knobs = spec.prepare
-    kind = find_file("task type", knobs.task_type, task_types)
-    examples: dict[Split, list[Example]] = {}
-    quarantined: list[Quarantined] = []
-    read: Counter[str] = Counter()
-    seen: dict[str, tuple[str, int]] = {}
-    for split in SPLITS:
-        path = getattr(knobs, split)
-        if path is None:
-            continue
-        rows = examples.setdefault(split, [])
-        for line, raw in _lines(path, f"prepare.{split}"):
-            if split == "train" and knobs.limit and len(rows) >= knobs.limit:
-                break
-            read[split] += 1
-            text = raw.decode(errors="replace")
-            try:
-                example, own_id = _example(raw, split, kind, knobs)
-            except ValueError as error:
-                quarantined.append(Quarantined(path, line, str(error), text))
-                continue
-            if example.id in seen:
-                file, first = seen[example.id]
-                what = f"the id {example.id} was already used in" if own_id else "a copy of"
-                quarantined.append(
-                    Quarantined(path, line, f"{what} {file}:{first}", text, bad=own_id)
-                )
-                continue
-            seen[example.id] = (path, line)
-            rows.append(example)
-    return examples, quarantined, read
-
-
-def check_counts(
-    spec: JobSpec,
-    examples: dict[Split, list[Example]],
-    quarantined: list[Quarantined],
-    read: Counter[str],
-) -> None:
-    """Raises `DataError` when too many rows are bad or a split that is needed has none left."""
-    total, bad = sum(read.values()), [row for row in quarantined if row.bad]
-    if len(bad) > spec.prepare.max_bad_ratio * total:
-        raise DataError(
-            f"{len(bad)} of {total} rows are bad, more than prepare.max_bad_ratio="
-            f"{spec.prepare.max_bad_ratio:g} allows; {_first(bad)}"
-        )
-    for split, rows in examples.items():
-        if not rows:
-            raise DataError(
-                f"prepare.{split}: {getattr(spec.prepare, split)} holds no usable row; "
-                "give at least one JSON object a line"
-            )
-    if "test" not in examples and "validation" not in examples:
-        raise SpecError(
-            "prepare.test: missing, and there is no prepare.validation to compare the models on; "
-            "give a JSONL file that the student is not trained on"
-        )
-
-
-def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
-    """Yields line numbers from 1 and lines; lines of white space only are no rows."""
-    try:
-        data = read_url(path)
-    except FileNotFoundError:
-        raise SpecError(f"{where}: no file {path}; paths are relative to the job file") from None
-    except (OSError, ImportError, ValueError) as error:
-        raise SpecError(f"{where}: {path} cannot be read: {error}") from error
-    for number, raw in enumerate(data.splitlines(), start=1):
-        if raw.strip():
-            yield number, raw
-
-
-def _example(raw: bytes, split: Split, kind: Any, knobs: Prepare) -> tuple[Example, bool]:
-    """Returns the example of one line, and whether it came with an id of its own.
-
-    Raises `ValueError` with the reason when there is none in it.
-    """
-    try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be a JSON object, this is a {type(row).__name__}")
-    messages, expected = kind.prompt(row)
-    if knobs.system_prompt and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": knobs.system_prompt}, *messages]
-    own_id = row.get("id", row.get("custom_id"))
-    identity = str(own_id) if own_id is not None else content_id(messages)
-    metadata, tools = row.get("metadata"), row.get("tools")
-    example = Example(
-        id=identity,
-        split=split,
-        messages=messages,
-        expected=expected,
-        reference=task_types.read_reference(row),
-        tools=tools if isinstance(tools, list) and tools else None,
-        metadata=metadata if isinstance(metadata, dict) else {},
-    )
-    try:
-        write_lines([example])
-    except TypeError as error:
-        raise ValueError(f"cannot be stored: {error}") from None
-    return example, own_id is not None
-
-
-def _first(quarantined: list[Quarantined]) -> str:
-    first = quarantined[0]
-    return f"the first: {first.file}:{first.line}: {first.reason}"
+def _say(stage: Stage, facts: dict[str, Any]) -> None:
+    """Says what was recognised and what became of the rows."""
+    total = sum(facts["num_rows"].values())
+    stage.report.progress(total, total, "rows")
+    forms = ", ".join(f"{count:,} {form}" for form, count in facts["recognised"].items())
+    gone = {
+        "copies": facts["num_duplicates"],
+        "near copies": facts["num_near_duplicates"],
+        "leaks of held-out rows": facts["num_contaminated"],
+        "left out by balance or limit": facts["num_left_out"],
+    }
+    parts = [f"{count:,} {what}" for what, count in gone.items() if count]
+    stage.report.note(f"recognised {forms}" + (f"; {', '.join(parts)}" if parts else ""))

@@ -1,0 +1,186 @@
+"""A text as 64-bit words, equal where case, white space and punctuation alone differ.
+
+Digits, signs and operators are words too: "1.5 - 2" and "15 2" ask different things. A piece of
+text between two spaces is taken apart only once and then looked up, as most pieces come again.
+"""
+
+import re
+import unicodedata
+from hashlib import blake2b
+
+# What a word is stands in the lowest three bits of its hash.
+WORD, NUMBER, OPERATOR, NEGATION, BRACKET, LINE = range(6)
+KIND_BITS = 3
+BREAK = "\0"  # the end of a line, as white space is gone once a text is split
+MAX_CACHED_CHARS = 64
+MAX_CACHED = 1 << 19
+
+# "one", and its Chinese character, mean too many other things.
+_NUMBERS = (
+    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
+    "hundred thousand million billion half third quarter dozen twice double triple "
+    "零 \u3007 二 两 三 四 五 六 七 八 九 十 百 千 万 亿 半"
+)
+_NEGATIONS = "not no never none nothing nobody neither nor cannot except without"
+NUMBER_WORDS, NEGATIONS = frozenset(_NUMBERS.split()), frozenset(_NEGATIONS.split())
+APOSTROPHES = "'\u2019\u02bc\u2032"
+# Signs of multiplication and division, and a minus that a word processor made a dash.
+SAME_OPERATOR = str.maketrans(
+    "\xd7\xb7\u22c5\xf7\u2215\u2044\u2212\u2010\u2011\u2012\u2013\u2014", "***///------"
+)
+PROSE = ".,;:?!\"'"
+
+# Raised and lowered characters are no digits of the number before them: 5² is not 52, 1½ not 11/2.
+RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
+FRACTION = re.compile("([¼-¾⅐-⅞↉])")
+UNSEEN = {0x200B: " "} | dict.fromkeys(
+    [0xAD, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F)]
+)
+# Scripts without spaces between words: each character is a word.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u312f\u31a0-\u31ff\u3400-\u9fff"
+    "\uf900-\ufaff\U00020000-\U000323af]"
+)
+
+# A text is read as the classes of its characters: a letter, k mark on a letter, c letter that is
+# a word, 9 digit, o operator, b bracket, s other symbol; those that mean different things in
+# different places stand for themselves, and a space for all else.
+_CLASSES = {ord(own): own for own in "_'.,-*!:$#"} | {
+    ord(char): kind
+    for kind, chars in {
+        "o": "+=<>^%/",
+        "b": "()[]{}|",
+        "s": "&~\u3007",
+        "'": APOSTROPHES,
+        "*": "\xb7",
+        "-": "\u2010\u2011",  # hyphens
+        "n": "\u2013",  # shorter dash
+        "m": "\u2014\u2012",  # longer dash
+        " ": "`",
+    }.items()
+    for char in chars
+}
+_BY_CATEGORY = {"Nd": "9", "Sm": "o", "Sc": "s", "So": "s", "No": "s", "Nl": "s"}
+TOKEN = re.compile(
+    r"""
+    (?P<number> (?: (?<!9)9{1,3}(?:,9{3})+(?!,?9) | 9+ ) (?:\.9+)* | (?<![ak9.])\.9+ )
+  | (?P<word> a[ak]*(?:['_]a[ak]*)* | ck* | k+ )
+    # Emphasis of words, and dashes.
+  | (?P<skip> ^\*\*+(?=[^*]) | ^\*(?=[ac][akc]) | (?<=[^*])\*\*+(?=[ .,:!']*$)
+      | (?<=[akc][akc])\*(?=[ .,:!']*$) | (?<![akc9b])--+(?![9b]) | (?<=[akc])--+(?=[akc]) )
+    # A sign, not a hyphen: at the start of its piece, or not beside a word.
+  | (?P<operator> o | \* | ^-(?=[akc]) | (?<=b)-(?=[akc]) | (?<![ak][ak])(?<!c)-(?![ak][ak]|c)
+      | (?<![akc])n(?![akc]) | (?<=9)m(?=9) | (?<=9):(?=9)
+      | (?<=[9b])! | ^!(?=[ab]) | !(?=o) | (?<=(?<![ak])a)! | (?<=(?<![ak9'\ ])a)'+(?![ak]) )
+  | (?P<bracket> b )
+  | (?P<symbol> s | \$(?=\.?9) | (?<=a)\# )
+    """,
+    re.VERBOSE,
+)
+_KINDS = {"number": NUMBER, "operator": OPERATOR, "bracket": BRACKET}
+
+
+class _CharClasses(dict[int, str]):
+    """The class of each character that was seen so far, by its code point."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        if category[0] == "L":
+            found = "c" if UNSPACED.match(chr(code)) else "a"
+        else:
+            found = "k" if category[0] == "M" else _BY_CATEGORY.get(category, " ")
+        self[code] = found
+        return found
+
+
+_CHAR_CLASSES = _CharClasses(_CLASSES)
+
+
+def tokens(piece: str) -> list[tuple[str, int]]:
+    """Returns the words of a piece of text in normal form, each with its kind."""
+    if not piece.isascii():
+        piece = _compatible(piece)
+    piece = piece.casefold()
+    found = []
+    for match in TOKEN.finditer(piece.translate(_CHAR_CLASSES)):
+        group, text = str(match.lastgroup), piece[match.start() : match.end()]
+        if group == "word":
+            found.append((re.sub(f"[_{APOSTROPHES}]", "", text), _kind(text)))
+        elif group == "number":
+            found.append((text.replace(",", ""), NUMBER))
+        elif group != "skip":
+            found.append((text.translate(SAME_OPERATOR), _KINDS.get(group, WORD)))
+    return found
+
+
+def _compatible(piece: str) -> str:
+    piece = RAISED.sub(lambda match: "^" + match[0], piece.translate(UNSEEN))
+    piece = LOWERED.sub(lambda match: " " + match[0] + " ", FRACTION.sub(r" \1", piece))
+    piece = unicodedata.normalize("NFKC", piece)
+    return "".join(
+        str(unicodedata.decimal(char)) if char.isdecimal() and not char.isascii() else char
+        for char in piece
+    )
+
+
+def _kind(word: str) -> int:
+    if word in NUMBER_WORDS:
+        return NUMBER
+    return NEGATION if word in NEGATIONS or word.endswith(("n't", "n\u2019t")) else WORD
+
+
+def hash64(text: str) -> int:
+    """Returns 64 bits of a text's blake2b, the same in every process."""
+    return int.from_bytes(_digest(text), "little")
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _record(word: str, kind: int) -> bytes:
+    """Returns eight bytes: a word's hash, and its kind in the lowest bits."""
+    digest = _digest(word)
+    return bytes((digest[0] >> KIND_BITS << KIND_BITS | kind,)) + digest[1:]
+
+
+_SPECIAL = {word: _record(word, _kind(word)) for word in NUMBER_WORDS | NEGATIONS}
+
+
+class _Records(dict[tuple[str, int], bytes]):
+    """The record of each word that was seen so far."""
+
+    def __missing__(self, token: tuple[str, int]) -> bytes:
+        self[token] = record = _record(*token)
+        return record
+
+
+class Pieces(dict[str, bytes]):
+    """The words of each piece of text that was looked up, eight bytes a word.
+
+    Memory is bounded by `trim`, which the owner calls now and then; what it forgets is made anew.
+    """
+
+    def __init__(self) -> None:
+        self._records = _Records()
+        self.trim()
+
+    def __missing__(self, piece: str) -> bytes:
+        bare = piece.strip(PROSE)
+        if len(bare) > 1 and bare.isascii() and bare.isalpha():
+            bare = bare.lower()
+            record = _SPECIAL.get(bare) or _record(bare, WORD)
+        else:
+            record = b"".join([self._records[token] for token in tokens(piece)])
+        if len(piece) <= MAX_CACHED_CHARS:
+            self[piece] = record
+        return record
+
+    def trim(self) -> None:
+        """Forgets everything where too much is held."""
+        if not self or len(self) > MAX_CACHED or len(self._records) > MAX_CACHED:
+            self.clear()
+            self._records.clear()
+            self[BREAK] = LINE.to_bytes(8, "little")

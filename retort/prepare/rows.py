@@ -1,0 +1,265 @@
+"""From the user's rows to examples, one at a time: whatever form they have, nothing is held.
+
+A bad row is given with its reason and its bytes, and reading goes on after it.
+"""
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from retort import sources, task_types
+from retort.balance import share
+from retort.errors import DataError, SpecError
+from retort.formats import read_row
+from retort.records import (
+    SPLITS,
+    Example,
+    Message,
+    Prompt,
+    Quarantined,
+    Row,
+    Split,
+    content_id,
+    write_lines,
+)
+from retort.registry import find_function
+from retort.sources import RawRow
+from retort.spec import JobSpec
+
+# The rows that are compared on come first: what the student learns must give way to them.
+ORDER: tuple[Split, ...] = ("test", "validation", "train")
+# What a row without a chat asks; what it asks for comes last.
+ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
+
+
+@dataclass(frozen=True)
+class Read:
+    """One row: the example in it, or why there is none.
+
+    `text` is what rows are compared by, `line` the example as it is stored.
+    """
+
+    raw: RawRow
+    split: Split
+    example: Example | None = None
+    text: str = ""
+    line: bytes = b""
+    reason: str | None = None
+
+
+class Reader:
+    """Reads the rows of a job, and remembers which ids and which forms it has seen."""
+
+    def __init__(self, spec: JobSpec):
+        self._knobs = spec.prepare
+        self._kind = task_types.load(spec.prepare.task_type)
+        self._scrubbers = [
+            find_function("scrubber", name, "retort.scrubbers") for name in spec.prepare.scrub
+        ]
+        self._ids: dict[str, Split] = {}
+        self.recognised: Counter[str] = Counter()
+        self.num_read: Counter[Split] = Counter()
+        self.num_scrubbed = 0
+
+    def rows(self, most: int | None = None) -> Iterator[Read]:
+        """Yields every row, or the first `most` of each source, held-out splits first."""
+        for split in ORDER:
+            source = getattr(self._knobs, split)
+            if source is not None:
+                found = sources.read(source, f"prepare.{split}", self._knobs.max_row_bytes)
+                for raw in islice(found, most):
+                    self.num_read[split] += 1
+                    yield self._read(raw, split)
+
+    def texts(self, source: str) -> Iterator[tuple[RawRow, str]]:
+        """Yields the rows of a file that must not be learned from, with each text in them."""
+        where = "prepare.decontaminate.against"
+        for raw in sources.read(source, where, self._knobs.max_row_bytes):
+            if raw.value is not None:
+                yield from ((raw, text) for text in _texts_of(raw.value))
+
+    def _read(self, raw: RawRow, split: Split) -> Read:
+        if raw.value is None:
+            return Read(raw, split, reason=raw.error)
+        try:
+            form, row = read_row(raw.value, self._knobs.format, self._knobs.columns)
+            row = self._scrubbed(row) if self._scrubbers else row
+            prompt = self._kind.prompt(row, self._knobs)
+            text = compared(row)
+            split = self._split(split, prompt.messages)
+            example = self._example(row, prompt, split)
+            line = write_lines([example])
+        except (ValueError, TypeError) as error:  # orjson's TypeError: it cannot be stored
+            return Read(raw, split, reason=str(error))
+        self._ids[example.id] = split
+        self.recognised[form] += 1
+        return Read(raw, split, example, text, line)
+
+    def _example(self, row: Row, prompt: Prompt, split: Split) -> Example:
+        messages = prompt.messages
+        if self._knobs.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._knobs.system_prompt}, *messages]
+        return Example(
+            id=self._id(row, messages, split),
+            split=split,
+            messages=messages,
+            expected=prompt.expected,
+            reference=prompt.reference,
+            tools=row.tools,
+            metadata=row.metadata,
+            options=prompt.options,
+        )
+
+    def _id(self, row: Row, messages: list[Message], split: Split) -> str:
+        """Returns the row's own id, or its content's hash; unlike any id before it.
+
+        Raises `ValueError` for an own id that is used twice in a split; the ids of different
+        files often count from 0 each, so between splits the later one is given a prefix.
+        """
+        identity = row.id if row.id is not None else content_id(messages)
+        standing = self._ids.get(identity)
+        if standing is None:
+            return identity
+        if standing != split and f"{split}/{identity}" not in self._ids:
+            return f"{split}/{identity}"
+        if row.id is not None:
+            raise ValueError(f"an id used twice in prepare.{split}: {identity}")
+        number = 2
+        while f"{identity}-{number}" in self._ids:
+            number += 1
+        return f"{identity}-{number}"
+
+    def _split(self, split: Split, messages: list[Message]) -> Split:
+        """Returns the split of a row: a share of the train rows is set apart by content."""
+        validation, test = self._knobs.validation_ratio, self._knobs.test_ratio
+        if split != "train" or not (validation or test):
+            return split
+        place = share(content_id(messages))
+        return "test" if place < test else "validation" if place < test + validation else "train"
+
+    def _scrubbed(self, row: Row) -> Row:
+        """Returns a row with personal data taken out of all its texts."""
+        messages = row.messages and [
+            {**message, "content": self._scrub(message["content"])} for message in row.messages
+        ]
+        fields = {key: self._scrub(value) for key, value in row.fields.items()}
+        if messages != row.messages or fields != row.fields:
+            self.num_scrubbed += 1
+        return Row(messages, fields, row.id, row.tools, self._scrub(row.metadata))
+
+    def _scrub(self, value: Any) -> Any:
+        if isinstance(value, str):
+            for scrub in self._scrubbers:
+                value = scrub(value)
+        elif isinstance(value, list):
+            return [self._scrub(item) for item in value]
+        elif isinstance(value, dict):
+            return {key: self._scrub(item) for key, item in value.items()}
+        return value
+
+
+def _texts_of(value: dict[str, Any]) -> list[str]:
+    """Returns what a row of any form asks; of an unknown form, each of its texts by itself."""
+    try:
+        return [compared(read_row(value, "auto", {})[1])]
+    except ValueError:
+        return [item for item in value.values() if isinstance(item, str)]
+
+
+def compared(row: Row) -> str:
+    """Returns what a row asks, as text: the turns of its chat, or the columns that are asked."""
+    if row.messages:
+        last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
+        turns = row.messages[: last + 1]
+        return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+    parts: list[str] = []
+    for name in ASKED:
+        value = row.fields.get(name)
+        parts += [str(item) for item in value] if isinstance(value, list) else []
+        parts += [value] if isinstance(value, str) else []
+    return "\n".join(parts)
+
+
+def quarantined(read: Read) -> Quarantined:
+    """Returns the record of a bad row, with its very bytes."""
+    raw, reason = read.raw, read.reason or ""
+    try:
+        return Quarantined(raw.file, raw.line, reason, raw.raw.decode())
+    except UnicodeDecodeError:
+        text = base64.b64encode(raw.raw).decode()
+        return Quarantined(raw.file, raw.line, reason, text, "base64")
+
+
+@dataclass
+class Counts:
+    """What was read: rows and examples by split, and the bad rows."""
+
+    rows: Counter[Split]
+    examples: Counter[Split]
+    expected: Counter[Split]
+    reasons: Counter[str]
+    first_bad: str = ""
+
+    def add(self, read: Read) -> None:
+        """Counts one row."""
+        self.rows[read.split] += 1
+        if read.example:
+            self.examples[read.split] += 1
+            self.expected[read.split] += read.example.expected is not None
+        else:
+            self.first_bad = self.first_bad or f"{read.raw.file}:{read.raw.line}: {read.reason}"
+            self.reasons[kind_of(read.reason or "")] += 1
+
+    @property
+    def num_bad(self) -> int:
+        """How many rows are bad."""
+        return sum(self.reasons.values())
+
+
+def new_counts() -> Counts:
+    """Returns counts of nothing yet."""
+    return Counts(Counter(), Counter(), Counter(), Counter())
+
+
+def kind_of(reason: str) -> str:
+    """Returns the part of a reason that rows share: what stands before the particulars."""
+    return re.split("[:;]", reason)[0][:80]
+
+
+def preview(spec: JobSpec, most: int) -> tuple[Counts, Counter[str], set[Split]]:
+    """Returns the counts of the first rows of each source, their forms, and which have more.
+
+    Raises `SpecError` or `DataError` when the job cannot be run on them.
+    """
+    counts, reader = new_counts(), Reader(spec)
+    for read in reader.rows(most):
+        counts.add(read)
+    longer = {split for split, number in reader.num_read.items() if number == most}
+    check_counts(spec, counts, whole=not longer)
+    return counts, reader.recognised, longer
+
+
+def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
+    """Raises `DataError` when too many rows are bad or a split that is needed has none left."""
+    knobs, total = spec.prepare, sum(counts.rows.values())
+    if counts.num_bad > knobs.max_bad_ratio * total and (whole or counts.num_bad == total):
+        raise DataError(
+            f"{counts.num_bad} of {total} rows are bad, more than prepare.max_bad_ratio="
+            f"{knobs.max_bad_ratio:g} allows; the first: {counts.first_bad}"
+        )
+    for split in SPLITS:
+        if knobs.has(split) and not counts.examples[split] and whole:
+            origin = getattr(knobs, split) or knobs.train
+            raise DataError(
+                f"prepare.{split}: {sources.describe(origin)} holds no usable row; give at least "
+                "one JSON object a line, or a table with a heading"
+            )
+    if not (knobs.has("test") or knobs.has("validation")):
+        raise SpecError(
+            "prepare.test: missing, and there is no prepare.validation to compare the models on; "
+            "give a file that the student is not trained on, or set prepare.test_ratio: 0.1"
+        )
