@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retort import models
+from retort import models, rationale, task_types
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError
 from retort.ledger import NO_LIMIT, Entry, Ledger, Standing
@@ -55,9 +55,14 @@ def engine_of(spec: JobSpec) -> EngineModule:
 def teacher_digest(spec: JobSpec) -> str:
     """Returns what names the teacher: a folder's content, a hub commit, or endpoint and name."""
     knobs = spec.generate
-    if engine_of(spec).REMOTE:
-        return f"{knobs.endpoint or 'default endpoint'}: {knobs.teacher}"
-    return models.digest(knobs.teacher, "generate.teacher")
+    return model_digest(engine_of(spec), knobs.teacher, knobs.endpoint, "generate.teacher")
+
+
+def model_digest(engine: EngineModule, model: str, endpoint: str | None, where: str) -> str:
+    """Returns what names a model. Raises `SpecError` that names the knob where there is none."""
+    if engine.REMOTE:
+        return f"{endpoint or 'default endpoint'}: {model}"
+    return models.digest(model, where)
 
 
 def manner(spec: JobSpec) -> dict[str, Any]:
@@ -76,6 +81,9 @@ def manner(spec: JobSpec) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs" if knobs.top_k else "none",
         "dtype": knobs.dtype,
     }
+    # Only where they are set: what was asked before these knobs were there still stands.
+    steering = ("frequency_penalty", "presence_penalty", "stop")
+    found |= {name: getattr(knobs, name) for name in steering if getattr(knobs, name)}
     if engine_of(spec).REMOTE:
         return found
     folder = models.locate(knobs.teacher, "generate.teacher")
@@ -89,6 +97,16 @@ def manner(spec: JobSpec) -> dict[str, Any]:
 def ledger_name(found: dict[str, Any]) -> str:
     """Returns the name of the ledger of a manner of asking."""
     return sha256_of(found)[:16]
+
+
+def instruction_of(spec: JobSpec) -> str | None:
+    """Returns what the teacher is told with each question and the student is not, if anything."""
+    return rationale.instruction(task_types.load(spec.prepare.task_type), spec.generate)
+
+
+def as_put(messages: list[Message], instruction: str | None) -> list[Message]:
+    """Returns a chat as the teacher sees it."""
+    return rationale.instructed(messages, instruction) if instruction else messages
 
 
 def settings_of(spec: JobSpec, state: str) -> Settings:
@@ -108,6 +126,9 @@ def settings_of(spec: JobSpec, state: str) -> Settings:
         api_key_env=knobs.api_key_env,
         state=state,
         scores=knobs.mode == "score",
+        frequency_penalty=knobs.frequency_penalty,
+        presence_penalty=knobs.presence_penalty,
+        stop=knobs.stop,
     )
 
 
@@ -122,6 +143,7 @@ class Plan:
         turns = self._knobs.turns
         conversation = spec.prepare.task_type == "conversation"
         self._all_turns = turns == "all" or (turns == "auto" and conversation)
+        self._instruction = instruction_of(spec)
         self._continues = engine_of(spec).CONTINUES
 
     @property
@@ -158,7 +180,8 @@ class Plan:
         """Returns the request of the next turn, the teacher seeing its own reply."""
         if not ask.rest or response.state != "accepted":
             return None
-        reply = {"role": "assistant", "content": response.text}
+        text = rationale.split(response.text)[1] if self._instruction else response.text
+        reply = {"role": "assistant", "content": text}
         chat = [*ask.messages, reply, *ask.rest[0]]
         return self._ask(ask.example, ask.sample, ask.turn + 1, chat, ask.rest[1:])
 
@@ -190,7 +213,7 @@ class Plan:
         room = max_tokens - len(cut.token_ids) if cut else max_tokens
         request = Request(
             ask.key,
-            ask.messages,
+            self._put(ask.messages),
             tools=ask.example.tools,
             max_tokens=max_tokens,
             seed=None if greedy else (knobs.seed + int(ask.key[:8], 16)) % (1 << 31),
@@ -230,7 +253,7 @@ class Plan:
         messages: list[Message],
         rest: list[list[Message]],
     ) -> Ask:
-        content: list[Any] = [messages, example.tools, sample]
+        content: list[Any] = [self._put(messages), example.tools, sample]
         if self._knobs.mode == "score":
             if not example.reference:
                 raise DataError(
@@ -239,6 +262,9 @@ class Plan:
                 )
             content.append(example.reference)
         return Ask(sha256_of(content)[:32], example, sample, turn, messages, rest)
+
+    def _put(self, messages: list[Message]) -> list[Message]:
+        return as_put(messages, self._instruction)
 
     def _turns(self, example: Example) -> list[list[Message]]:
         """Returns the user's part of each turn, the row's own replies left out; or all in one."""

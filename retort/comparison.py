@@ -7,8 +7,8 @@ from retort.spec import Gate
 
 
 def main_metric(scores: dict[str, Any]) -> str:
-    """The metric that decides: accuracy where answers are known, else agreement."""
-    return "accuracy" if "accuracy" in scores["teacher"]["metrics"] else "agreement"
+    """The metric that decides: the task type's first where answers are known, else agreement."""
+    return str(next(iter(scores["teacher"]["metrics"])))
 
 
 def compare(scores: dict[str, Any]) -> dict[str, Any]:

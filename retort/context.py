@@ -75,7 +75,7 @@ def stream_examples(prepared: Folder, *splits: Split) -> Iterator[Example]:
 
 def held_out_split(spec: JobSpec) -> Split:
     """Returns the split that the models are compared on: test, or validation without one."""
-    return "test" if spec.prepare.test else "validation"
+    return "test" if spec.prepare.has("test") else "validation"
 
 
 def read_responses(generated: Folder) -> list[Response]:

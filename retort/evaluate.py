@@ -25,7 +25,6 @@ from retort.engines import (
 from retort.errors import DataError, StageError
 from retort.events import Event, Reporter
 from retort.records import Example, Response, read_lines, write_lines
-from retort.registry import find_file
 from retort.spec import JobSpec
 
 ROLES = ("teacher", "base", "student")
@@ -208,7 +207,7 @@ def _scaled(report: Reporter, role: str, index: int) -> Reporter:
 def _scores(stage: Stage) -> dict[str, Any]:
     """Returns the report's `models` part: what was measured, and metrics with intervals."""
     knobs, examples = stage.spec.evaluate, _test_examples(stage)
-    task_type = find_file("task type", stage.spec.prepare.task_type, task_types)
+    task_type = task_types.load(stage.spec.prepare.task_type)
     texts = {
         role: {r.id: r.text for r in read_lines(Response, stage.out.read(f"answers-{role}.jsonl"))}
         for role in ROLES
@@ -218,11 +217,7 @@ def _scores(stage: Stage) -> dict[str, Any]:
             raise DataError(f"evaluate: the answers of {role} do not match the examples by id")
     found: dict[str, Any] = {}
     for role in ROLES:
-        scores = {
-            "agreement": metrics.agreement(examples, texts[role], texts["teacher"], task_type)
-        }
-        if right := metrics.accuracy(examples, texts[role], task_type):
-            scores = {"accuracy": right, **scores}
+        scores = metrics.scores(task_type, examples, texts[role], texts["teacher"])
         found[role] = {
             "model": _address(stage.spec, role) if role != "student" else stage.spec.name,
             **stage.out.read_json(f"measures-{role}.json"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from retort import __version__, preflight
+from retort import __version__, preflight, sources
 from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.records import SPLITS
@@ -18,7 +18,7 @@ from retort.spec import INPUTS, JobSpec, StageName, recipes
 from retort.storage import Artifact, Folder, Store
 from retort.tracking import Tracker, without_secrets
 
-SMALL_FILES = (".md", ".txt", ".json")
+SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
 Listener = Callable[[str, Event], None]
 
@@ -116,6 +116,7 @@ class Job:
         latest = self.store.job(self.spec.name)
         latest.write_json("report.json", content)
         latest.write("report.md", page)
+        latest.write("data_card.svg", reported.read("data_card.svg"))
         self.tracker.close_job(content, page.decode())
         return content
 
@@ -137,8 +138,10 @@ class Job:
         for name, artifact in inputs.items():
             self.tracker.dataset(run_id, name, artifact.uri, artifact.digest)
         for split in SPLITS if stage == "prepare" else ():
-            if path := getattr(self.spec.prepare, split):
-                self.tracker.dataset(run_id, split, path, self.sources[f"prepare.{split}"])
+            source = getattr(self.spec.prepare, split)
+            if source is not None:
+                place = sources.describe(source)
+                self.tracker.dataset(run_id, split, place, self.sources[f"prepare.{split}"])
 
     def _folder(self, stage: StageName) -> Folder:
         return self.store.artifact(stage, self.recipes[stage].name)

@@ -3,22 +3,25 @@
 Called before every run and by `retort validate`.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import asks, models, task_types
-from retort.engines import resolve
+from retort import asks, items, models, task_types
+from retort import sources as data
+from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
-from retort.prepare import check_counts, read_rows
-from retort.registry import check_function, find_file
+from retort.prepare.rows import preview
+from retort.records import SPLITS, sha256_of
+from retort.registry import check_function, source_digest
 from retort.spec import JobSpec
-from retort.storage import Store, read_url
+from retort.storage import Store
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
 BYTES_PER_PARAMETER = 12 + 2 * 4
 MIN_FREE_BYTES = 200_000_000
+# Rows of each file that are looked at before a run; prepare reads them all.
+PREVIEW_ROWS = 10_000
 
 
 def sources(spec: JobSpec) -> dict[str, str]:
@@ -27,14 +30,36 @@ def sources(spec: JobSpec) -> dict[str, str]:
     Raises `SpecError` for a file or a model that is not there.
     """
     found: dict[str, str] = {}
-    for split in ("train", "validation", "test"):
-        path = getattr(spec.prepare, split)
-        found[f"prepare.{split}"] = _file_digest(path, f"prepare.{split}") if path else "none"
+    for split in SPLITS:
+        source, where = getattr(spec.prepare, split), f"prepare.{split}"
+        found[where] = data.digest(source, where) if source is not None else "none"
+    if against := spec.prepare.decontaminate.against:
+        where = "prepare.decontaminate.against"
+        found[where] = data.digest(against, where)
+    for stage, names in _plug_ins(spec).items():
+        if digests := {name: source_digest(name) for name in names if ":" in name or "." in name}:
+            found[f"{stage}.plug_ins"] = sha256_of(digests)
+    for name in ("judge", "second_teacher"):
+        if who := getattr(spec.curate, name):
+            engine = resolve(who.engine, 0)
+            where = f"curate.{name}"
+            model = asks.model_digest(find_engine(engine), who.model, who.endpoint, where)
+            found[where] = f"{engine}: {model}"
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
     found["generate.teacher"] = asks.teacher_digest(spec)
     found["train.student"] = models.digest(spec.train.student, "train.student")
     return found
+
+
+def _plug_ins(spec: JobSpec) -> dict[str, list[str]]:
+    """Returns the names of all plug-ins of a job by the stage whose result they decide."""
+    return {
+        "prepare": [spec.prepare.task_type, spec.prepare.format, *spec.prepare.scrub],
+        "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],
+        "train": [loss.name for loss in spec.losses],
+        "evaluate": [spec.prepare.task_type],
+    }
 
 
 def check(spec: JobSpec, store: Store) -> list[str]:
@@ -51,9 +76,14 @@ def check(spec: JobSpec, store: Store) -> list[str]:
 
 
 def _check_names(spec: JobSpec) -> list[str]:
-    find_file("task type", spec.prepare.task_type, task_types)
-    for name in spec.curate.filters:
-        check_function("filter", name, "retort.filters")
+    task_types.load(spec.prepare.task_type)
+    asks.instruction_of(spec)
+    for name in spec.prepare.scrub:
+        check_function("scrubber", name, "retort.scrubbers")
+    if spec.prepare.format != "auto":
+        check_function("format", spec.prepare.format, "retort.formats")
+    for chosen in spec.curate.filters:
+        items.check(chosen.name, chosen.options)
     for loss in spec.losses:
         check_function("loss", loss.name, "retort.losses")
     engine = resolve(spec.generate.engine, spec.generate.top_k)
@@ -72,6 +102,9 @@ def _check_models(spec: JobSpec) -> list[str]:
             "generate.mode: score needs the teacher's distribution of given text, which this "
             "engine does not give; use vllm or transformers"
         )
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(spec.generate, name) and not getattr(engine, "PENALTIES", True):
+            raise SpecError(f"generate.{name}: this engine does not know it; set it to 0")
     student = models.check(spec.train.student, "train.student")
     if engine.REMOTE:
         lines.append(engine.check(asks.settings_of(spec, "")))
@@ -118,18 +151,21 @@ def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
 
 
 def _check_data(spec: JobSpec) -> list[str]:
-    examples, quarantined, read = read_rows(spec)
-    check_counts(spec, examples, quarantined, read)
-    lines = [
-        f"prepare.{split} {getattr(spec.prepare, split)}: {len(rows):,} examples, "
-        f"{sum(row.expected is not None for row in rows):,} with an expected answer"
-        for split, rows in examples.items()
-    ]
-    if quarantined:
-        first = quarantined[0]
+    counts, recognised, longer = preview(spec, PREVIEW_ROWS)
+    lines = []
+    for split in SPLITS:
+        if spec.prepare.has(split):
+            origin = data.describe(getattr(spec.prepare, split) or spec.prepare.train)
+            some = f" of the first {PREVIEW_ROWS:,}" if split in longer else ""
+            lines.append(
+                f"prepare.{split} {origin}: {counts.examples[split]:,} good rows{some}, "
+                f"{counts.expected[split]:,} with an expected answer"
+            )
+    forms = ", ".join(f"{count:,} as {form}" for form, count in recognised.most_common())
+    lines.append(f"rows recognised: {forms}")
+    if counts.num_bad:
         lines.append(
-            f"{len(quarantined)} bad rows would be quarantined, the first: "
-            f"{first.file}:{first.line}: {first.reason}"
+            f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
     return lines
 
@@ -151,12 +187,3 @@ def _check_store(spec: JobSpec, store: Store) -> list[str]:
 def _parameters(spec: JobSpec) -> int:
     found: dict[str, Any] = models.size(models.locate(spec.train.student, "train.student"))
     return int(found["parameters"])
-
-
-def _file_digest(path: str, where: str) -> str:
-    try:
-        return hashlib.sha256(read_url(path)).hexdigest()
-    except FileNotFoundError:
-        raise SpecError(f"{where}: no file {path}; paths are relative to the job file") from None
-    except (OSError, ImportError, ValueError) as error:
-        raise SpecError(f"{where}: {path} cannot be read: {error}") from error

@@ -64,7 +64,7 @@ class Prompt:
 class Quarantined:
     """A row that is bad: where it stood, why, and the row itself.
 
-    `raw` is the row as it stood; where that is no UTF-8 its bytes in base64, and `encoding` says so.
+    `raw` is the row as it stood; where that is no UTF-8, its bytes in base64, as `encoding` says.
     """
 
     file: str

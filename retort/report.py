@@ -6,18 +6,17 @@ is added when the job finishes, so that a cached report tells of the run that sh
 
 from typing import Any
 
-from retort import task_types
+from retort import card, task_types
 from retort.comparison import caption, compare, judge, table, verdict
 from retort.context import Stage, held_out_split, read_examples
 from retort.records import Example, Response, read_lines
-from retort.registry import find_file
 
 STAGES_READ = ("prepare", "generate", "curate", "train")
 
 
 def report(stage: Stage) -> dict[str, Any]:
     """Writes `report.json` and `report.md`; returns the comparison and the gate's verdict."""
-    evaluated = stage.facts("evaluate")
+    evaluated, curated = stage.facts("evaluate"), stage.input("curate")
     comparison = compare(evaluated["models"])
     gate = judge(comparison, stage.spec.report.gate)
     content = {
@@ -27,8 +26,10 @@ def report(stage: Stage) -> dict[str, Any]:
         "comparison": comparison,
         "gate": gate,
         "data": {"split": evaluated["split"], "num_examples": evaluated["num_examples"]}
-        | {name: _counts(stage, name) for name in STAGES_READ},
+        | {name: _counts(stage, name) for name in STAGES_READ}
+        | {"card": curated.read_json("data_card.json")},
     }
+    stage.out.write("data_card.svg", curated.read("data_card.svg"))
     stage.out.write_json("report.json", content)
     stage.out.write("report.md", markdown(content, _side_by_side(stage)).encode())
     stage.report.progress(1, 1, "report")
@@ -46,14 +47,8 @@ def markdown(content: dict[str, Any], examples: list[dict[str, str]]) -> str:
         mark = "passed" if check["passed"] else "**refused**"
         measured = "nothing" if check["measured"] is None else f"{check['measured']:.3f}"
         lines.append(f"- {check['name']}: required {check['required']}; {measured}: {mark}")
-    data = content["data"]
-    rows = ", ".join(f"{split} {n:,}" for split, n in data["prepare"]["num_rows"].items())
-    lines += ["", "## Data", "", f"- rows read: {rows}"]
-    lines += [f"- quarantined: {data['prepare']['num_quarantined']}"]
-    lines += [f"- teacher responses: {data['curate']['num_responses']}"]
-    lines += [f"- kept: {data['curate']['num_kept']}, rejected: {data['curate']['num_rejected']}"]
-    lines += [f"  - {reason}: {count}" for reason, count in data["curate"]["reasons"].items()]
-    lines += [f"- trained on: {data['train']['num_train']}", ""]
+    lines += ["", card.page(content["data"]["card"])]
+    lines += ["", "The same as a picture: `data_card.svg`, beside this page.", ""]
     if examples:
         lines += ["## Examples, where student and teacher differ first", ""]
     for example in examples:
@@ -65,7 +60,7 @@ def markdown(content: dict[str, Any], examples: list[dict[str, str]]) -> str:
 
 def _side_by_side(stage: Stage) -> list[dict[str, str]]:
     """Returns some examples with each model's answer; those where student and teacher differ."""
-    task_type = find_file("task type", stage.spec.prepare.task_type, task_types)
+    task_type = task_types.load(stage.spec.prepare.task_type)
     evaluated = stage.input("evaluate")
     answers = {
         role: {r.id: r.text for r in read_lines(Response, evaluated.read(f"answers-{role}.jsonl"))}
@@ -75,7 +70,8 @@ def _side_by_side(stage: Stage) -> list[dict[str, str]]:
     asked = [example for example in held_out if example.id in answers["student"]]
 
     def same(example: Example) -> bool:
-        given = [task_type.answer(answers[role][example.id]) for role in ("teacher", "student")]
+        texts = [answers[role][example.id] for role in ("teacher", "student")]
+        given = [task_type.answer(text, example) for text in texts]
         return bool(given[0] == given[1])
 
     chosen = sorted(asked, key=same)[: stage.spec.report.num_examples]

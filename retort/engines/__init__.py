@@ -70,6 +70,9 @@ class Settings:
     api_key_env: str | None = None
     state: str | None = None
     scores: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -95,6 +98,7 @@ class EngineModule(Protocol):
     SCORES: bool  # gives the distribution of answers that exist already
     CONTINUES: bool  # goes on from the ids of an answer that was cut off
     REMOTE: bool  # the model is behind a network: no folder, no tokenizer
+    PENALTIES: bool  # knows frequency_penalty and presence_penalty; True if not said
 
     def open_engine(self, settings: Settings) -> Engine:
         """Returns the engine, its model loaded. Raises `SpecError` for settings it cannot have."""
@@ -153,6 +157,12 @@ def local_raw(
         "prompt_sha256": ids_sha256(prompt_ids),
     }
     return raw | ({"cause": cause} if cause else {})
+
+
+def cut_at(text: str, stop: tuple[str, ...]) -> str:
+    """Returns a text up to the first of the texts that end it."""
+    places = [text.index(end) for end in stop if end in text]
+    return text[: min(places)] if places else text
 
 
 def render_each(tokenizer: Any, requests: list[Request]) -> list[list[int] | str]:

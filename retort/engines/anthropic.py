@@ -21,6 +21,7 @@ GIVES_SIGNAL = False
 SCORES = False
 CONTINUES = False
 REMOTE = True
+PENALTIES = False
 
 STATES: dict[str, State] = {
     "end_turn": "accepted",
@@ -100,6 +101,8 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
         body["system"] = "\n\n".join(system)
     if settings.top_p != 1.0:
         body["top_p"] = settings.top_p
+    if settings.stop:
+        body["stop_sequences"] = list(settings.stop)
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
     return body

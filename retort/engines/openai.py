@@ -68,6 +68,11 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
     }
     if settings.top_p != 1.0:
         body["top_p"] = settings.top_p
+    for name in ("frequency_penalty", "presence_penalty"):
+        if value := getattr(settings, name):
+            body[name] = value
+    if settings.stop:
+        body["stop"] = list(settings.stop)
     if settings.temperature > 0:
         body["seed"] = settings.seed if request.seed is None else request.seed
     if request.tools:

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from retort import encoding
-from retort.engines import Answer, Request, Settings, local_raw, parse_local, render_each
+from retort.engines import (
+    Answer,
+    Request,
+    Settings,
+    cut_at,
+    local_raw,
+    parse_local,
+    render_each,
+)
 from retort.signals import captured
 
 GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False
+PENALTIES = False
 parse = parse_local
 
 # A request, its prompt's ids, and the ids of its answer that are there already.
@@ -119,6 +128,7 @@ class TransformersEngine:
         room = [(r.max_tokens or settings.max_tokens) - len(known) for r, _, known in rows]
         greedy = settings.temperature == 0
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        ends = {"stop_strings": list(settings.stop), "tokenizer": self._tokenizer}
         with torch.inference_mode():
             out = self._model.generate(
                 **padded,
@@ -129,12 +139,15 @@ class TransformersEngine:
                 pad_token_id=self._tokenizer.pad_token_id,
                 stopping_criteria=[self._count],
                 **({} if greedy else sampling),
+                **(ends if settings.stop else {}),
             )
         new_ids = out.sequences[:, width:].tolist()
         top = self._top_k(out.logits, out.sequences[:, width:]) if settings.top_k else None
         for index, (request, prompt, known) in enumerate(rows):
             ids, reason = self._cut(new_ids[index][: room[index]])
-            text = self._tokenizer.decode([*known, *ids], skip_special_tokens=True)
+            whole = self._tokenizer.decode([*known, *ids], skip_special_tokens=True)
+            text = cut_at(whole, settings.stop)
+            reason = "stop" if text != whole else reason
             signal = captured(*(part[index, : len(ids)] for part in top)) if top else None
             yield Answer(request.id, local_raw(prompt, [*known, *ids], reason, text), signal)
 

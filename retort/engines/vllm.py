@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from retort import encoding, models
-from retort.engines import Answer, Request, Settings, local_raw, parse_local, render_each
+from retort.engines import (
+    Answer,
+    Request,
+    Settings,
+    cut_at,
+    local_raw,
+    parse_local,
+    render_each,
+)
 from retort.errors import StageError
 from retort.signals import Signal, captured
 
@@ -109,7 +117,10 @@ class VllmEngine:
             max_tokens=settings.max_tokens,
             logprobs=settings.top_k or None,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(settings.stop),
+            frequency_penalty=settings.frequency_penalty,
+            presence_penalty=settings.presence_penalty,
+            stop=list(settings.stop) or None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self.facts = {
@@ -215,6 +226,7 @@ class VllmEngine:
     ) -> Answer:
         ids = [] if reason == "prompt_too_long" else prompt.answer_ids
         text = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+        text = cut_at(text, self._settings.stop)
         return Answer(request_id, local_raw(prompt.prompt_ids, ids, reason, text), signal)
 
     def _read(self, flat: Any, skip: int) -> Signal:

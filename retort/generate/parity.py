@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from retort import encoding
+from retort.asks import as_put, instruction_of
 from retort.context import Stage, from_arguments, stream_examples
 from retort.errors import StageError
 from retort.events import Reporter
@@ -35,10 +36,11 @@ def parity(arguments: dict[str, Any], dtype: str, report: Reporter) -> dict[str,
             chats[example.id] = (example.messages, example.tools)
         if len(chats) == len(by_id):
             break
-    divergences, gaps = [], []
+    divergences, gaps, instruction = [], [], instruction_of(stage.spec)
     for response, signal in chosen:
         messages, tools = chats[response.example_id]
-        prompt = encoding.render_one(tokenizer, response.messages or messages, tools)
+        chat = as_put(response.messages or messages, instruction)
+        prompt = encoding.render_one(tokenizer, chat, tools)
         if ids_sha256(prompt) != response.prompt_sha256:
             raise StageError(f"response {response.id} was given to another prompt than its own")
         kl_T, gap_T = compare(signal, _logprobs(model, prompt, response.token_ids))

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from retort import task_types
+from retort import items, task_types
 from retort.asks import Plan
 from retort.errors import StageError
 from retort.ledger import Ledger
 from retort.records import Example, Response
-from retort.registry import find_file, find_function
+from retort.registry import find_function
 from retort.spec import JobSpec
 
 MOST_UNUSABLE = 1
@@ -45,11 +45,11 @@ def _unusable(spec: JobSpec, example: Example, response: Response) -> str | None
     """Returns why an answer cannot be used, or None."""
     if response.state == "failed":
         return f"failed: {response.cause}"
-    task_type = find_file("task type", spec.prepare.task_type, task_types)
-    for name in (name for name in FORM_FILTERS if name in spec.curate.filters):
-        if reason := find_function("filter", name, "retort.filters")(example, response, task_type):
+    task_type = task_types.load(spec.prepare.task_type)
+    named = [chosen.name for chosen in spec.curate.filters] or task_types.filters_of(task_type)
+    item = items.item_of(spec, task_type, example, response)
+    for name in (name for name in FORM_FILTERS if name in named):
+        if reason := find_function("filter", name, "retort.filters")(item):
             return str(reason)
-    checks_answers = "verified" in spec.curate.filters and example.expected is not None
-    if checks_answers and task_type.answer(response.text) is None:
-        return "no answer found"
-    return None
+    checks_answers = "verified" in named and example.expected is not None
+    return "no answer found" if checks_answers and item.answer is None else None

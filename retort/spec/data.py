@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, field_validator, model_validator
 
+from retort.records import Split
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import Section, knob
 
@@ -116,6 +117,10 @@ class Prepare(Section):
         None, "rows", "Ask only so many train rows, each group of balance in its share.", ge=1
     )
     shard_size: int = knob(4096, "rows", "Examples in one file of the artifact.", ge=1)
+
+    def has(self, split: Split) -> bool:
+        """Whether there are rows of a split: given, or set apart from the train rows."""
+        return getattr(self, split) is not None or getattr(self, f"{split}_ratio") > 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Prepare":

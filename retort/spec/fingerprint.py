@@ -12,7 +12,11 @@ from typing import Any
 from retort.spec.job import STAGES, JobSpec, StageName
 
 # Raised by hand when a stage's results change for the same spec.
-VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {"prepare": 2, "generate": 2}
+VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
+    "prepare": 3,
+    "generate": 2,
+    "curate": 2,
+}
 
 # Which artifacts a stage reads: the data-flow graph of the job, in one place.
 INPUTS: dict[StageName, tuple[StageName, ...]] = {
@@ -30,6 +34,15 @@ ADDRESSES = {
     ("prepare", "train"),
     ("prepare", "validation"),
     ("prepare", "test"),
+    ("prepare", "decontaminate", "against"),
+    ("curate", "judge", "model"),
+    ("curate", "judge", "engine"),
+    ("curate", "judge", "endpoint"),
+    ("curate", "judge", "api_key_env"),
+    ("curate", "second_teacher", "model"),
+    ("curate", "second_teacher", "engine"),
+    ("curate", "second_teacher", "endpoint"),
+    ("curate", "second_teacher", "api_key_env"),
     ("generate", "teacher"),
     ("train", "student"),
     ("generate", "engine"),
@@ -75,11 +88,7 @@ def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[StageName, Recipe]:
 def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     """Returns the knobs of a stage that change its result, defaults resolved."""
     section = getattr(spec, stage).model_dump(mode="json")
-    found = {
-        key: value
-        for key, value in section.items()
-        if key not in ("runtime", "spending") and (stage, key) not in ADDRESSES
-    }
+    found = _content(section, (stage,))
     if stage == "train":
         found["losses"] = [loss.model_dump(mode="json") for loss in spec.losses]
     if stage == "evaluate":
@@ -89,6 +98,15 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     if stage in ("report", "release"):
         found["name"] = spec.name
     return found
+
+
+def _content(section: dict[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the knobs of a section, and of those in it, that are no addresses."""
+    return {
+        key: _content(value, (*at, key)) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if key not in ("runtime", "spending") and (*at, key) not in ADDRESSES
+    }
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -106,6 +124,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _sources_of(stage: StageName) -> set[str]:
-    own = {f"{section}.{key}" for section, key in ADDRESSES if section == stage}
+    own = {".".join(address) for address in ADDRESSES if address[0] == stage}
+    own.add(f"{stage}.plug_ins")
+    if stage == "curate":
+        own |= {"curate.judge", "curate.second_teacher"}
     # The teacher and the base are evaluated too.
     return own | ({"generate.teacher", "train.student"} if stage == "evaluate" else set())

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from retort.spec.flat import expand, is_flat
 from retort.spec.data import Curate, Prepare
+from retort.spec.flat import expand, is_flat
 from retort.spec.section import Section, knob
 from retort.spec.sections import Evaluate, Generate, Loss, Release, Report, Train
 

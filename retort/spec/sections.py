@@ -118,6 +118,12 @@ class Generate(Section):
             raise ValueError("mode: score rates the one answer of a row; set n: 1")
         if self.max_tokens_retry is not None and self.max_tokens_retry <= self.max_tokens:
             raise ValueError("max_tokens_retry must be above max_tokens")
+        if self.stop and self.top_k:
+            raise ValueError(
+                "stop cuts the text between tokens, so that no signal belongs to it; set top_k: 0"
+            )
+        if self.instruction and self.mode == "score":
+            raise ValueError("mode: score asks nothing, so there is no place for an instruction")
         if self.endpoint and "@" in self.endpoint:
             raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
         return self

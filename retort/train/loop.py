@@ -101,7 +101,7 @@ class Trainer:
     def run(self, data: rows.Data) -> dict[str, float]:
         """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
-        per_epoch = math.ceil(len(data.train) / knobs.batch_size)
+        per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = per_epoch * knobs.num_epochs
         step = checkpoint.resume(out, self.model, self.optimizer)
         if step:
@@ -111,7 +111,7 @@ class Trainer:
         saved = said = time.monotonic()
         self._check_gradients(data.train[: knobs.batch_size])
         for epoch in range(step // per_epoch, knobs.num_epochs):
-            order = rows.steps_of_epoch(data.train, knobs.batch_size, knobs.seed, epoch)
+            order = rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
             for within in range(step - epoch * per_epoch, per_epoch):
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1

@@ -26,11 +26,20 @@ Item = tuple[Row, Signal | None]
 
 @dataclass(frozen=True)
 class Data:
-    """The training and validation items, and what was left out."""
+    """The training and validation items, and what was left out.
+
+    `weights` says how often a pass shows each training item, on average.
+    """
 
     train: list[Item]
     validation: list[Item]
     num_too_long: int
+    weights: list[float]
+
+    @property
+    def num_draws(self) -> int:
+        """Returns how many items a pass shows."""
+        return max(1, round(sum(self.weights)))
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,13 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
     prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
     items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
-    num_too_long = 0
+    num_too_long, weights = 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
-        ids = response.token_ids
-        if not (shared and ids):
-            ids = tokenizer(response.text, add_special_tokens=False)["input_ids"]
+        decision, ids = decisions[response.id], response.token_ids
+        # A rewritten text, and one that was cut between tokens, are no longer the teacher's ids.
+        if not (shared and ids) or decision.lesson is not None or stage.spec.generate.stop:
+            text = response.text if decision.lesson is None else decision.lesson
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
         row = encoding.encode(response.id, prompt_ids, ids)
@@ -75,12 +86,15 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
             num_too_long += 1
             continue
         signal = aligned(row, signals.get(response.id)) if uses_signal else None
-        items[examples[response.example_id].split].append((row, signal))
+        split = examples[response.example_id].split
+        items[split].append((row, signal))
+        if split == "train":
+            weights.append(decision.weight)
     if not items["train"]:
         raise DataError(
             f"train: no response fits train.max_length={stage.spec.train.max_length}; raise it"
         )
-    return Data(items["train"], items["validation"], num_too_long)
+    return Data(items["train"], items["validation"], num_too_long, weights)
 
 
 def check_pairing(shared: bool, template_sha256: str, base: Path, uses_signal: bool) -> None:
@@ -117,11 +131,24 @@ def aligned(row: Row, signal: Signal | None) -> Signal:
     return signal
 
 
-def steps_of_epoch(items: list[Item], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def draws(weights: list[float], random: np.random.Generator) -> Any:
+    """Returns item numbers in which an item of weight w stands floor(w) or ceil(w) times.
+
+    Systematic resampling: as many draws as the weights add up to, each item in its exact share on
+    average. Source: Kitagawa, "Monte Carlo Filter and Smoother" (1996), appendix.
+    """
+    ends = np.cumsum(np.asarray(weights, dtype=np.float64))
+    number = max(1, round(float(ends[-1])))
+    points = (random.random() + np.arange(number)) * (ends[-1] / number)
+    return np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
+
+
+def steps_of_epoch(data: Data, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Returns the item numbers of each optimizer step of an epoch: shuffled, then grouped by
     length within windows of 16 steps, so that little is padded. Depends on nothing else."""
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(items))
+    random, items = np.random.default_rng([seed, epoch]), data.train
+    even = all(weight == 1.0 for weight in data.weights)
+    order = random.permutation(len(items) if even else draws(data.weights, random))
     lengths = np.array([len(row.input_ids) for row, _ in items])
     window = batch_size * 16
     steps: list[list[int]] = []
