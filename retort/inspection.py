@@ -6,10 +6,18 @@ from typing import Any
 
 from retort import preflight
 from retort.asks import Plan, engine_of, ledger_name, manner
-from retort.context import stream_examples
+from retort.context import read_decisions, read_responses, stream_examples
 from retort.errors import DataError
 from retort.ledger import Ledger
-from retort.records import Example, Response
+from retort.records import (
+    Decision,
+    Example,
+    Quarantined,
+    Record,
+    Removed,
+    Response,
+    read_lines,
+)
 from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
 from retort.storage import Store
 
@@ -63,6 +71,42 @@ def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
         for ask, standing in plan.walk(example):
             if standing:
                 yield example, plan.view(ask, ledger.read(standing)[0])
+
+
+def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, Decision]]:
+    """Yields each response that curation rejected, with its example and the decision.
+
+    Of a job that stopped because too few were kept there are decisions too.
+    """
+    wanted = recipes(spec, preflight.sources(spec))
+    prepared, generated, curated = (
+        store.artifact(stage, wanted[stage].name) for stage in INPUTS["report"][:3]
+    )
+    if generated.manifest() is None or not curated.has("decisions.jsonl"):
+        return
+    bad = {d.id: d for d in read_decisions(curated).values() if not d.kept}
+    responses = [r for r in read_responses(generated) if r.id in bad]
+    of_bad = {r.example_id for r in responses}
+    splits = stream_examples(prepared, "train", "validation")
+    examples = {e.id: e for e in splits if e.id in of_bad}
+    for response in responses:
+        yield examples[response.example_id], response, bad[response.id]
+
+
+def quarantined(spec: JobSpec, store: Store) -> Iterator[Quarantined]:
+    """Yields the bad rows of the job's files, where they stood and why they are bad."""
+    yield from _left_out(spec, store, "quarantine.jsonl", Quarantined)
+
+
+def removed(spec: JobSpec, store: Store) -> Iterator[Removed]:
+    """Yields the good rows that are not asked, and why: copies, leaks of held-out rows ..."""
+    yield from _left_out(spec, store, "removed.jsonl", Removed)
+
+
+def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> list[Record]:
+    recipe = recipes(spec, preflight.sources(spec))["prepare"]
+    prepared = store.artifact("prepare", recipe.name)
+    return read_lines(shape, prepared.read(name)) if prepared.has(name) else []
 
 
 def asked(spec: JobSpec, store: Store) -> str:

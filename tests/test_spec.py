@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from retort.errors import SpecError
@@ -155,6 +156,80 @@ def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated(tmp_path):
     assert "sk-secret" not in str(raised.value)
     with pytest.raises(SpecError, match="must not hold credentials"):
         load(path, ["generate.endpoint=http://me:secret@host/v1"])
+
+
+def test_a_section_with_a_mistake_in_it_is_not_repeated_whole():
+    endpoint = {"endpoint": "http://me:a-secret@host/v1", "teacher": "t", "engine": "openai"}
+    with pytest.raises(SpecError, match="must not hold credentials") as raised:
+        build(changed(generate=endpoint))
+    assert "a-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"dataset": "org/rows", "splt": "x"}, r"prepare.train.splt: unknown key.*'split'"),
+        (["a.jsonl", 3], r"prepare.train.1: Input should be a valid string \(it is 3\)"),
+        (5, r"prepare.train: Input should be a valid string \(it is 5\)"),
+    ],
+)
+def test_of_the_forms_of_a_source_only_the_one_that_was_meant_is_spoken_of(train, words):
+    with pytest.raises(SpecError, match=words) as raised:
+        build(changed(prepare={"train": train}))
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_paths_start_at_the_job_file_in_every_form_of_source(tmp_path):
+    judge = {"model": "models/judge"}
+    remote = {"model": "models/second", "engine": "openai", "endpoint": "http://localhost:1/v1"}
+    raw = changed(
+        prepare={
+            "train": ["a/*.jsonl", "s3://bucket/rows.jsonl", "/b.csv"],
+            "validation": {"dataset": "./saved"},
+            "test": {"dataset": "org/rows"},
+            "decontaminate": {"against": ["bench.jsonl"]},
+        },
+        curate={"judge": judge, "second_teacher": remote},
+    )
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    spec, _ = load(tmp_path / "job.yaml")
+    here = str(tmp_path.resolve())
+    rows, curated = spec.prepare, spec.curate
+    assert rows.train == (f"{here}/a/*.jsonl", "s3://bucket/rows.jsonl", "/b.csv")
+    assert (rows.validation.dataset, rows.test.dataset) == (f"{here}/saved", "org/rows")
+    assert rows.decontaminate.against == (f"{here}/bench.jsonl",)
+    assert curated.judge.model == f"{here}/models/judge"
+    assert curated.second_teacher.model == "models/second"
+
+
+def test_a_mistake_in_the_flat_form_is_named_by_its_own_key():
+    hot = {**FLAT["hyperparameters"], "temperature": "hot", "n_epochs": 3}
+    with pytest.raises(SpecError, match=r"hyperparameters.n_epochs'.*'num_epochs'"):
+        build({**FLAT, "hyperparameters": hot})
+    del hot["n_epochs"]
+    with pytest.raises(
+        SpecError, match=r"hyperparameters.temperature \(generate.temperature\): .*\"hot\""
+    ):
+        build({**FLAT, "hyperparameters": hot})
+    with pytest.raises(SpecError, match=r"hyperparameters must be a mapping .* not a list"):
+        build({**FLAT, "hyperparameters": [1]})
+
+
+def test_a_teacher_of_the_command_line_is_asked_instead_of_the_endpoint(tmp_path):
+    raw = changed(
+        generate={"engine": "openai", "endpoint": "http://a/v1", "api_key_env": "A", "top_k": 0}
+    )
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    local = load(tmp_path / "job.yaml", teacher="org/t")[0].generate
+    assert (local.teacher, local.engine, local.endpoint) == ("org/t", "auto", None)
+    moved = load(tmp_path / "job.yaml", ["generate.api_key_env=B"], teacher="http://b/v1")[0]
+    asked = moved.generate
+    assert (asked.teacher, asked.engine, asked.endpoint) == ("t", "openai", "http://b/v1")
+    assert asked.api_key_env == "B"
+    assert load(tmp_path / "job.yaml", teacher="http://b/v1")[0].generate.api_key_env is None
+    path = write_job(tmp_path / "other", engine="transformers")
+    assert load(path, teacher="org/t")[0].generate.engine == "transformers"
+    assert load(path, teacher="http://b/v1")[0].generate.top_k == 0
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,9 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
 def _headers(host: str, key: str) -> dict[str, str]:
     if not key:
         return {}
-    return {"api-key": key} if host.endswith(".azure.com") else {"Authorization": f"Bearer {key}"}
+    bearer = {"Authorization": f"Bearer {key}"}
+    # Azure OpenAI reads api-key, a serverless endpoint of Azure the bearer; each leaves the other.
+    return {**bearer, "api-key": key} if host.endswith(".azure.com") else bearer
 
 
 def _row(custom_id: str, body: Any) -> dict[str, Any]:

@@ -114,3 +114,8 @@ def summarization(row: dict[str, Any]) -> Row:
 def text_label(row: dict[str, Any]) -> Row:
     """A text with its class; a label that is a number stays one."""
     return row_of(row, {"text": text(row, names.TEXT), "label": first(row, names.LABEL)})
+
+
+def columns(row: dict[str, Any]) -> Row:
+    """Any columns, as they are: what a task type of one's own reads where no other form fits."""
+    return row_of(row, {})

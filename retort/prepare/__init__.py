@@ -39,7 +39,7 @@ def check_left(spec: JobSpec, selection: Selection) -> None:
     """Raises `DataError` when every row of a split was removed."""
     for split in SPLITS:
         if spec.prepare.has(split) and not selection.standing(split):
-            report = next(selection.reports())
+            report = next(selection.reports(split))
             raise DataError(
                 f"prepare.{split}: nothing is left of it; every row is a copy or stands in the "
                 f"held-out rows too, the first: {report.file}:{report.line} is a {report.reason} "
@@ -75,7 +75,7 @@ def _write(stage: Stage, selection: Selection) -> None:
         for start in range(0, len(chosen), size):
             lines = [selection.line(split, index) for index in chosen[start : start + size]]
             stage.out.write(f"{split}-{start // size:05d}.jsonl", b"".join(lines))
-    if removed := [write_lines([report]) for report in selection.reports()]:
+    if removed := [write_lines([report]) for report in selection.reports(*SPLITS)]:
         stage.out.write("removed.jsonl", b"".join(removed))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from retort import sources, task_types
 from retort.balance import share
 from retort.errors import DataError, SpecError
-from retort.formats import read_row
+from retort.formats import read_row, recognise
 from retort.records import (
     SPLITS,
     Example,
@@ -26,7 +26,7 @@ from retort.records import (
     content_id,
     write_lines,
 )
-from retort.registry import find_function
+from retort.registry import find_function, module_names
 from retort.sources import RawRow
 from retort.spec import JobSpec
 
@@ -57,6 +57,7 @@ class Reader:
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
         self._kind = task_types.load(spec.prepare.task_type)
+        self._is_built_in = spec.prepare.task_type in module_names(task_types)
         self._scrubbers = [
             find_function("scrubber", name, "retort.scrubbers") for name in spec.prepare.scrub
         ]
@@ -86,18 +87,29 @@ class Reader:
         if raw.value is None:
             return Read(raw, split, reason=raw.error)
         try:
-            form, row = read_row(raw.value, self._knobs.format, self._knobs.columns)
+            form, row = read_row(raw.value, self._form(raw.value), self._knobs.columns)
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
-            text = compared(row)
+            text = compared(row) or _spoken(prompt.messages)
             split = self._split(split, prompt.messages)
             example = self._example(row, prompt, split)
             line = write_lines([example])
+        except KeyError as error:  # a task type of the user's own
+            return Read(raw, split, reason=f"no column {error}")
         except (ValueError, TypeError) as error:  # orjson's TypeError: it cannot be stored
             return Read(raw, split, reason=str(error))
         self._ids[example.id] = split
         self.recognised[form] += 1
         return Read(raw, split, example, text, line)
+
+    def _form(self, value: dict[str, Any]) -> str:
+        """Returns the format of a row: a task type of the user's own reads any columns."""
+        if self._knobs.format == "auto" and not self._is_built_in:
+            try:
+                recognise(value)
+            except ValueError:
+                return "columns"
+        return self._knobs.format
 
     def _example(self, row: Row, prompt: Prompt, split: Split) -> Example:
         messages = prompt.messages
@@ -174,14 +186,18 @@ def compared(row: Row) -> str:
     """Returns what a row asks, as text: the turns of its chat, or the columns that are asked."""
     if row.messages:
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
-        turns = row.messages[: last + 1]
-        return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+        return _spoken(row.messages[: last + 1])
     parts: list[str] = []
     for name in ASKED:
         value = row.fields.get(name)
         parts += [str(item) for item in value] if isinstance(value, list) else []
         parts += [value] if isinstance(value, str) else []
     return "\n".join(parts)
+
+
+def _spoken(turns: list[Message]) -> str:
+    """Returns what was said in a chat, its instructions left out."""
+    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
 
 
 def quarantined(read: Read) -> Quarantined:

@@ -149,10 +149,10 @@ class Selection:
         """Returns a row's example."""
         return Example(**orjson.loads(self.line(split, index)))
 
-    def reports(self) -> Iterator[Removed]:
-        """Yields each copy and each leak, with the row that it repeats."""
-        for split, pairs in self.removed.items():
-            for index, pair in sorted(pairs.items()):
+    def reports(self, *splits: str) -> Iterator[Removed]:
+        """Yields each copy and each leak of some splits, with the row that it repeats."""
+        for split in splits:
+            for index, pair in sorted(self.removed.get(split, {}).items()):
                 yield self._report(split, index, pair)
 
     def _report(self, split: str, index: int, pair: Pair) -> Removed:

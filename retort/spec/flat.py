@@ -1,6 +1,9 @@
-"""The flat form of a job (teacher_model, student_model, training_data ...) as the same spec."""
+"""The flat form of a job (teacher_model, student_model, training_data ...) as the same spec.
 
-from typing import Any
+Also what every foreign form shares: how a value is placed, and under which name its user knows it.
+"""
+
+from typing import Any, NamedTuple
 
 from retort.errors import SpecError, did_you_mean
 
@@ -29,49 +32,101 @@ HYPERPARAMETERS = {
 }
 
 
+class Expansion(NamedTuple):
+    """A foreign form in our sections: one sentence for each value, and our keys' names there."""
+
+    sections: dict[str, Any]
+    notes: list[str]
+    names: dict[str, str]
+
+
 def is_flat(raw: dict[str, Any]) -> bool:
     """Whether a mapping is the flat form: it names a teacher_model or a student_model."""
     return "teacher_model" in raw or "student_model" in raw
 
 
-def expand(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def expand(raw: dict[str, Any]) -> Expansion:
     """Returns the flat form as sections, and one sentence for each value: what it became.
 
     `hyperparameters.temperature` is both the teacher's sampling temperature and, for the stored
     signal, the distillation temperature. Raises `SpecError` for an unknown key.
     """
-    spec: dict[str, Any] = {}
-    notes: list[str] = []
-    for key, value in raw.items():
-        if key == "hyperparameters":
-            continue
-        _place(spec, notes, KEYS, key, value)
-    for key, value in (raw.get("hyperparameters") or {}).items():
-        _place(spec, notes, HYPERPARAMETERS, key, value)
-        if key == "temperature" and float(value) > 0:
-            spec.setdefault("train", {})["losses"] = [
+    made = Expansion({}, [], {})
+    given = mapping(raw.get("hyperparameters"), "hyperparameters")
+    refuse_unknown(raw, [*KEYS, "hyperparameters"], "")
+    refuse_unknown(given, HYPERPARAMETERS, "hyperparameters.")
+    for key in (key for key in raw if key in KEYS):
+        place(made, KEYS[key], key, raw[key])
+    for key, value in given.items():
+        place(made, HYPERPARAMETERS[key], f"hyperparameters.{key}", value)
+        if key == "temperature" and number(value) != 0:
+            made.sections.setdefault("train", {})["losses"] = [
                 {"name": "cross_entropy", "weight": 0.2},
                 {"name": "forward_kl", "weight": 0.8, "temperature": value},
             ]
-            notes.append(f"temperature: {value} is also train.losses[1].temperature (forward_kl)")
-    if "name" not in spec:
+            made.names["train.losses.1.temperature"] = f"hyperparameters.{key}"
+            made.notes.append(
+                f"hyperparameters.temperature: {value} is also train.losses[1].temperature "
+                "(forward_kl)"
+            )
+    if "name" not in made.sections:
         student = str(raw.get("student_model", "student")).rstrip("/").rsplit("/", 1)[-1]
-        spec["name"] = f"{student}-distilled"
-        notes.append(f"name is {spec['name']}, from student_model")
-    return spec, notes
+        name = f"{student}-distilled"
+        place(made, "name", "student_model", name, f"name is {name}, from student_model")
+    return made
 
 
-def _place(
-    spec: dict[str, Any], notes: list[str], table: dict[str, str], key: str, value: Any
-) -> None:
-    if key not in table:
-        raise SpecError(
-            f"unknown key '{key}' in the flat form{did_you_mean(key, table)}; "
-            f"allowed: {', '.join(table)}"
-        )
-    section, _, field = table[key].partition(".")
-    if field:
-        spec.setdefault(section, {})[field] = value
-    else:
-        spec[section] = value
-    notes.append(f"{key}: {value} is {table[key]}")
+def place(made: Expansion, ours: str, theirs: str, value: Any, note: str | None = None) -> None:
+    """Puts a value under our dotted key, with its sentence and its user's name for it.
+
+    Raises `SpecError` when another key of the user's said the same thing already.
+    """
+    if ours in made.names:
+        raise SpecError(f"{made.names[ours]} and {theirs} both say {ours}; keep one of them")
+    put(made.sections, ours, value)
+    made.names[ours] = theirs
+    made.notes.append(note or f"{theirs}: {' '.join(str(value).split())} is {ours}")
+
+
+def put(sections: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets the value of a dotted key, making the sections on the way."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        sections = sections.setdefault(parent, {})
+    sections[last] = value
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Returns a value that must be a mapping; nothing given is an empty one.
+
+    Raises `SpecError`, which does not repeat the value: it may be a key.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SpecError(f"{where} must be a mapping of keys to values, not {_kind(value)}")
+    return value
+
+
+def refuse_unknown(given: dict[str, Any], allowed: Any, prefix: str) -> None:
+    """Raises `SpecError` for the first key that is not allowed, with the nearest that is."""
+    for key in given:
+        if key not in allowed:
+            raise SpecError(
+                f"unknown key '{prefix}{key}'{did_you_mean(str(key), allowed)}; "
+                f"allowed: {', '.join(allowed)}"
+            )
+
+
+def number(value: Any) -> float | None:
+    """Returns a number that may be written as text; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _kind(value: Any) -> str:
+    return {"str": "a text", "list": "a list", "int": "a number", "float": "a number"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from retort.spec import azure
 from retort.spec.data import Curate, Prepare
 from retort.spec.flat import expand, is_flat
 from retort.spec.section import Section, knob
@@ -39,8 +40,12 @@ class JobSpec(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_flat_form(cls, raw: Any) -> Any:
-        return expand(raw)[0] if isinstance(raw, dict) and is_flat(raw) else raw
+    def _accept_other_forms(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if azure.is_azure(raw):
+            return azure.expand(raw, None, None).sections
+        return expand(raw).sections if is_flat(raw) else raw
 
     @model_validator(mode="after")
     def _signal_losses_need_a_signal(self) -> "JobSpec":

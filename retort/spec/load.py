@@ -1,4 +1,4 @@
-"""From a YAML file and --set overrides to a JobSpec, with errors that a person can act on."""
+"""From a YAML file and what the command line says to a JobSpec, with errors a person can act on."""
 
 import json
 from pathlib import Path
@@ -8,36 +8,75 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
-from retort.spec.flat import expand, is_flat
+from retort.spec import azure, flat
+from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
 
-# Values that may be paths relative to the job file. A model may also be a hub id.
-DATA_PATHS = (("prepare", "train"), ("prepare", "validation"), ("prepare", "test"))
-MODEL_PATHS = (("generate", "teacher"), ("train", "student"))
+# Values that may be paths relative to the job file. A model may also be a hub id, or the name that
+# an endpoint knows it by.
+DATA_PATHS = (
+    ("prepare", "train"),
+    ("prepare", "validation"),
+    ("prepare", "test"),
+    ("prepare", "decontaminate", "against"),
+)
+MODEL_PATHS = (
+    ("generate", "teacher"),
+    ("train", "student"),
+    ("curate", "judge", "model"),
+    ("curate", "second_teacher", "model"),
+)
+# pydantic's names of the forms that a source of rows may have, by the type that the YAML gives.
+FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> tuple[JobSpec, list[str]]:
-    """Returns the spec of a job file, and notes on what a shorthand became.
+def load(
+    path: str | Path,
+    overrides: list[str] | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+) -> tuple[JobSpec, list[str]]:
+    """Returns the spec of a job file in any of its forms, and notes on what its values became.
 
-    Relative paths in the file are relative to the file. Raises `SpecError` in one message that
-    names the key, the value, what is allowed and, for a name, the nearest one.
+    Relative paths in the file and in overrides are relative to the file; `teacher` and `student`,
+    which take the place of the file's, are relative to the working directory. A teacher that is a
+    URL is an endpoint. Raises `SpecError` in one message that names the key, the value, what is
+    allowed and, for a name, the nearest one.
     """
     path = Path(path)
-    raw = _read_yaml(path)
-    raw, notes = expand(raw) if is_flat(raw) else (raw, [])
+    made = _expand(_read_yaml(path), teacher, student)
+    if teacher:
+        _use_teacher(made, teacher)
+    if student:
+        mapping(made.sections.setdefault("train", {}), "train")["student"] = _here(student)
+        made.names["train.student"] = "--student"
     for override in overrides or []:
-        _override(raw, override)
-    _anchor(raw, path.resolve().parent)
-    return build(raw, str(path)), notes
+        _override(made, override)
+    _anchor(made, path.resolve().parent)
+    return build(made.sections, str(path), made.names), made.notes
 
 
-def build(raw: dict[str, Any], where: str = "spec") -> JobSpec:
-    """Returns the spec of a mapping. Raises `SpecError` that lists every mistake in it."""
+def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None = None) -> JobSpec:
+    """Returns the spec of a mapping. Raises `SpecError` that lists every mistake in it.
+
+    `names` are the keys that the user wrote where those are not ours, by ours.
+    """
+    made = _expand(raw, None, None)
     try:
-        return JobSpec.model_validate(raw)
+        return JobSpec.model_validate(made.sections)
     except ValidationError as error:
-        lines = [f"  {_explain(item, raw)}" for item in error.errors()]
+        lines = [
+            f"  {_explain(item, {**made.names, **(names or {})})}"
+            for item in error.errors()
+            if _is_meant(item, made.sections)
+        ]
         raise SpecError(f"{where} is not a valid job:\n" + "\n".join(lines)) from None
+
+
+def _expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Expansion:
+    if azure.is_azure(raw):
+        return azure.expand(raw, teacher, student)
+    return flat.expand(raw) if flat.is_flat(raw) else Expansion(raw, [], {})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -48,51 +87,139 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}") from error
+        raise SpecError(f"{path} is not YAML: {_place_of(error)}") from None
     if not isinstance(raw, dict):
         raise SpecError(f"{path} must be a mapping of sections, it is a {type(raw).__name__}")
     return raw
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _place_of(error: yaml.YAMLError) -> str:
+    """Returns what is wrong and where; not the line itself, which may hold a key."""
+    mark = getattr(error, "problem_mark", None)
+    what = str(getattr(error, "problem", None) or type(error).__name__)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what
+
+
+def _override(made: Expansion, text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals:
         raise SpecError(f"--set {text}: write it as section.key=value")
     *parents, last = key.strip().split(".")
-    at: Any = raw
+    at: Any = made.sections
     for parent in parents:
         at = at.setdefault(parent, {}) if isinstance(at, dict) else None
     if not isinstance(at, dict):
         raise SpecError(f"--set {text}: '{key}' does not lead to a knob; see `retort schema`")
-    at[last] = yaml.safe_load(value)
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {text}: the value is not YAML: {_place_of(error)}") from None
+    made.names.pop(key.strip(), None)
 
 
-def _anchor(raw: dict[str, Any], folder: Path) -> None:
-    for section, key in DATA_PATHS + MODEL_PATHS:
-        holder = raw.get(section)
-        value = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(value, str) or "://" in value or Path(value).is_absolute():
+def _use_teacher(made: Expansion, teacher: str) -> None:
+    """Puts the teacher of the command line in place: an endpoint, a folder here or a hub id.
+
+    The job's own key was meant for another endpoint, so it is not sent to this one.
+    """
+    knobs = mapping(made.sections.setdefault("generate", {}), "generate")
+    is_remote = bool(knobs.pop("endpoint", None)) or knobs.get("engine") in azure.REMOTE
+    knobs.pop("api_key_env", None)
+    if azure.is_url(teacher):
+        knobs |= {"endpoint": azure.chat_endpoint(teacher), "top_k": 0}
+        knobs["engine"] = knobs["engine"] if knobs.get("engine") in azure.REMOTE else "openai"
+        made.names["generate.endpoint"] = "--teacher"
+        if azure.has_own_key():
+            knobs["api_key_env"] = azure.KEY_ENV
+        said = "is sent there" if azure.has_own_key() else "would be sent there if it were set"
+        made.notes.append(f"--teacher is generate.endpoint; the key in {azure.KEY_ENV} {said}")
+        return
+    if is_remote:
+        knobs["engine"] = "auto"
+    knobs["teacher"] = _here(teacher)
+    made.names["generate.teacher"] = "--teacher"
+
+
+def _here(model: str) -> str:
+    """Returns a folder given on the command line as a whole path; a hub id as it is."""
+    path = Path(model).expanduser()
+    is_path = path.exists() or model.startswith((".", "/", "~"))
+    return str(path.resolve()) if is_path else model
+
+
+def _anchor(made: Expansion, folder: Path) -> None:
+    """Makes the paths of a job whole: those of the command line are, others start at the file."""
+    for *parents, key in DATA_PATHS + MODEL_PATHS:
+        holder: Any = made.sections
+        for parent in parents:
+            holder = holder.get(parent) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or key not in holder:
             continue
-        beside = (folder / value).resolve()
-        is_data = (section, key) in DATA_PATHS
-        if is_data or beside.exists() or value.startswith((".", "models/")):
-            holder[key] = str(beside)  # type: ignore[index]
+        if (*parents, key) in DATA_PATHS:
+            holder[key] = _data(holder[key], folder)
+        elif made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):
+            is_remote = holder.get("endpoint") or holder.get("engine") in azure.REMOTE
+            holder[key] = holder[key] if is_remote else _model(holder[key], folder)
 
 
-def _explain(item: Any, raw: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "spec"
+def _data(value: Any, folder: Path) -> Any:
+    """Returns a source of rows with its paths made whole: one, a list of them, or a dataset."""
+    if isinstance(value, list):
+        return [_data(item, folder) for item in value]
+    if isinstance(value, dict) and "dataset" in value:
+        return {**value, "dataset": _model(value["dataset"], folder)}
+    if not isinstance(value, str) or "://" in value:
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _model(value: Any, folder: Path) -> Any:
+    """Returns a path made whole where the value is one, and a hub id as it is."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    beside = folder / Path(value).expanduser()
+    is_path = beside.exists() or value.startswith((".", "~", "models/"))
+    return str(beside.resolve()) if is_path else value
+
+
+def _is_meant(item: Any, raw: Any) -> bool:
+    """Whether an error is of the form that a value has: a source of rows may have three."""
+    at = raw
+    for part in item["loc"]:
+        if part in FORMS.values():
+            return bool(part == FORMS.get(type(at), "str"))
+        try:
+            at = at[part]
+        except (LookupError, TypeError):
+            return True
+    return True
+
+
+def _explain(item: Any, names: dict[str, str]) -> str:
+    location = tuple(part for part in item["loc"] if part not in FORMS.values())
+    where = _named(location, names)
     if item["type"] == "extra_forbidden":
-        allowed = sorted(_fields_at(item["loc"][:-1]))
-        name = str(item["loc"][-1])
-        hint = did_you_mean(name, allowed)
+        allowed = sorted(_fields_at(location[:-1]))
+        hint = did_you_mean(str(location[-1]), allowed)
         return f"{where}: unknown key{hint}; allowed: {', '.join(allowed)}"
     if item["type"] == "missing":
         return f"{where}: missing, and it has no default; see `retort schema`"
     value = item.get("input")
-    if item["loc"][-1:] == ("api_key_env",):
+    if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
-    shown = f" (it is {json.dumps(value, default=str)})" if item["loc"] else ""
+    # A whole section is not shown: it may hold what only its user should see.
+    shown = "" if isinstance(value, dict) else f" (it is {json.dumps(value, default=str)})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _named(location: tuple[Any, ...], names: dict[str, str]) -> str:
+    """Returns the key of an error as its user wrote it, and ours where that is another."""
+    ours = ".".join(str(part) for part in location) or "spec"
+    for length in range(len(location), 0, -1):
+        theirs = names.get(".".join(str(part) for part in location[:length]))
+        if theirs:
+            return ours if theirs == ours else f"{theirs} ({ours})"
+    return ours
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
@@ -101,6 +228,9 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-        model = inner[0] if inner else annotation
-    return list(model.model_fields) if issubclass(model, BaseModel) else []
+        kinds = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
