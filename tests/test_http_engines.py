@@ -262,7 +262,7 @@ def test_the_address_and_the_header_follow_the_endpoint():
     azure = "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024"
     door = open_door(settings(azure), openai.API)
     assert door.url(openai.API.path) == azure
-    assert door.headers == {"api-key": SECRET}
+    assert door.headers == {"api-key": SECRET, "Authorization": f"Bearer {SECRET}"}
     assert door.shown == azure.partition("?")[0]
     door = open_door(settings(None), openai.API)
     assert door.url(openai.API.path) == "https://api.openai.com/v1/chat/completions"

@@ -241,9 +241,10 @@ class VllmEngine:
 
 def _load(settings: Settings) -> Any:
     import vllm
+    from vllm.platforms import current_platform
 
     runtime, dtype = settings.runtime, settings.dtype
-    on_cpu = vllm.platforms.current_platform.is_cpu()
+    on_cpu = current_platform.is_cpu()
     executor = runtime["distributed_executor"]
     return vllm.LLM(
         model=settings.model,
