@@ -9,6 +9,7 @@ from typing import Any
 
 from retort import asks, items, models, task_types
 from retort import sources as data
+from retort.curate.asking import as_teacher
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare.rows import preview
@@ -115,7 +116,21 @@ def _check_models(spec: JobSpec) -> list[str]:
         if spec.uses_signal:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
+    lines += [
+        _check_asked(spec, name)
+        for name in ("judge", "second_teacher")
+        if getattr(spec.curate, name) is not None
+    ]
     return [*lines, _line("train.student", spec.train.student, student)]
+
+
+def _check_asked(spec: JobSpec, name: str) -> str:
+    """Returns a line on a further model that curation asks."""
+    who, where = getattr(spec.curate, name), f"curate.{name}"
+    engine = find_engine(resolve(who.engine, 0))
+    if engine.REMOTE:
+        return f"{where}: {engine.check(asks.settings_of(as_teacher(spec, who), ''))}"
+    return _line(where, who.model, models.check(who.model, where))
 
 
 def _check_length(spec: JobSpec, teacher: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer, models
 
-from retort import context
+from retort import context, preflight
 from retort.context import Stage
 from retort.curate import curate
 from retort.curate.asking import judging, score_of
@@ -15,11 +15,12 @@ from retort.errors import DataError, SpecError, StageError
 from retort.events import SILENT
 from retort.items import Item
 from retort.records import Example, Response, write_lines
-from retort.spec import build
+from retort.spec import Judge, build
 from retort.storage import open_store
 from retort.task_types import load
 from tests.misbehaving import SECRET, bad, endpoint
-from tests.stages import num_files, segments
+from tests.stages import job, num_files, segments
+from tests.tiny import save_model, write_rows
 
 THOUGHT = "One and one are two.\nAnswer: 2"
 
@@ -373,3 +374,16 @@ def test_a_judge_sees_the_rubric_the_chat_and_the_answer_and_no_score_to_repeat(
     (turn,) = judging("Is it short?", item)
     assert all(part in turn["content"] for part in ("Is it short?", "Be kind.", "the answer"))
     assert score_of(turn["content"]) is None
+
+
+@pytest.mark.parametrize("who", ["judge", "second_teacher"])
+def test_a_further_model_that_cannot_be_asked_is_said_before_a_run(who, tmp_path):
+    spec = build(
+        job(save_model(tmp_path / "model"), write_rows(tmp_path / "t.jsonl", 4, 0), "echo")
+    )
+    nowhere = {"model": "x", "engine": "openai", "endpoint": "ftp://host"}
+    for asked, said in ((nowhere, "http"), ({"model": str(tmp_path / "none")}, f"curate.{who}")):
+        curate_knobs = spec.curate.model_copy(update={who: Judge(**asked)})
+        wrong = spec.model_copy(update={"curate": curate_knobs})
+        with pytest.raises(SpecError, match=said):
+            preflight.check(wrong, open_store(str(tmp_path / "store")))

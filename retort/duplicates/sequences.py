@@ -19,6 +19,7 @@ COMMON_SHARE = 0.1
 BATCH = 1 << 18  # sequences that are worked on at once: what the processor holds in its cache
 F64 = npt.NDArray[np.float64]
 Integer = TypeVar("Integer", np.int64, np.uint64)
+NEVER = 2**64 - 1
 FACTORS = mixed(np.arange(1, WIDTH + 1, dtype=np.uint64)) | np.uint64(1)
 
 
@@ -44,19 +45,26 @@ class Lookup:
 
     def __init__(self, values: U64) -> None:
         self.values = distinct(values)
-        self._shift = np.uint64(64 - min(max(len(self.values).bit_length() + 4, 12), 27))
-        self._table = np.zeros(1 << (64 - int(self._shift)), dtype=np.bool_)
+        bits = min(max(len(self.values).bit_length(), 8), 23)
+        self._shift, self._slot = np.uint64(60 - bits), np.uint64(64 - bits)
+        self._table = np.zeros(1 << (bits + 4), dtype=np.bool_)
         self._table[self.values >> self._shift] = True
+        # Where to begin to look; about one value is in each slot, and none is after the last.
+        slots = np.arange(1 << bits, dtype=np.uint64) << self._slot
+        self._starts = np.searchsorted(self.values, slots)
+        self._ended = np.append(self.values, np.uint64(NEVER))
 
     def find(self, asked: U64) -> tuple[I64, I64]:
         """Returns which of the asked values are there, and their places in `values`."""
         at = np.flatnonzero(self._table[asked >> self._shift])
         found = asked[at]
-        places = np.searchsorted(self.values, found)
-        if len(self.values):
-            there = self.values[np.minimum(places, len(self.values) - 1)] == found
-            at, places = at[there], places[there]
-        return at, places
+        places = self._starts[found >> self._slot]
+        smaller = np.flatnonzero(self._ended[places] < found)
+        while len(smaller):
+            places[smaller] += 1
+            smaller = smaller[self._ended[places[smaller]] < found[smaller]]
+        there = (self._ended[places] == found) & (places < len(self.values))
+        return at[there], places[there]
 
     def lacks(self, asked: U64) -> npt.NDArray[np.bool_]:
         """Returns for each asked value whether it is not there."""
