@@ -38,7 +38,9 @@ def sources(spec: JobSpec) -> dict[str, str]:
         where = "prepare.decontaminate.against"
         found[where] = data.digest(against, where)
     for stage, names in _plug_ins(spec).items():
-        if digests := {name: source_digest(name) for name in names if ":" in name or "." in name}:
+        digests = {name: source_digest(name) for name in names if ":" in name or "." in name}
+        digests |= _filter_files(spec) if stage == "curate" else {}
+        if digests:
             found[f"{stage}.plug_ins"] = sha256_of(digests)
     for name in ("judge", "second_teacher"):
         if who := getattr(spec.curate, name):
@@ -60,6 +62,16 @@ def _plug_ins(spec: JobSpec) -> dict[str, list[str]]:
         "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],
         "train": [loss.name for loss in spec.losses],
         "evaluate": [spec.prepare.task_type],
+    }
+
+
+def _filter_files(spec: JobSpec) -> dict[str, str]:
+    """Returns the digest of each file that an option of a filter names: those ending in _file."""
+    return {
+        f"{chosen.name}.{option}": data.digest(path, f"curate.filters {chosen.name}.{option}")
+        for chosen in spec.curate.filters
+        for option, path in chosen.options.items()
+        if option.endswith("_file") and path
     }
 
 

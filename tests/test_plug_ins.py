@@ -6,9 +6,10 @@ import re
 import pytest
 import yaml
 
+from retort import preflight
 from retort.errors import SpecError
 from retort.registry import source_digest
-from retort.spec import JobSpec, recipes
+from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT
 from tests.tiny import write_job
 
@@ -58,3 +59,20 @@ def test_a_plug_ins_own_source_decides_what_is_stale(rhymes, monkeypatch):
     assert source_digest("my_types.rhymes") != before
     with pytest.raises(SpecError, match="there is no module nowhere"):
         source_digest("nowhere:x")
+
+
+def test_a_filters_file_stands_beside_the_job_and_counts_by_its_content(tmp_path):
+    path = write_job(tmp_path, "transformers")
+    job = yaml.safe_load(path.read_text())
+    job["curate"] = {"filters": [{"name": "json_valid", "schema_file": "answer.json"}]}
+    path.write_text(yaml.safe_dump(job))
+    names = []
+    for schema in ('{"type": "object"}', '{"type": "array"}', '{"type": "object"}'):
+        (tmp_path / "answer.json").write_text(schema)
+        spec, _ = load(path)
+        assert spec.curate.filters[0].options == {"schema_file": str(tmp_path / "answer.json")}
+        names.append(recipes(spec, preflight.sources(spec))["curate"].name)
+    assert names[0] == names[2] != names[1]
+    (tmp_path / "answer.json").unlink()
+    with pytest.raises(SpecError, match=r"answer\.json"):
+        preflight.sources(load(path)[0])

@@ -89,6 +89,12 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     """Returns the knobs of a stage that change its result, defaults resolved."""
     section = getattr(spec, stage).model_dump(mode="json")
     found = _content(section, (stage,))
+    if stage == "curate":
+        # A filter's files count by their content, which is among the sources.
+        found["filters"] = [
+            {key: value for key, value in chosen.items() if not key.endswith("_file")}
+            for chosen in section["filters"]
+        ]
     if stage == "train":
         found["losses"] = [loss.model_dump(mode="json") for loss in spec.losses]
     if stage == "evaluate":

@@ -160,6 +160,10 @@ def _anchor(made: Expansion, folder: Path) -> None:
         elif made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):
             is_remote = holder.get("endpoint") or holder.get("engine") in azure.REMOTE
             holder[key] = holder[key] if is_remote else _model(holder[key], folder)
+    curate = made.sections.get("curate")
+    for chosen in (curate.get("filters") if isinstance(curate, dict) else None) or []:
+        if isinstance(chosen, dict):
+            chosen |= {k: _data(v, folder) for k, v in chosen.items() if k.endswith("_file")}
 
 
 def _data(value: Any, folder: Path) -> Any:
