@@ -6,7 +6,7 @@ that rows added later move no other row from one side to the other.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from retort.records import Example
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[Any]
 
 NONE, ALL = "none", "all"
+# More groups than these are one, "(others)", where they are only shown.
+MOST_GROUPS = 64
 # Clusters are found in at most so many rows, and in so many characters of each.
 FITTED_ROWS, READ_CHARACTERS, CHUNK_ROWS, DIRECTIONS = 20_000, 2_000, 10_000, 32
 
@@ -57,6 +59,15 @@ def share(id: str) -> float:
     digest = hashlib.sha256(b"split:" + id.encode(errors="surrogatepass")).digest()
     # 53 bits: with more the largest would round to 1.0.
     return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+def largest(counts: Mapping[str, int], most: int = MOST_GROUPS) -> dict[str, int]:
+    """Returns the largest counts, equal ones by name, and the rest as "(others)", always last."""
+    others = counts.get("(others)", 0)
+    named = [(name, count) for name, count in counts.items() if name != "(others)"]
+    ordered = sorted(named, key=lambda item: (-item[1], item[0]))
+    others += sum(count for _, count in ordered[most:])
+    return dict(ordered[:most]) | ({"(others)": others} if others else {})
 
 
 def pick(groups: Sequence[str], ids: Sequence[str], limit: int) -> list[bool]:

@@ -156,7 +156,8 @@ def test_equal_questions_under_different_system_prompts_are_different_rows(prepa
     assert len(done.examples()) == 2
 
 
-WORDS = "the quick brown fox jumps over the lazy dog and runs into the deep dark wood".split()
+SENTENCE = "the quick brown fox jumps over the lazy dog and runs into the deep dark wood"
+WORDS = SENTENCE.split(" ")
 
 
 def question(text: str) -> bytes:
@@ -212,6 +213,17 @@ def test_a_limit_keeps_each_groups_share(prepared):
     assert done.facts["balance"] == {"a": 15, "b": 5}
     capped = prepared(*lines, balance={"by": "metadata.kind", "cap": 10})
     assert capped.facts["balance"] == {"a": 10, "b": 10}
+
+
+def test_clusters_are_found_and_capped(prepared):
+    topics = ("How many apples does the farmer sell", "When does the night train leave for")
+    lines = [question(f"{topic} {place}?") for topic in topics for place in "abcdefghijklmnopqrst"]
+    knobs = {"by": "cluster", "num_clusters": 2, "cap": 5}
+    done = prepared(*lines, task_type="qa", balance=knobs, deduplicate={"near": False})
+    assert sorted(done.facts["balance"].values()) == [5, 5]
+    assert all(name.startswith("cluster: ") for name in done.facts["balance"])
+    asked = [e.messages[0]["content"] for e in done.examples()]
+    assert [sum(topic in text for text in asked) for topic in topics] == [5, 5]
 
 
 def test_personal_data_is_scrubbed_everywhere_in_a_row(prepared):

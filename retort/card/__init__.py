@@ -7,9 +7,10 @@ need no more memory than a few numbers each.
 from typing import Any
 
 from retort import sources
+from retort.balance import largest
 from retort.card.drawing import picture
 from retort.card.histograms import lengths
-from retort.card.steps import funnel, largest
+from retort.card.steps import funnel
 from retort.card.tally import Examples, Responses, count_examples, count_responses
 from retort.card.text import page
 from retort.context import Stage
@@ -18,7 +19,7 @@ from retort.records import SPLITS, Decision
 __all__ = ["page", "picture", "write"]
 
 # More reasons or groups than these are one line, "(others)".
-MOST_REASONS, MOST_GROUPS = 50, 64
+MOST_REASONS = 50
 
 
 def write(stage: Stage, decisions: list[Decision]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def _balance(examples: Examples, responses: Responses) -> dict[str, Any]:
     """
     names = examples.group_names
     before = dict(zip(names, examples.before.tolist(), strict=True))
-    shown = largest(before, MOST_GROUPS)
+    shown = largest(before)
     after, weighted = dict.fromkeys(shown, 0), dict.fromkeys(shown, 0.0)
     for name, count, weight in zip(names, responses.after, responses.weighted, strict=True):
         row = name if name in shown else "(others)"

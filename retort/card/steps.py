@@ -6,6 +6,7 @@ A step that takes less than nothing adds: several responses to an example are mo
 from collections.abc import Mapping
 from typing import Any
 
+from retort.balance import largest
 from retort.card.tally import Responses
 from retort.records import Split
 
@@ -57,12 +58,3 @@ def funnel(
 def _take(steps: list[Step], step: str, removed: int, why: str) -> None:
     count = steps[-1]["count"] - removed
     steps.append({"step": step, "count": count, "removed": removed, "why": why if removed else ""})
-
-
-def largest(counts: Mapping[str, int], most: int) -> dict[str, int]:
-    """Returns the largest counts, equal ones by name, and the rest as "(others)", always last."""
-    others = counts.get("(others)", 0)
-    named = [(name, count) for name, count in counts.items() if name != "(others)"]
-    ordered = sorted(named, key=lambda item: (-item[1], item[0]))
-    others += sum(count for _, count in ordered[most:])
-    return dict(ordered[:most]) | ({"(others)": others} if others else {})

@@ -173,8 +173,8 @@ def _weigh(
     for at, weight in zip(kept, balance.weights(kept_groups, mode), strict=True):
         decisions[at] = replace(decisions[at], weight=weight)
     return {
-        "balance_before": balance.spread(groups.values()),
-        "balance_after": balance.spread(kept_groups),
+        "balance_before": balance.largest(balance.spread(groups.values())),
+        "balance_after": balance.largest(balance.spread(kept_groups)),
     }
 
 

@@ -67,7 +67,9 @@ class Selection:
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
         self._spool = Spool()
-        self._by = spec.prepare.balance.by
+        # Clusters are found once all rows are here.
+        by = spec.prepare.balance.by
+        self._by = "auto" if by == "cluster" else by
         self.rows: dict[str, Rows] = {}
         self.removed: dict[str, dict[int, Pair]] = {}
         self._against: dict[tuple[str, int], str] = {}
@@ -183,7 +185,9 @@ class Selection:
             "num_near_duplicates": kinds.count("near"),
             "num_contaminated": kinds.count("leak"),
             "num_left_out": len(self._left_out),
-            "balance": balance.spread(groups[index] for index in self.standing("train")),
+            "balance": balance.largest(
+                balance.spread(groups[index] for index in self.standing("train"))
+            ),
         }
 
     def close(self) -> None:
