@@ -8,10 +8,8 @@ import yaml
 from retort.errors import SpecError
 from retort.spec import build, load
 from retort.spec.azure import KEY_ENV, chat_endpoint
-from tests.conftest import ROOT
+from tests.azure_job import JOB, SAMPLES, needs_samples
 
-SAMPLES = ROOT.parent / "shared/data/azure"
-JOB = yaml.safe_load((SAMPLES / "math/distillation_math.yaml").read_text())
 SECRET = "sk-a-secret-that-must-not-leak"
 CONNECTION = "teacher_model_endpoint_connection"
 INFERENCE = "teacher_model_settings.inference_parameters"
@@ -46,6 +44,7 @@ def given(tmp_path):
     return change
 
 
+@needs_samples
 @pytest.mark.parametrize("name", ["nli", "math"])
 def test_a_sample_is_read_unchanged_and_each_value_says_what_it_became(name):
     spec, notes = load(SAMPLES / name / f"distillation_{name}.yaml", student="org/student")

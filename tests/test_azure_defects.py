@@ -24,9 +24,9 @@ from retort.registry import outside
 from retort.spec import INPUTS, build, load
 from retort.spec.azure import KEY_ENV
 from retort.storage import Folder, open_store
+from tests.azure_job import JOB
 from tests.misbehaving import SECRET, Endpoint, bad, endpoint
 from tests.stages import segments, stage_of
-from tests.test_azure import SAMPLES
 from tests.tiny import save_model
 
 ANSWERS = {"be kind": "entailment", "be rude": "contradiction"}
@@ -101,8 +101,7 @@ def completion(text: str, reason: str = "stop") -> web.Response:
 
 def write_job(folder: Path, lines: list[bytes], task: str = "nli") -> Path:
     """Writes the sample's job file with rows of its own beside it."""
-    job = yaml.safe_load((SAMPLES / "nli/distillation_nli.yaml").read_text())
-    job |= {"data_generation_task_type": task, "training_data": "./train.jsonl"}
+    job = JOB | {"data_generation_task_type": task, "training_data": "./train.jsonl"}
     job["validation_data"] = {"type": "uri_file", "path": "held.jsonl"}
     (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     held = row("held: Premise: The moon rose over Lima. Hypothesis: It was night.")

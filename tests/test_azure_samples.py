@@ -14,7 +14,7 @@ from retort.engines import resolve
 from retort.spec import STAGES
 from retort.storage import Folder
 from tests.answering import save_models
-from tests.test_azure import SAMPLES
+from tests.azure_job import SAMPLES, needs_samples
 
 ANSWER = {"nli": "entailment|neutral|contradiction", "math": r"\d+"}
 SMALL = {
@@ -71,6 +71,7 @@ def checked(done: "subprocess.CompletedProcess[str]", name: str) -> dict:
     return report
 
 
+@needs_samples
 def test_the_nli_sample_runs_unchanged_with_the_engine_of_this_machine(words, retort):
     done = retort(*words("run", "nli", "--json", knobs={"evaluate.engine": "transformers"}))
     report = checked(done, "nli")
@@ -79,6 +80,7 @@ def test_the_nli_sample_runs_unchanged_with_the_engine_of_this_machine(words, re
     assert "prompt_settings.enable_chain_of_thought: true is generate.reasoning" in done.stderr
 
 
+@needs_samples
 def test_the_math_sample_runs_unchanged_and_defect_12_is_evaluated_resumed_and_priced(
     words, retort, capsys
 ):
