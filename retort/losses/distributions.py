@@ -1,0 +1,169 @@
+"""Teacher and student as log-probabilities over the same buckets, ready to be compared.
+
+The student's tail is summed over its other logits, never as 1 - sum, which would lose it to
+rounding, and its gradient with it.
+"""
+
+# N supervised tokens of a batch, V vocabulary, K teacher top-k, C labels of a closed set
+# B buckets: the V ids of a dense teacher, or the K stored ids and the tail
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retort.losses.target import Target
+
+
+def exact(values: Tensor) -> Tensor:
+    """Returns the values in fp32 at least; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def pair(logits_NV: Tensor, target: Target, temperature: float) -> tuple[Tensor, Tensor]:
+    """Returns the log-probabilities of teacher and student, in fp32 at least, (N, B) each.
+
+    A stored signal has K + 1 buckets, the last the tail; at T != 1 the tail is tempered on both
+    sides as if it were one token. Raises `ValueError` where the target holds no teacher, or one of
+    another vocabulary.
+    """
+    dense_NV = target.teacher_logits_NV
+    if dense_NV is not None:
+        if dense_NV.shape != logits_NV.shape:
+            raise ValueError(
+                f"the teacher's logits are {tuple(dense_NV.shape)}, the student's "
+                f"{tuple(logits_NV.shape)}; slice both to the tokenizer's ids"
+            )
+        return _log_softmax(dense_NV, logits_NV, temperature)
+    ids_NK, top_NK, tail_N = target.ids_NK, target.logprobs_NK, target.tail_N
+    if ids_NK is None or top_NK is None or tail_N is None:
+        raise ValueError("the loss compares with a teacher, but the target holds no signal")
+    if ids_NK.shape[1] == logits_NV.shape[1]:  # every id is stored: there is no tail
+        teacher_NB, student_NB = top_NK, exact(logits_NV).gather(1, ids_NK)
+    else:
+        teacher_NB = torch.cat([top_NK, tail_N[:, None]], dim=1)
+        student_NB = _Buckets.apply(logits_NV, ids_NK)
+    return _log_softmax(teacher_NB, student_NB, temperature)
+
+
+def _log_softmax(
+    teacher_NB: Tensor, student_NB: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Returns both as log-probabilities at a temperature, in the student's dtype, fp32 at least."""
+    student_NB = exact(student_NB)
+    teacher_NB = teacher_NB.to(student_NB.dtype)
+    if temperature != 1:
+        teacher_NB, student_NB = teacher_NB / temperature, student_NB / temperature
+    return torch.log_softmax(teacher_NB, dim=1), torch.log_softmax(student_NB, dim=1)
+
+
+class _Buckets(torch.autograd.Function):  # type: ignore[misc]
+    """The logits of the stored ids, and the logsumexp of all others: (N, K + 1).
+
+    One pass of exp serves value and gradient: d tail / d logit = exp(logit - tail).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
+        others_NV = torch.empty_like(logits_NV, dtype=exact(logits_NV[:0]).dtype).copy_(logits_NV)
+        top_NK = others_NV.gather(1, ids_NK)
+        others_NV.scatter_(1, ids_NK, torch.finfo(others_NV.dtype).min)
+        highest_N1 = others_NV.amax(dim=1, keepdim=True)
+        sum_N1 = others_NV.sub_(highest_N1).exp_().sum(dim=1, keepdim=True)
+        ctx.save_for_backward(others_NV, sum_N1, ids_NK)
+        ctx.dtype = logits_NV.dtype
+        return torch.cat([top_NK, highest_N1 + sum_N1.log()], dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_NB: Tensor) -> tuple[Tensor, None]:
+        others_NV, sum_N1, ids_NK = ctx.saved_tensors
+        grad_NV = others_NV * (grad_NB[:, -1:] / sum_N1)
+        grad_NV.scatter_(1, ids_NK, grad_NB[:, :-1])
+        return grad_NV.to(ctx.dtype), None
+
+
+def kl(first_NB: Tensor, second_NB: Tensor) -> Tensor:
+    """Returns KL(first || second) of each token, nats, (N,); 0 log 0 is 0.
+
+    `where` stands on the input: on the product, the gradient of 0 times inf would be NaN.
+    """
+    mass_NB = first_NB.exp()
+    gap_NB = torch.where(mass_NB > 0, first_NB - second_NB, 0.0)
+    return (mass_NB * gap_NB).sum(dim=1)
+
+
+def mixture(share: float, first_NB: Tensor, second_NB: Tensor) -> Tensor:
+    """Returns log(share * first + (1 - share) * second), mixed in log space, (N, B)."""
+    if share in (0.0, 1.0):
+        return first_NB if share == 1 else second_NB
+    empty_NB = first_NB.isneginf() & second_NB.isneginf()
+    if empty_NB.any():  # the gradient of logaddexp(-inf, -inf) is NaN
+        first_NB, second_NB = (x.masked_fill(empty_NB, 0.0) for x in (first_NB, second_NB))
+        return _mixed(share, first_NB, second_NB).masked_fill(empty_NB, -torch.inf)
+    return _mixed(share, first_NB, second_NB)
+
+
+def _mixed(share: float, first_NB: Tensor, second_NB: Tensor) -> Tensor:
+    one = torch.tensor(share, dtype=torch.float64)
+    first_NB, second_NB = first_NB + one.log().item(), second_NB + (-one).log1p().item()
+    return torch.logaddexp(first_NB, second_NB)
+
+
+def head_share(teacher_NB: Tensor, student_NB: Tensor, target: Target, mu: float) -> Tensor:
+    """Returns the share of the gap |p - q| that lies in the teacher's head, without gradient, (N,).
+
+    The head are the most probable ids while their mass together stays at most `mu`, and always the
+    first; a stored signal's tail bucket is never in it. Where there is no gap the share is 1/2.
+    """
+    mass_NB, gap_NB = (
+        teacher_NB.detach().exp(),
+        (teacher_NB.exp() - student_NB.exp()).detach().abs(),
+    )
+    has_tail = target.teacher_logits_NV is None and mass_NB.shape[1] == _width(target) + 1
+    ranked_NB = mass_NB[:, :-1] if has_tail else mass_NB
+    num_ranked = 32
+    while True:  # most heads are a few ids: ranking all V of them would take most of the time
+        num_ranked = min(num_ranked, ranked_NB.shape[1])
+        top_NR, at_NR = ranked_NB.topk(num_ranked, dim=1)
+        inside_NR = top_NR.cumsum(dim=1) <= mu
+        inside_NR[:, 0] = True
+        if num_ranked == ranked_NB.shape[1] or not inside_NR[:, -1].any():
+            break
+        num_ranked *= 16
+    head_N, all_N = (gap_NB.gather(1, at_NR) * inside_NR).sum(dim=1), gap_NB.sum(dim=1)
+    return torch.where(all_N > 0, head_N / all_N.where(all_N > 0, 1.0), 0.5)
+
+
+def _width(target: Target) -> int:
+    return 0 if target.ids_NK is None else target.ids_NK.shape[1]
+
+
+def label_pair(logits_NV: Tensor, target: Target, temperature: float) -> tuple[Tensor, Tensor]:
+    """Returns teacher and student over the labels of a closed set, (M, C) log-probabilities each.
+
+    M are the tokens at which a label is written and of whose labels the teacher gave at least one;
+    columns without a label are -inf on both sides. Raises `ValueError` where the target holds no
+    labels or no teacher.
+    """
+    if target.choices_NC is None:
+        raise ValueError("the target holds no labels; label_distribution needs a closed set")
+    given_NC = _teacher_of(target, target.choices_NC)
+    at_M = torch.isfinite(given_NC).any(dim=1).nonzero()[:, 0]
+    choices_MC = target.choices_NC[at_M]
+    student_MC = exact(logits_NV[at_M[:, None], choices_MC.clamp(min=0)])
+    student_MC = student_MC.masked_fill(choices_MC < 0, -torch.inf)
+    return _log_softmax(given_NC[at_M], student_MC, temperature)
+
+
+def _teacher_of(target: Target, choices_NC: Tensor) -> Tensor:
+    """Returns the teacher's unnormalised log-probability of each label, -inf if unknown, (N, C)."""
+    ids_NC = choices_NC.clamp(min=0)
+    if target.teacher_logits_NV is not None:
+        given_NC = exact(target.teacher_logits_NV.gather(1, ids_NC))
+    elif target.ids_NK is None or target.logprobs_NK is None:
+        raise ValueError("the loss compares with a teacher, but the target holds no signal")
+    else:
+        same_NCK = ids_NC[:, :, None] == target.ids_NK[:, None, :]
+        stored_N1K = exact(target.logprobs_NK)[:, None, :]
+        given_NC = torch.where(same_NCK, stored_N1K, -torch.inf).amax(dim=2)
+    return given_NC.masked_fill(choices_NC < 0, -torch.inf)
