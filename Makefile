@@ -15,6 +15,10 @@ TORCH := $(if $(filter cuda,$(TARGET)),,$(if $(FIND_LINKS),$(FIND_LINKS),--torch
 COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-header \
 	--no-annotate --upgrade
 
+# A file of tests beside another, the longest first (tests/conftest.py); one file alone needs no more
+# than `.venv/bin/python -m pytest tests/test_X.py`.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: setup demo test check format bench lock wheel clean
 
 setup: .venv/ready
@@ -30,7 +34,7 @@ demo: setup
 	$(BIN)/retort run examples/quickstart/job.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare.rows import preview
 from retort.records import SPLITS, sha256_of
-from retort.registry import check_function, source_digest
+from retort.registry import check_function, check_options, source_digest
 from retort.spec import JobSpec
 from retort.storage import Store
 
@@ -99,6 +99,8 @@ def _check_names(spec: JobSpec) -> list[str]:
         items.check(chosen.name, chosen.options)
     for loss in spec.losses:
         check_function("loss", loss.name, "retort.losses")
+        own = type(loss).model_fields
+        check_options("loss", loss.name, "retort.losses", loss.options, own)
     engine = resolve(spec.generate.engine, spec.generate.top_k)
     losses = " + ".join(f"{loss.weight:g} {loss.name}" for loss in spec.losses)
     return [

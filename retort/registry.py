@@ -8,7 +8,9 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,11 +54,15 @@ def module_names(package: ModuleType) -> list[str]:
 
 def function_names(module_name: str) -> list[str]:
     """Returns the names of the public functions of a module, sorted, without importing it."""
+    names = (node.name for node in _functions(module_name))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _functions(module_name: str) -> list[ast.FunctionDef]:
     found = importlib.util.find_spec(module_name)
     assert found and found.origin
     body = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
-    functions = (node.name for node in body if isinstance(node, ast.FunctionDef))
-    return sorted(name for name in functions if not name.startswith("_"))
+    return [node for node in body if isinstance(node, ast.FunctionDef)]
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:
@@ -89,6 +95,26 @@ def check_function(kind: str, name: str, module_name: str) -> None:
     names = function_names(module_name)
     if ":" not in name and name not in names:
         raise SpecError(unknown(kind, name, names))
+
+
+def check_options(
+    kind: str, name: str, module_name: str, options: Iterable[str], knobs: Iterable[str] = ()
+) -> None:
+    """Raises `SpecError` for an option that a plug-in function does not have; it may be a misspelt
+    one of the `knobs` beside it.
+
+    Those of a function of ours are read without importing its module, which may be heavy.
+    """
+    if ":" in name:
+        parameters = inspect.signature(outside(name)).parameters.values()
+        allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    else:
+        (function,) = (node for node in _functions(module_name) if node.name == name)
+        allowed = [argument.arg for argument in function.args.kwonlyargs]
+    for option in options:
+        if option not in allowed:
+            near, listed = did_you_mean(option, [*allowed, *knobs]), ", ".join(allowed) or "none"
+            raise SpecError(f"{kind} {name}: unknown option '{option}'{near}; it has: {listed}")
 
 
 def unknown(kind: str, name: str, names: list[str], own: str = "package.module:name") -> str:

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from retort import models
 from retort.context import Stage
-from retort.errors import StageError
+from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
+from retort.registry import check_options
 from retort.spec import build, load
 from retort.storage import Artifact, Folder, open_store
 from retort.train.loop import fit
@@ -133,3 +134,35 @@ def test_bf16_training_stays_near_fp32(ready, tmp_path):
 def test_the_student_is_saved_in_the_precision_asked_for(ready, tmp_path):
     half = train(ready, tmp_path, save_dtype="bfloat16")
     assert {tensor.dtype for tensor in half.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        {"name": "reverse_kl", "temperature": 2},
+        {"name": "jsd", "beta": 0.3},
+        {"name": "skewed_forward_kl", "alpha": 0.2},
+        {"name": "skewed_reverse_kl"},
+        {"name": "adaptive_kl", "mu": 0.7},
+        {"name": "total_variation"},
+    ],
+    ids=lambda term: term["name"],
+)
+def test_every_loss_of_the_spec_trains_with_its_options_and_logs_agreement(ready, tmp_path, term):
+    said: list[Event] = []
+    knobs = {"losses": [{**term, "weight": 0.5}], "num_epochs": 6, "learning_rate": 1e-2}
+    train(ready, tmp_path, Reporter(said.append), **knobs)
+    curve = [event["values"] for event in said if event["kind"] == "metrics"]
+    assert curve[-1]["loss"] == pytest.approx(0.5 * curve[-1][term["name"]])
+    assert curve[-1][term["name"]] < curve[0][term["name"]]
+    assert 0 <= curve[-1]["agreement"] <= 1
+    assert any("losses run chunked" in event.get("text", "") for event in said)
+
+
+def test_an_option_that_a_loss_does_not_have_is_refused_with_what_it_has():
+    with pytest.raises(SpecError, match=r"unknown option 'alhpa' \(did you mean 'alpha'\?\)"):
+        check_options("loss", "skewed_forward_kl", "retort.losses", {"alhpa": 0.1})
+    with pytest.raises(SpecError, match=r"'wieght' \(did you mean 'weight'\?\)"):
+        check_options("loss", "jsd", "retort.losses", {"wieght": 1}, ["weight"])
+    with pytest.raises(SpecError, match=r"no_gradient: unknown option 'mu'; it has: none"):
+        check_options("loss", "tests.test_train:no_gradient", "retort.losses", {"mu": 0.1})

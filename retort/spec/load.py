@@ -1,5 +1,6 @@
 """From a YAML file and what the command line says to a JobSpec, with errors a person can act on."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,11 @@ def _explain(item: Any, names: dict[str, str]) -> str:
         allowed = sorted(_fields_at(location[:-1]))
         hint = did_you_mean(str(location[-1]), allowed)
         return f"{where}: unknown key{hint}; allowed: {', '.join(allowed)}"
-    if item["type"] == "missing":
-        return f"{where}: missing, and it has no default; see `retort schema`"
     value = item.get("input")
+    if item["type"] == "missing":
+        near = difflib.get_close_matches(str(location[-1]), value or [], n=1)
+        written = f"; '{near[0]}' is not '{location[-1]}'" if near else ""
+        return f"{where}: missing, and it has no default{written}; see `retort schema`"
     if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
     # A whole section is not shown: it may hold what only its user should see.

@@ -6,7 +6,7 @@ fingerprint, so that moving a job to a larger machine keeps what was already pai
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import ConfigDict, model_validator
 
 from retort.records import State
 from retort.spec.engine import EngineRuntime
@@ -130,13 +130,19 @@ class Generate(Section):
 
 
 class Loss(Section):
-    """One term of the objective."""
+    """One term of the objective: the loss, its weight and temperature, and its own options."""
 
+    model_config = ConfigDict(frozen=True, extra="allow")
     name: str = knob(..., "name", "The loss, by the name of its function.")
     weight: float = knob(1.0, "1", "Its share of the objective.", ge=0)
     temperature: float = knob(
         1.0, "1", "Distillation temperature; the term is multiplied by its square.", gt=0, le=20
     )
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What is given besides: the alpha, beta or mu of its function."""
+        return dict(self.model_extra or {})
 
 
 class TrainRuntime(Section):

@@ -4,15 +4,15 @@ Losses are sums; each optimizer step divides once by its supervised tokens, so m
 checkpoints change nothing. A run checks itself on the first step and refuses to train in vain.
 """
 
-# B batch, T time, N supervised tokens, V vocabulary
+# B batch, T time, N supervised tokens, V vocabulary, L terms of the objective
 import contextlib
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from retort import encoding, losses, models
+from retort import encoding, models
 from retort.context import Stage, from_arguments
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
@@ -28,18 +28,11 @@ from retort.events import Reporter
 from retort.registry import find_function
 from retort.spec import Loss
 from retort.train import checkpoint, rows
+from retort.train.head import Sums, Term
+from retort.train.objective import Objective, agreement, trusted_head
 from retort.train.rows import Batch, Item
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
-LOSS_FUNCTION = Callable[[Tensor, losses.Target, float], Tensor]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of the objective with its weight and temperature."""
-
-    knobs: Loss
-    function: LOSS_FUNCTION
 
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -60,12 +53,12 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
-    terms = [
-        Term(loss, find_function("loss", loss.name, "retort.losses"))
-        for loss in stage.spec.losses
-        if loss.weight > 0
-    ]
-    trainer = Trainer(stage, model, terms, vocabulary, device)
+    probe = rows.collate(data.train[:1], device)
+    head, note = trusted_head(model, vocabulary, probe.input_ids_BT, probe.attention_mask_BT)
+    report.note(note)
+    terms = [term_of(loss) for loss in stage.spec.losses if loss.weight > 0]
+    measures = [Term("agreement", agreement, 0.0)] if stage.spec.uses_signal else []
+    trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), device)
     last = trainer.run(data)
     _save(stage, model, base)
     return {
@@ -79,12 +72,22 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     }
 
 
-class Trainer:
-    """Holds the model, the optimizer and the objective of one run."""
+def term_of(loss: Loss) -> Term:
+    """Returns a term of the objective: its function with temperature and options bound to it."""
+    function = find_function("loss", loss.name, "retort.losses")
+    return Term(
+        loss.name, partial(function, temperature=loss.temperature, **loss.options), loss.weight
+    )
 
-    def __init__(self, stage: Stage, model: Any, terms: list[Term], vocabulary: int, device: str):
+
+class Trainer:
+    """Holds the objective with its model, and the optimizer, of one run."""
+
+    def __init__(self, stage: Stage, objective: Objective, device: str):
         self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
-        self.model, self.terms, self.vocabulary, self.device = model, terms, vocabulary, device
+        self.objective, self.device = objective, device
+        model = self.model = objective.model
+        self.terms: list[Term] = objective.parts[1]
         self.num_steps = 0
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -141,16 +144,12 @@ class Trainer:
         # Seeded by step, so that dropout is the same after a resume.
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
         num_valid = sum(len(row.labels) - row.first for row, _ in items)
-        sums = dict.fromkeys((term.knobs.name for term in self.terms), 0.0)
-        mass = 0.0
+        sums_L, mass = torch.zeros(len(self.terms)), 0.0
         for part in rows.micro_batches(items, self.knobs.runtime.micro_batch_tokens):
             batch = rows.collate(part, self.device)
-            values = self._losses(batch)
-            total = sum(t.knobs.weight * v for t, v in zip(self.terms, values, strict=True))
-            assert isinstance(total, Tensor)
-            (total / max(num_valid, 1)).backward()
-            for term, value in zip(self.terms, values, strict=True):
-                sums[term.knobs.name] += value.item()
+            found = self._losses(batch)
+            (found.total_ / max(num_valid, 1)).backward()
+            sums_L += found.values_L.cpu()
             if batch.target.tail_N is not None:
                 mass += (1 - batch.target.tail_N.exp()).sum().item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.knobs.max_grad_norm)
@@ -163,7 +162,7 @@ class Trainer:
             group["lr"] = self.knobs.learning_rate * self._schedule(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        record = self._record(sums, num_valid)
+        record = self._record(sums_L, num_valid)
         if mass:
             record["teacher_top_k_mass"] = mass / num_valid
         return record | {
@@ -173,37 +172,37 @@ class Trainer:
             "tokens_per_second": num_valid / (time.monotonic() - started),
         }
 
-    def _losses(self, batch: Batch) -> list[Tensor]:
-        """Returns each term's sum over the supervised tokens of a micro-batch, unweighted."""
+    def _losses(self, batch: Batch, terms: list[Term] | None = None) -> Sums:
+        """Returns the sums of the terms, or of these, over the supervised tokens of a batch."""
         precision: Any = contextlib.nullcontext()
         if self.knobs.dtype == "bfloat16":
             precision = torch.autocast(self.device.split(":")[0], torch.bfloat16)
         with precision:
-            logits_BTV = self.model(
-                input_ids=batch.input_ids_BT,
-                attention_mask=batch.attention_mask_BT,
-                use_cache=False,
-            ).logits
-        logits_NV = logits_BTV[batch.rows_N, batch.times_N, : self.vocabulary]
-        return [t.function(logits_NV, batch.target, t.knobs.temperature) for t in self.terms]
+            found: Sums = self.objective(
+                batch.input_ids_BT,
+                batch.attention_mask_BT,
+                (batch.rows_N, batch.times_N),
+                batch.target,
+                terms,
+            )
+        return found
 
     def _validate(self, items: list[Item]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
         num_valid = sum(len(row.labels) - row.first for row, _ in items)
-        sums = dict.fromkeys((term.knobs.name for term in self.terms), 0.0)
+        sums_L = torch.zeros(len(self.terms))
         ordered = sorted(items, key=lambda item: len(item[0].input_ids))
         with torch.inference_mode():
             for part in rows.micro_batches(ordered, self.knobs.runtime.micro_batch_tokens):
-                values = self._losses(rows.collate(part, self.device))
-                for term, value in zip(self.terms, values, strict=True):
-                    sums[term.knobs.name] += value.item()
-        return {f"validation_{k}": v for k, v in self._record(sums, num_valid).items()}
+                sums_L += self._losses(rows.collate(part, self.device)).values_L.cpu()
+        return {f"validation_{k}": v for k, v in self._record(sums_L, num_valid).items()}
 
-    def _record(self, sums: dict[str, float], num_valid: int) -> dict[str, float]:
-        terms = {name: value / max(num_valid, 1) for name, value in sums.items()}
-        loss = sum(term.knobs.weight * terms[term.knobs.name] for term in self.terms)
-        return {"loss": loss, **terms}
+    def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
+        """Returns the objective and each term, per supervised token."""
+        means = (sums_L / max(num_valid, 1)).tolist()
+        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
+        return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
 
     def _schedule(self, step: int) -> float:
         """Linear warm-up, then cosine decay to `min_learning_rate_ratio`; a share of the peak."""
@@ -225,13 +224,12 @@ class Trainer:
             if mass < 0.5:
                 self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
         wanted = [p for p in self.model.parameters() if p.requires_grad]
-        for term, value in zip(self.terms, self._losses(batch), strict=True):
-            found = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=True)
+        for term in (term for term in self.terms if term.weight):
+            total_ = self._losses(batch, [replace(term, weight=1.0)]).total_
+            found = torch.autograd.grad(total_, wanted, allow_unused=True)
             norm = sum(float(g.square().sum()) for g in found if g is not None)
             if not norm > 0:
-                raise StageError(
-                    f"loss {term.knobs.name} has no gradient (norm^2 {norm}); it is off"
-                )
+                raise StageError(f"loss {term.name} has no gradient (norm^2 {norm}); it is off")
 
 
 def _device(wanted: str) -> str:
