@@ -1,11 +1,17 @@
 """A job file as Azure ML takes it, with every kind of key; and where real ones may lie."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from retort.spec import load
+from retort.spec.azure import KEY_ENV
+from tests.real_data import SHARED
 
-SAMPLES = ROOT.parent / "shared/data/azure"
+CONNECTION = "teacher_model_endpoint_connection"
+SAMPLES = SHARED / "azure"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the data is not here")
 
 JOB = yaml.safe_load("""
@@ -32,3 +38,31 @@ prompt_settings: {enable_chain_of_thought: true}
 hyperparameters: {learning_rate_multiplier: "0.2", n_epochs: "5", batch_size: "2"}
 resources: {instance_type: Standard_D2_v2}
 """)
+
+
+def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment as it is without a key, now and after the test."""
+    monkeypatch.setenv(KEY_ENV, "to be removed")
+    monkeypatch.delenv(KEY_ENV)
+
+
+def load_with(
+    folder: Path,
+    changes: dict | None = None,
+    overrides=(),
+    teacher=None,
+    student="org/student",
+):
+    """Loads the job from a folder, dotted keys of it changed; None takes a key out."""
+    job = copy.deepcopy(JOB)
+    for dotted, value in (changes or {}).items():
+        *parents, last = dotted.split(".")
+        at = job
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+        if value is None:
+            del at[last]
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    return load(path, list(overrides), teacher, student)

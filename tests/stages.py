@@ -16,7 +16,8 @@ RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
 
 
 def job(teacher: Path | str, train: Path, engine: str, **knobs: Any) -> dict[str, Any]:
-    """A spec whose generate section is given; nothing in it is judged unless asked for."""
+    """A spec whose generate section is given; every row is asked, and nothing is judged unless
+    asked for."""
     held_out = Path(train).parent / "held-out.jsonl"
     held_out.write_text('{"id": "held-out", "messages": [{"role": "user", "content": "?"}]}\n')
     section = {"top_k": 0, "min_success_ratio": 0.0, "runtime": RUNTIME, **knobs}
@@ -26,6 +27,8 @@ def job(teacher: Path | str, train: Path, engine: str, **knobs: Any) -> dict[str
             "task_type": section.pop("task_type", "qa"),
             "train": str(train),
             "test": str(held_out),
+            "deduplicate": {"exact": False, "near": False},
+            "decontaminate": {"enabled": False},
         },
         "generate": {"teacher": str(teacher), "engine": engine, **section},
         "curate": {"filters": ["non_empty"]},

@@ -1,47 +1,28 @@
 """The Azure ML job file is accepted unchanged: every key of it, and no word of its key."""
 
-import copy
+from functools import partial
 
 import pytest
 import yaml
 
 from retort.errors import SpecError
 from retort.spec import build, load
-from retort.spec.azure import KEY_ENV, chat_endpoint
-from tests.azure_job import JOB, SAMPLES, needs_samples
+from retort.spec.azure import KEY_ENV
+from tests.azure_job import CONNECTION, SAMPLES, load_with, needs_samples, without_key
+from tests.misbehaving import SECRET
 
-SECRET = "sk-a-secret-that-must-not-leak"
-CONNECTION = "teacher_model_endpoint_connection"
 INFERENCE = "teacher_model_settings.inference_parameters"
 REQUESTS = "teacher_model_settings.endpoint_request_settings"
 
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
-    """The environment as it is without a key, before and after."""
-    monkeypatch.setenv(KEY_ENV, "to be removed")
-    monkeypatch.delenv(KEY_ENV)
+    without_key(monkeypatch)
 
 
 @pytest.fixture
 def given(tmp_path):
-    """Loads the math sample with dotted keys of it changed; None takes a key out."""
-
-    def change(changes: dict | None = None, overrides=(), teacher=None, student="org/student"):
-        job = copy.deepcopy(JOB)
-        for dotted, value in (changes or {}).items():
-            *parents, last = dotted.split(".")
-            at = job
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[last] = value
-            if value is None:
-                del at[last]
-        path = tmp_path / "job.yaml"
-        path.write_text(yaml.safe_dump(job, sort_keys=False))
-        return load(path, list(overrides), teacher, student)
-
-    return change
+    return partial(load_with, tmp_path)
 
 
 @needs_samples
@@ -210,82 +191,12 @@ def test_a_mistake_is_named_by_the_key_that_its_user_wrote(given, changes, words
     assert SECRET not in str(raised.value)
 
 
-def test_a_name_of_the_registry_says_which_hub_id_to_give(given):
-    registry = "azureml://registries/azureml-meta/models"
-    for name, hub_id in {
-        "Meta-Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
-        "Phi-3-mini-4k-instruct": "microsoft/Phi-3-mini-4k-instruct",
-        "Phi-3-mini-128k-instruct": "microsoft/Phi-3-mini-128k-instruct",
-        "Phi-3.5-mini-instruct": "microsoft/Phi-3.5-mini-instruct",
-        "Phi-4-mini-instruct": "microsoft/Phi-4-mini-instruct",
-        "Some-Other": "its hub id",
-    }.items():
-        with pytest.raises(SpecError, match=f"give --student with .*{hub_id}"):
-            given({"student_model": f"{registry}/{name}/versions/2"}, student=None)
-    with pytest.raises(SpecError, match="give --student"):
-        given({"student_model": "azureml:mine:1"}, student=None)
-    assert given({"student_model": "org/mine"}, student=None)[0].train.student == "org/mine"
-
-
-def test_a_key_is_sent_but_stands_in_no_spec_and_no_note(given, monkeypatch):
-    import os
-
-    spec, notes = given({f"{CONNECTION}.api_key": SECRET})
-    assert os.environ[KEY_ENV] == SECRET
-    assert spec.generate.api_key_env == KEY_ENV
-    assert SECRET not in str(notes) + spec.model_dump_json() + repr(spec)
-    assert any("api_key is sent and stored nowhere; take it out of the file" in n for n in notes)
-    # The key of a file is for the endpoint of that file alone.
-    spec, _ = given({f"{CONNECTION}.api_key": "sk-another"})
-    assert os.environ[KEY_ENV] == "sk-another"
-    given()
-    assert KEY_ENV not in os.environ
-    given({f"{CONNECTION}.api_key": SECRET}, teacher="http://localhost:1/v1")
-    assert KEY_ENV not in os.environ
-    monkeypatch.setenv(KEY_ENV, "sk-my-own")
-    _, notes = given({f"{CONNECTION}.api_key": SECRET})
-    assert os.environ[KEY_ENV] == "sk-my-own"
-    assert any(f"{KEY_ENV} is set" in note for note in notes)
-
-
 def test_a_file_that_is_not_yaml_is_refused_without_its_words(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(f"type: distillation\napi_key: {SECRET}: [\n")
     with pytest.raises(SpecError, match="is not YAML: line 2, column") as raised:
         load(path)
     assert SECRET not in str(raised.value)
-
-
-def test_a_teacher_on_the_command_line_takes_the_place_of_the_endpoint(given, tmp_path):
-    remote = given(teacher="http://localhost:8000/v1/chat/completions")[0].generate
-    assert (remote.engine, remote.endpoint) == ("openai", "http://localhost:8000/v1")
-    assert (remote.teacher, remote.api_key_env) == ("Meta-Llama-3-1-405B-Instruct-vkn", None)
-    local = given({CONNECTION: None}, teacher="org/teacher")[0].generate
-    assert (local.engine, local.endpoint, local.api_key_env) == ("auto", None, None)
-    assert (local.teacher, local.top_k) == ("org/teacher", 0)
-    assert given({"prompt_settings": {}}, teacher="org/teacher")[0].generate.top_k == 16
-    with pytest.raises(SpecError, match=f"{CONNECTION}.name: missing"):
-        given({CONNECTION: None})
-
-
-def test_models_of_the_command_line_start_at_the_working_directory(given, tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    (here / "org/model").mkdir(parents=True)
-    (tmp_path / "org/other").mkdir(parents=True)  # beside the job file
-    monkeypatch.chdir(here)
-    spec, _ = given(teacher="org/model", student="org/other")
-    assert spec.generate.teacher == str(here / "org/model")
-    assert spec.train.student == "org/other"
-    spec, _ = given(teacher="./none", overrides=["train.student=org/other"])
-    assert spec.generate.teacher == str(here / "none")
-    assert spec.train.student == str(tmp_path / "org/other")
-
-
-def test_a_key_of_the_users_own_is_sent_to_an_endpoint_of_the_command_line(given, monkeypatch):
-    monkeypatch.setenv(KEY_ENV, "sk-my-own")
-    spec, notes = given(teacher="http://localhost:8000/v1")
-    assert spec.generate.api_key_env == KEY_ENV
-    assert "sk-my-own" not in str(notes)
 
 
 def test_what_changes_nothing_here_is_accepted_with_a_note(given):
@@ -308,12 +219,3 @@ def test_data_is_relative_to_the_job_file_unless_it_is_a_url(given, tmp_path):
     )
     assert spec.prepare.train == str(tmp_path.resolve() / "rows/*.jsonl")
     assert spec.prepare.validation == "abfs://a@b.net/rows.jsonl"
-
-
-def test_the_endpoint_is_what_stands_before_the_path_of_its_chats():
-    for given, endpoint in {
-        "https://a.b/chat/completions": "https://a.b",
-        "https://a.b/v1/chat/completions/": "https://a.b/v1",
-        "https://a.b/v1/": "https://a.b/v1",
-    }.items():
-        assert chat_endpoint(given) == endpoint

@@ -1,49 +1,33 @@
 """Twelve things that the service behind the Azure ML job file gets wrong, each right here.
 
 One job file, its rows and a teacher that misbehaves by row; the tests look at what became of them.
-The twelfth, that nothing is evaluated, resumed or priced, is shown in test_azure_samples.py.
+Those that need an endpoint each (6, 10, 11) stand in test_azure_endpoint.py; the twelfth, that
+nothing is evaluated, resumed or priced, is shown in test_azure_samples.py.
 """
 
-import asyncio
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-import yaml
 from aiohttp import web
 
 from flows.cli import main
 from retort.context import read_decisions, read_examples, read_responses
-from retort.errors import StageError
 from retort.inspection import quarantined
 from retort.records import Decision, Example, Response
-from retort.registry import outside
-from retort.spec import INPUTS, build, load
-from retort.spec.azure import KEY_ENV
-from retort.storage import Folder, open_store
-from tests.azure_job import JOB
-from tests.misbehaving import SECRET, Endpoint, bad, endpoint
-from tests.stages import segments, stage_of
+from retort.spec import build
+from retort.storage import open_store
+from tests.azure_rows import EASY, completion, make, row, spec_of, write_job
+from tests.misbehaving import Endpoint, endpoint
+from tests.stages import stage_of
 from tests.tiny import save_model
 
 ANSWERS = {"be kind": "entailment", "be rude": "contradiction"}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 # The last row is what counts: all before it that is bad must not keep it out.
 BAD_LINES = [b"", b"{}", b"not json", b'{"messages": [{"role": "user", "content": "\xff"}]}']
-
-
-def row(question: str, system: str = "be kind", **more: Any) -> dict[str, Any]:
-    """A row of the sample's form; the first word says how the teacher will behave."""
-    messages = [
-        {"role": "system", "content": system},
-        {"role": "user", "content": question},
-        *more.pop("replies", []),
-    ]
-    return {"messages": messages, **more}
-
 
 ROWS = [
     row("same: Premise: Rain falls on the old harbour. Hypothesis: It is wet."),
@@ -61,20 +45,6 @@ ROWS = [
     ),
 ]
 LAST = row("last: Premise: The train to Oslo left late. Hypothesis: It left.", id="last")
-QUESTIONS = [
-    "Premise: A gull cries over the pier. Hypothesis: Birds are near.",
-    "Premise: Ink dries slowly in winter. Hypothesis: Winter is long.",
-    "Premise: His father sold the violin. Hypothesis: Music was made.",
-    "Premise: Snow closed both mountain roads. Hypothesis: Nobody came.",
-    "Premise: The clock has no hands. Hypothesis: It is noon.",
-    "Premise: Every seat was taken by eight. Hypothesis: The hall was full.",
-    "Premise: Wool itches on bare arms. Hypothesis: Sheep are white.",
-    "Premise: Ants carried the crumbs away. Hypothesis: Crumbs were moved.",
-    "Premise: A bell rang twice at dawn. Hypothesis: It was silent.",
-    "Premise: Pipes froze in the cellar. Hypothesis: Water is cold.",
-    "Premise: Three glasses broke at dinner. Hypothesis: Guests left early.",
-    "Premise: Tea cools faster than soup. Hypothesis: Soup stays warm.",
-]
 
 
 async def misbehaves(seen: Endpoint, request: web.Request, text: str) -> web.Response:
@@ -89,51 +59,6 @@ async def misbehaves(seen: Endpoint, request: web.Request, text: str) -> web.Res
     }.get(kind, f"I compare them.\nAnswer: {label}")
     reason = "length" if kind == "cut" else "stop"
     return completion(said, reason)
-
-
-def completion(text: str, reason: str = "stop") -> web.Response:
-    """A chat completion."""
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 9, "completion_tokens": 3}
-    choices = [{"message": message, "finish_reason": reason}]
-    return web.json_response({"choices": choices, "usage": usage})
-
-
-def write_job(folder: Path, lines: list[bytes], task: str = "nli") -> Path:
-    """Writes the sample's job file with rows of its own beside it."""
-    job = JOB | {"data_generation_task_type": task, "training_data": "./train.jsonl"}
-    job["validation_data"] = {"type": "uri_file", "path": "held.jsonl"}
-    (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    held = row("held: Premise: The moon rose over Lima. Hypothesis: It was night.")
-    (folder / "held.jsonl").write_bytes(orjson.dumps(held))
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    return path
-
-
-# The limits out of the way.
-EASY = ["generate.spending.pilot_rows=0", "generate.min_success_ratio=0"]
-EASY += ["prepare.max_bad_ratio=1", "generate.runtime.max_concurrency=2"]
-
-
-def spec_of(path: Path, url: str, *overrides: str) -> dict[str, Any]:
-    """The job's sections, its teacher at an address."""
-    student = str(path.parent / "student")
-    spec, _ = load(path, [*EASY, *overrides], teacher=url, student=student)
-    return spec.model_dump(mode="json")
-
-
-def make(raw: dict[str, Any], store: str, *names: Any) -> Folder:
-    """Runs stages that do not stand yet; returns the folder of the last."""
-    folder = None
-    for name in names:
-        done = {i: stage_of(i, raw, store, {}).out.finished() for i in INPUTS[name]}
-        stage = stage_of(name, raw, store, done)
-        folder = stage.out
-        if not folder.finished():
-            folder.commit({"facts": outside(f"retort.{name}:{name}")(stage)})
-    assert folder
-    return folder
 
 
 @dataclass(frozen=True)
@@ -215,27 +140,6 @@ def test_5_an_answer_outside_the_label_set_is_not_learned_from(made):
     assert (decision.kept, decision.filter) == (False, "label_in_set")
 
 
-def test_6_what_was_answered_is_written_at_once_and_never_asked_again(folder, tmp_path):
-    path = write_job(tmp_path, [orjson.dumps(row(question)) for question in QUESTIONS])
-    (tmp_path / "student").symlink_to(folder / "student")
-    store = str(tmp_path / "store")
-    broken = True
-
-    async def closes_its_door(seen, request, text):
-        return bad(401) if broken and len(seen.seen) > 5 else completion("Answer: neutral")
-
-    with endpoint(closes_its_door) as (seen, url):
-        raw = spec_of(path, url)
-        with pytest.raises(StageError, match="does not let the key"):
-            make(raw, store, "prepare", "generate")
-        standing = len(segments(store))
-        assert standing >= 4
-        broken, before = False, len(seen.seen)
-        generated = make(raw, store, "generate")
-        assert len(seen.seen) - before == len(QUESTIONS) + 1 - standing
-    assert len(read_responses(generated)) == len(QUESTIONS) + 1
-
-
 @pytest.mark.parametrize(
     ("style", "lesson", "kept"),
     [
@@ -295,65 +199,3 @@ def test_the_command_shows_what_was_left_out_and_why(made, capsys):
     lines, said = rows("--quarantined")
     assert any("not json" in line and f":{len(ROWS) + 3}" in line for line in lines)
     assert rows("--removed") == ([], "no rows removed\n")
-
-
-def test_a_key_in_the_job_file_reaches_its_endpoint_and_no_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv(KEY_ENV, "to be removed")
-    monkeypatch.delenv(KEY_ENV)
-    path = write_job(tmp_path, [orjson.dumps(row(question)) for question in QUESTIONS[:3]])
-    headers: list[str] = []
-
-    async def welcomes(seen, request, text):
-        headers.append(request.headers.get("Authorization", ""))
-        return completion("Answer: neutral")
-
-    store = str(tmp_path / "store")
-    with endpoint(welcomes) as (_, url):
-        job = yaml.safe_load(path.read_text())
-        given = {"endpoint": f"{url}/chat/completions", "api_key": SECRET}
-        job["teacher_model_endpoint_connection"] |= given
-        path.write_text(yaml.safe_dump(job))
-        spec, _ = load(path, EASY, student=str(folder / "student"))
-        raw = spec.model_dump(mode="json")
-        make(raw, store, "prepare", "generate", "curate")
-    assert headers == [f"Bearer {SECRET}"] * 4
-    kept = [file.read_bytes() for file in Path(store).rglob("*") if file.is_file()]
-    assert kept
-    assert not any(SECRET.encode() in data for data in kept)
-
-
-def test_10_a_busy_endpoint_ends_no_row(folder, tmp_path):
-    path = write_job(tmp_path, [orjson.dumps(row(question)) for question in QUESTIONS])
-    (tmp_path / "student").symlink_to(folder / "student")
-
-    async def busy_at_first(seen, request, text):
-        busy = seen.times(text) <= 2
-        return bad(429, Retry_After="0.02") if busy else completion("Answer: neutral")
-
-    with endpoint(busy_at_first) as (_, url):
-        raw = spec_of(path, url, "generate.runtime.max_attempts=1")
-        generated = make(raw, str(tmp_path / "store"), "prepare", "generate")
-    states = [response.state for response in read_responses(generated)]
-    assert states == ["accepted"] * (len(QUESTIONS) + 1)
-
-
-def test_11_a_slow_row_holds_back_no_other(folder, tmp_path):
-    slow = row("slow: Premise: Moss grows under the bridge. Hypothesis: It is green.")
-    rows = [slow, *map(row, QUESTIONS)]
-    path = write_job(tmp_path, list(map(orjson.dumps, rows)))
-    (tmp_path / "student").symlink_to(folder / "student")
-    answered: list[str] = []
-
-    async def slow_first(seen, request, text):
-        # Two are asked at a time, and one of them is answered when all others are.
-        while text.startswith("slow") and len(answered) < len(rows):
-            await asyncio.sleep(0.01)
-        answered.append(text)
-        return completion("Answer: neutral")
-
-    with endpoint(slow_first) as (_, url):
-        raw = spec_of(path, url, "generate.runtime.request_timeout_seconds=20")
-        generated = make(raw, str(tmp_path / "store"), "prepare", "generate")
-    assert {response.state for response in read_responses(generated)} == {"accepted"}
-    assert answered[-1].startswith("slow")
-    assert len(answered) == len(rows) + 1

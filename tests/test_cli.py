@@ -208,7 +208,8 @@ def test_a_stage_that_takes_too_long_is_ended_and_says_so(job, retort, tmp_path)
     assert "Traceback" not in done.stderr
 
 
-def test_a_crash_in_a_stage_names_its_log(job, retort, tmp_path):
+def test_a_crash_in_a_stage_names_its_log(retort, tmp_path):
+    job = write_job(tmp_path, engine="echo")
     shutil.rmtree(job.parent / "models/base")
     save_model(job.parent / "models/base")
     weights = job.parent / "models/base/model.safetensors"
@@ -221,10 +222,11 @@ def test_a_crash_in_a_stage_names_its_log(job, retort, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_transient_failure_is_tried_again(job, retort, tmp_path):
+def test_a_transient_failure_is_tried_again(retort, tmp_path):
+    job = write_job(tmp_path, engine="echo")
     (tmp_path / "flaky.py").write_text(
         "from pathlib import Path\n"
-        "def once(example, response, task_type):\n"
+        "def once(item):\n"
         f"    marker = Path({str(tmp_path / 'tried')!r})\n"
         "    if not marker.exists():\n"
         "        marker.touch()\n"

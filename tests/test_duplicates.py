@@ -1,46 +1,22 @@
-"""Duplicates and leaks, beside a slow and obvious version with Python's own sets."""
+"""Duplicates, beside a slow and obvious version with Python's own sets."""
 
 import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
 
-from retort.duplicates import Pair, Texts, find_duplicates, find_leaks
+from retort.duplicates import Pair, find_duplicates, find_leaks
 from retort.duplicates.sketch import NUM_HASHES, bands
 from retort.duplicates.words import tokens
 from retort.spec.data import Decontaminate, Deduplicate
-from tests.slow_duplicates import (
-    Row,
-    corpus,
-    slow_duplicates,
-    slow_leaks,
-    slow_shared,
-    slow_similarity,
-)
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def gathered(rows) -> Texts:
-    texts = Texts()
-    for row in rows:
-        texts.add(*((row,) if isinstance(row, str) else row))
-    return texts
-
-
-def duplicates(*rows: str | Row, **knobs) -> list[tuple[int, int, str]]:
-    found = find_duplicates(gathered(rows), Deduplicate(**knobs))
-    return [(pair.index, pair.other, pair.kind) for pair in found]
-
-
-def leaks(texts: list[str], held_out: list[str], overlap=0.6, numbers_matter=True) -> list[Pair]:
-    knobs = Decontaminate(overlap=overlap)
-    return find_leaks(gathered(texts), gathered(held_out), knobs, numbers_matter)
+from tests.conftest import ROOT
+from tests.duplicate_texts import ASKS, CONTEXT, duplicates, gathered, leaks
+from tests.real_data import SHARED
+from tests.slow_duplicates import corpus, slow_duplicates, slow_shared, slow_similarity
 
 
 def test_what_is_found_is_what_python_sets_find():
@@ -62,20 +38,6 @@ def test_what_is_found_is_what_python_sets_find():
         total += len(slow) - len(copies)
     assert total > 150
     assert missed <= total / 100  # a sketch finds 999 in a thousand
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("overlap", [0.3, 0.6, 1.0])
-def test_leaks_are_those_that_python_sets_find(seed, overlap):
-    draw = random.Random(seed)
-    rows = [row[0] for row in corpus(seed)]
-    held_out, texts = rows[:60], rows[40:]
-    texts = [f"{text} {draw.choice(rows)}" if draw.random() < 0.2 else text for text in texts]
-    assert leaks(texts, held_out, overlap) == slow_leaks(texts, held_out, overlap)
-
-
-ASKS = "the quick brown fox jumps over the lazy dog near a river bank while old birds sing songs"
-CONTEXT = " ".join(f"w{chr(97 + i % 26)}{chr(97 + i // 26)}q" for i in range(120))
 
 
 def test_case_space_and_punctuation_change_nothing():
@@ -248,27 +210,8 @@ def test_bands_find_what_is_just_similar_enough():
         assert 1 - (1 - similarity**width) ** count >= 0.999
 
 
-def test_a_leak_is_found_inside_a_longer_row_and_the_most_similar_is_told():
-    held_out = [ASKS.replace("fox", "cat").replace("dog", "hen"), ASKS, "the lazy dog is old today"]
-    long = f"{CONTEXT} {ASKS} {CONTEXT}"
-    (pair,) = leaks([long], held_out)
-    assert pair == Pair(0, 1, 1.0, "leak")
-    (pair,) = leaks([long.replace("brown", "red")], held_out)
-    assert pair == Pair(0, 1, 13 / 16, "leak")
-    assert leaks([CONTEXT], held_out) == []
-    assert leaks([], held_out) == leaks([long], []) == leaks([], []) == []
-
-
-def test_a_leak_has_all_numbers_of_the_held_out_row_as_often():
-    asked = f"{ASKS} 5 and 5 and 35 of them"
-    assert leaks([f"{asked} and 8"], [asked])
-    for other in (asked.replace("5 and 5", "5 and 8"), asked.replace("35", "36")):
-        assert leaks([other], [asked]) == []
-        assert leaks([other], [asked], numbers_matter=False)
-
-
 def test_real_data_loses_no_row_that_asks_something_else():
-    nli = ROOT.parent / "shared/data/azure/nli/train_nli.jsonl"
+    nli = SHARED / "azure/nli/train_nli.jsonl"
     if nli.exists():
         chats = [orjson.loads(line)["messages"] for line in nli.read_bytes().splitlines()]
         assert duplicates(*((chat[1]["content"], chat[0]["content"]) for chat in chats)) == []

@@ -1,19 +1,14 @@
 """The whole job in small, on real parts: vLLM, Prefect, MLflow, S3 over HTTP, and kill -9."""
 
 import json
-import os
-import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
 from retort.spec import STAGES
-from retort.storage import Folder, Store
+from retort.storage import Folder
 from tests.conftest import BIN, ask, environment
 from tests.tiny import write_job
 
@@ -147,57 +142,6 @@ def test_force_runs_a_stage_again_and_those_after_it_only_if_it_came_out_differe
     assert "train: cached" in forced.stderr
 
 
-def test_the_same_job_passes_on_s3_over_http(tmp_path, retort, s3):
-    job = write_job(tmp_path, engine="transformers")
-    arguments = ("run", job, "--store", "s3://retort/jobs/one", "--json")
-    done = retort(*arguments, **s3)
-    assert done.returncode in (0, 3), done.stderr
-    report = json.loads(done.stdout)
-    assert report["artifacts"]["release"].startswith("s3://retort/jobs/one/artifacts/release/")
-    again = retort(*arguments, **s3)
-    assert all(f"{stage}: cached" in again.stderr for stage in STAGES)
-    assert s3["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
-    assert not list(tmp_path.glob("s3:*"))
-
-
-@pytest.mark.parametrize("engine", ["openai", "anthropic"])
-def test_a_teacher_behind_an_endpoint_is_learned_from_and_compared(
-    tmp_path, retort, vllm_url, engine
-):
-    job = write_job(tmp_path, engine="transformers")
-    knobs = {
-        "teacher": "tiny",
-        "engine": engine,
-        "endpoint": vllm_url,
-        "api_key_env": "TEACHER_KEY",
-        "top_k": "0",
-        "max_tokens": "20",
-        "max_tokens_retry": "40",
-        "spending.price_per_million_output_tokens": "5",
-    }
-    sets = [f"--set=generate.{name}={value}" for name, value in knobs.items()]
-    arguments = ("run", job, "--store", tmp_path / "store", *sets)
-    secret = {"TEACHER_KEY": "a-secret-that-must-not-leak"}
-    refused = retort(*arguments)
-    assert refused.returncode == 2
-    assert "TEACHER_KEY" in refused.stderr
-    done = retort(*arguments, "--json", **secret)
-    assert done.returncode in (0, 3), done.stderr
-    report = json.loads(done.stdout)
-    assert report["models"]["teacher"]["engine"] == engine
-    assert report["models"]["teacher"]["parameters"] is None
-    assert report["models"]["student"]["engine"] == "transformers"
-    assert "unknown" in (tmp_path / "store/jobs/tiny/report.md").read_text()
-    manifest = Folder(report["artifacts"]["generate"]).manifest()["facts"]
-    assert manifest["num_responses"] == 56
-    assert manifest["spending"]["cost"] == pytest.approx(
-        manifest["spending"]["output_tokens"] * 5e-6
-    )
-    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not any(b"a-secret" in data for data in kept)
-    assert "a-secret" not in done.stdout + done.stderr
-
-
 def test_rows_shows_the_answers_by_state_and_why_says_what_would_be_asked(first, retort):
     job, store, _ = first
     every = retort("rows", job, "--store", store, "--json").stdout.splitlines()
@@ -220,148 +164,3 @@ def test_prefect_shows_how_far_a_stage_is(first, prefect_url):
     assert found["generate-progress"]["type"] == "progress"
     assert found["generate-progress"]["data"] == 100.0
     assert "56 of 56 responses" in found["generate-progress"]["description"]
-
-
-def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, mlflow_url):
-    job = write_job(tmp_path, engine="transformers")
-    done = retort(
-        "run", job, "--store", tmp_path / "store", "--json", MLFLOW_TRACKING_URI=mlflow_url
-    )
-    assert done.returncode in (0, 3), done.stderr
-    assert "warning: MLflow" not in done.stderr
-    report = json.loads(done.stdout)
-    client = MlflowClient(mlflow_url)
-    assert client.get_run(report["mlflow"]["run_id"]).info.status == "FINISHED"
-    (version,) = client.search_model_versions(f"name='{report['name']}'")
-    assert version.tags["retort.source"] == f"{report['artifacts']['release']}/model"
-
-
-def test_a_tracking_server_that_is_down_does_not_stop_the_job(tmp_path, retort):
-    job = write_job(tmp_path, engine="transformers")
-    down = "http://someone:a-secret-that-must-not-leak@127.0.0.1:9"
-    done = retort("run", job, "--store", tmp_path / "store", "--json", MLFLOW_TRACKING_URI=down)
-    assert done.returncode in (0, 3), done.stderr
-    assert done.stderr.count("warning: MLflow") == 1
-    assert "a-secret" not in done.stdout + done.stderr
-    kept = [path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()]
-    assert kept
-    assert not any(b"a-secret" in data for data in kept)
-
-
-def kill_when(job: Path, store: Path, prefect_url: str, pattern: str, *arguments: str) -> str:
-    """Starts the job, kills its whole process group as soon as a file appears; returns stderr."""
-    process = subprocess.Popen(
-        [str(BIN / "retort"), "run", str(job), "--store", str(store), *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment(PREFECT_API_URL=prefect_url),
-    )
-    for _ in range(6000):
-        if list(store.glob(pattern)) or process.poll() is not None:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, f"ended before {pattern}: {process.stderr.read()}"
-    os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[1]
-
-
-def test_kill_9_in_generate_train_and_evaluate_loses_nothing_that_was_finished(
-    tmp_path, retort, prefect_url
-):
-    job = write_job(tmp_path, engine="transformers")
-    knobs = [
-        "--set=generate.runtime.max_num_seqs=1",
-        "--set=generate.max_tokens=96",
-        "--set=train.num_epochs=40",
-        "--set=train.runtime.checkpoint_seconds=0",
-    ]
-    store = tmp_path / "store"
-    kill_when(job, store, prefect_url, "ledger/*/segments/*.jsonl", *knobs)
-    segment = next(store.glob("ledger/*/segments/*.jsonl"))
-    written = segment.read_bytes()
-    assert not list(store.glob("artifacts/generate/*/manifest.json"))
-
-    kill_when(job, store, prefect_url, "artifacts/train/*/scratch/step-*.safetensors", *knobs)
-    assert segment.read_bytes() == written
-    assert all_lines(store) == 56
-    assert not list(store.glob("artifacts/train/*/manifest.json"))
-
-    kill_when(job, store, prefect_url, "artifacts/evaluate/*/measures-teacher.json", *knobs)
-    measured = next(store.glob("artifacts/evaluate/*/measures-teacher.json")).stat().st_mtime_ns
-
-    done = retort("run", job, "--store", store, "--json", *knobs)
-    assert done.returncode in (0, 3), done.stderr
-    assert "continuing" in done.stderr
-    teacher = next(store.glob("artifacts/evaluate/*/measures-teacher.json"))
-    assert teacher.stat().st_mtime_ns == measured
-
-    # The same answers: a signal's last bit may differ from process to process.
-    shutil.copytree(store / "ledger", tmp_path / "other/ledger")
-    undisturbed = retort("run", job, "--store", tmp_path / "other", "--json", *knobs)
-    killed, whole = json.loads(done.stdout), json.loads(undisturbed.stdout)
-    assert killed["fingerprints"] == whole["fingerprints"]
-    for stage in ("prepare", "generate", "curate"):
-        assert digest(tmp_path / "other", killed, stage) == digest(store, killed, stage)
-    student = "student/model.safetensors"
-    weights = [Folder(report["artifacts"]["train"]).read(student) for report in (killed, whole)]
-    assert weights[0] == weights[1]
-    for role in ("teacher", "base", "student"):
-        scores = [report["models"][role]["metrics"] for report in (killed, whole)]
-        assert scores[0] == scores[1]
-
-
-def all_lines(store: Path) -> int:
-    segments = store.glob("ledger/*/segments/*.jsonl")
-    return sum(len(segment.read_bytes().splitlines()) for segment in segments)
-
-
-def digest(store: Path, report: dict, stage: str) -> str:
-    artifact = Store(str(store)).artifact(stage, report["fingerprints"][stage]).finished()
-    assert artifact
-    return artifact.digest
-
-
-def test_an_interrupt_ends_the_children_and_says_that_the_work_is_kept(tmp_path, prefect_url):
-    job = write_job(tmp_path, engine="transformers")
-    store = tmp_path / "store"
-    process = subprocess.Popen(
-        [
-            str(BIN / "retort"),
-            "run",
-            str(job),
-            "--store",
-            str(store),
-            "--set=train.num_epochs=4000",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(PREFECT_API_URL=prefect_url),
-        # A shell that runs the tests in the background has its children ignore interrupts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for _ in range(3000):
-        if list(store.glob("artifacts/train/*/mask_audit.txt")) or process.poll() is not None:
-            break
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "interrupted; finished work is kept" in said
-    assert "Traceback" not in said
-    assert children
-    assert not [child for child in children if alive(child)]
-    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("tiny")
-    status = {
-        r.info.run_name: r.info.status for r in client.search_runs([experiment.experiment_id])
-    }
-    assert (status["train"], status["tiny"]) == ("KILLED", "KILLED")
-    assert status["generate"] == "FINISHED"
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

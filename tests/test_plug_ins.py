@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.fixture
 def rhymes(tmp_path):
     """A job whose task type is the README's file, beside it."""
-    path = write_job(tmp_path, "transformers")
+    path = write_job(tmp_path, "echo")
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     (tmp_path / "my_types").mkdir()
     (tmp_path / "my_types/rhymes.py").write_text(code)
@@ -62,7 +62,7 @@ def test_a_plug_ins_own_source_decides_what_is_stale(rhymes, monkeypatch):
 
 
 def test_a_filters_file_stands_beside_the_job_and_counts_by_its_content(tmp_path):
-    path = write_job(tmp_path, "transformers")
+    path = write_job(tmp_path, "echo")
     job = yaml.safe_load(path.read_text())
     job["curate"] = {"filters": [{"name": "json_valid", "schema_file": "answer.json"}]}
     path.write_text(yaml.safe_dump(job))

@@ -12,8 +12,15 @@ from retort.spec import JobSpec
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-SMALL = ["--set", "prepare.limit=256", "--set", "train.num_epochs=1", "--set", "evaluate.limit=16"]
-SMALL += ["--set", "evaluate.latency_samples=2", "--set", "curate.filters=[non_empty]"]
+# `make demo` runs it whole and through vLLM.
+SMALL = [
+    "prepare.limit=64",
+    "train.num_epochs=1",
+    "evaluate.limit=16",
+    "curate.filters=[non_empty]",
+]
+SMALL += ["generate.engine=transformers", "evaluate.engine=echo"]
+SMALL += ["generate.runtime.parity_samples=0", "evaluate.latency_samples=2"]
 
 
 def blocks(language: str) -> list[str]:
@@ -44,7 +51,7 @@ def test_every_make_target_of_the_readme_is_there(words):
 @pytest.mark.parametrize("words", commands("retort"), ids=" ".join)
 def test_every_retort_command_of_the_readme_runs(words, retort, tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    small = SMALL if words[1] == "run" else []
+    small = [f"--set={knob}" for knob in SMALL] if words[1] == "run" else []
     done = retort(*words[1:], *small)
     # So little training does not pass the gate; that it ran is what counts here.
     assert done.returncode == (3 if small else 0), done.stderr

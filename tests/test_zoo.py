@@ -33,13 +33,16 @@ SETTINGS = {
 
 def answer_each(report, models: list) -> list:
     """Answers the chats with one (folder, max_model_len) after another, all in this process: that
-    saves vLLM's start."""
-    return [
-        child_functions.answer_all(
-            report, "vllm", {**SETTINGS, "model": model, "max_model_len": length}, CHATS
-        )["answers"]
-        for model, length in models
-    ]
+    saves vLLM's start. vLLM keeps rope tables for a whole process, by what two models may share
+    that differ in their length: each model makes its own here, as in a process of its own."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    found = []
+    for model, length in models:
+        rotary_embedding._ROPE_DICT.clear()
+        settings = {**SETTINGS, "model": model, "max_model_len": length}
+        found.append(child_functions.answer_all(report, "vllm", settings, CHATS)["answers"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +50,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("zoo")
 
 
-def answers_of(folder, models: list) -> list:
-    runtime = {"timeout_seconds": 300.0, "num_threads": 1}
-    function = "tests.test_zoo:answer_each"
-    return child.run(function, {"models": models}, SILENT, folder / "log", runtime)
-
-
 @pytest.fixture(scope="module")
 def answered(folder):
-    """What vLLM answered with each family, and with one that is given its longer context: in a
-    process of its own, for engines in one process share their rope tables."""
+    """What vLLM answered with each family, and with one that is given its longer context."""
     models = [(str(save_family(name, folder)), 256) for name in FAMILIES]
-    found = dict(zip(FAMILIES, answers_of(folder, models), strict=True))
-    (longer,) = answers_of(folder, [(str(folder / "phi-3-mini-128k"), 5000)])
-    return {**found, "longer context": longer}
+    models.append((str(folder / "phi-3-mini-128k"), 5000))
+    runtime = {"timeout_seconds": 300.0, "num_threads": 1}
+    function = "tests.test_zoo:answer_each"
+    answers = child.run(function, {"models": models}, SILENT, folder / "log", runtime)
+    return dict(zip([*FAMILIES, "longer context"], answers, strict=True))
 
 
 def difference(model, tokenizer, answers: dict) -> float:

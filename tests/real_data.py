@@ -1,0 +1,12 @@
+"""Where the real data lies that some tests read; a checkout without it skips those."""
+
+import pytest
+
+from tests.conftest import ROOT
+
+SHARED = ROOT.parent / "shared/data"
+GSM8K = SHARED / "gsm8k/test_200.jsonl"
+needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="the data is not here")
+every_real_file = pytest.mark.parametrize(
+    "path", sorted(SHARED.rglob("*.jsonl")), ids=lambda path: path.name
+)
