@@ -14,12 +14,14 @@ class Row:
     """One training sequence. `labels[t]` is the token that position t must predict.
 
     `first` is the first supervised position: labels[first:] are the response's tokens, in order.
+    `choices` says at which of them a label of a closed set is decided, and the labels' ids there.
     """
 
     id: str
     input_ids: list[int]
     labels: list[int]
     first: int
+    choices: tuple[int, list[int]] | None = None
 
 
 def load_tokenizer(model: str) -> Any:

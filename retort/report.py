@@ -25,6 +25,7 @@ def report(stage: Stage) -> dict[str, Any]:
         "models": evaluated["models"],
         "comparison": comparison,
         "gate": gate,
+        "training": {"warnings": stage.facts("train").get("warnings", [])},
         "data": {"split": evaluated["split"], "num_examples": evaluated["num_examples"]}
         | {name: _counts(stage, name) for name in STAGES_READ}
         | {"card": curated.read_json("data_card.json")},
@@ -49,6 +50,8 @@ def markdown(content: dict[str, Any], examples: list[dict[str, str]]) -> str:
         lines.append(f"- {check['name']}: required {check['required']}; {measured}: {mark}")
     lines += ["", card.page(content["data"]["card"])]
     lines += ["", "The same as a picture: `data_card.svg`, beside this page.", ""]
+    if warnings := content["training"]["warnings"]:
+        lines += ["## Training", "", *(f"- warning: {text}" for text in warnings), ""]
     if examples:
         lines += ["## Examples, where student and teacher differ first", ""]
     for example in examples:

@@ -5,7 +5,7 @@ from retort.spec.engine import EngineRuntime
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.job import STAGES, JobSpec, StageName
 from retort.spec.load import build, load
-from retort.spec.sections import Gate, Generate, Loss
+from retort.spec.sections import Gate, Generate, Lora, Loss, Train
 
 __all__ = [
     "INPUTS",
@@ -18,11 +18,13 @@ __all__ = [
     "HubDataset",
     "JobSpec",
     "Judge",
+    "Lora",
     "Loss",
     "Prepare",
     "Recipe",
     "Source",
     "StageName",
+    "Train",
     "build",
     "differences",
     "load",

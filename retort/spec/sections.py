@@ -161,6 +161,23 @@ class TrainRuntime(Section):
     )
 
 
+class Lora(Section):
+    """Low-rank adapters are trained in place of the whole student, and merged into it.
+
+    Source: Hu et al. 2022 (arXiv:2106.09685); QLoRA: Dettmers et al. 2023 (arXiv:2305.14314).
+    """
+
+    rank: int = knob(16, "dimensions", "Rank of each adapter.", ge=1)
+    alpha: float = knob(32.0, "1", "An adapter's output is multiplied by alpha / rank.", gt=0)
+    dropout: float = knob(0.0, "probability", "Dropout before each adapter.", ge=0, lt=1)
+    target_modules: tuple[str, ...] = knob(
+        (), "names", "Layers that get one; empty: every linear layer but the head."
+    )
+    quantize: Literal["none", "nf4"] = knob(
+        "none", "name", "nf4: the frozen weights in 4 bits (QLoRA); needs CUDA and bitsandbytes."
+    )
+
+
 class Train(Section):
     """The student learns from the kept responses and, where stored, the teacher's signal."""
 
@@ -175,10 +192,21 @@ class Train(Section):
     batch_size: int = knob(32, "examples", "Examples in one optimizer step.", ge=1)
     num_epochs: int = knob(3, "passes", "Passes over the kept responses.", ge=1)
     warmup_ratio: float = knob(
-        0.03, "ratio of steps", "Steps of linear warm-up before the cosine decay.", ge=0, lt=1
+        0.03, "ratio of steps", "Steps of linear warm-up before the decay.", ge=0, lt=1
     )
-    min_learning_rate_ratio: float = knob(
-        0.0, "ratio of peak", "Where the cosine decay ends.", ge=0, le=1
+    schedule: Literal["cosine", "linear", "constant"] = knob(
+        "cosine", "name", "How the learning rate decays after the warm-up."
+    )
+    min_learning_rate_ratio: float = knob(0.0, "ratio of peak", "Where the decay ends.", ge=0, le=1)
+    keep: Literal["best", "last"] = knob(
+        "best", "name", "best: the student after the pass with the lowest validation loss."
+    )
+    early_stopping: int | None = knob(
+        None, "passes", "Stop after so many passes without a lower validation loss.", ge=1
+    )
+    lora: Lora | None = knob(None, "section", "Train adapters in place of all weights.")
+    gradient_checkpointing: bool = knob(
+        False, "yes or no", "Compute activations again in the backward pass: less memory, slower."
     )
     weight_decay: float = knob(0.0, "1", "Decoupled decay of weight matrices.", ge=0)
     adam_beta2: float = knob(0.999, "1", "Decay of the squared gradient's average.", gt=0, lt=1)

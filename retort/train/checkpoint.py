@@ -3,7 +3,10 @@
 No pickle; the random state needs no saving, for each step seeds its own.
 """
 
-import json
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from retort.storage import Folder
 
-PREFIX = "scratch/step-"
+PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"
 
 
 def write(out: Folder, step: int, model: Any, optimizer: Any) -> None:
@@ -49,9 +52,34 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
     return int(standing[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
 
 
-def append_history(out: Folder, records: list[dict[str, float]]) -> None:
-    """Writes the training curve so far."""
-    out.write("history.json", json.dumps(records).encode())
+def write_best(out: Folder, model: Any) -> None:
+    """Writes the weights alone, of the best pass so far."""
+    out.write(BEST, save({name: p.detach().cpu().contiguous() for name, p in _parameters(model)}))
+
+
+def load_best(out: Folder, model: Any) -> None:
+    """Loads the weights of the best pass in place."""
+    tensors = load(out.read(BEST))
+    with torch.no_grad():
+        for name, parameter in _parameters(model):
+            parameter.copy_(tensors[name])
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[list[int]]:
+    """Gives a list in which an interrupt (SIGTERM, Ctrl-C) is noted, for the step under way must
+    be whole before its state is saved. Outside the main thread signals are not ours to hold."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda found, _: noted.append(found)) for number in numbers]
+    try:
+        yield noted
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _standing(out: Folder) -> list[str]:

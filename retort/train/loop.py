@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ from retort.events import Reporter
 from retort.registry import find_function
 from retort.spec import Loss
 from retort.train import checkpoint, rows
+from retort.train.curve import Curve
 from retort.train.head import Sums, Term
 from retort.train.objective import Objective, agreement, trusted_head
 from retort.train.rows import Batch, Item
+from retort.train.schedule import share
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
 
@@ -101,7 +104,7 @@ class Trainer:
             fused=True,
         )
 
-    def run(self, data: rows.Data) -> dict[str, float]:
+    def run(self, data: rows.Data) -> dict[str, Any]:
         """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
@@ -109,11 +112,30 @@ class Trainer:
         step = checkpoint.resume(out, self.model, self.optimizer)
         if step:
             self.report.note(f"continuing after step {step} of {self.num_steps}")
-        history = out.read_json("history.json") if out.has("history.json") else []
-        history = [record for record in history if record["step"] <= step]
+        curve = Curve(out, step)
+        # A term over labels needs a row that has some.
+        first = sorted(data.train[:10_000], key=lambda item: not rows.has_choices(item[0]))
+        self._check_gradients(first[: knobs.batch_size])
+        with checkpoint.interrupts_held() as interrupted:
+            self._passes(data, curve, step, interrupted)
+        curve.write()
+        best = curve.best_step
+        if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
+            checkpoint.load_best(out, self.model)
+            self.report.note(f"kept: the student after step {best}, of the lowest validation loss")
+        for text in curve.warnings():
+            self.report.note(f"warning: {text}")
+        return {**curve.last(), "best_step": best, "warnings": curve.warnings()}
+
+    def _passes(self, data: rows.Data, curve: Curve, step: int, interrupted: Sequence[int]) -> None:
+        """Makes all steps after `step`. Raises `KeyboardInterrupt` once what is done is saved."""
+        knobs, out = self.knobs, self.stage.out
+        per_epoch = self.num_steps // knobs.num_epochs
         saved = said = time.monotonic()
-        self._check_gradients(data.train[: knobs.batch_size])
         for epoch in range(step // per_epoch, knobs.num_epochs):
+            if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
+                self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
+                return
             order = rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
             for within in range(step - epoch * per_epoch, per_epoch):
                 record = self._step(step, [data.train[index] for index in order[within]])
@@ -124,14 +146,17 @@ class Trainer:
                 now = time.monotonic()
                 if end_of_epoch or now - said > 1:
                     said = now
-                    history.append({"step": step, **record})
+                    curve.add(step, record)
                     self._say(step, record, f"epoch {epoch + 1} of {knobs.num_epochs}")
-                if now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps:
+                if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
+                    checkpoint.write_best(out, self.model)
+                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
+                if due or interrupted:
                     saved = now
-                    checkpoint.append_history(out, history)
+                    curve.write()
                     checkpoint.write(out, step, self.model, self.optimizer)
-        checkpoint.append_history(out, history)
-        return {k: v for k, v in (history[-1] if history else {}).items() if k != "step"}
+                if interrupted:
+                    raise KeyboardInterrupt
 
     def _say(self, step: int, record: dict[str, float], note: str) -> None:
         self.report.metrics(record, step)
@@ -159,7 +184,7 @@ class Trainer:
                 f"(now {self.knobs.learning_rate:g}) or look at the data of this step"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.knobs.learning_rate * self._schedule(step)
+            group["lr"] = self.knobs.learning_rate * share(step, self.num_steps, self.knobs)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         record = self._record(sums_L, num_valid)
@@ -203,15 +228,6 @@ class Trainer:
         means = (sums_L / max(num_valid, 1)).tolist()
         loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
         return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
-
-    def _schedule(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to `min_learning_rate_ratio`; a share of the peak."""
-        warmup = max(1, round(self.knobs.warmup_ratio * self.num_steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        left = (step - warmup) / max(1, self.num_steps - warmup)
-        floor = self.knobs.min_learning_rate_ratio
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * left))
 
     def _check_gradients(self, items: list[Item]) -> None:
         """Raises `StageError` when a term of the objective moves nothing: it would be off."""

@@ -5,7 +5,7 @@ Joined by example id; every join is checked, so that a signal can never sit besi
 
 # B batch, T time, N supervised tokens of a batch, K teacher top-k
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from retort.context import Stage, read_decisions, read_examples, read_responses,
 from retort.encoding import IGNORED, Row
 from retort.errors import DataError, StageError
 from retort.losses import Target
-from retort.records import Split
+from retort.losses.choices import label_choices
+from retort.records import Example, Split
 from retort.signals import Signal
+from retort.spec import JobSpec
 
 Item = tuple[Row, Signal | None]
+# An answer without a label, in a job that looks at labels.
+NO_CHOICES: tuple[int, list[int]] = (0, [])
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
     shared = captured.get("token_map_sha256") == models.token_map(base)[0]
-    uses_signal = stage.spec.uses_signal
+    uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
     check_pairing(shared, captured.get("template_sha256", ""), base, uses_signal)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
@@ -74,14 +78,18 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
     num_too_long, weights = 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
-        decision, ids = decisions[response.id], response.token_ids
+        decision = decisions[response.id]
+        text = response.text if decision.lesson is None else decision.lesson
         # A rewritten text, and one that was cut between tokens, are no longer the teacher's ids.
-        if not (shared and ids) or decision.lesson is not None or stage.spec.generate.stop:
-            text = response.text if decision.lesson is None else decision.lesson
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        rewritten = decision.lesson is not None or stage.spec.generate.stop
+        ids = response.token_ids if shared and not rewritten else []
+        ids = ids or tokenizer(text, add_special_tokens=False)["input_ids"]
         if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
         row = encoding.encode(response.id, prompt_ids, ids)
+        if chooses:
+            found = choices(tokenizer, examples[response.example_id], text, ids)
+            row = replace(row, choices=found or NO_CHOICES)
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
             continue
@@ -94,7 +102,46 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
         raise DataError(
             f"train: no response fits train.max_length={stage.spec.train.max_length}; raise it"
         )
+    if chooses and not any(has_choices(row) for row, _ in items["train"]):
+        raise DataError(
+            "train.losses: label_distribution finds no label in any kept answer; it is for nli and "
+            "multiple choice, where the rows or prepare.labels say which answers there are"
+        )
     return Data(items["train"], items["validation"], num_too_long, weights)
+
+
+def has_choices(row: Row) -> bool:
+    """Whether a label of a closed set is decided in a row's answer."""
+    return row.choices is not None and bool(row.choices[1])
+
+
+def _chooses(spec: JobSpec) -> bool:
+    """Whether a term of the objective looks at the labels of a closed set."""
+    return any(loss.name == "label_distribution" for loss in spec.losses)
+
+
+def choices(
+    tokenizer: Any, example: Example, text: str, ids: list[int]
+) -> tuple[int, list[int]] | None:
+    """Returns at which of an answer's tokens its label is decided, and the labels' ids there.
+
+    The label is the last one written, in any case. None where the example has no closed set, no
+    label is written, or the tokens are not those of the text.
+    """
+    folded, labels = text.lower(), list(example.options or {})
+    places = {label: folded.rfind(label.lower()) for label in labels}
+    label = max(places, key=lambda name: (places[name], len(name)), default=None)
+    if label is None or places[label] < 0 or len(folded) != len(text):
+        return None
+    start, end = places[label], places[label] + len(label)
+    written = text[start:end]
+    if written[:1].isupper():
+        labels = [name[:1].upper() + name[1:] for name in labels]
+
+    def encode(whole: str) -> list[int]:
+        return list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+    return label_choices(encode, ids, (text[:start], written, text[end:]), labels)
 
 
 def check_pairing(shared: bool, template_sha256: str, base: Path, uses_signal: bool) -> None:
@@ -192,16 +239,31 @@ def collate(items: list[Item], device: str) -> Batch:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     target = Target(tensor(labels[rows_N, times_N]))
+    if any(row.choices for row, _ in items):
+        target = replace(target, choices_NC=tensor(_choices_of(items)))
     if found:
         if sum(len(s.target_ids_T) for s in found) != len(rows_N):
             raise StageError("a micro-batch mixes items with and without a signal")
-        target = Target(
-            labels_N=target.labels_N,
+        target = replace(
+            target,
             ids_NK=tensor(np.concatenate([s.ids_TK for s in found]).astype(np.int64)),
             logprobs_NK=tensor(np.concatenate([s.logprobs_TK for s in found])),
             tail_N=tensor(np.concatenate([s.tail_T for s in found])),
         )
     return Batch(tensor(input_ids), tensor(attention), tensor(rows_N), tensor(times_N), target)
+
+
+def _choices_of(items: list[Item]) -> np.ndarray[Any, Any]:
+    """Returns the ids of the labels at each supervised token of a batch, -1 elsewhere, (N, C)."""
+    width = max(1, *(len(row.choices[1]) for row, _ in items if row.choices))
+    parts = []
+    for row, _ in items:
+        part = np.full((len(row.labels) - row.first, width), -1, dtype=np.int64)
+        if row.choices:
+            place, ids = row.choices
+            part[place, : len(ids)] = ids
+        parts.append(part)
+    return np.concatenate(parts)
 
 
 def audit(items: list[Item], tokenizer: Any) -> str:

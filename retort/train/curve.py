@@ -1,0 +1,69 @@
+"""The training curve: what was recorded at which step, the best pass, and what it warns of."""
+
+from typing import Any
+
+from retort.storage import Folder
+
+NAME = "history.json"
+# The share of the records that is taken as the beginning and as the end.
+EDGE = 0.1
+# A validation loss so many times the best one is clear overfitting.
+OVERFITTED = 1.1
+
+Record = dict[str, float]
+
+
+class Curve:
+    """The records of one run, in order; those after `step` are forgotten: they come again."""
+
+    def __init__(self, out: Folder, step: int):
+        self._out = out
+        standing: list[Record] = out.read_json(NAME) if out.has(NAME) else []
+        self.records = [record for record in standing if record["step"] <= step]
+
+    def add(self, step: int, record: Record) -> None:
+        """Adds what was measured at a step."""
+        self.records.append({"step": step, **record})
+
+    def write(self) -> None:
+        """Writes the curve so far."""
+        self._out.write_json(NAME, self.records)
+
+    @property
+    def validated(self) -> list[Record]:
+        """The records that carry a validation loss."""
+        return [record for record in self.records if "validation_loss" in record]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss, the first of equals; None without one."""
+        best = min(self.validated, key=lambda record: record["validation_loss"], default=None)
+        return None if best is None else int(best["step"])
+
+    @property
+    def num_stale(self) -> int:
+        """How many validations there were since the best one."""
+        return sum(record["step"] > (self.best_step or 0) for record in self.validated)
+
+    def last(self) -> dict[str, Any]:
+        """Returns the last losses, without their step."""
+        return {k: v for k, v in (self.records[-1:] or [{}])[0].items() if k != "step"}
+
+    def warnings(self) -> list[str]:
+        """Returns what a person should know of this curve: divergence, clear overfitting."""
+        found = []
+        losses = [record["loss"] for record in self.records if "loss" in record]
+        edge = max(1, round(EDGE * len(losses)))
+        first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
+        if len(losses) > 1 and last > first:
+            found.append(
+                f"the training loss rose from {first:.4g} to {last:.4g}: the run diverged; "
+                "lower train.learning_rate"
+            )
+        validations = [record["validation_loss"] for record in self.validated]
+        if validations and validations[-1] > OVERFITTED * min(validations):
+            found.append(
+                f"the validation loss was {min(validations):.4g} after step {self.best_step} and "
+                f"{validations[-1]:.4g} at the end: overfitting; fewer passes or more data"
+            )
+        return found
