@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SHARED = ROOT.parent / "shared/data"
+SHARED = (ROOT.parent / "shared/data").resolve()
 GSM8K = SHARED / "gsm8k/test_200.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="the data is not here")
 every_real_file = pytest.mark.parametrize(
