@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from retort.events import Event, Reporter
 from retort.spec import Train
@@ -103,3 +104,25 @@ def test_the_curve_forgets_what_comes_after_the_step_it_goes_on_from(tmp_path):
     again = Curve(Folder(str(tmp_path)), 3)
     assert [record["step"] for record in again.records] == [1, 2, 3]
     assert (again.best_step, again.num_stale) == (2, 1)
+
+
+def test_adapters_are_trained_in_place_of_the_weights_and_a_cut_run_ends_the_same(ready, tmp_path):
+    knobs = {"lora": {"rank": 4, "dropout": 0.1}, "learning_rate": 1e-2, "num_epochs": 4}
+    knobs["gradient_checkpointing"] = True
+
+    def interrupt(event: Event) -> None:
+        if event["kind"] == "progress" and event["done"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ready, tmp_path / "cut", Reporter(interrupt), **knobs)
+    said: list[Event] = []
+    resumed = train(ready, tmp_path / "cut", **knobs)
+    assert same(resumed, train(ready, tmp_path / "whole", Reporter(said.append), **knobs))
+    adapters = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
+    assert adapters and all(name.endswith("weight") for name in adapters)
+    base = load_file(f"{ready.spec.train.student}/model.safetensors")
+    changed = {name for name, tensor in resumed.items() if not torch.equal(tensor, base[name])}
+    assert changed == {name for name in base if "_proj" in name}
+    losses = [e["values"]["loss"] for e in said if e["kind"] == "metrics"]
+    assert losses[-1] < losses[0]

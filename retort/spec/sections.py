@@ -168,7 +168,7 @@ class Lora(Section):
     """
 
     rank: int = knob(16, "dimensions", "Rank of each adapter.", ge=1)
-    alpha: float = knob(32.0, "1", "An adapter's output is multiplied by alpha / rank.", gt=0)
+    alpha: int = knob(32, "1", "An adapter's output is multiplied by alpha / rank.", ge=1)
     dropout: float = knob(0.0, "probability", "Dropout before each adapter.", ge=0, lt=1)
     target_modules: tuple[str, ...] = knob(
         (), "names", "Layers that get one; empty: every linear layer but the head."

@@ -1,6 +1,7 @@
 """train: the student learns from the kept responses and the teacher's signal, in a child process.
 
-The loop is in loop.py, what it is fed in rows.py, what survives a kill in checkpoint.py.
+The loop is in loop.py, what it is fed in rows.py, the model (and its adapters) in student.py, head
+and losses in objective.py and head.py, what survives a kill in checkpoint.py and curve.py.
 """
 
 from typing import Any

@@ -8,17 +8,13 @@ checkpoints change nothing. A run checks itself on the first step and refuses to
 import contextlib
 import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from retort import encoding, models
@@ -34,8 +30,7 @@ from retort.train.head import Sums, Term
 from retort.train.objective import Objective, agreement, trusted_head
 from retort.train.rows import Batch, Item
 from retort.train.schedule import share
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
+from retort.train.student import open_student, save_student
 
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -48,9 +43,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     report.note(f"training on {device}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
     base = models.check(knobs.student, "train.student")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        knobs.student, dtype=torch.float32
-    ).to(device)
+    model = open_student(knobs, device)
     tokenizer = encoding.load_tokenizer(knobs.student)
     data = rows.build(stage, base, end_ids(model, tokenizer))
     stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
@@ -63,7 +56,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     measures = [Term("agreement", agreement, 0.0)] if stage.spec.uses_signal else []
     trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), device)
     last = trainer.run(data)
-    _save(stage, model, base)
+    save_student(stage, model, base)
     return {
         "num_train": len(data.train),
         "num_validation": len(data.validation),
@@ -252,16 +245,3 @@ def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _save(stage: Stage, model: Any, base: Path) -> None:
-    """Writes the student with the base's own tokenizer files, so the template cannot drift."""
-    wanted = stage.spec.train.save_dtype
-    config_dtype = transformers.AutoConfig.from_pretrained(stage.spec.train.student).dtype
-    dtype = config_dtype or torch.float32 if wanted == "base" else getattr(torch, wanted)
-    with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
-        model.to(dtype).save_pretrained(scratch)
-        for pattern in TOKENIZER_FILES:
-            for path in base.glob(pattern):
-                shutil.copy(path, scratch)
-        stage.out.put_tree(Path(scratch), "student")
