@@ -24,8 +24,8 @@ from retort.train.student import open_student, save_student
 from tests.tiny import make_tokenizer
 from tests.zoo import save_family
 
-# Fused layers and a head of its own; fused layers and a tied head; a tied head; Conv1D.
-NAMES = ["phi-3.5-mini", "phi-4-mini", "qwen3", "gpt-2"]
+# Fused layers and a head of its own; fused layers and a tied head; a tied head; Conv1D; experts.
+NAMES = ["phi-3.5-mini", "phi-4-mini", "qwen3", "gpt-2", "deepseek-v3"]
 IDS = torch.arange(3, 51).reshape(4, 12)
 MASK = torch.ones_like(IDS)
 
@@ -41,9 +41,9 @@ def folders(tmp_path_factory):
         root / "gpt-2"
     )
     tokenizer.save_pretrained(root / "gpt-2")
-    return {name: root / name for name in NAMES} | {
-        name: save_family(name, root) for name in NAMES[:3]
-    }
+    for name in set(NAMES) - {"gpt-2"}:
+        save_family(name, root)
+    return {name: root / name for name in NAMES}
 
 
 def knobs_of(folder, lora: dict | None = None, **more) -> Train:
@@ -101,7 +101,8 @@ def test_a_familys_saved_student_gives_what_the_model_with_adapters_gives(folder
     fresh = open_student(knobs, "cpu")
     assert torch.equal(logits_of(fresh.eval()), logits_of(base))  # an adapter begins as nothing
     linear = [n for n, m in fresh.named_modules() if isinstance(m, LoraLayer)]
-    assert len(linear) == len([n for n, p in base.named_parameters() if _adapted(n, p)])
+    if name != "deepseek-v3":  # peft's choice of layers beside experts is its own
+        assert len(linear) == len([n for n, p in base.named_parameters() if _adapted(n, p)])
     model = trained(knobs)
     before = {n: p.clone() for n, p in model.named_parameters()}
     save_student(stage_of(knobs, tmp_path), model, folders[name])
@@ -109,10 +110,11 @@ def test_a_familys_saved_student_gives_what_the_model_with_adapters_gives(folder
 
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
     assert (logits_of(saved) - logits_of(base)).abs().max() > 1e-2
-    largest = logits_of(model).abs().max()
-    assert (logits_of(saved) - logits_of(model)).abs().max() < 1e-5 * largest
+    # fp32's rounding of a router's weights: in float64 nothing is left of its gap either.
+    most = logits_of(model).abs().max() * (1e-4 if name == "deepseek-v3" else 1e-5)
+    assert (logits_of(saved) - logits_of(model)).abs().max() < most
     tied = saved.get_output_embeddings().weight is saved.get_input_embeddings().weight
-    assert tied == (name != "phi-3.5-mini")
+    assert tied == (name in ("phi-4-mini", "qwen3", "gpt-2"))
     assert (tmp_path / "student/tokenizer.json").is_file()
     assert not list((tmp_path / "student").glob("adapter*"))
 
@@ -237,6 +239,11 @@ def test_layers_that_cannot_have_an_adapter_are_refused(folders, target, says):
     knobs = knobs_of(folders["qwen3"], {"target_modules": [target]})
     with pytest.raises(SpecError, match=says):
         open_student(knobs, "cpu")
+
+
+def test_dropout_that_fused_experts_cannot_have_is_refused(folders):
+    with pytest.raises(SpecError, match=r"train.lora: peft cannot adapt .*deepseek-v3 .*dropout"):
+        open_student(knobs_of(folders["deepseek-v3"], {"dropout": 0.1}), "cpu")
 
 
 def test_four_bits_are_refused_without_a_gpu_or_their_package(folders, monkeypatch):

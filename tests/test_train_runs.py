@@ -121,6 +121,10 @@ def test_adapters_are_trained_in_place_of_the_weights_and_a_cut_run_ends_the_sam
     assert same(resumed, train(ready, tmp_path / "whole", Reporter(said.append), **knobs))
     adapters = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
     assert adapters and all(name.endswith("weight") for name in adapters)
+    configs = [
+        (tmp_path / name / "adapter/adapter_config.json").read_text() for name in ("cut", "whole")
+    ]
+    assert configs[0] == configs[1]
     base = load_file(f"{ready.spec.train.student}/model.safetensors")
     changed = {name for name, tensor in resumed.items() if not torch.equal(tensor, base[name])}
     assert changed == {name for name in base if "_proj" in name}

@@ -188,7 +188,9 @@ class Train(Section):
         "The objective. Empty: 0.2 cross_entropy + 0.8 forward_kl with a signal, "
         "cross_entropy without.",
     )
-    learning_rate: float = knob(2e-5, "1", "Peak step size of AdamW.", gt=0)
+    learning_rate: float = knob(
+        2e-5, "1", "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual.", gt=0
+    )
     batch_size: int = knob(32, "examples", "Examples in one optimizer step.", ge=1)
     num_epochs: int = knob(3, "passes", "Passes over the kept responses.", ge=1)
     warmup_ratio: float = knob(

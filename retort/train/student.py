@@ -5,6 +5,7 @@ the base, in fp32, so that neither its precision in training nor 4-bit weights c
 """
 
 import importlib.util
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,9 +27,10 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 def open_student(knobs: Train, device: str) -> Any:
     """Returns the model to train, on the device; its trainable parameters are always fp32.
 
-    With `lora` those are the adapters alone, and the frozen weights are in `knobs.dtype`, or in 4
-    bits; the same seed gives the same adapters on every device. Raises `SpecError` for target
-    modules that the model has not, or that cannot be merged, and for 4 bits where they cannot be.
+    With `lora` those are the adapters alone, drawn by the seed on the CPU (beside 4 bits: on the
+    device), and the frozen weights are in `knobs.dtype`, or in 4 bits. Raises `SpecError` for
+    target modules that the model has not, or that cannot be merged, and where 4 bits cannot be.
+    In a mixture of experts peft's own choice of layers holds: experts and router, no dense MLP.
     """
     if knobs.lora is None:
         model = _load(knobs, torch.float32).to(device)
@@ -63,8 +65,13 @@ def save_student(stage: Stage, model: Any, base: Path) -> None:
     if knobs.lora is not None:
         with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
             model.save_pretrained(scratch, save_embedding_layers=False)
-            for name in ADAPTER_FILES:  # and not the empty model card
-                stage.out.write(f"adapter/{name}", (Path(scratch) / name).read_bytes())
+            weights, config = (Path(scratch) / name for name in ADAPTER_FILES)  # no model card
+            stage.out.write(f"adapter/{weights.name}", weights.read_bytes())
+            # peft writes a set, in another order each time: equal runs give equal files.
+            written = json.loads(config.read_bytes())
+            if isinstance(written["target_modules"], list):
+                written["target_modules"].sort()
+            stage.out.write_json(f"adapter/{config.name}", written)
 
 
 def _load(knobs: Train, dtype: torch.dtype, **more: Any) -> Any:
@@ -88,7 +95,10 @@ def _with_adapters(knobs: Train, lora: Lora, device: str) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     torch.manual_seed(knobs.seed)
-    found = get_peft_model(model, config, autocast_adapter_dtype=True)  # adapters in fp32
+    try:
+        found = get_peft_model(model, config, autocast_adapter_dtype=True)  # adapters in fp32
+    except ValueError as error:  # fused experts take no dropout
+        raise SpecError(f"train.lora: peft cannot adapt {knobs.student} so: {error}") from error
     return found.to(device)
 
 
