@@ -50,6 +50,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.signal_store
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.duplicates
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.generate
 
 # Pins every version anew for both targets; no index host is written.
