@@ -19,7 +19,7 @@ from retort.encoding import IGNORED, Row
 from retort.errors import DataError, StageError
 from retort.losses import Target
 from retort.losses.choices import label_choices
-from retort.records import Example, Split
+from retort.records import Decision, Example, Response, Split
 from retort.signals import Signal
 from retort.spec import JobSpec
 
@@ -79,11 +79,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     num_too_long, weights = 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
         decision = decisions[response.id]
-        text = response.text if decision.lesson is None else decision.lesson
-        # A rewritten text, and one that was cut between tokens, are no longer the teacher's ids.
-        rewritten = decision.lesson is not None or stage.spec.generate.stop
-        ids = response.token_ids if shared and not rewritten else []
-        ids = ids or tokenizer(text, add_special_tokens=False)["input_ids"]
+        text, ids = learned(tokenizer, response, decision, shared and not stage.spec.generate.stop)
         if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
         row = encoding.encode(response.id, prompt_ids, ids)
@@ -98,16 +94,31 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
         items[split].append((row, signal))
         if split == "train":
             weights.append(decision.weight)
-    if not items["train"]:
+    _check(stage.spec, items["train"])
+    return Data(items["train"], items["validation"], num_too_long, weights)
+
+
+def learned(
+    tokenizer: Any, response: Response, decision: Decision, own_ids: bool
+) -> tuple[str, list[int]]:
+    """Returns the text that is learned and its ids: the teacher's own, unless curation rewrote the
+    text, or `own_ids` says that they are not the student's or not those of the text."""
+    text = response.text if decision.lesson is None else decision.lesson
+    ids = response.token_ids if own_ids and decision.lesson is None else []
+    return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _check(spec: JobSpec, train: list[Item]) -> None:
+    """Raises `DataError` when there is nothing to learn from."""
+    if not train:
         raise DataError(
-            f"train: no response fits train.max_length={stage.spec.train.max_length}; raise it"
+            f"train: no response fits train.max_length={spec.train.max_length}; raise it"
         )
-    if chooses and not any(has_choices(row) for row, _ in items["train"]):
+    if _chooses(spec) and not any(has_choices(row) for row, _ in train):
         raise DataError(
             "train.losses: label_distribution finds no label in any kept answer; it is for nli and "
             "multiple choice, where the rows or prepare.labels say which answers there are"
         )
-    return Data(items["train"], items["validation"], num_too_long, weights)
 
 
 def has_choices(row: Row) -> bool:
