@@ -8,11 +8,8 @@ import yaml
 
 from retort.spec import load
 from retort.spec.azure import KEY_ENV
-from tests.real_data import SHARED
 
 CONNECTION = "teacher_model_endpoint_connection"
-SAMPLES = SHARED / "azure"
-needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the data is not here")
 
 JOB = yaml.safe_load("""
 type: distillation

@@ -8,8 +8,9 @@ import yaml
 from retort.errors import SpecError
 from retort.spec import build, load
 from retort.spec.azure import KEY_ENV
-from tests.azure_job import CONNECTION, SAMPLES, load_with, needs_samples, without_key
+from tests.azure_job import CONNECTION, load_with, without_key
 from tests.misbehaving import SECRET
+from tests.real_data import AZURE, needs_azure
 
 INFERENCE = "teacher_model_settings.inference_parameters"
 REQUESTS = "teacher_model_settings.endpoint_request_settings"
@@ -25,18 +26,18 @@ def given(tmp_path):
     return partial(load_with, tmp_path)
 
 
-@needs_samples
+@needs_azure
 @pytest.mark.parametrize("name", ["nli", "math"])
 def test_a_sample_is_read_unchanged_and_each_value_says_what_it_became(name):
-    spec, notes = load(SAMPLES / name / f"distillation_{name}.yaml", student="org/student")
+    spec, notes = load(AZURE / name / f"distillation_{name}.yaml", student="org/student")
     host = "https://Meta-Llama-3-1-405B-Instruct-vkn.westus3.models.ai.azure.com"
     assert spec == build(
         {
             "name": f"Distillation-{name}-llama",
             "prepare": {
                 "task_type": name,
-                "train": str(SAMPLES / name / f"train_{name}.jsonl"),
-                "validation": str(SAMPLES / name / f"validation_{name}.jsonl"),
+                "train": str(AZURE / name / f"train_{name}.jsonl"),
+                "validation": str(AZURE / name / f"validation_{name}.jsonl"),
             },
             "generate": {
                 "teacher": "Meta-Llama-3-1-405B-Instruct-vkn",
@@ -61,7 +62,7 @@ def test_a_sample_is_read_unchanged_and_each_value_says_what_it_became(name):
             "release": {"registered_model": f"llama-{name}-distilled"},
         }
     )
-    raw = yaml.safe_load((SAMPLES / name / f"distillation_{name}.yaml").read_text())
+    raw = yaml.safe_load((AZURE / name / f"distillation_{name}.yaml").read_text())
     values = [key for key in leaves(raw) if key != "type"]
     assert [key for key in values if not any(note.startswith(key) for note in notes)] == []
     assert any("llama-" in note and "is release.registered_model" in note for note in notes)

@@ -14,7 +14,7 @@ from retort.engines import resolve
 from retort.spec import STAGES
 from retort.storage import Folder
 from tests.answering import save_models
-from tests.azure_job import SAMPLES, needs_samples
+from tests.real_data import AZURE, needs_azure
 
 ANSWER = {"nli": "entailment|neutral|contradiction", "math": r"\d+"}
 SMALL = {
@@ -35,7 +35,7 @@ HERE = {"generate.engine": "transformers", "evaluate.engine": "transformers"}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"), SAMPLES)
+    return save_models(tmp_path_factory.mktemp("models"), AZURE)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def words(models, tmp_path):
 
     def say(verb: str, name: str, *more: str, knobs=HERE) -> list[str]:
         teacher, student = models
-        said = [verb, str(SAMPLES / name / f"distillation_{name}.yaml"), *more]
+        said = [verb, str(AZURE / name / f"distillation_{name}.yaml"), *more]
         said += ["--teacher", str(teacher), "--student", str(student)]
         said += ["--store", str(tmp_path / "store")]
         return [*said, *(f"--set={key}={value}" for key, value in {**SMALL, **knobs}.items())]
@@ -71,7 +71,7 @@ def checked(done: "subprocess.CompletedProcess[str]", name: str) -> dict:
     return report
 
 
-@needs_samples
+@needs_azure
 def test_the_nli_sample_runs_unchanged_with_the_engine_of_this_machine(words, retort):
     done = retort(*words("run", "nli", "--json", knobs={"evaluate.engine": "transformers"}))
     report = checked(done, "nli")
@@ -80,7 +80,7 @@ def test_the_nli_sample_runs_unchanged_with_the_engine_of_this_machine(words, re
     assert "prompt_settings.enable_chain_of_thought: true is generate.reasoning" in done.stderr
 
 
-@needs_samples
+@needs_azure
 def test_the_math_sample_runs_unchanged_and_defect_12_is_evaluated_resumed_and_priced(
     words, retort, capsys
 ):

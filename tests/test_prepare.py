@@ -13,10 +13,10 @@ from retort.prepare import prepare
 from retort.prepare.rows import preview
 from retort.records import Quarantined, Removed, read_lines
 from retort.spec import build
+from tests.real_data import AZURE, needs_azure
 from tests.stages import stage_of
 from tests.tiny import save_model
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 GOOD = b'{"question": "1 + 1 = ?", "answer": "2"}'
 
 
@@ -255,6 +255,11 @@ def test_a_split_without_usable_rows_stops_the_job(prepared):
         prepared(b"", max_bad_ratio=1)
 
 
+def test_a_ratio_that_sets_no_row_apart_is_told_to_be_raised(prepared):
+    with pytest.raises(DataError, match=r"prepare\.validation_ratio: 0\.001 of 2 rows"):
+        prepared(GOOD, validation_ratio=0.001)
+
+
 def test_a_train_file_that_is_the_test_file_stops_the_job(prepared):
     with pytest.raises(DataError, match="nothing is left"):
         prepared(GOOD, test=GOOD)
@@ -274,11 +279,10 @@ def test_there_must_be_something_to_compare_on(tmp_path):
         preview(spec, 100)
 
 
+@needs_azure
 @pytest.mark.parametrize("task", ["nli", "math"])
 def test_every_real_row_is_read(prepared, task):
-    folder = SHARED / "azure" / task
-    if not folder.exists():
-        pytest.skip("the data is not here")
+    folder = AZURE / task
     train, validation = (
         (folder / f"{name}_{task}.jsonl").read_bytes() for name in ("train", "validation")
     )

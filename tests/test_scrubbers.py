@@ -3,15 +3,14 @@
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 
 from retort import scrubbers
 from retort.errors import SpecError
 from retort.registry import find_function, function_names
+from tests.real_data import GSM8K, needs_gsm8k
 
-GSM8K = Path(__file__).resolve().parent.parent.parent / "shared/data/gsm8k/test_200.jsonl"
 NAMES = function_names("retort.scrubbers")
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIB\n-----END RSA PRIVATE KEY-----"
 
@@ -119,9 +118,8 @@ def test_an_account_with_one_wrong_digit_is_no_account():
         assert scrubbers.ibans(wrong) == wrong
 
 
+@needs_gsm8k
 def test_no_row_of_gsm8k_is_changed():
-    if not GSM8K.exists():
-        pytest.skip("the data is not here")
     rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
     for text in [text for row in rows for text in (row["question"], row["answer"])]:
         for name in NAMES:

@@ -16,7 +16,7 @@ from retort.registry import find_file
 from retort.spec import Generate, Prepare
 from retort.task_types import chat_of, conversation, fill, math, nli, qa, summarization
 from tests.asking import BUILT_IN, CHOOSE, PAIR, content, prompt, turns
-from tests.real_data import SHARED
+from tests.real_data import AZURE, needs_azure
 
 # Rows to prompts
 
@@ -222,11 +222,10 @@ def test_every_type_names_its_filters_and_reads_without_a_heavy_import():
     assert found.stdout.strip() == "[]"
 
 
+@needs_azure
 @pytest.mark.parametrize("name", ["nli", "math"])
 def test_every_row_of_the_real_jobs_is_asked_as_it_stands(name):
-    folder = SHARED / "azure" / name
-    if not folder.exists():
-        pytest.skip("the data is not here")
+    folder = AZURE / name
     task_type = task_types.load(name)
     lines = (folder / f"train_{name}.jsonl").read_text().splitlines()
     for messages in [json.loads(line)["messages"] for line in lines if line.strip()]:

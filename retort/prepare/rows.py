@@ -269,10 +269,14 @@ def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
         )
     for split in SPLITS:
         if knobs.has(split) and not counts.examples[split] and whole:
-            origin = getattr(knobs, split) or knobs.train
+            if getattr(knobs, split) is None:
+                raise DataError(
+                    f"prepare.{split}_ratio: {getattr(knobs, f'{split}_ratio'):g} of {total} rows "
+                    f"sets none apart; raise it, or give a file as prepare.{split}"
+                )
             raise DataError(
-                f"prepare.{split}: {sources.describe(origin)} holds no usable row; give at least "
-                "one JSON object a line, or a table with a heading"
+                f"prepare.{split}: {sources.describe(getattr(knobs, split))} holds no usable row; "
+                "give at least one JSON object a line, or a table with a heading"
             )
     if not (knobs.has("test") or knobs.has("validation")):
         raise SpecError(
