@@ -14,7 +14,7 @@ from retort.job import Job
 from retort.records import Example
 from retort.spec import build, load
 from retort.storage import Folder, open_store
-from retort.train import rows
+from retort.train import batches, rows
 from retort.train.loop import fit
 from tests.test_train import ready, train
 from tests.tiny import make_tokenizer, write_job
@@ -61,7 +61,7 @@ def test_each_answer_knows_where_its_label_is_decided_and_the_labels_ids_there(s
         place, ids = row.choices
         assert row.labels[row.first + place] in ids
         assert sorted(tokenizer.decode([i]) for i in ids) == ["m", "n", "y"]
-    batch = rows.collate(data.train[:4], "cpu")
+    batch = batches.collate(data.train[:4], "cpu")
     assert (batch.target.choices_NC >= 0).sum() == 4 * 3
     labels = {int(i) for i in batch.target.labels_N[(batch.target.choices_NC >= 0).any(dim=1)]}
     assert {tokenizer.decode([i]) for i in labels} <= {"y", "n", "m"}

@@ -24,11 +24,11 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.registry import find_function
 from retort.spec import Loss
-from retort.train import checkpoint, rows
+from retort.train import batches, checkpoint, rows
+from retort.train.batches import Batch, Item
 from retort.train.curve import Curve
 from retort.train.head import Sums, Term
 from retort.train.objective import Objective, agreement, trusted_head
-from retort.train.rows import Batch, Item
 from retort.train.schedule import share
 from retort.train.student import open_student, save_student
 
@@ -49,7 +49,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
-    probe = rows.collate(data.train[:1], device)
+    probe = batches.collate(data.train[:1], device)
     head, note = trusted_head(model, vocabulary, probe.input_ids_BT, probe.attention_mask_BT)
     report.note(note)
     terms = [term_of(loss) for loss in stage.spec.losses if loss.weight > 0]
@@ -163,8 +163,8 @@ class Trainer:
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
         num_valid = sum(len(row.labels) - row.first for row, _ in items)
         sums_L, mass = torch.zeros(len(self.terms)), 0.0
-        for part in rows.micro_batches(items, self.knobs.runtime.micro_batch_tokens):
-            batch = rows.collate(part, self.device)
+        for part in batches.micro_batches(items, self.knobs.runtime.micro_batch_tokens):
+            batch = batches.collate(part, self.device)
             found = self._losses(batch)
             (found.total_ / max(num_valid, 1)).backward()
             sums_L += found.values_L.cpu()
@@ -212,8 +212,8 @@ class Trainer:
         sums_L = torch.zeros(len(self.terms))
         ordered = sorted(items, key=lambda item: len(item[0].input_ids))
         with torch.inference_mode():
-            for part in rows.micro_batches(ordered, self.knobs.runtime.micro_batch_tokens):
-                sums_L += self._losses(rows.collate(part, self.device)).values_L.cpu()
+            for part in batches.micro_batches(ordered, self.knobs.runtime.micro_batch_tokens):
+                sums_L += self._losses(batches.collate(part, self.device)).values_L.cpu()
         return {f"validation_{k}": v for k, v in self._record(sums_L, num_valid).items()}
 
     def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
@@ -224,8 +224,8 @@ class Trainer:
 
     def _check_gradients(self, items: list[Item]) -> None:
         """Raises `StageError` when a term of the objective moves nothing: it would be off."""
-        part = next(rows.micro_batches(items, self.knobs.runtime.micro_batch_tokens))
-        batch = rows.collate(part, self.device)
+        part = next(batches.micro_batches(items, self.knobs.runtime.micro_batch_tokens))
+        batch = batches.collate(part, self.device)
         if not len(batch.rows_N):
             raise StageError("the first batch has no supervised token; nothing would be learned")
         if batch.target.tail_N is not None:

@@ -3,27 +3,23 @@
 Joined by example id; every join is checked, so that a signal can never sit beside another token.
 """
 
-# B batch, T time, N supervised tokens of a batch, K teacher top-k
-from collections.abc import Iterator
+# T time, K teacher top-k
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from retort import encoding, models
 from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
-from retort.encoding import IGNORED, Row
-from retort.errors import DataError, StageError
-from retort.losses import Target
+from retort.encoding import Row
+from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split
 from retort.signals import Signal
 from retort.spec import JobSpec
+from retort.train.batches import Item
 
-Item = tuple[Row, Signal | None]
 # An answer without a label, in a job that looks at labels.
 NO_CHOICES: tuple[int, list[int]] = (0, [])
 
@@ -44,17 +40,6 @@ class Data:
     def num_draws(self) -> int:
         """Returns how many items a pass shows."""
         return max(1, round(sum(self.weights)))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A padded micro-batch; `at_NN` are the (row, time) places of its supervised tokens."""
-
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    rows_N: Tensor
-    times_N: Tensor
-    target: Target
 
 
 def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
@@ -215,66 +200,6 @@ def steps_of_epoch(data: Data, batch_size: int, seed: int, epoch: int) -> list[l
         part = part[np.argsort(lengths[part], kind="stable")]
         steps += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
     return [steps[index] for index in random.permutation(len(steps))]
-
-
-def micro_batches(items: list[Item], max_tokens: int) -> Iterator[list[Item]]:
-    """Yields the items of one step in parts of at most `max_tokens` padded tokens each."""
-    part: list[Item] = []
-    longest = 0
-    for item in items:
-        length = len(item[0].input_ids)
-        if part and max(longest, length) * (len(part) + 1) > max_tokens:
-            yield part
-            part, longest = [], 0
-        part.append(item)
-        longest = max(longest, length)
-    if part:
-        yield part
-
-
-def collate(items: list[Item], device: str) -> Batch:
-    """Returns a micro-batch, padded on the right; supervised places in row-major order."""
-    width = max(len(row.input_ids) for row, _ in items)
-    input_ids = np.zeros((len(items), width), dtype=np.int64)
-    attention = np.zeros((len(items), width), dtype=np.int64)
-    labels = np.full((len(items), width), IGNORED, dtype=np.int64)
-    for index, (row, _) in enumerate(items):
-        length = len(row.input_ids)
-        input_ids[index, :length] = row.input_ids
-        attention[index, :length] = 1
-        labels[index, :length] = row.labels
-    rows_N, times_N = np.nonzero(labels != IGNORED)
-    found = [signal for _, signal in items if signal is not None]
-
-    def tensor(array: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    target = Target(tensor(labels[rows_N, times_N]))
-    if any(row.choices for row, _ in items):
-        target = replace(target, choices_NC=tensor(_choices_of(items)))
-    if found:
-        if sum(len(s.target_ids_T) for s in found) != len(rows_N):
-            raise StageError("a micro-batch mixes items with and without a signal")
-        target = replace(
-            target,
-            ids_NK=tensor(np.concatenate([s.ids_TK for s in found]).astype(np.int64)),
-            logprobs_NK=tensor(np.concatenate([s.logprobs_TK for s in found])),
-            tail_N=tensor(np.concatenate([s.tail_T for s in found])),
-        )
-    return Batch(tensor(input_ids), tensor(attention), tensor(rows_N), tensor(times_N), target)
-
-
-def _choices_of(items: list[Item]) -> np.ndarray[Any, Any]:
-    """Returns the ids of the labels at each supervised token of a batch, -1 elsewhere, (N, C)."""
-    width = max(1, *(len(row.choices[1]) for row, _ in items if row.choices))
-    parts = []
-    for row, _ in items:
-        part = np.full((len(row.labels) - row.first, width), -1, dtype=np.int64)
-        if row.choices:
-            place, ids = row.choices
-            part[place, : len(ids)] = ids
-        parts.append(part)
-    return np.concatenate(parts)
 
 
 def audit(items: list[Item], tokenizer: Any) -> str:
