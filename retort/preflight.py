@@ -127,7 +127,7 @@ def _check_models(spec: JobSpec) -> list[str]:
         teacher = models.check(spec.generate.teacher, "generate.teacher")
         lines.append(_line("generate.teacher", spec.generate.teacher, teacher))
         _check_length(spec, teacher)
-        if spec.uses_signal:
+        if spec.distils:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
     lines += [
@@ -173,7 +173,7 @@ def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
         raise SpecError(f"{teacher} and {student} have different tokenizers, so {way_out}")
     if models.template_sha256(teacher) != models.template_sha256(student):
         raise SpecError(f"{teacher} and {student} have different chat templates, so {way_out}")
-    if spec.generate.top_k >= size:
+    if spec.uses_signal and spec.generate.top_k >= size:
         raise SpecError(
             f"generate.top_k: {spec.generate.top_k} is not below the vocabulary's {size} tokens"
         )

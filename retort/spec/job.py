@@ -49,17 +49,28 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _signal_losses_need_a_signal(self) -> "JobSpec":
+        if self.train.teacher == "live":
+            return self
         rewritten = self.curate.rationale != "keep"
         for index, loss in enumerate(self.train.losses):
             where = f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
-            if loss.name != "cross_entropy" and self.generate.top_k == 0:
+            if loss.name == "cross_entropy":
+                continue
+            if self.generate.top_k == 0:
                 raise ValueError(
-                    f"{where}but generate.top_k is 0; set generate.top_k to 16 or drop the loss"
+                    f"{where}but generate.top_k is 0; set generate.top_k to 16, drop the loss, or "
+                    "set train.teacher: live"
                 )
-            if loss.name != "cross_entropy" and rewritten:
+            if rewritten:
                 raise ValueError(
                     f"{where}but curate.rationale: {self.curate.rationale} has the student learn "
-                    "another text than the teacher wrote; set it to keep or drop the loss"
+                    "another text than the teacher wrote; set it to keep, drop the loss, or set "
+                    "train.teacher: live"
+                )
+            if self.train.text == "expected":
+                raise ValueError(
+                    f"{where}but train.text: expected has the student learn another text than the "
+                    "teacher wrote; drop the loss, or set train.teacher: live"
                 )
         return self
 
@@ -68,11 +79,23 @@ class JobSpec(Section):
         """The objective with its default filled in."""
         if self.train.losses:
             return self.train.losses
-        if self.generate.top_k == 0 or self.curate.rationale != "keep":
+        own_text = self.curate.rationale == "keep" and self.train.text == "teacher"
+        stored = self.generate.top_k > 0 and own_text
+        if self.train.teacher == "stored" and not stored:
             return (Loss(name="cross_entropy"),)
         return (Loss(name="cross_entropy", weight=0.2), Loss(name="forward_kl", weight=0.8))
 
     @property
-    def uses_signal(self) -> bool:
+    def distils(self) -> bool:
         """Whether any term of the objective reads the teacher's distribution."""
         return any(loss.name != "cross_entropy" for loss in self.losses)
+
+    @property
+    def uses_signal(self) -> bool:
+        """Whether the stored signal is learned from."""
+        return self.distils and self.train.teacher == "stored"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the teacher is asked while the student learns."""
+        return self.distils and self.train.teacher == "live"

@@ -156,6 +156,15 @@ class TrainRuntime(Section):
     checkpoint_seconds: float = knob(
         300.0, "seconds", "Time between checkpoints; a killed run resumes at the last.", ge=0
     )
+    packing: bool = knob(
+        False, "yes or no", "Several examples share a row and see only themselves: less padding."
+    )
+    num_processes: int = knob(
+        1, "processes", "Processes that train together on this machine, each on its part.", ge=1
+    )
+    accelerate_config: str | None = knob(
+        None, "path", "A file of `accelerate config`: several machines, FSDP2."
+    )
     timeout_seconds: float = knob(
         604_800.0, "seconds", "The stage is ended and fails after this time.", gt=0
     )
@@ -187,6 +196,24 @@ class Train(Section):
         "terms",
         "The objective. Empty: 0.2 cross_entropy + 0.8 forward_kl with a signal, "
         "cross_entropy without.",
+    )
+    teacher: Literal["stored", "live"] = knob(
+        "stored",
+        "name",
+        "Where its distribution comes from. stored: the captured signal; live: the teacher is "
+        "asked while the student learns, in memory or, with engine openai, at generate.endpoint.",
+    )
+    live_top_k: int = knob(
+        16, "tokens", "Log-probabilities that a live endpoint gives for each token.", ge=1, le=100
+    )
+    text: Literal["teacher", "expected"] = knob(
+        "teacher", "name", "What is learned: the teacher's text, or the rows' own answers."
+    )
+    controls: tuple[Literal["fine_tuning", "gold"], ...] = knob(
+        (),
+        "names",
+        "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
+        "the teacher's text (fine_tuning) or on the rows' own answers (gold).",
     )
     learning_rate: float = knob(
         2e-5, "1", "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual.", gt=0

@@ -53,7 +53,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     head, note = trusted_head(model, vocabulary, probe.input_ids_BT, probe.attention_mask_BT)
     report.note(note)
     terms = [term_of(loss) for loss in stage.spec.losses if loss.weight > 0]
-    measures = [Term("agreement", agreement, 0.0)] if stage.spec.uses_signal else []
+    measures = [Term("agreement", agreement, 0.0)] if stage.spec.distils else []
     trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), device)
     last = trainer.run(data)
     save_student(stage, model, base)

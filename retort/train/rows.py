@@ -52,10 +52,14 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     captured = stage.facts("generate")
     shared = captured.get("token_map_sha256") == models.token_map(base)[0]
     uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
-    check_pairing(shared, captured.get("template_sha256", ""), base, uses_signal)
+    # Of a teacher behind an endpoint nothing is known here: who asks it live compares.
+    if stage.spec.distils and "token_map_sha256" in captured:
+        check_pairing(shared, captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
     kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
+    if stage.spec.train.text == "expected":
+        kept, decisions = with_own_answers(kept, examples, decisions)
     signals = read_signals(stage.input("generate")) if uses_signal else {}
     asked = [examples[r.example_id] for r in kept]
     chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
@@ -83,6 +87,23 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     return Data(items["train"], items["validation"], num_too_long, weights)
 
 
+def with_own_answers(
+    kept: list[Response], examples: dict[str, Example], decisions: dict[str, Decision]
+) -> tuple[list[Response], dict[str, Decision]]:
+    """Returns the responses whose row has an answer of its own, with that as what is learned.
+
+    A reply inside a conversation is left out: the row's own answer is the last one's.
+    """
+    found, lessons = [], {}
+    for response in kept:
+        example = examples[response.example_id]
+        own = example.expected if example.reference is None else example.reference
+        if own is not None and response.messages is None:
+            found.append(replace(response, state="accepted"))
+            lessons[response.id] = replace(decisions[response.id], lesson=own)
+    return found, lessons
+
+
 def learned(
     tokenizer: Any, response: Response, decision: Decision, own_ids: bool
 ) -> tuple[str, list[int]]:
@@ -98,6 +119,9 @@ def _check(spec: JobSpec, train: list[Item]) -> None:
     if not train:
         raise DataError(
             f"train: no response fits train.max_length={spec.train.max_length}; raise it"
+            if spec.train.text == "teacher"
+            else "train.text: expected finds no row with an answer of its own that fits "
+            f"train.max_length={spec.train.max_length}"
         )
     if _chooses(spec) and not any(has_choices(row) for row, _ in train):
         raise DataError(
@@ -140,17 +164,19 @@ def choices(
     return label_choices(encode, ids, (text[:start], written, text[end:]), labels)
 
 
-def check_pairing(shared: bool, template_sha256: str, base: Path, uses_signal: bool) -> None:
-    """Raises `DataError` when a signal cannot be used with this student."""
-    if uses_signal and not shared:
+def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
+    """Raises `DataError` when the teacher's distribution cannot be used with this student."""
+    if not shared:
         raise DataError(
-            "teacher and student have different token maps, so the stored signal does not speak "
-            "of the student's tokens; set generate.top_k: 0, or take a student of the same family"
+            "teacher and student have different token maps, so the teacher's distribution does not "
+            "speak of the student's tokens; set generate.top_k: 0 and train.losses: "
+            "[{name: cross_entropy}], or take a student of the same family"
         )
-    if uses_signal and template_sha256 != models.template_sha256(base):
+    if template_sha256 != models.template_sha256(base):
         raise DataError(
             "teacher and student have different chat templates, so the signal was captured after "
-            "another prompt than the student sees; give both the same template, or top_k: 0"
+            "another prompt than the student sees; give both the same template, or learn by "
+            "cross_entropy alone"
         )
 
 
