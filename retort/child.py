@@ -38,8 +38,9 @@ def run(
 ) -> Any:
     """Returns what `module:function(report=..., **arguments)` returns; both sides are JSON.
 
-    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads` and `stall_seconds`
-    where given. The last is how long a child that said it is alive may then say nothing.
+    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads`, `num_processes` and
+    `stall_seconds` where given. The last is how long a child that said it is alive may then say
+    nothing. Several processes are started by torchrun; what the first of them returns counts.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
     killed, hung or ran out of memory; `StageError` when it ran out of time. In every case no
@@ -48,18 +49,17 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     outcome: Event | None = None
     with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
-        process = _start(function, log, {"TMPDIR": scratch, **_threads(runtime)})
-        assert process.stdin
+        given = Path(scratch) / "arguments.json"
+        given.write_text(json.dumps(arguments))
+        more = {"TMPDIR": scratch, **_threads(runtime)}
+        number = runtime.get("num_processes", 1)
+        process = _start([function, str(log), str(given)], log, more, number)
         try:
-            process.stdin.write(json.dumps(arguments) + "\n")
-            process.stdin.flush()
             for event in _events(process, runtime, function):
                 if event["kind"] in ("result", "error"):
-                    outcome = event
+                    outcome = outcome or event
                 elif event["kind"] != "alive":
                     report.emit(event)
-            process.wait()
-        except BrokenPipeError:
             process.wait()
         finally:
             _end(process)
@@ -68,20 +68,30 @@ def run(
     raise _error(outcome, process.returncode, log)
 
 
-def _start(function: str, log: Path, more: dict[str, str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "retort.child", function, str(log)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **more},
-    )
+def _start(
+    arguments: list[str], log: Path, more: dict[str, str], num_processes: int
+) -> "subprocess.Popen[str]":
+    module = ["-m", "retort.child"]
+    if num_processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        module = [*launcher, f"--nproc-per-node={num_processes}", *module]
+    with log.open("a") as stream:
+        return subprocess.Popen(
+            [sys.executable, *module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **more},
+        )
 
 
 def _threads(runtime: dict[str, Any]) -> dict[str, str]:
     """Returns the environment that bounds a child's threads: read when its libraries are loaded."""
-    number = runtime.get("num_threads")
+    number, many = runtime.get("num_threads"), runtime.get("num_processes", 1)
+    if number is None and many > 1:
+        number = max(1, (os.cpu_count() or 1) // many)
     return {"OMP_NUM_THREADS": str(number)} if number else {}
 
 
@@ -166,8 +176,12 @@ def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
 
 
 def main() -> NoReturn:
-    """The child's side: `python -m retort.child module:function LOG`, arguments on stdin."""
-    function, log = sys.argv[1:3]
+    """The child's side: `python -m retort.child module:function LOG ARGUMENTS`, the last a file.
+
+    Of several processes that torchrun started, the first alone speaks; any may say its error.
+    """
+    function, log, given = sys.argv[1:4]
+    speaks = os.environ.get("RANK", "0") == "0"
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     with open(log, "a") as stream:
         os.dup2(stream.fileno(), 1)
@@ -175,6 +189,8 @@ def main() -> NoReturn:
     lock = threading.Lock()
 
     def emit(event: Event) -> None:
+        if not speaks and event["kind"] != "error":
+            return
         with lock, contextlib.suppress(OSError):  # nobody listens when the parent is gone
             channel.write(json.dumps(event) + "\n")
 
@@ -182,7 +198,7 @@ def main() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    arguments = json.loads(sys.stdin.readline())
+    arguments = json.loads(Path(given).read_text())
     orphaned = threading.Event()
     threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
     code = 0
@@ -209,6 +225,22 @@ def main() -> NoReturn:
         _end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
     os._exit(code)
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory this process has held: of the GPU where one is used, else resident.
+
+    Bytes. On a machine without that figure, 0.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def _end_with_parent(orphaned: threading.Event) -> None:

@@ -163,7 +163,7 @@ class TrainRuntime(Section):
         1, "processes", "Processes that train together on this machine, each on its part.", ge=1
     )
     accelerate_config: str | None = knob(
-        None, "path", "A file of `accelerate config`: several machines, FSDP2."
+        None, "path", "A file of `accelerate config`, for FSDP2; its num_processes counts."
     )
     timeout_seconds: float = knob(
         604_800.0, "seconds", "The stage is ended and fails after this time.", gt=0

@@ -1,22 +1,26 @@
 """train: the student learns from the kept responses and the teacher's signal, in a child process.
 
-The loop is in loop.py, what it is fed in rows.py, the model (and its adapters) in student.py, head
-and losses in objective.py and head.py, what survives a kill in checkpoint.py and curve.py.
+The loop is in loop.py, what it is fed in rows.py and batches.py, the model (and its adapters) in
+student.py, a live teacher in teacher.py, head and losses in objective.py and head.py, several
+processes in layout.py and ranks.py, what survives a kill in checkpoint.py and curve.py.
 """
 
 from typing import Any
 
 from retort import child
 from retort.context import Stage
+from retort.train.layout import layout_of
 
 
 def train(stage: Stage) -> dict[str, Any]:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
+    runtime = stage.spec.train.runtime.model_dump()
+    runtime["num_processes"] = layout_of(stage.spec.train).num_processes
     facts: dict[str, Any] = child.run(
         "retort.train.loop:fit",
         {"arguments": stage.arguments()},
         stage.report,
         stage.log,
-        stage.spec.train.runtime.model_dump(),
+        runtime,
     )
     return facts

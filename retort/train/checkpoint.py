@@ -14,18 +14,24 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from retort.storage import Folder
+from retort.train.ranks import cut_like, whole
 
 PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"
 
 
-def write(out: Folder, step: int, model: Any, optimizer: Any) -> None:
-    """Writes the state after `step` steps; removes the older checkpoints afterwards."""
-    tensors = {f"model.{name}": value.contiguous() for name, value in _parameters(model)}
+def write(out: Folder, step: int, model: Any, optimizer: Any, is_first: bool = True) -> None:
+    """Writes the state after `step` steps; removes the older checkpoints afterwards.
+
+    All processes must call it, for a cut up tensor takes all; the first one writes.
+    """
+    tensors = _gathered({f"model.{name}": value for name, value in _parameters(model)}, is_first)
     for name, state in _states(model, optimizer):
-        tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(v) for key, v in state.items()}
-    data = save({key: value.detach().cpu() for key, value in tensors.items()})
+        pairs = {f"optimizer.{name}.{key}": torch.as_tensor(v) for key, v in state.items()}
+        tensors |= _gathered(pairs, is_first)
+    if not is_first:
+        return
     mine = f"{PREFIX}{step:09d}.safetensors"
-    out.write(mine, data)
+    out.write(mine, save(tensors))
     for name in _standing(out):
         if name != mine:
             out.remove(name)
@@ -37,32 +43,44 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
     if not standing:
         return 0
     tensors = load(out.read(standing[-1]))
-    with torch.no_grad():
-        for name, parameter in _parameters(model):
-            parameter.copy_(tensors[f"model.{name}"])
+    put(model, {key.removeprefix("model."): t for key, t in tensors.items() if key[0] == "m"})
     for name, parameter in _parameters(model):
+        start = f"optimizer.{name}."
         state: dict[str, Tensor] = {
-            key.rsplit(".", 1)[1]: value.to(parameter.device)
+            key.removeprefix(start): cut_like(value, parameter)
             for key, value in tensors.items()
-            if key.startswith(f"optimizer.{name}.")
-            and key.removeprefix(f"optimizer.{name}.").count(".") == 0
+            if key.startswith(start) and "." not in key.removeprefix(start)
         }
         if state:
             optimizer.state[parameter] = state
     return int(standing[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
 
 
-def write_best(out: Folder, model: Any) -> None:
-    """Writes the weights alone, of the best pass so far."""
-    out.write(BEST, save({name: p.detach().cpu().contiguous() for name, p in _parameters(model)}))
+def write_best(out: Folder, model: Any, is_first: bool = True) -> None:
+    """Writes the weights alone, of the best pass so far. All processes must call it."""
+    weights = trained(model, is_first)
+    if is_first:
+        out.write(BEST, save(weights))
 
 
 def load_best(out: Folder, model: Any) -> None:
     """Loads the weights of the best pass in place."""
-    tensors = load(out.read(BEST))
-    with torch.no_grad():
-        for name, parameter in _parameters(model):
-            parameter.copy_(tensors[name])
+    put(model, load(out.read(BEST)))
+
+
+def trained(model: Any, is_first: bool = True) -> dict[str, Tensor]:
+    """Returns the weights that train, whole and on the CPU; nothing but for the first process.
+
+    All processes must call it.
+    """
+    return _gathered(dict(_parameters(model)), is_first)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def put(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Loads the weights that train in place, each as it lies among the processes."""
+    for name, parameter in _parameters(model):
+        parameter.copy_(cut_like(tensors[name], parameter))
 
 
 @contextlib.contextmanager
@@ -84,6 +102,15 @@ def interrupts_held() -> Iterator[list[int]]:
 
 def _standing(out: Folder) -> list[str]:
     return [name for name in out.files() if name.startswith(PREFIX)]
+
+
+def _gathered(tensors: dict[str, Tensor], is_first: bool) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if is_first:
+            found[name] = full.cpu().contiguous()
+    return found
 
 
 def _parameters(model: Any) -> list[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """The training loop: every knob's effect is on this page, in the order in which it happens.
 
-Losses are sums; each optimizer step divides once by its supervised tokens, so micro-batches and
-checkpoints change nothing. A run checks itself on the first step and refuses to train in vain.
+Losses are sums; each optimizer step divides once by its supervised tokens, so micro-batches,
+processes and checkpoints change nothing. A run checks itself on the first step and refuses to train
+in vain. Every process runs this page on its part; the first one alone writes and speaks.
 """
 
 # B batch, T time, N supervised tokens, V vocabulary, L terms of the objective
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retort import encoding, models
+from retort import child, encoding, models
 from retort.context import Stage, from_arguments
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
@@ -29,6 +30,7 @@ from retort.train.batches import Batch, Item
 from retort.train.curve import Curve
 from retort.train.head import Sums, Term
 from retort.train.objective import Objective, agreement, trusted_head
+from retort.train.ranks import Ranks, accumulating, join, leave, whole
 from retort.train.schedule import share
 from retort.train.student import open_student, save_student
 
@@ -37,16 +39,20 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     """The child's side of the train stage: returns its facts, writes `student/`."""
     stage = from_arguments(arguments, report)
     knobs = stage.spec.train
-    device = _device(knobs.runtime.device)
+    ranks = join(knobs)
     if os.path.isdir(knobs.student):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    report.note(f"training on {device}, {torch.get_num_threads()} threads")
+    many = f", {ranks.size} processes" if ranks.size > 1 else ""
+    report.note(f"training on {ranks.device}, {torch.get_num_threads()} threads{many}")
     torch.manual_seed(knobs.seed)
     base = models.check(knobs.student, "train.student")
+    # Where it is cut up among the processes, no device holds all of it.
+    device = "cpu" if ranks.layout.shards else ranks.device
     model = open_student(knobs, device)
     tokenizer = encoding.load_tokenizer(knobs.student)
     data = rows.build(stage, base, end_ids(model, tokenizer))
-    stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
+    if ranks.is_first:
+        stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
     probe = batches.collate(data.train[:1], device)
@@ -54,15 +60,19 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     report.note(note)
     terms = [term_of(loss) for loss in stage.spec.losses if loss.weight > 0]
     measures = [Term("agreement", agreement, 0.0)] if stage.spec.distils else []
-    trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), device)
+    trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), ranks)
     last = trainer.run(data)
-    save_student(stage, model, base)
+    weights = checkpoint.trained(model, ranks.is_first) if ranks.layout.shards else None
+    leave()
+    if ranks.is_first:
+        save_student(stage, model, base, weights)
     return {
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_too_long": data.num_too_long,
         "num_steps": trainer.num_steps,
-        "device": device,
+        "device": ranks.device,
+        "num_processes": ranks.size,
         "template_sha256": models.template_sha256(base),
         **last,
     }
@@ -79,9 +89,10 @@ def term_of(loss: Loss) -> Term:
 class Trainer:
     """Holds the objective with its model, and the optimizer, of one run."""
 
-    def __init__(self, stage: Stage, objective: Objective, device: str):
+    def __init__(self, stage: Stage, objective: Objective, ranks: Ranks):
         self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
-        self.objective, self.device = objective, device
+        self.ranks, self.device = ranks, ranks.device
+        self.objective = ranks.wrap(objective)
         model = self.model = objective.model
         self.terms: list[Term] = objective.parts[1]
         self.num_steps = 0
@@ -108,10 +119,13 @@ class Trainer:
         curve = Curve(out, step)
         # A term over labels needs a row that has some.
         first = sorted(data.train[:10_000], key=lambda item: not rows.has_choices(item[0]))
-        self._check_gradients(first[: knobs.batch_size])
+        most = knobs.runtime.micro_batch_tokens
+        self._probe = next(batches.micro_batches(first[: knobs.batch_size], most))
+        self._check_gradients()
         with checkpoint.interrupts_held() as interrupted:
             self._passes(data, curve, step, interrupted)
-        curve.write()
+        if self.ranks.is_first:
+            curve.write()
         best = curve.best_step
         if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
             checkpoint.load_best(out, self.model)
@@ -134,21 +148,23 @@ class Trainer:
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1
                 end_of_epoch = within + 1 == per_epoch
-                if end_of_epoch and data.validation:
-                    record |= self._validate(data.validation)
+                if end_of_epoch:
+                    record |= self._end_of_epoch(data)
                 now = time.monotonic()
                 if end_of_epoch or now - said > 1:
                     said = now
                     curve.add(step, record)
                     self._say(step, record, f"epoch {epoch + 1} of {knobs.num_epochs}")
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
-                    checkpoint.write_best(out, self.model)
+                    checkpoint.write_best(out, self.model, self.ranks.is_first)
                 due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
-                if due or interrupted:
+                due, stops = self.ranks.agree(due, bool(interrupted))
+                if due or stops:
                     saved = now
-                    curve.write()
-                    checkpoint.write(out, step, self.model, self.optimizer)
-                if interrupted:
+                    if self.ranks.is_first:
+                        curve.write()
+                    checkpoint.write(out, step, self.model, self.optimizer, self.ranks.is_first)
+                if stops:
                     raise KeyboardInterrupt
 
     def _say(self, step: int, record: dict[str, float], note: str) -> None:
@@ -161,16 +177,20 @@ class Trainer:
         self.model.train()
         # Seeded by step, so that dropout is the same after a resume.
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
-        num_valid = sum(len(row.labels) - row.first for row, _ in items)
-        sums_L, mass = torch.zeros(len(self.terms)), 0.0
-        for part in batches.micro_batches(items, self.knobs.runtime.micro_batch_tokens):
+        num_valid = supervised(items)
+        # The last is the teacher's mass in its top k.
+        sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
+        parts = self._parts(items)
+        for part in parts:
             batch = batches.collate(part, self.device)
-            found = self._losses(batch)
-            (found.total_ / max(num_valid, 1)).backward()
-            sums_L += found.values_L.cpu()
+            with accumulating(self.objective, is_last=part is parts[-1]):
+                found = self._losses(batch)
+                # The processes' gradients are averaged; the sum of them all is wanted.
+                (found.total_ * (self.ranks.size / max(num_valid, 1))).backward()
+            sums_M[:-1] += found.values_L.cpu()
             if batch.target.tail_N is not None:
-                mass += (1 - batch.target.tail_N.exp()).sum().item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.knobs.max_grad_norm)
+                sums_M[-1] += (1 - batch.target.tail_N.exp()).sum().cpu()
+        norm = self._clipped_norm()
         if not math.isfinite(norm):
             raise StageError(
                 f"the gradient is {norm} at step {step + 1}; lower train.learning_rate "
@@ -180,11 +200,12 @@ class Trainer:
             group["lr"] = self.knobs.learning_rate * share(step, self.num_steps, self.knobs)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        record = self._record(sums_L, num_valid)
-        if mass:
-            record["teacher_top_k_mass"] = mass / num_valid
+        sums_M = self.ranks.sum(sums_M)
+        record = self._record(sums_M[:-1], num_valid)
+        if sums_M[-1]:
+            record["teacher_top_k_mass"] = float(sums_M[-1]) / num_valid
         return record | {
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "tokens": float(num_valid),
             "tokens_per_second": num_valid / (time.monotonic() - started),
@@ -205,16 +226,29 @@ class Trainer:
             )
         return found
 
+    def _parts(self, items: list[Item]) -> list[list[Item]]:
+        """Returns this process's micro-batches of a step's items; each process has equally many."""
+        size, most = self.ranks.size, self.knobs.runtime.micro_batch_tokens
+        shares = [list(batches.micro_batches(items[rank::size], most)) for rank in range(size)]
+        number = max(len(share) for share in shares)
+        mine = shares[self.ranks.rank]
+        return mine + [[rows.blank(items[0])]] * (number - len(mine))
+
+    def _end_of_epoch(self, data: rows.Data) -> dict[str, float]:
+        """Returns what is measured once a pass: validation, each term's own gradient, memory."""
+        record = self._validate(data.validation) if data.validation else {}
+        record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
+        return record | {"peak_memory_bytes": float(child.peak_memory_bytes())}
+
     def _validate(self, items: list[Item]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
-        num_valid = sum(len(row.labels) - row.first for row, _ in items)
-        sums_L = torch.zeros(len(self.terms))
-        ordered = sorted(items, key=lambda item: len(item[0].input_ids))
-        with torch.inference_mode():
-            for part in batches.micro_batches(ordered, self.knobs.runtime.micro_batch_tokens):
+        sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
+        with torch.no_grad():
+            for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
                 sums_L += self._losses(batches.collate(part, self.device)).values_L.cpu()
-        return {f"validation_{k}": v for k, v in self._record(sums_L, num_valid).items()}
+        found = self._record(self.ranks.sum(sums_L), supervised(items))
+        return {f"validation_{k}": v for k, v in found.items()}
 
     def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
         """Returns the objective and each term, per supervised token."""
@@ -222,26 +256,37 @@ class Trainer:
         loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
         return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
 
-    def _check_gradients(self, items: list[Item]) -> None:
+    def _check_gradients(self) -> None:
         """Raises `StageError` when a term of the objective moves nothing: it would be off."""
-        part = next(batches.micro_batches(items, self.knobs.runtime.micro_batch_tokens))
-        batch = batches.collate(part, self.device)
-        if not len(batch.rows_N):
+        batch = batches.collate(self._probe, self.device)
+        if not supervised(self._probe):
             raise StageError("the first batch has no supervised token; nothing would be learned")
         if batch.target.tail_N is not None:
             mass = (1 - batch.target.tail_N.exp()).mean().item()
             if mass < 0.5:
                 self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
-        wanted = [p for p in self.model.parameters() if p.requires_grad]
-        for term in (term for term in self.terms if term.weight):
-            total_ = self._losses(batch, [replace(term, weight=1.0)]).total_
-            found = torch.autograd.grad(total_, wanted, allow_unused=True)
-            norm = sum(float(g.square().sum()) for g in found if g is not None)
+        for name, norm in self._gradient_norms(self._probe).items():
             if not norm > 0:
-                raise StageError(f"loss {term.name} has no gradient (norm^2 {norm}); it is off")
+                raise StageError(f"loss {name} has no gradient (norm {norm}); it is off")
+
+    def _gradient_norms(self, items: list[Item]) -> dict[str, float]:
+        """Returns the norm of each term's own gradient, per supervised token, unweighted."""
+        self.model.train()
+        batch, norms = batches.collate(items, self.device), {}
+        for term in (term for term in self.terms if term.weight):
+            with accumulating(self.objective, is_last=True):
+                total_ = self._losses(batch, [replace(term, weight=1.0)]).total_
+                (total_ / max(supervised(items), 1)).backward()
+            norms[term.name] = self._clipped_norm(float("inf"))
+            self.optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def _clipped_norm(self, most: float | None = None) -> float:
+        """Returns the norm of the whole gradient, which is cut to `most`, or to the knob's."""
+        limit = self.knobs.max_grad_norm if most is None else most
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
 
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def supervised(items: list[Item]) -> int:
+    """Returns how many tokens of the items are learned."""
+    return sum(len(row.labels) - row.first for row, _ in items)

@@ -12,7 +12,7 @@ import numpy as np
 
 from retort import encoding, models
 from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
-from retort.encoding import Row
+from retort.encoding import IGNORED, Row
 from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split
@@ -198,6 +198,13 @@ def aligned(row: Row, signal: Signal | None) -> Signal:
     if (gap_T[inside_TK.any(axis=1)] > 1e-3).any():
         raise DataError(f"example {row.id}: the label's log-probability differs from its signal")
     return signal
+
+
+def blank(item: Item) -> Item:
+    """Returns the item with nothing to learn: what a process is fed that has no part of a step."""
+    row, signal = item
+    row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=None)
+    return row, signal and Signal(*(column[:0] for column in vars(signal).values()))
 
 
 def draws(weights: list[float], random: np.random.Generator) -> Any:

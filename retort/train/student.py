@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from retort.context import Stage
 from retort.errors import SpecError, did_you_mean
 from retort.spec import Lora, Train
+from retort.train.checkpoint import put
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -43,14 +44,20 @@ def open_student(knobs: Train, device: str) -> Any:
     return model
 
 
-def save_student(stage: Stage, model: Any, base: Path) -> None:
+def save_student(
+    stage: Stage, model: Any, base: Path, trained: dict[str, Tensor] | None = None
+) -> None:
     """Writes `student/`, with the base's own tokenizer files, so the template cannot drift.
 
     With adapters `student/` is the merged model, for evaluation and release load a plain folder;
     the adapters, in fp32 and unmerged, stand beside it in `adapter/`. Without them the model itself
-    is cast to the precision in which it is saved: training ends here.
+    is cast to the precision in which it is saved: training ends here. `trained` are its weights
+    where the model itself is cut up among processes: a second one on the CPU takes them in.
     """
     knobs = stage.spec.train
+    if trained is not None:
+        model = open_student(knobs, "cpu")
+        put(model, trained)
     stored = transformers.AutoConfig.from_pretrained(knobs.student).dtype or torch.float32
     dtype = stored if knobs.save_dtype == "base" else getattr(torch, knobs.save_dtype)
     plain = (
