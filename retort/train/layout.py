@@ -18,14 +18,12 @@ OPTION = "train.runtime.accelerate_config"
 class Layout:
     """How many processes there are, and whether the student is cut up among them (FSDP2).
 
-    `reshards` lets a layer's weights go between forward and backward, `offloads` keeps what no
-    layer is computing with in the memory of the CPU.
+    `reshards` lets a layer's weights go between forward and backward: less memory, more traffic.
     """
 
     num_processes: int = 1
     shards: bool = False
     reshards: bool = True
-    offloads: bool = False
 
 
 def layout_of(knobs: Train) -> Layout:
@@ -53,6 +51,8 @@ def layout_of(knobs: Train) -> Layout:
         raise SpecError(f"{OPTION}: {path} asks for {config.num_machines} machines; set it to 1")
     if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
         raise SpecError(f"{OPTION}: {path} asks for FSDP of the first kind; set fsdp_version: 2")
+    if _is_true(fsdp.get("fsdp_offload_params", False)):
+        raise SpecError(f"{OPTION}: {path} has weights offloaded; set fsdp_offload_params: false")
     if config.mixed_precision not in (None, "no", _precision(knobs)):
         raise SpecError(
             f"{OPTION}: {path} says mixed_precision: {config.mixed_precision}, but train.dtype is "
@@ -63,7 +63,6 @@ def layout_of(knobs: Train) -> Layout:
         num_processes,
         shards=kind == "FSDP" and num_processes > 1,
         reshards=_is_true(fsdp.get("fsdp_reshard_after_forward", True)),
-        offloads=_is_true(fsdp.get("fsdp_offload_params", False)),
     )
 
 

@@ -30,7 +30,7 @@ from retort.train.batches import Batch, Item
 from retort.train.curve import Curve
 from retort.train.head import Sums, Term
 from retort.train.objective import Objective, agreement, trusted_head
-from retort.train.ranks import Ranks, accumulating, join, leave, whole
+from retort.train.ranks import Ranks, accumulating, join, whole
 from retort.train.schedule import share
 from retort.train.student import open_student, save_student
 
@@ -42,8 +42,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     ranks = join(knobs)
     if os.path.isdir(knobs.student):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    many = f", {ranks.size} processes" if ranks.size > 1 else ""
-    report.note(f"training on {ranks.device}, {torch.get_num_threads()} threads{many}")
+    report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
     base = models.check(knobs.student, "train.student")
     # Where it is cut up among the processes, no device holds all of it.
@@ -63,7 +62,6 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), ranks)
     last = trainer.run(data)
     weights = checkpoint.trained(model, ranks.is_first) if ranks.layout.shards else None
-    leave()
     if ranks.is_first:
         save_student(stage, model, base, weights)
     return {

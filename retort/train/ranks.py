@@ -9,10 +9,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from retort.spec import Train
@@ -28,6 +29,11 @@ class Ranks:
     size: int
     device: str
     layout: Layout
+
+    def __str__(self) -> str:
+        how = "cut up by FSDP2" if self.layout.shards else "copied by DDP"
+        many = f", {self.size} processes, the student {how}"
+        return self.device.partition(":")[0] + (many if self.size > 1 else "")
 
     @property
     def is_first(self) -> bool:
@@ -69,24 +75,21 @@ class Ranks:
         )
 
     def _sharded(self, objective: Objective) -> nn.Module:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
-
-        kind = torch.device(self.device).type
-        options: dict[str, Any] = {
-            "mesh": init_device_mesh(kind, (self.size,)),
-            "offload_policy": CPUOffloadPolicy() if self.layout.offloads else OffloadPolicy(),
-        }
+        mesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         names = set(objective.model._no_split_modules or [])
         for module in list(objective.model.modules()):
             if type(module).__name__ in names:
-                fully_shard(module, reshard_after_forward=self.layout.reshards, **options)
-        fully_shard(objective, **options)
+                fully_shard(module, mesh=mesh, reshard_after_forward=self.layout.reshards)
+        fully_shard(objective, mesh=mesh)
         return objective
 
 
 def join(knobs: Train) -> Ranks:
-    """Returns this process's place, and has it meet the others where there are any."""
+    """Returns this process's place, and has it meet the others where there are any.
+
+    They are never parted: the process ends at once (`retort.child`), and
+    `destroy_process_group` can wait for a thread that waits for it.
+    """
     layout = layout_of(knobs)
     wanted: str = knobs.runtime.device
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -99,12 +102,6 @@ def join(knobs: Train) -> Ranks:
         torch.cuda.set_device(wanted)
     distributed.init_process_group("nccl" if wanted.startswith("cuda") else "gloo")
     return Ranks(distributed.get_rank(), size, wanted, layout)
-
-
-def leave() -> None:
-    """Lets the other processes go, where there are any."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
