@@ -14,8 +14,10 @@ from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
 from retort.registry import check_options
+from retort.signals import captured
 from retort.spec import build, load
 from retort.storage import Artifact, Folder, open_store
+from retort.train import rows
 from retort.train.loop import fit
 from tests.tiny import save_model, write_job
 
@@ -166,3 +168,29 @@ def test_an_option_that_a_loss_does_not_have_is_refused_with_what_it_has():
         check_options("loss", "jsd", "retort.losses", {"wieght": 1}, ["weight"])
     with pytest.raises(SpecError, match=r"no_gradient: unknown option 'mu'; it has: none"):
         check_options("loss", "tests.test_train:no_gradient", "retort.losses", {"mu": 0.1})
+
+
+def test_a_stored_signal_counts_as_if_padding_ids_had_been_cut_off_before_the_softmax():
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    logits[:, 10:] += 3.0  # of 12 ids the tokenizer knows 10
+    logprobs, ids = torch.log_softmax(logits, 1).topk(8, dim=1)
+    targets = logits[:, :10].argmax(1)
+    chosen = torch.log_softmax(logits, 1).gather(1, targets[:, None])[:, 0]
+    whole = captured(*(t.numpy() for t in (ids.int(), logprobs, targets.int(), chosen)))
+    found = rows.within(10, whole)
+    exact = torch.log_softmax(logits[:, :10], 1)
+    assert found.ids_TK.max() < 10
+    for t in range(5):
+        assert len(set(found.ids_TK[t])) == 8
+        real = found.logprobs_TK[t] > -100
+        assert real.sum() == 8 - (ids[t] >= 10).sum()
+        left = exact[t].clone()
+        for k in range(8):
+            if real[k]:
+                assert found.logprobs_TK[t, k] == pytest.approx(
+                    float(exact[t, found.ids_TK[t, k]]), abs=1e-5
+                )
+                left[found.ids_TK[t, k]] = -torch.inf
+        assert found.tail_T[t] == pytest.approx(float(left.logsumexp(0)), abs=1e-4)
+    assert found.target_logprobs_T == pytest.approx(exact.max(1).values.numpy(), abs=1e-5)
+    assert rows.within(12, whole) is whole

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +22,19 @@ from retort.context import Stage, from_arguments
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.registry import find_function
-from retort.spec import Loss
 from retort.train import batches, checkpoint, rows
 from retort.train.batches import Batch, Item
 from retort.train.curve import Curve
 from retort.train.head import Sums, Term
-from retort.train.objective import Objective, agreement, trusted_head
+from retort.train.objective import Objective, packs_exactly, trusted_head
 from retort.train.ranks import Ranks, accumulating, join, whole
 from retort.train.schedule import share
 from retort.train.student import open_student, save_student
+from retort.train.teacher import Teacher, open_teacher
+from retort.train.terms import terms_of
+
+# Steps for which a teacher behind an endpoint is asked ahead.
+AHEAD = 8
 
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -55,12 +57,19 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
     probe = batches.collate(data.train[:1], device)
-    head, note = trusted_head(model, vocabulary, probe.input_ids_BT, probe.attention_mask_BT)
+    head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
     report.note(note)
-    terms = [term_of(loss) for loss in stage.spec.losses if loss.weight > 0]
-    measures = [Term("agreement", agreement, 0.0)] if stage.spec.distils else []
-    trainer = Trainer(stage, Objective(model, head, [*terms, *measures], vocabulary), ranks)
-    last = trainer.run(data)
+    packs = knobs.runtime.packing
+    if packs:
+        packs, note = packs_exactly(model, probe.input_ids_BT)
+        report.note(note)
+    teacher = open_teacher(stage, vocabulary, ranks.device) if stage.spec.is_live else None
+    objective = Objective(
+        model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
+    )
+    trainer = Trainer(stage, objective, ranks, teacher, packs)
+    with contextlib.closing(teacher) if teacher else contextlib.nullcontext():
+        last = trainer.run(data)
     weights = checkpoint.trained(model, ranks.is_first) if ranks.layout.shards else None
     if ranks.is_first:
         save_student(stage, model, base, weights)
@@ -76,20 +85,19 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     }
 
 
-def term_of(loss: Loss) -> Term:
-    """Returns a term of the objective: its function with temperature and options bound to it."""
-    function = find_function("loss", loss.name, "retort.losses")
-    return Term(
-        loss.name, partial(function, temperature=loss.temperature, **loss.options), loss.weight
-    )
-
-
 class Trainer:
     """Holds the objective with its model, and the optimizer, of one run."""
 
-    def __init__(self, stage: Stage, objective: Objective, ranks: Ranks):
+    def __init__(
+        self,
+        stage: Stage,
+        objective: Objective,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
+        packs: bool = False,
+    ):
         self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
-        self.ranks, self.device = ranks, ranks.device
+        self.ranks, self.device, self.teacher, self.packs = ranks, ranks.device, teacher, packs
         self.objective = ranks.wrap(objective)
         model = self.model = objective.model
         self.terms: list[Term] = objective.parts[1]
@@ -117,8 +125,7 @@ class Trainer:
         curve = Curve(out, step)
         # A term over labels needs a row that has some.
         first = sorted(data.train[:10_000], key=lambda item: not rows.has_choices(item[0]))
-        most = knobs.runtime.micro_batch_tokens
-        self._probe = next(batches.micro_batches(first[: knobs.batch_size], most))
+        self._probe = next(batches.micro_batches(first[:16], knobs.runtime.micro_batch_tokens))
         self._check_gradients()
         with checkpoint.interrupts_held() as interrupted:
             self._passes(data, curve, step, interrupted)
@@ -143,6 +150,8 @@ class Trainer:
                 return
             order = rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
             for within in range(step - epoch * per_epoch, per_epoch):
+                soon = (index for part in order[within : within + AHEAD] for index in part)
+                self._expect([data.train[index] for index in soon])
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1
                 end_of_epoch = within + 1 == per_epoch
@@ -152,7 +161,9 @@ class Trainer:
                 if end_of_epoch or now - said > 1:
                     said = now
                     curve.add(step, record)
-                    self._say(step, record, f"epoch {epoch + 1} of {knobs.num_epochs}")
+                    self.report.metrics(record, step)
+                    note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {knobs.num_epochs}"
+                    self.report.progress(step, self.num_steps, "steps", note)
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
                     checkpoint.write_best(out, self.model, self.ranks.is_first)
                 due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
@@ -165,22 +176,18 @@ class Trainer:
                 if stops:
                     raise KeyboardInterrupt
 
-    def _say(self, step: int, record: dict[str, float], note: str) -> None:
-        self.report.metrics(record, step)
-        self.report.progress(step, self.num_steps, "steps", f"loss {record['loss']:.4f}, {note}")
-
     def _step(self, step: int, items: list[Item]) -> dict[str, float]:
         """Makes one optimizer step; returns its losses per supervised token and its norms."""
         started = time.monotonic()
         self.model.train()
         # Seeded by step, so that dropout is the same after a resume.
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
-        num_valid = supervised(items)
+        num_valid = rows.supervised(items)
         # The last is the teacher's mass in its top k.
         sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
         parts = self._parts(items)
         for part in parts:
-            batch = batches.collate(part, self.device)
+            batch = self._batch(part)
             with accumulating(self.objective, is_last=part is parts[-1]):
                 found = self._losses(batch)
                 # The processes' gradients are averaged; the sum of them all is wanted.
@@ -188,7 +195,7 @@ class Trainer:
             sums_M[:-1] += found.values_L.cpu()
             if batch.target.tail_N is not None:
                 sums_M[-1] += (1 - batch.target.tail_N.exp()).sum().cpu()
-        norm = self._clipped_norm()
+        norm = self._clipped_norm(self.knobs.max_grad_norm)
         if not math.isfinite(norm):
             raise StageError(
                 f"the gradient is {norm} at step {step + 1}; lower train.learning_rate "
@@ -221,13 +228,26 @@ class Trainer:
                 (batch.rows_N, batch.times_N),
                 batch.target,
                 terms,
+                batch.position_ids_BT,
             )
         return found
+
+    def _expect(self, items: list[Item]) -> None:
+        """Has a teacher behind an endpoint asked for what comes next, while the student learns."""
+        if self.teacher and self.ranks.size == 1:  # of several processes, each asks for its own
+            self.teacher.expect(items)
+
+    def _batch(self, part: list[Item]) -> Batch:
+        """Returns a micro-batch with what the teacher says of it."""
+        batch = batches.collate(part, self.device, self.packs)
+        return replace(batch, target=self.teacher.targets(batch)) if self.teacher else batch
 
     def _parts(self, items: list[Item]) -> list[list[Item]]:
         """Returns this process's micro-batches of a step's items; each process has equally many."""
         size, most = self.ranks.size, self.knobs.runtime.micro_batch_tokens
-        shares = [list(batches.micro_batches(items[rank::size], most)) for rank in range(size)]
+        shares = [
+            list(batches.micro_batches(items[rank::size], most, self.packs)) for rank in range(size)
+        ]
         number = max(len(share) for share in shares)
         mine = shares[self.ranks.rank]
         return mine + [[rows.blank(items[0])]] * (number - len(mine))
@@ -242,10 +262,11 @@ class Trainer:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
         sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
+        self._expect(items)
         with torch.no_grad():
             for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
-                sums_L += self._losses(batches.collate(part, self.device)).values_L.cpu()
-        found = self._record(self.ranks.sum(sums_L), supervised(items))
+                sums_L += self._losses(self._batch(part)).values_L.cpu()
+        found = self._record(self.ranks.sum(sums_L), rows.supervised(items))
         return {f"validation_{k}": v for k, v in found.items()}
 
     def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
@@ -256,8 +277,8 @@ class Trainer:
 
     def _check_gradients(self) -> None:
         """Raises `StageError` when a term of the objective moves nothing: it would be off."""
-        batch = batches.collate(self._probe, self.device)
-        if not supervised(self._probe):
+        batch = self._batch(self._probe)
+        if not rows.supervised(self._probe):
             raise StageError("the first batch has no supervised token; nothing would be learned")
         if batch.target.tail_N is not None:
             mass = (1 - batch.target.tail_N.exp()).mean().item()
@@ -270,21 +291,15 @@ class Trainer:
     def _gradient_norms(self, items: list[Item]) -> dict[str, float]:
         """Returns the norm of each term's own gradient, per supervised token, unweighted."""
         self.model.train()
-        batch, norms = batches.collate(items, self.device), {}
+        batch, norms = self._batch(items), {}
         for term in (term for term in self.terms if term.weight):
             with accumulating(self.objective, is_last=True):
                 total_ = self._losses(batch, [replace(term, weight=1.0)]).total_
-                (total_ / max(supervised(items), 1)).backward()
+                (total_ / max(rows.supervised(items), 1)).backward()
             norms[term.name] = self._clipped_norm(float("inf"))
             self.optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _clipped_norm(self, most: float | None = None) -> float:
-        """Returns the norm of the whole gradient, which is cut to `most`, or to the knob's."""
-        limit = self.knobs.max_grad_norm if most is None else most
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
-
-
-def supervised(items: list[Item]) -> int:
-    """Returns how many tokens of the items are learned."""
-    return sum(len(row.labels) - row.first for row, _ in items)
+    def _clipped_norm(self, most: float) -> float:
+        """Returns the norm of the whole gradient, which is cut to `most`."""
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)))

@@ -50,7 +50,8 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     """
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
-    shared = captured.get("token_map_sha256") == models.token_map(base)[0]
+    token_map, vocabulary = models.token_map(base)
+    shared = captured.get("token_map_sha256") == token_map
     uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
     # Of a teacher behind an endpoint nothing is known here: who asks it live compares.
     if stage.spec.distils and "token_map_sha256" in captured:
@@ -78,13 +79,39 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
             continue
-        signal = aligned(row, signals.get(response.id)) if uses_signal else None
+        signal = None
+        if uses_signal:
+            signal = within(vocabulary, aligned(row, signals.get(response.id)))
         split = examples[response.example_id].split
         items[split].append((row, signal))
         if split == "train":
             weights.append(decision.weight)
     _check(stage.spec, items["train"])
     return Data(items["train"], items["validation"], num_too_long, weights)
+
+
+def within(vocabulary: int, signal: Signal) -> Signal:
+    """Returns a signal without ids past the tokenizer's, which a teacher's padded embedding has.
+
+    Their mass is divided out, as if they had been cut off before the softmax; in their place stand
+    other ids, of no probability.
+    """
+    past_TK = signal.ids_TK >= vocabulary
+    if not past_TK.any():
+        return signal
+    ids_TK, logprobs_TK = signal.ids_TK.copy(), signal.logprobs_TK.copy()
+    for t, k in np.argwhere(past_TK):
+        free = np.setdiff1d(np.arange(ids_TK.shape[1] + 1), ids_TK[t])
+        ids_TK[t, k], logprobs_TK[t, k] = free[0], -100.0
+    mass_T = np.where(past_TK, np.exp(signal.logprobs_TK), 0).sum(axis=1)
+    rest_T = np.log1p(-np.minimum(mass_T, 1 - 1e-6)).astype(np.float32)
+    return replace(
+        signal,
+        ids_TK=ids_TK,
+        logprobs_TK=np.where(past_TK, logprobs_TK, logprobs_TK - rest_T[:, None]),
+        target_logprobs_T=signal.target_logprobs_T - rest_T,
+        tail_T=signal.tail_T - rest_T,
+    )
 
 
 def with_own_answers(
@@ -198,6 +225,11 @@ def aligned(row: Row, signal: Signal | None) -> Signal:
     if (gap_T[inside_TK.any(axis=1)] > 1e-3).any():
         raise DataError(f"example {row.id}: the label's log-probability differs from its signal")
     return signal
+
+
+def supervised(items: list[Item]) -> int:
+    """Returns how many tokens of the items are learned."""
+    return sum(len(row.labels) - row.first for row, _ in items)
 
 
 def blank(item: Item) -> Item:
