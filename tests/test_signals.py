@@ -9,7 +9,8 @@ import pytest
 from retort.encoding import IGNORED, encode, render, with_end
 from retort.errors import DataError
 from retort.signals import Signal, captured, pack, tail_logprob, unpack
-from retort.train.rows import aligned, audit, collate
+from retort.train.batches import collate
+from retort.train.rows import aligned, audit
 from tests.tiny import make_tokenizer
 
 PROMPT, RESPONSE = [1, 10, 11, 5], [20, 21, 22, 2]
@@ -90,7 +91,7 @@ def test_a_padded_batch_keeps_each_signal_beside_its_label():
     batch = collate(items, "cpu")
     assert batch.target.labels_N.tolist() == [*RESPONSE, 30, 2]
     assert batch.target.ids_NK[:, 0].tolist() == [*RESPONSE, 30, 2]
-    assert batch.attention_mask_BT.sum(1).tolist() == [7, 3]
+    assert batch.attention_mask_BT is None and batch.position_ids_BT is None
     places = zip(batch.rows_N.tolist(), batch.times_N.tolist(), strict=True)
     assert list(places) == [(0, 3), (0, 4), (0, 5), (0, 6), (1, 1), (1, 2)]
 

@@ -186,9 +186,9 @@ class Trainer:
         # The last is the teacher's mass in its top k.
         sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
         parts = self._parts(items)
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             batch = self._batch(part)
-            with accumulating(self.objective, is_last=part is parts[-1]):
+            with accumulating(self.objective, is_last=number == len(parts)):
                 found = self._losses(batch)
                 # The processes' gradients are averaged; the sum of them all is wanted.
                 (found.total_ * (self.ranks.size / max(num_valid, 1))).backward()

@@ -235,7 +235,8 @@ def supervised(items: list[Item]) -> int:
 def blank(item: Item) -> Item:
     """Returns the item with nothing to learn: what a process is fed that has no part of a step."""
     row, signal = item
-    row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=None)
+    choices = row.choices and NO_CHOICES
+    row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=choices)
     return row, signal and Signal(*(column[:0] for column in vars(signal).values()))
 
 
