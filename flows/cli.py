@@ -166,10 +166,12 @@ def why(options: argparse.Namespace) -> int:
 
     spec, _ = _load(options)
     store = open_store(options.store)
-    for stage, lines in inspection.why(spec, store).items():
-        print(f"{stage:9}", "cached" if not lines else f"runs: {'; '.join(lines)}")
-        if stage == "generate" and lines:
-            print(f"{'':9} {inspection.asked(spec, store)}")
+    found = inspection.why(spec, store)
+    width = max(map(len, found))
+    for name, lines in found.items():
+        print(f"{name:{width}}", "cached" if not lines else f"runs: {'; '.join(lines)}")
+        if name == "generate" and lines:
+            print(f"{'':{width}} {inspection.asked(spec, store)}")
     return DONE
 
 

@@ -1,4 +1,7 @@
-"""The distillation flow: seven stages, each cached by its artifact's manifest."""
+"""The distillation flow: seven stages, each cached by its artifact's manifest.
+
+The controls that the student is compared with are trained as it is, one after the other.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +12,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
 from retort.job import Job
-from retort.spec import JobSpec, StageName
+from retort.spec import JobSpec, StageName, training_of
 from retort.storage import Artifact, Folder, open_store
 from retort.tracking import without_secrets
-from tasks import curate, evaluate, generate, prepare, release, report, train
+from tasks import curate, evaluate, generate, prepare, release, report, train, train_control
 from tasks.listeners import tell
 
 
@@ -32,7 +35,13 @@ def distill(
         responses = generate(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
         student = train(job, prepare=examples, generate=responses, curate=kept)
-        scores = evaluate(job, prepare=examples, train=student)
+        controls = {
+            training_of(name): train_control(
+                job, name, prepare=examples, generate=responses, curate=kept
+            )
+            for name in spec.controls
+        }
+        scores = evaluate(job, prepare=examples, train=student, **controls)
         page = report(
             job,
             prepare=examples,
@@ -40,6 +49,7 @@ def distill(
             curate=kept,
             train=student,
             evaluate=scores,
+            **controls,
         )
         model = release(job, train=student, report=page)
         publish(page, model)

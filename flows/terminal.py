@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from retort.comparison import caption, table, verdict
+from retort.comparison import caption, table, verdict, warnings
 from retort.events import Event
 from tasks import listeners
 
@@ -49,7 +49,7 @@ def watching() -> Iterator[None]:
 def _bars(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(finished_text="[green]ok"),
-        TextColumn("{task.description:9}"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[count]:>22}"),
         TimeElapsedColumn(),
@@ -114,15 +114,19 @@ class PlainLines:
 
 
 def print_report(content: dict[str, Any], page: str) -> None:
-    """Prints the table teacher | base | student, its caption, the verdict and where more is."""
+    """Prints the table (a column a model), its caption, the verdict and where more is."""
     console = Console(soft_wrap=True)
     heading, *body = table(content)
-    shown = Table(*heading)
+    shown = Table()
+    for name in heading:
+        shown.add_column(name, min_width=len(name))  # a narrow page folds numbers, never a name
     for row in body:
         shown.add_row(*row)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
     console.print(verdict(content), style="bold", highlight=False)
+    for text in warnings(content["comparison"]):
+        console.print(f"warning: {text}", highlight=False)
     for check in content["gate"]["checks"]:
         if not check["passed"]:
             console.print(f"refused: {check['name']}: required {check['required']}")

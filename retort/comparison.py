@@ -1,9 +1,24 @@
-"""The comparison: five numbers, the gate that judges them, and how they are shown everywhere."""
+"""The comparison: its numbers, the gate that judges them, and how they are shown everywhere.
+
+A control is a student of the same base and rows by plain fine-tuning. The gate does not look at it;
+the verdict says where the student stands against it, and `warnings` what to do when it is below.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from retort.spec import Gate
+
+CONTROLS = {
+    "fine_tuning": "plain fine-tuning on the same rows",
+    "gold": "plain fine-tuning on the rows' own answers",
+}
+WAYS_OUT = {
+    "fine_tuning": "its losses made the student worse; use plain fine-tuning (train.losses: "
+    "[{name: cross_entropy}]), or look at their weights and temperature",
+    "gold": "the teacher taught it less than those answers do; learn them (train.text: expected, "
+    "train.losses: [{name: cross_entropy}]), or look at train.losses and the teacher's own score",
+}
 
 
 def main_metric(scores: dict[str, Any]) -> str:
@@ -11,12 +26,14 @@ def main_metric(scores: dict[str, Any]) -> str:
     return str(next(iter(scores["teacher"]["metrics"])))
 
 
-def compare(scores: dict[str, Any]) -> dict[str, Any]:
-    """Returns retention, gain, latency_reduction, memory_reduction and throughput_ratio.
+def compare(scores: dict[str, Any], differences: dict[str, Any]) -> dict[str, Any]:
+    """Returns retention, gain, latency_reduction, memory_reduction and throughput_ratio, and the
+    paired differences of student and each other model, each with its outcome.
 
     Retention is student / teacher and gain is student - base, of the main metric. Reductions are
     1 - student / teacher: of the median whole-answer latency, and of the bytes of the weights,
-    None for a teacher behind an endpoint.
+    None for a teacher behind an endpoint. An outcome is above, below, or unclear: the 95% interval
+    of student - model is above zero, below it, or holds it.
     """
     teacher, base, student = (scores[role] for role in ("teacher", "base", "student"))
     name = main_metric(scores)
@@ -31,7 +48,34 @@ def compare(scores: dict[str, Any]) -> dict[str, Any]:
         if teacher["weights_bytes"] is None
         else 1 - student["weights_bytes"] / teacher["weights_bytes"],
         "throughput_ratio": student["tokens_per_second"] / teacher["tokens_per_second"],
+        "differences": {
+            role: {**found, "outcome": _outcome(found)} for role, found in differences.items()
+        },
     }
+
+
+def _outcome(found: dict[str, float]) -> str:
+    if found["low"] > 0:
+        return "above"
+    return "below" if found["high"] < 0 else "unclear"
+
+
+def flat_differences(differences: dict[str, Any]) -> dict[str, float]:
+    """Returns the differences as MLflow metrics: `difference.base`, with `_low` and `_high`."""
+    return {
+        f"difference.{role}{end}": found[key]
+        for role, found in differences.items()
+        for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+    }
+
+
+def warnings(comparison: dict[str, Any]) -> list[str]:
+    """Returns what to do about each control that the student is below of."""
+    return [
+        f"the student is below {CONTROLS[role]}: {WAYS_OUT[role]}"
+        for role, found in comparison["differences"].items()
+        if role in CONTROLS and found["outcome"] == "below"
+    ]
 
 
 def judge(comparison: dict[str, Any], gate: Gate) -> dict[str, Any]:
@@ -58,12 +102,12 @@ def judge(comparison: dict[str, Any], gate: Gate) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any]) -> list[list[str]]:
-    """Returns the comparison's table: a heading row, then a row a measure."""
+    """Returns the comparison's table: a heading row, then a row a measure; a column a model."""
     models, metric = content["models"], content["comparison"]["metric"]
-    roles = ("teacher", "base", "student")
+    gaps = content["comparison"]["differences"]
 
     def row(label: str, show: Any) -> list[str]:
-        return [label, *(show(models[role]) for role in roles)]
+        return [label, *(show(model) for model in models.values())]
 
     def score(model: dict[str, Any]) -> str:
         return f"{model['metrics'][metric]['value']:.1%}"
@@ -73,9 +117,11 @@ def table(content: dict[str, Any]) -> list[list[str]]:
         return f"{found['low']:.1%} to {found['high']:.1%}"
 
     return [
-        ["", *roles],
+        ["", *models],
         row(metric, score),
         row("95% interval", interval),
+        ["student minus it", *(_gap(gaps.get(role), "{value:+.1f}") for role in models)],
+        ["95% interval", *(_gap(gaps.get(role), "{low:+.1f} to {high:+.1f}") for role in models)],
         row("parameters", lambda m: _or_unknown(m["parameters"], "{:,}".format)),
         row("weights", lambda m: _or_unknown(m["weights_bytes"], _bytes)),
         row("peak memory", lambda m: _or_unknown(m["peak_memory_bytes"], _bytes)),
@@ -86,17 +132,37 @@ def table(content: dict[str, Any]) -> list[list[str]]:
 
 
 def verdict(content: dict[str, Any]) -> str:
-    """Returns the outcome in one sentence."""
+    """Returns the outcome in one sentence, and one more for each control."""
     found, gate = content["comparison"], content["gate"]
     kept = "none" if found["retention"] is None else f"{found['retention']:.1%}"
     less = found["memory_reduction"]
     lighter = "" if less is None else f"{less:.1%} less weight memory and "
     judged = "passed" if gate["passed"] else "was refused by"
-    return (
+    said = (
         f"The student keeps {kept} of the teacher's {found['metric']}, "
         f"{found['gain'] * 100:+.1f} points against its base, with {lighter}"
         f"{found['throughput_ratio']:.2f} times the throughput; it {judged} the gate."
     )
+    gaps = found["differences"]
+    return " ".join([said, *(_against(role, gaps[role]) for role in CONTROLS if role in gaps)])
+
+
+def _against(role: str, gap: dict[str, Any]) -> str:
+    """Returns how the student stands against a control, in one sentence."""
+    low, high = gap["low"] * 100, gap["high"] * 100
+    if gap["outcome"] == "unclear":
+        return f"The test cannot tell it from {CONTROLS[role]} ({low:+.1f} to {high:+.1f} points)."
+    if gap["outcome"] == "below":
+        low, high = -high, -low
+    return (
+        f"It is {abs(gap['value']) * 100:.1f} points ({low:.1f} to {high:.1f}) {gap['outcome']} "
+        f"{CONTROLS[role]}."
+    )
+
+
+def _gap(gap: dict[str, Any] | None, form: str) -> str:
+    """Returns a difference in points, in the given form; of the student to itself nothing."""
+    return "" if gap is None else form.format(**{k: gap[k] * 100 for k in ("value", "low", "high")})
 
 
 def caption(content: dict[str, Any]) -> str:
@@ -105,9 +171,9 @@ def caption(content: dict[str, Any]) -> str:
     return (
         f"{data['num_examples']} held-out examples ({data['split']} file), greedy decoding, "
         f"engine {student['engine']} {student['engine_version']}, each model in a process of its "
-        "own; score with 95% bootstrap interval; latency: whole answers one at a time; "
-        "throughput: all examples at once; weights: bytes of the parameters; peak memory: of the "
-        "whole process, engine included."
+        "own; score with 95% bootstrap interval; student minus it: points, paired example by "
+        "example; latency: whole answers one at a time; throughput: all examples at once; weights: "
+        "bytes of the parameters; peak memory: of the whole process, engine included."
     )
 
 

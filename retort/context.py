@@ -25,13 +25,13 @@ class Stage:
     report: Reporter
     log: Path
 
-    def input(self, stage: StageName) -> Folder:
-        """The folder of an input artifact."""
-        return Folder(self.inputs[stage].uri)
+    def input(self, name: str) -> Folder:
+        """The folder of an input artifact: a stage's, or a control's."""
+        return Folder(self.inputs[name].uri)
 
-    def facts(self, stage: StageName) -> dict[str, Any]:
+    def facts(self, name: str) -> dict[str, Any]:
         """The facts in an input's manifest."""
-        facts: dict[str, Any] = self.input(stage).read_json("manifest.json")["facts"]
+        facts: dict[str, Any] = self.input(name).read_json("manifest.json")["facts"]
         return facts
 
     def arguments(self) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""evaluate: teacher, base and student on the same held-out examples, prompts and decoding.
+"""evaluate: teacher, base, student and controls on the same held-out examples, asked the same way.
 
 Each model runs in a fresh process, so that the memory measured is its own. Raw answers are kept.
 """
 
-import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retort import child, metrics, models, task_types
+from retort.comparison import flat_differences, main_metric
 from retort.context import Stage, from_arguments, held_out_split, read_examples
 from retort.engines import (
     Answer,
@@ -25,9 +26,11 @@ from retort.engines import (
 from retort.errors import DataError, StageError
 from retort.events import Event, Reporter
 from retort.records import Example, Response, read_lines, write_lines
-from retort.spec import JobSpec
+from retort.spec import JobSpec, training_of
 
-ROLES = ("teacher", "base", "student")
+Scores = dict[str, dict[str, dict[str, float]]]  # by role, metric and example's id
+# The models that no stage of this job has made.
+GIVEN = ("teacher", "base")
 
 
 def evaluate(stage: Stage) -> dict[str, Any]:
@@ -35,28 +38,29 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
     A killed run continues with the models that are missing.
     """
-    student = stage.input("train").local_copy("student")
-    knobs = stage.spec.evaluate
-    for index, role in enumerate(ROLES):
+    knobs, roles = stage.spec.evaluate, stage.spec.roles
+    for index, role in enumerate(roles):
         if stage.out.has(f"measures-{role}.json"):
             stage.report.note(f"continuing: {role} is already measured")
             continue
-        with student if role == "student" else nullcontext() as folder:
-            model = str(folder) if folder else _address(stage.spec, role)
+        with _model(stage, role) as model:
             measures = child.run(
                 "retort.evaluate:measure",
                 {"arguments": stage.arguments(), "role": role, "model": model},
-                _scaled(stage.report, role, index),
+                _part(stage.report, role, (index, len(roles))),
                 stage.log,
                 knobs.runtime.model_dump(),
             )
         stage.out.write_json(f"measures-{role}.json", measures)
-    scored = _scores(stage)
-    stage.report.metrics(_flat(scored), step=0)
+    scores = _scores(stage)
+    found = _models(stage, scores)
+    differences = _differences(stage.spec, scores, main_metric(found))
+    stage.report.metrics({**_flat(found), **flat_differences(differences)}, step=0)
     facts = {
         "split": held_out_split(stage.spec),
         "num_examples": len(_test_examples(stage)),
-        "models": scored,
+        "models": found,
+        "differences": differences,
     }
     stage.out.write_json("scores.json", facts)
     return facts
@@ -66,8 +70,8 @@ def measure(arguments: dict[str, Any], role: str, model: str, report: Reporter) 
     """The child's side: answers all examples together, then some one at a time, and measures."""
     stage = from_arguments(arguments, report)
     spec, examples = stage.spec, _test_examples(stage)
-    if role == "student":
-        check_template(stage, Path(model))
+    if role not in GIVEN:
+        check_template(stage, Path(model), role)
     module = _engine_of(spec, role)
     report.progress(0, len(examples), "answers", "loading")
     started = time.monotonic()
@@ -113,26 +117,10 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
     )
 
 
-def check_template(stage: Stage, student: Path) -> None:
+def check_template(stage: Stage, student: Path, role: str = "student") -> None:
     """Raises `StageError` when the student would be asked in another form than it learned."""
-    if models.template_sha256(student) != stage.facts("train")["template_sha256"]:
-        raise StageError("the student's chat template is not the one it was trained with")
-
-
-def peak_memory_bytes() -> int:
-    """Returns the most memory this process has held: of the GPU where one is used, else resident.
-
-    Bytes. On a machine without that figure, 0.
-    """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
-        return int(torch.cuda.max_memory_reserved())
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    if models.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
+        raise StageError(f"the {role}'s chat template is not the one it was trained with")
 
 
 def _engine_of(spec: JobSpec, role: str) -> EngineModule:
@@ -150,7 +138,7 @@ def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:
         return dict.fromkeys(("parameters", "weights_bytes", "peak_memory_bytes"))
     return {
         **models.size(models.locate(model, role)),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": child.peak_memory_bytes(),
     }
 
 
@@ -191,12 +179,30 @@ def _address(spec: JobSpec, role: str) -> str:
     return spec.generate.teacher if role == "teacher" else spec.train.student
 
 
-def _scaled(report: Reporter, role: str, index: int) -> Reporter:
-    """Passes a model's events on as a part of the whole stage."""
+def _title(spec: JobSpec, role: str) -> str:
+    """Returns what a role's model is called in the report."""
+    if role in GIVEN:
+        return _address(spec, role)
+    return spec.name if role == "student" else f"{spec.name}, {role}"
+
+
+@contextmanager
+def _model(stage: Stage, role: str) -> Iterator[str]:
+    """Gives where a role's model is: a hub id, a name at the endpoint, or a folder here."""
+    if role in GIVEN:
+        yield _address(stage.spec, role)
+        return
+    with stage.input(training_of(role)).local_copy("student") as folder:
+        yield str(folder)
+
+
+def _part(report: Reporter, role: str, place: tuple[int, int]) -> Reporter:
+    """Passes a model's events on as a part of the whole stage: which one, of how many."""
+    index, number = place
 
     def emit(event: Event) -> None:
         if event["kind"] == "progress":
-            total = event["total"] * len(ROLES)
+            total = event["total"] * number
             done = event["done"] + event["total"] * index
             event = {**event, "done": done, "total": total, "note": f"{role} {event['note']}"}
         report.emit(event)
@@ -204,28 +210,47 @@ def _scaled(report: Reporter, role: str, index: int) -> Reporter:
     return Reporter(emit)
 
 
-def _scores(stage: Stage) -> dict[str, Any]:
-    """Returns the report's `models` part: what was measured, and metrics with intervals."""
-    knobs, examples = stage.spec.evaluate, _test_examples(stage)
-    task_type = task_types.load(stage.spec.prepare.task_type)
+def _scores(stage: Stage) -> Scores:
+    """Returns the scores of all answers by role, metric and example."""
+    examples, task_type = _test_examples(stage), task_types.load(stage.spec.prepare.task_type)
     texts = {
         role: {r.id: r.text for r in read_lines(Response, stage.out.read(f"answers-{role}.jsonl"))}
-        for role in ROLES
+        for role in stage.spec.roles
     }
     for role, answers in texts.items():
         if set(answers) != {e.id for e in examples}:
             raise DataError(f"evaluate: the answers of {role} do not match the examples by id")
-    found: dict[str, Any] = {}
-    for role in ROLES:
-        scores = metrics.scores(task_type, examples, texts[role], texts["teacher"])
-        found[role] = {
-            "model": _address(stage.spec, role) if role != "student" else stage.spec.name,
+    return {
+        role: metrics.scores(task_type, examples, answers, texts["teacher"])
+        for role, answers in texts.items()
+    }
+
+
+def _models(stage: Stage, scores: Scores) -> dict[str, Any]:
+    """Returns the report's `models` part: what was measured, and metrics with intervals."""
+    knobs = stage.spec.evaluate
+    return {
+        role: {
+            "model": _title(stage.spec, role),
             **stage.out.read_json(f"measures-{role}.json"),
             "metrics": {
-                name: metrics.interval(values, knobs.num_bootstrap, knobs.seed)
-                for name, values in scores.items()
+                metric: metrics.interval([*values.values()], knobs.num_bootstrap, knobs.seed)
+                for metric, values in found.items()
             },
         }
+        for role, found in scores.items()
+    }
+
+
+def _differences(spec: JobSpec, scores: Scores, metric: str) -> dict[str, dict[str, float]]:
+    """Returns student minus each other model, on the examples on which both have a score."""
+    own, found = scores["student"][metric], {}
+    for role in (role for role in spec.roles if role != "student"):
+        other = scores[role][metric]
+        both = [key for key in own if key in other]
+        pairs = [own[key] for key in both], [other[key] for key in both]
+        knobs = spec.evaluate
+        found[role] = metrics.difference(*pairs, knobs.num_bootstrap, knobs.seed)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from retort import preflight
 from retort.asks import Plan, engine_of, ledger_name, manner
@@ -18,43 +17,42 @@ from retort.records import (
     Response,
     read_lines,
 )
-from retort.spec import INPUTS, STAGES, JobSpec, StageName, differences, recipes
+from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
 from retort.storage import Store
 
 
-def why(spec: JobSpec, store: Store) -> dict[StageName, list[str]]:
-    """Returns for each stage why it would run again: nothing for a cached one.
+def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
+    """Returns for each stage, and each control, why it would run again: nothing for a cached one.
 
     The reasons are the ingredients that differ from the job's last artifact of that stage.
     """
-    found: dict[StageName, list[str]] = {}
-    wanted = recipes(spec, preflight.sources(spec))
+    found: dict[str, list[str]] = {}
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
     digests: dict[str, str] = {}
-    for stage in STAGES:
-        folder = store.artifact(stage, wanted[stage].name)
+    for name, recipe in recipes(spec, preflight.sources(spec)).items():
+        folder = store.artifact(recipe.stage, recipe.name)
         manifest = folder.manifest()
-        stale = [i for i in INPUTS[stage] if found[i]]
+        stale = [i for i in recipe.inputs if found[i]]
         if manifest is None:
-            found[stage] = _reasons(store, stage, last.get(stage), wanted[stage].ingredients)
+            found[name] = _reasons(store, recipe, last.get(name))
         elif stale:
-            found[stage] = [f"input {name} would be made again" for name in stale]
-        elif manifest["input_digests"] != {i: digests[i] for i in INPUTS[stage]}:
-            found[stage] = ["an input was made again and has other content"]
+            found[name] = [f"input {i} would be made again" for i in stale]
+        elif manifest["input_digests"] != {i: digests[i] for i in recipe.inputs}:
+            found[name] = ["an input was made again and has other content"]
         else:
-            found[stage] = []
+            found[name] = []
             artifact = folder.finished()
             assert artifact
-            digests[stage] = artifact.digest
+            digests[name] = artifact.digest
     return found
 
 
-def _reasons(store: Store, stage: str, last: str | None, wanted: dict[str, Any]) -> list[str]:
-    folder = store.artifact(stage, last) if last else None
+def _reasons(store: Store, wanted: Recipe, last: str | None) -> list[str]:
+    folder = store.artifact(wanted.stage, last) if last else None
     if folder is None or not folder.has("manifest.json"):
         return ["never finished in this store"]
-    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted)
+    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted.ingredients)
     return changed or ["a file of its artifact is missing or cut short"]
 
 

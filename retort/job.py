@@ -2,6 +2,7 @@
 
 The manifest is the cache. A stage is reused when its artifact is whole and was made from inputs
 with the same content; nothing else is asked, so a moved store or a new machine keeps everything.
+The surprise: `train` runs once for the student and once for each control, under names of their own.
 """
 
 import time
@@ -14,7 +15,7 @@ from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.records import SPLITS
 from retort.registry import outside
-from retort.spec import INPUTS, JobSpec, StageName, recipes
+from retort.spec import JobSpec, StageName, recipes
 from retort.storage import Artifact, Folder, Store
 from retort.tracking import Tracker, without_secrets
 
@@ -27,12 +28,14 @@ class Job:
     """A job on its store, with its recipes, its tracker and who listens to its stages."""
 
     def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
-        self.spec, self.store, self.force, self.listen = spec, store, set(force), listener
+        self.spec, self.store, self.listen = spec, store, listener
         preflight.check(spec, store)
         self.sources = preflight.sources(spec)
         self.recipes = recipes(spec, self.sources)
+        # Who forces train forces what the student is compared with, too.
+        self.force = {name for name, recipe in self.recipes.items() if recipe.stage in set(force)}
         self.tracker = Tracker(store, self._warn)
-        self.used: dict[StageName, Artifact] = {}
+        self.used: dict[str, Artifact] = {}
         self.tags: dict[str, str] = {}
         self._open_run = ""
 
@@ -41,35 +44,37 @@ class Job:
         self.tags = tags
         self.tracker.open_job(self.spec.name, tags, resume_tag="prefect.flow_run_id")
 
-    def standing(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact | None:
-        """Returns the stage's artifact if it can be reused."""
-        asks_again = stage == "generate" and self.spec.generate.runtime.retry
-        if stage in self.force or (asks_again and stage not in self.used):
+    def standing(self, name: str, inputs: dict[str, Artifact]) -> Artifact | None:
+        """Returns a stage's artifact if it can be reused; `name` is the stage's or a control's."""
+        asks_again = name == "generate" and self.spec.generate.runtime.retry
+        if name in self.force or (asks_again and name not in self.used):
             return None
-        folder = self._folder(stage)
+        folder = self._folder(name)
         manifest = folder.manifest()
         if manifest is None or manifest["input_digests"] != _digests(inputs):
             return None
-        self.tracker.cached(stage, manifest.get("mlflow_run_id", ""))
-        return self._use(stage, folder.reference(manifest), "cached")
+        self.tracker.cached(name, manifest.get("mlflow_run_id", ""))
+        return self._use(name, folder.reference(manifest), "cached")
 
-    def make(self, stage: StageName, inputs: dict[str, Artifact]) -> Artifact:
+    def make(self, name: str, inputs: dict[str, Artifact]) -> Artifact:
         """Runs a stage and commits its artifact; continues what a killed run left of it."""
-        assert set(inputs) == set(INPUTS[stage]), f"{stage} reads {INPUTS[stage]}"
-        folder = self._folder(stage)
-        self._make_room(stage, folder, inputs)
-        knobs = getattr(self.spec, stage).model_dump(mode="json")
-        run_id = self.tracker.open_stage(stage, self.tags, knobs) or ""
+        recipe = self.recipes[name]
+        stage, spec = recipe.stage, recipe.spec
+        assert set(inputs) == set(recipe.inputs), f"{name} reads {recipe.inputs}"
+        folder = self._folder(name)
+        self._make_room(name, folder, inputs)
+        knobs = getattr(spec, stage).model_dump(mode="json")
+        run_id = self.tracker.open_stage(name, self.tags, knobs) or ""
         self._open_run = run_id
 
         def emit(event: Event) -> None:
             if event["kind"] == "metrics" and run_id:
                 self.tracker.metrics(run_id, event["values"], event["step"])
-            self.listen(stage, event)
+            self.listen(name, event)
 
-        context = Stage(stage, self.spec, self.store, inputs, folder, Reporter(emit), self.log)
+        context = Stage(stage, spec, self.store, inputs, folder, Reporter(emit), self.log)
         started = time.time()
-        self.listen(stage, {"kind": "started"})
+        self.listen(name, {"kind": "started"})
         self._log_lineage(run_id, stage, inputs)
         try:
             facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
@@ -80,8 +85,8 @@ class Job:
         artifact = folder.commit(
             {
                 "stage": stage,
-                "name": self.recipes[stage].name,
-                "ingredients": self.recipes[stage].ingredients,
+                "name": recipe.name,
+                "ingredients": recipe.ingredients,
                 "input_digests": _digests(inputs),
                 "facts": facts,
                 "seconds": time.time() - started,
@@ -90,8 +95,8 @@ class Job:
             }
         )
         self.tracker.close_stage(run_id, facts, _small_files(folder))
-        self.force.discard(stage)
-        return self._use(stage, artifact, "done")
+        self.force.discard(name)
+        return self._use(name, artifact, "done")
 
     def fail(self, error: BaseException) -> None:
         """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
@@ -104,8 +109,8 @@ class Job:
         reported = Folder(self.used["report"].uri)
         content = {
             **reported.read_json("report.json"),
-            "fingerprints": {stage: artifact.name for stage, artifact in self.used.items()},
-            "artifacts": {stage: artifact.uri for stage, artifact in self.used.items()},
+            "fingerprints": {name: artifact.name for name, artifact in self.used.items()},
+            "artifacts": {name: artifact.uri for name, artifact in self.used.items()},
             "mlflow": {
                 "tracking_uri": without_secrets(self.tracker.uri),
                 "run_id": self.tracker.parent_id,
@@ -143,24 +148,25 @@ class Job:
                 place = sources.describe(source)
                 self.tracker.dataset(run_id, split, place, self.sources[f"prepare.{split}"])
 
-    def _folder(self, stage: StageName) -> Folder:
-        return self.store.artifact(stage, self.recipes[stage].name)
+    def _folder(self, name: str) -> Folder:
+        recipe = self.recipes[name]
+        return self.store.artifact(recipe.stage, recipe.name)
 
-    def _make_room(self, stage: StageName, folder: Folder, inputs: dict[str, Artifact]) -> None:
+    def _make_room(self, name: str, folder: Folder, inputs: dict[str, Artifact]) -> None:
         """Keeps what a killed run left, unless it was forced or made from other inputs."""
         mine = _digests(inputs)
         marker = "scratch/inputs.json"
         continues = folder.has(marker) and folder.read_json(marker) == mine
-        if stage in self.force or folder.has("manifest.json") or not continues:
+        if name in self.force or folder.has("manifest.json") or not continues:
             folder.clear()
         folder.write_json(marker, mine)
 
-    def _use(self, stage: StageName, artifact: Artifact, how: str) -> Artifact:
-        self.used[stage] = artifact
+    def _use(self, name: str, artifact: Artifact, how: str) -> Artifact:
+        self.used[name] = artifact
         self._open_run = ""
-        names = {s: a.name for s, a in self.used.items()}
+        names = {key: used.name for key, used in self.used.items()}
         self.store.job(self.spec.name).write_json("artifacts.json", names)
-        self.listen(stage, {"kind": how})
+        self.listen(name, {"kind": how})
         return artifact
 
 

@@ -12,7 +12,7 @@ from retort import sources as data
 from retort.curate.asking import as_teacher
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
-from retort.prepare.rows import preview
+from retort.prepare.rows import Reader, preview
 from retort.records import SPLITS, sha256_of
 from retort.registry import check_function, check_options, source_digest
 from retort.spec import JobSpec
@@ -20,6 +20,7 @@ from retort.storage import Store
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
 BYTES_PER_PARAMETER = 12 + 2 * 4
+BYTES_PER_PARAMETER_OF_CONTROL = 4
 MIN_FREE_BYTES = 200_000_000
 # Rows of each file that are looked at before a run; prepare reads them all.
 PREVIEW_ROWS = 10_000
@@ -120,6 +121,8 @@ def _check_models(spec: JobSpec) -> list[str]:
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(spec.generate, name) and not getattr(engine, "PENALTIES", True):
             raise SpecError(f"generate.{name}: this engine does not know it; set it to 0")
+    if spec.is_live:
+        lines.append(_check_live(spec))
     student = models.check(spec.train.student, "train.student")
     if engine.REMOTE:
         lines.append(engine.check(asks.settings_of(spec, "")))
@@ -136,6 +139,17 @@ def _check_models(spec: JobSpec) -> list[str]:
         if getattr(spec.curate, name) is not None
     ]
     return [*lines, _line("train.student", spec.train.student, student)]
+
+
+def _check_live(spec: JobSpec) -> str:
+    """Returns a line on the teacher that is asked while the student learns."""
+    from retort.train.endpoint import is_remote
+
+    if is_remote(spec):
+        where = f"its endpoint, {spec.train.live_top_k} log-probabilities a token"
+    else:
+        where = "memory beside it"
+    return f"train.teacher: live; the teacher is asked while the student learns, in {where}"
 
 
 def _check_asked(spec: JobSpec, name: str) -> str:
@@ -165,9 +179,10 @@ def _line(key: str, model: str, folder: Path) -> str:
 
 def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
     (teacher_map, size), (student_map, _) = models.token_map(teacher), models.token_map(student)
+    text_alone = "train.losses: [{name: cross_entropy}]" if spec.is_live else "generate.top_k: 0"
     way_out = (
-        "the student cannot learn from the teacher's signal; set generate.top_k: 0 to learn from "
-        "its text alone, or take a student of the same family"
+        f"the student cannot learn from the teacher's signal; set {text_alone} to learn from its "
+        "text alone, or take a student of the same family"
     )
     if teacher_map != student_map:
         raise SpecError(f"{teacher} and {student} have different tokenizers, so {way_out}")
@@ -181,6 +196,8 @@ def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
 
 def _check_data(spec: JobSpec) -> list[str]:
     counts, recognised, longer = preview(spec, PREVIEW_ROWS)
+    _check_labels(spec)
+    _check_gold(spec)
     lines = []
     for split in SPLITS:
         if spec.prepare.has(split):
@@ -199,11 +216,53 @@ def _check_data(spec: JobSpec) -> list[str]:
     return lines
 
 
+def _check_labels(spec: JobSpec) -> None:
+    """Raises `SpecError` when labels are to be learned but no train row has any.
+
+    It reads up to the first row that has, so all rows only where it refuses.
+    """
+    if all(loss.name != "label_distribution" for loss in spec.losses):
+        return
+    found = (r.example for r in Reader(spec).rows() if r.split == "train" and r.example)
+    if not any(example.options for example in found):
+        raise SpecError(
+            "train.losses: label_distribution learns which answer of a closed set the teacher "
+            f"prefers, but no train row of task type {spec.prepare.task_type} has such a set. It "
+            "is for nli, and for qa where rows have choices or prepare.labels says which answers "
+            "there are; set those, or name another loss"
+        )
+
+
+def _check_gold(spec: JobSpec) -> None:
+    """Raises `SpecError` when the control gold has no train row's own answer to learn.
+
+    It reads up to the first row that has one. Where the teacher answers turn by turn, a row of
+    several turns is not learned: its own answer follows its own replies, not the teacher's.
+    """
+    if "gold" not in spec.controls:
+        return
+    turns, is_chat = spec.generate.turns, spec.prepare.task_type == "conversation"
+    by_turn = turns == "all" or (turns == "auto" and is_chat)
+    for example in (r.example for r in Reader(spec).rows() if r.split == "train"):
+        if example is None or (example.reference is None and example.expected is None):
+            continue
+        roles = [message["role"] for message in example.messages]
+        replied = "tool" not in roles and "assistant" in roles[roles.index("user") :]
+        if not (by_turn and replied):
+            return
+    raise SpecError(
+        "train.controls: gold learns the rows' own answers, but no train row has one"
+        f"{' after a single turn' if by_turn else ''}; give the rows answers, or take gold out of "
+        "train.controls"
+    )
+
+
 def _check_store(spec: JobSpec, store: Store) -> list[str]:
     store.probe()
     if not store.is_local:
         return [f"store {store.uri}: can be written"]
-    need = MIN_FREE_BYTES + BYTES_PER_PARAMETER * _parameters(spec)
+    each = BYTES_PER_PARAMETER + BYTES_PER_PARAMETER_OF_CONTROL * len(spec.controls)
+    need = MIN_FREE_BYTES + each * _parameters(spec)
     free = shutil.disk_usage(store.uri).free
     if free < need:
         raise StoreError(

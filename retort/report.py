@@ -7,9 +7,10 @@ is added when the job finishes, so that a cached report tells of the run that sh
 from typing import Any
 
 from retort import card, task_types
-from retort.comparison import caption, compare, judge, table, verdict
+from retort.comparison import caption, compare, judge, table, verdict, warnings
 from retort.context import Stage, held_out_split, read_examples
 from retort.records import Example, Response, read_lines
+from retort.spec import training_of
 
 STAGES_READ = ("prepare", "generate", "curate", "train")
 
@@ -17,7 +18,7 @@ STAGES_READ = ("prepare", "generate", "curate", "train")
 def report(stage: Stage) -> dict[str, Any]:
     """Writes `report.json` and `report.md`; returns the comparison and the gate's verdict."""
     evaluated, curated = stage.facts("evaluate"), stage.input("curate")
-    comparison = compare(evaluated["models"])
+    comparison = compare(evaluated["models"], evaluated["differences"])
     gate = judge(comparison, stage.spec.report.gate)
     content = {
         "name": stage.spec.name,
@@ -25,7 +26,10 @@ def report(stage: Stage) -> dict[str, Any]:
         "models": evaluated["models"],
         "comparison": comparison,
         "gate": gate,
-        "training": {"warnings": stage.facts("train").get("warnings", [])},
+        "training": {
+            "warnings": [*warnings(comparison), *_training_warnings(stage)],
+            "controls": {name: _counts(stage, training_of(name)) for name in stage.spec.controls},
+        },
         "data": {"split": evaluated["split"], "num_examples": evaluated["num_examples"]}
         | {name: _counts(stage, name) for name in STAGES_READ}
         | {"card": curated.read_json("data_card.json")},
@@ -50,13 +54,13 @@ def markdown(content: dict[str, Any], examples: list[dict[str, str]]) -> str:
         lines.append(f"- {check['name']}: required {check['required']}; {measured}: {mark}")
     lines += ["", card.page(content["data"]["card"])]
     lines += ["", "The same as a picture: `data_card.svg`, beside this page.", ""]
-    if warnings := content["training"]["warnings"]:
-        lines += ["## Training", "", *(f"- warning: {text}" for text in warnings), ""]
+    if warned := content["training"]["warnings"]:
+        lines += ["## Training", "", *(f"- warning: {text}" for text in warned), ""]
     if examples:
         lines += ["## Examples, where student and teacher differ first", ""]
     for example in examples:
         lines += [f"**{example['question']}** (expected: {example['expected']})", ""]
-        lines += [f"- {role}: {example[role]}" for role in ("teacher", "base", "student")]
+        lines += [f"- {role}: {example[role]}" for role in content["models"]]
         lines.append("")
     return "\n".join(lines) + "\n"
 
@@ -67,7 +71,7 @@ def _side_by_side(stage: Stage) -> list[dict[str, str]]:
     evaluated = stage.input("evaluate")
     answers = {
         role: {r.id: r.text for r in read_lines(Response, evaluated.read(f"answers-{role}.jsonl"))}
-        for role in ("teacher", "base", "student")
+        for role in stage.spec.roles
     }
     held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
     asked = [example for example in held_out if example.id in answers["student"]]
@@ -86,6 +90,22 @@ def _side_by_side(stage: Stage) -> list[dict[str, str]]:
         }
         for e in chosen
     ]
+
+
+def _training_warnings(stage: Stage) -> list[str]:
+    """Returns what the trainings warned of, and which control had less to learn from: one that
+    went wrong is easily beaten."""
+    own = stage.facts("train")
+    found = list(own.get("warnings", []))
+    for name in stage.spec.controls:
+        control = stage.facts(training_of(name))
+        found += [f"{name}: {text}" for text in control.get("warnings", [])]
+        if control["num_train"] < own["num_train"]:
+            found.append(
+                f"{name} learned from {control['num_train']:,} rows and the student from "
+                f"{own['num_train']:,}; the others have no answer that {name} could learn"
+            )
+    return found
 
 
 def _counts(stage: Stage, name: Any) -> dict[str, Any]:

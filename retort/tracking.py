@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
+from retort.comparison import flat_differences
 from retort.storage import Store
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -201,7 +202,9 @@ class Tracker:
     @_forgiving
     def close_job(self, report: dict[str, Any], page: str) -> None:
         """Attaches the report to the job's run and ends it well."""
-        numbers = {k: float(v) for k, v in report["comparison"].items() if _is_number(v)}
+        found = report["comparison"]
+        numbers = {k: float(v) for k, v in found.items() if _is_number(v)}
+        numbers |= flat_differences(found["differences"])
         self._buffer = []
         self.metrics(self.parent_id, numbers, step=0)
         self._flush(self.parent_id)

@@ -60,7 +60,7 @@ def _move(stage: str, event: Event, now: float) -> None:
     percent = 100.0 * event["done"] / max(event["total"], 1)
     text = line(stage, event)
     if run_id not in _moved:
-        key = f"{stage}-progress"
+        key = f"{stage}-progress".replace("_", "-")  # Prefect's keys hold no other sign
         made = create_progress_artifact(progress=percent, key=key, description=text)
         _moved[run_id] = (cast(UUID, made), now)
     elif now - _moved[run_id][1] >= MOVE_EVERY_SECONDS or event["done"] == event["total"]:

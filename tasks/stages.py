@@ -1,4 +1,4 @@
-"""The stages as Prefect tasks. A reused artifact shows as `Cached` in the UI.
+"""The stages as Prefect tasks, and each control as one. A reused artifact shows as `Cached`.
 
 Prefect's own cache stays out of it: the manifest in the store decides. Timeouts are enforced where
 the work is, in the stage's child process, for Prefect cannot stop blocking code.
@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from retort.job import Job
-from retort.spec import StageName
+from retort.spec import CONTROLS, StageName, training_of
 from retort.storage import Artifact
 
 # Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
@@ -27,12 +27,16 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return is_network or bool(getattr(error, "transient", False))
 
 
-def stage_task(stage: StageName) -> Callable[..., Artifact]:
-    """Returns what calls the task that makes a stage's artifact, or reuses it."""
+def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
+    """Returns what calls the task that makes a stage's artifact, or reuses it.
+
+    `name` is the task's where it is not the stage's: of a control.
+    """
+    name = name or stage
 
     @task(
-        name=stage,
-        task_run_name=stage,
+        name=name,
+        task_run_name=name,
         tags=["retort", stage],
         retries=len(RETRY_DELAYS_SECONDS),
         retry_delay_seconds=RETRY_DELAYS_SECONDS,
@@ -41,9 +45,9 @@ def stage_task(stage: StageName) -> Callable[..., Artifact]:
         persist_result=False,
     )
     def run(job: Job, **inputs: Artifact) -> Any:
-        if standing := job.standing(stage, inputs):
+        if standing := job.standing(name, inputs):
             return Completed(name="Cached", message=standing.uri, data=standing)
-        return job.make(stage, inputs)
+        return job.make(name, inputs)
 
     def call(job: Job, **inputs: Artifact) -> Artifact:
         # A task that returns a state gives that state to its caller; the flow wants the artifact.
@@ -57,6 +61,12 @@ prepare = stage_task("prepare")
 generate = stage_task("generate")
 curate = stage_task("curate")
 train = stage_task("train")
+_controls = {control: stage_task("train", training_of(control)) for control in CONTROLS}
 evaluate = stage_task("evaluate")
 report = stage_task("report")
 release = stage_task("release")
+
+
+def train_control(job: Job, control: str, **inputs: Artifact) -> Artifact:
+    """Returns the artifact of a control's student: trained as the student, by plain fine-tuning."""
+    return _controls[control](job, **inputs)

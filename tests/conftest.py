@@ -21,7 +21,18 @@ from tests.servers import BIN, ROOT, environment, free_port, vllm_serving
 
 __all__ = ["BIN", "ROOT", "ask", "environment", "free_port", "vllm_serving"]
 # Begun first, so that no core is left with a long one at the end.
-LONGEST = ("job", "job_elsewhere", "job_killed", "generate_killed", "zoo", "generate", "readme")
+LONGEST = (
+    "job",
+    "job_elsewhere",
+    "job_killed",
+    "controls_killed",
+    "generate_killed",
+    "ranks",
+    "families",
+    "zoo",
+    "generate",
+    "readme",
+)
 FOLDER = pytest.StashKey[Path]()
 
 

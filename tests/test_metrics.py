@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import beta, norm
 
 from retort.errors import SpecError
-from retort.metrics import accuracy, agreement, interval, rouge_l, scores, token_f1
+from retort.metrics import accuracy, agreement, difference, interval, rouge_l, scores, token_f1
 from retort.records import Example
 from retort.task_types import conversation, math, nli, qa, summarization
 
@@ -118,9 +118,9 @@ def test_scores_are_those_that_apply_in_the_types_order_and_agreement():
     teacher = {"a": "paris", "b": "Basel", "c": "Rome"}
     found = scores(qa, examples, answers, teacher)
     assert list(found) == ["accuracy", "token_f1", "agreement"]
-    assert found["accuracy"] == [1.0, 0.0]
-    assert found["token_f1"] == [1.0, pytest.approx(2 / 3)]
-    assert found["agreement"] == [1.0, 0.0, 1.0]
+    assert found["accuracy"] == {"a": 1.0, "c": 0.0}
+    assert found["token_f1"] == {"a": 1.0, "c": pytest.approx(2 / 3)}
+    assert found["agreement"] == {"a": 1.0, "b": 0.0, "c": 1.0}
     assert list(scores(qa, examples[1:2], answers, teacher)) == ["agreement"]
     assert list(scores(conversation, examples, answers, teacher)) == ["agreement"]
     assert list(scores(summarization, examples, answers, teacher)) == ["rouge_l", "agreement"]
@@ -131,12 +131,13 @@ def test_a_type_of_ones_own_may_bring_its_own_metric(monkeypatch):
     own.answer, own.equal = math.answer, math.equal
     monkeypatch.setitem(sys.modules, "own_type", own)
     answers = {"a": "7"}
-    assert scores(own, [example("7")], answers, answers) == {"accuracy": [1.0], "agreement": [1.0]}
+    right = {"a": 1.0}
+    assert scores(own, [example("7")], answers, answers) == {"accuracy": right, "agreement": right}
     own.half = lambda example, text, task_type: 0.5
     own.METRICS = ("own_type:half",)
     assert scores(own, [example("7")], answers, answers) == {
-        "own_type:half": [0.5],
-        "agreement": [0.5],
+        "own_type:half": {"a": 0.5},
+        "agreement": {"a": 0.5},
     }
     own.METRICS = ("acuracy",)
     with pytest.raises(SpecError, match=r"unknown metric 'acuracy'.*did you mean 'accuracy'"):
@@ -157,3 +158,33 @@ def test_an_interval_of_all_right_or_all_wrong_is_the_exact_binomial_one(n):
     right, wrong = interval([1.0] * n, 10, seed=0), interval([0.0] * n, 10, seed=0)
     assert (right["low"], right["high"]) == (pytest.approx(beta.ppf(0.025, n, 1)), 1.0)
     assert (wrong["low"], wrong["high"]) == (0.0, pytest.approx(beta.ppf(0.975, 1, n)))
+
+
+def test_a_differences_interval_is_an_independent_slow_paired_bootstraps():
+    chosen = random.Random(0)
+    student = [float(chosen.random() < 0.7) for _ in range(200)]
+    # The other is right where the student is, but for some: pairing makes the interval narrow.
+    other = [s if chosen.random() < 0.9 else 1 - s for s in student]
+    found = difference(student, other, 4000, seed=1)
+    means = []
+    for _ in range(4000):
+        drawn = chosen.choices(range(200), k=200)
+        means.append(sum(student[i] for i in drawn) / 200 - sum(other[i] for i in drawn) / 200)
+    means.sort()
+    assert found["value"] == pytest.approx(np.mean(student) - np.mean(other))
+    assert found["low"] == pytest.approx(means[100], abs=0.006)
+    assert found["high"] == pytest.approx(means[3900], abs=0.006)
+    assert found["n"] == 200
+    apart = difference(student, chosen.sample(other, 200), 4000, seed=1)
+    assert found["high"] - found["low"] < 0.7 * (apart["high"] - apart["low"])
+
+
+def test_equal_scores_leave_a_doubt_that_more_examples_shrink():
+    for n in (5, 500):
+        found = difference([1.0] * n, [1.0] * n, 100, seed=0)
+        doubt = 1 - 0.025 ** (1 / n)
+        assert (found["value"], found["low"], found["high"]) == (0, -doubt, doubt)
+    assert difference([1.0], [0.0], 100, seed=0)["low"] < 0
+    assert difference([1.0] * 50, [0.0] * 50, 100, seed=0)["low"] > 0.8
+    with pytest.raises(ValueError, match="2 scores against 1"):
+        difference([1.0, 0.0], [1.0], 100, seed=0)

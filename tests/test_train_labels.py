@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from retort import encoding, models
+from retort import encoding, models, preflight
 from retort.context import Stage
-from retort.errors import DataError
+from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
 from retort.records import Example
@@ -96,6 +96,32 @@ def test_the_last_label_that_is_written_counts_in_any_case():
     assert chosen("c", None) is None
     ab = {"A": "first", "B": "second"}
     assert chosen("B", ab) == (0, ["A", "B"]) or chosen("B", ab) == (0, ["B", "A"])
+
+
+def refusal_of(tmp_path, task_type: str, row: dict, **prepare) -> str:
+    """What a job of one row is told before it runs that learns labels; nothing if it may run."""
+    path = write_job(tmp_path, "transformers", losses=[{"name": "label_distribution"}])
+    job = yaml.safe_load(path.read_text())
+    job["prepare"] |= {"task_type": task_type, **prepare}
+    path.write_text(yaml.safe_dump(job))
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"data/{split}.jsonl").write_text(json.dumps(row) + "\n")
+    try:
+        preflight.check(load(path)[0], open_store(str(tmp_path / "store")))
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+def test_a_job_whose_rows_have_no_labels_is_refused_before_the_teacher_is_asked(tmp_path):
+    open_one = {"question": "1 + 1 = ?", "answer": "2"}
+    said = refusal_of(tmp_path, "math", open_one)
+    assert said.startswith("train.losses: label_distribution") and "task type math" in said
+    assert "prepare.labels" in refusal_of(tmp_path, "qa", open_one)
+    closed = {"question": "Which?", "choices": ["one", "two"], "answer": "A"}
+    assert refusal_of(tmp_path, "qa", closed) == ""
+    assert refusal_of(tmp_path, "qa", {**open_one, "answer": "no"}, labels=["yes", "no"]) == ""
+    assert refusal_of(tmp_path, "nli", nli(0), labels=list(LABELS)) == ""
 
 
 def test_a_job_without_labels_is_told_what_the_loss_is_for(ready, tmp_path):

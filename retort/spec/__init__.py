@@ -3,11 +3,12 @@
 from retort.spec.data import Asked, Curate, HubDataset, Judge, Prepare, Source
 from retort.spec.engine import EngineRuntime
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
-from retort.spec.job import STAGES, JobSpec, StageName
+from retort.spec.job import CONTROLS, STAGES, JobSpec, StageName, training_of
 from retort.spec.load import build, load
 from retort.spec.sections import Gate, Generate, Lora, Loss, Train
 
 __all__ = [
+    "CONTROLS",
     "INPUTS",
     "STAGES",
     "Asked",
@@ -29,4 +30,5 @@ __all__ = [
     "differences",
     "load",
     "recipes",
+    "training_of",
 ]

@@ -9,16 +9,19 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from retort.spec.job import STAGES, JobSpec, StageName
+from retort.spec.job import STAGES, JobSpec, StageName, training_of
 
 # Raised by hand when a stage's results change for the same spec.
 VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
     "prepare": 3,
     "generate": 2,
     "curate": 2,
+    "evaluate": 2,
+    "report": 2,
 }
 
-# Which artifacts a stage reads: the data-flow graph of the job, in one place.
+# Which artifacts a stage reads: the data-flow graph of the job, in one place. A control is a second
+# `train`; those that look at the student (evaluate, report) look at it too.
 INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
     "generate": ("prepare",),
@@ -54,10 +57,14 @@ ADDRESSES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a stage makes: the ingredients of its fingerprint."""
+    """Everything that decides what a stage makes: the ingredients of its fingerprint.
+
+    `spec` is the job as the stage sees it: a control's says what the control learns.
+    """
 
     stage: StageName
     ingredients: dict[str, Any] = field(hash=False)
+    spec: JobSpec = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -65,24 +72,44 @@ class Recipe:
         text = json.dumps(self.ingredients, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads, by the names under which `recipes` gives their recipes."""
+        return tuple(self.ingredients["inputs"])
 
-def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[StageName, Recipe]:
-    """Returns the recipe of every stage of a job, in order.
 
-    `sources` maps each address in the spec ("prepare.train", "generate.teacher" ...) to the
-    digest of what it points to.
+def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[str, Recipe]:
+    """Returns the recipe of every stage of a job, in order: each control's after the student's.
+
+    A control's recipe stands under the name of its training (`train-fine_tuning`) and is that of a
+    job which trains nothing else, so that the two share an artifact. `sources` maps each address in
+    the spec ("prepare.train", "generate.teacher" ...) to the digest of what it points to.
     """
-    made: dict[StageName, Recipe] = {}
+    made: dict[str, Recipe] = {}
     for stage in STAGES:
-        ingredients = {
-            "stage": stage,
-            "version": VERSIONS[stage],
-            "knobs": knobs(spec, stage),
-            "sources": {k: v for k, v in sources.items() if k in _sources_of(stage)},
-            "inputs": {needed: made[needed].name for needed in INPUTS[stage]},
-        }
-        made[stage] = Recipe(stage, ingredients)
+        made[stage] = _recipe(stage, spec, sources, made)
+        if stage == "train":
+            # The user's own losses are the student's alone.
+            plain = {key: digest for key, digest in sources.items() if key != "train.plug_ins"}
+            for control in spec.controls:
+                found = _recipe("train", spec.control(control), plain, made)
+                made[training_of(control)] = found
     return made
+
+
+def _recipe(
+    stage: StageName, spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe]
+) -> Recipe:
+    """Returns a stage's recipe, given those of the stages before it."""
+    controls = [training_of(name) for name in spec.controls if stage in ("evaluate", "report")]
+    ingredients = {
+        "stage": stage,
+        "version": VERSIONS[stage],
+        "knobs": knobs(spec, stage),
+        "sources": {k: v for k, v in sources.items() if k in _sources_of(stage)},
+        "inputs": {needed: made[needed].name for needed in (*INPUTS[stage], *controls)},
+    }
+    return Recipe(stage, ingredients, spec)
 
 
 def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
@@ -97,6 +124,10 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
         ]
     if stage == "train":
         found["losses"] = [loss.model_dump(mode="json") for loss in spec.losses]
+        del found["controls"]  # they are compared with the student, which learns nothing of them
+        if not spec.is_live:
+            del found["live_top_k"]
+            found["teacher"] = "stored"
     if stage == "evaluate":
         found["task_type"] = spec.prepare.task_type
         found["max_tokens"] = spec.evaluate.max_tokens or spec.generate.max_tokens

@@ -20,6 +20,13 @@ STAGES: tuple[StageName, ...] = (
     "report",
     "release",
 )
+# A control is the same base on the same rows with the same budget, by plain fine-tuning on a text.
+CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher", "gold": "expected"}
+
+
+def training_of(role: str) -> str:
+    """Returns the name of the training that makes a role's model: train, train-fine_tuning ..."""
+    return "train" if role == "student" else f"train-{role}"
 
 
 class JobSpec(Section):
@@ -73,6 +80,38 @@ class JobSpec(Section):
                     "teacher wrote; drop the loss, or set train.teacher: live"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _controls_are_others(self) -> "JobSpec":
+        learns = {loss.name for loss in self.losses if loss.weight > 0}
+        for control in self.controls:
+            if learns == {"cross_entropy"} and self.train.text == CONTROLS[control]:
+                raise ValueError(
+                    f"train.controls: {control} would compare the student with itself, for "
+                    f"train.losses is cross_entropy alone and train.text: {self.train.text}; take "
+                    f"{control} out of train.controls, or add a loss such as forward_kl"
+                )
+        return self
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The controls asked for, each once, in the order in which they are trained."""
+        return tuple(name for name in CONTROLS if name in self.train.controls)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Which models are compared."""
+        return ("teacher", "base", "student", *self.controls)
+
+    def control(self, name: str) -> "JobSpec":
+        """Returns the job whose student is this one's control of that name."""
+        plain = {
+            "losses": (Loss(name="cross_entropy"),),
+            "teacher": "stored",
+            "text": CONTROLS[name],
+            "controls": (),
+        }
+        return self.model_copy(update={"train": self.train.model_copy(update=plain)})
 
     @property
     def losses(self) -> tuple[Loss, ...]:

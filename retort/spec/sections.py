@@ -254,7 +254,7 @@ class Train(Section):
 class Evaluate(Section):
     """Teacher, base and student on the same held-out examples, prompts and decoding."""
 
-    engine: str = knob("auto", "name", "One engine for all three models; auto: vllm if installed.")
+    engine: str = knob("auto", "name", "One engine for all models; auto: vllm if installed.")
     max_tokens: int | None = knob(
         None, "tokens", "Longest answer; as in generate if not given.", ge=1
     )
