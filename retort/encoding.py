@@ -80,8 +80,11 @@ def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> R
 def with_end(token_ids: list[int], end_ids: list[int]) -> list[int]:
     """Returns a finished response's ids with exactly one end token.
 
-    Engines differ in whether they give the end token that they stopped at.
+    Engines differ in whether they give the end token that they stopped at. Raises `DataError` for
+    a model without one: its student would never stop.
     """
+    if not end_ids:
+        raise DataError("the student has no end token; name one in its generation_config.json")
     body = list(token_ids)
     while body and body[-1] in end_ids:
         body.pop()

@@ -10,7 +10,8 @@ from retort.encoding import IGNORED, encode, render, with_end
 from retort.errors import DataError
 from retort.signals import Signal, captured, pack, tail_logprob, unpack
 from retort.train.batches import collate
-from retort.train.rows import aligned, audit
+from retort.train.joining import aligned
+from retort.train.rows import audit
 from tests.tiny import make_tokenizer
 
 PROMPT, RESPONSE = [1, 10, 11, 5], [20, 21, 22, 2]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    GPT2Config,
     LlamaConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
@@ -47,6 +48,16 @@ DEEPSEEK = Style(
     "{% else %}{{ '<｜Assistant｜>' + m.content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}",
 )
+# GPT-2 has one special token, which begins and ends; people take it for padding too.
+GPT2 = Style(
+    "<|endoftext|>",
+    "<|endoftext|>",
+    "<|endoftext|>",
+    [],
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+)
 LLAMA = Style(
     "<|begin_of_text|>",
     "<|eot_id|>",
@@ -75,7 +86,7 @@ QWEN = Style(
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 )
 
-# Heads have the real size: 96 in Phi-3 and 3.5, 192 (128 + 64) in DeepSeek, 128 elsewhere.
+# Heads have the real size: 64 in GPT-2, 96 in Phi-3 and 3.5, 192 (128 + 64) in DeepSeek, else 128.
 PHI3_SHAPE = {"hidden_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
@@ -130,6 +141,7 @@ FAMILIES: dict[str, tuple[Style, type, dict[str, Any]]] = {
             },
         },
     ),
+    "gpt-2": (GPT2, GPT2Config, {"hidden_size": 128, "num_attention_heads": 2}),
     "llama-3.1": (
         LLAMA,
         LlamaConfig,
@@ -189,6 +201,7 @@ def train_tokenizer(style: Style) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, trained on the quickstart's questions."""
     texts = [json.loads(line)["question"] for line in TEXTS.read_text().splitlines()[:2000]]
     specials = [token for token in (style.bos, style.eos, style.pad, *style.marks) if token]
+    specials = list(dict.fromkeys(specials))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -210,7 +223,7 @@ def train_tokenizer(style: Style) -> PreTrainedTokenizerFast:
     )
 
 
-def save_family(name: str, folder: Path) -> Path:
+def save_family(name: str, folder: Path, seed: int = 0) -> Path:
     """Writes a family's model and tokenizer; returns their folder."""
     style, config_class, shape = FAMILIES[name]
     tokenizer = train_tokenizer(style)
@@ -222,7 +235,7 @@ def save_family(name: str, folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.1,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for key, buffer in model.named_buffers():
         # Experts are chosen with this bias and weighed without it: zero would hide a mistake.

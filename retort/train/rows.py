@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from retort import encoding, models
+from retort.asks import instruction_of
 from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
 from retort.encoding import IGNORED, Row
 from retort.errors import DataError
 from retort.losses.choices import label_choices
-from retort.records import Decision, Example, Response, Split
+from retort.records import Decision, Example, Response, Split, ids_sha256
 from retort.signals import Signal
 from retort.spec import JobSpec
 from retort.train.batches import Item
+from retort.train.joining import aligned, check_pairing, ended, within
 
 # An answer without a label, in a job that looks at labels.
 NO_CHOICES: tuple[int, list[int]] = (0, [])
@@ -66,13 +68,14 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
     prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
     items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
-    num_too_long, weights = 0, []
+    num_too_long, num_other, weights = 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
         decision = decisions[response.id]
         text, ids = learned(tokenizer, response, decision, shared and not stage.spec.generate.stop)
         if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
-        row = encoding.encode(response.id, prompt_ids, ids)
+        row = ended(encoding.encode(response.id, prompt_ids, ids), end_ids, response.state)
+        num_other += uses_signal and _differs(prompt_ids, response)
         if chooses:
             found = choices(tokenizer, examples[response.example_id], text, ids)
             row = replace(row, choices=found or NO_CHOICES)
@@ -87,31 +90,13 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
         if split == "train":
             weights.append(decision.weight)
     _check(stage.spec, items["train"])
+    if num_other and instruction_of(stage.spec) is None:
+        stage.report.note(
+            f"warning: {num_other:,} of {len(kept):,} prompts are rendered otherwise than when the "
+            "teacher was asked, so its signal follows another prompt; does the chat template write "
+            "the date? --force generate asks again"
+        )
     return Data(items["train"], items["validation"], num_too_long, weights)
-
-
-def within(vocabulary: int, signal: Signal) -> Signal:
-    """Returns a signal without ids past the tokenizer's, which a teacher's padded embedding has.
-
-    Their mass is divided out, as if they had been cut off before the softmax; in their place stand
-    other ids, of no probability.
-    """
-    past_TK = signal.ids_TK >= vocabulary
-    if not past_TK.any():
-        return signal
-    ids_TK, logprobs_TK = signal.ids_TK.copy(), signal.logprobs_TK.copy()
-    for t, k in np.argwhere(past_TK):
-        free = np.setdiff1d(np.arange(ids_TK.shape[1] + 1), ids_TK[t])
-        ids_TK[t, k], logprobs_TK[t, k] = free[0], -100.0
-    mass_T = np.where(past_TK, np.exp(signal.logprobs_TK), 0).sum(axis=1)
-    rest_T = np.log1p(-np.minimum(mass_T, 1 - 1e-6)).astype(np.float32)
-    return replace(
-        signal,
-        ids_TK=ids_TK,
-        logprobs_TK=np.where(past_TK, logprobs_TK, logprobs_TK - rest_T[:, None]),
-        target_logprobs_T=signal.target_logprobs_T - rest_T,
-        tail_T=signal.tail_T - rest_T,
-    )
 
 
 def with_own_answers(
@@ -139,6 +124,11 @@ def learned(
     text = response.text if decision.lesson is None else decision.lesson
     ids = response.token_ids if own_ids and decision.lesson is None else []
     return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _differs(prompt_ids: list[int], response: Response) -> bool:
+    """Whether the teacher was asked with another prompt than the student sees."""
+    return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
 
 
 def _check(spec: JobSpec, train: list[Item]) -> None:
@@ -189,42 +179,6 @@ def choices(
         return list(tokenizer(whole, add_special_tokens=False)["input_ids"])
 
     return label_choices(encode, ids, (text[:start], written, text[end:]), labels)
-
-
-def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
-    """Raises `DataError` when the teacher's distribution cannot be used with this student."""
-    if not shared:
-        raise DataError(
-            "teacher and student have different token maps, so the teacher's distribution does not "
-            "speak of the student's tokens; set generate.top_k: 0 and train.losses: "
-            "[{name: cross_entropy}], or take a student of the same family"
-        )
-    if template_sha256 != models.template_sha256(base):
-        raise DataError(
-            "teacher and student have different chat templates, so the signal was captured after "
-            "another prompt than the student sees; give both the same template, or learn by "
-            "cross_entropy alone"
-        )
-
-
-def aligned(row: Row, signal: Signal | None) -> Signal:
-    """Returns a signal cut or refused so that its row t predicts the row's t-th label.
-
-    Raises `DataError` when it was made for other tokens.
-    """
-    if signal is None:
-        raise DataError(f"example {row.id} is kept but has no signal; use --force generate")
-    labels = np.asarray(row.labels[row.first :], dtype=np.int32)
-    if not np.array_equal(signal.target_ids_T, labels):
-        raise DataError(
-            f"example {row.id}: the signal's tokens are not the labels "
-            f"({len(signal.target_ids_T)} against {len(labels)}); the capture is broken"
-        )
-    inside_TK = signal.ids_TK == labels[:, None]
-    gap_T = np.abs(np.where(inside_TK, signal.logprobs_TK, 0).sum(1) - signal.target_logprobs_T)
-    if (gap_T[inside_TK.any(axis=1)] > 1e-3).any():
-        raise DataError(f"example {row.id}: the label's log-probability differs from its signal")
-    return signal
 
 
 def supervised(items: list[Item]) -> int:
