@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from world import Problem, problems, sample_texts
 
 HERE = Path(__file__).resolve().parent
-NUM_ROWS = {"train": 12_000, "validation": 200, "test": 500}
+NUM_ROWS = {"train": 6_400, "validation": 200, "test": 500}
 SEED = 20_260
 
 TEACHER = Recipe(
@@ -38,7 +38,7 @@ BASE = Recipe(
     hidden=64,
     heads=2,
     inner=128,
-    num_problems=4_000,
+    num_problems=9_000,
     epochs=6,
     batch_size=64,
     learning_rate=4e-3,

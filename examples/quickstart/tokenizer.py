@@ -1,6 +1,7 @@
 """The quickstart's tokenizer: about 120 whole words, single digits, and a chat template.
 
-Words carry the space before them and digits carry none, so joined tokens are the exact text.
+Words and marks carry the space before them, and the one after them where a digit follows; so
+digits carry none, few tokens are spaces, and joined tokens are the exact text.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from world import Problem
 
 SPECIALS = ["<pad>", "<unk>", "<bos>", "<system>", "<user>", "<assistant>", "<end>"]
-PIECE = r"\d| ?[A-Za-z]+| ?####|[^A-Za-z\d]"
+PIECE = r"\d| ?(?:[A-Za-z]+|####|[^A-Za-z\d ])(?: (?=\d))?| "
 
 # The only place that writes a BOS; an assistant turn closes with exactly one end token.
 CHAT_TEMPLATE = (

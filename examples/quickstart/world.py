@@ -1,5 +1,6 @@
 """The quickstart's world: word problems of two or three steps, with worked solutions.
 
+One problem has many right solutions: each step may be worded in several ways, drawn at random.
 A problem's split is decided by a hash of its story kind and numbers, so no held-out problem can
 occur in any training text, whatever the seeds are and however its names or objects differ.
 """
@@ -49,6 +50,17 @@ LINKS = [". Then {pronoun} ", " and ", ", then "]
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
+# What a step says is decided by the story; how it says it is a free choice among these.
+STARTS = ["", "First ", "Here ", "So "]
+SIGNS = {
+    "+": ["+", " plus ", " and "],
+    "-": ["-", " minus ", " less "],
+    "*": ["*", " times ", " by "],
+    "/": ["/", " over ", " shared by "],
+}
+RESULTS = ["=", " is ", " makes ", " gives ", " equals "]
+LINES = [". ", "; ", ". Then ", ". Next ", ", so ", ", then "]
+
 HELD_OUT_SLOTS = {0: "validation", 1: "test"}  # of 16: an eighth of all number choices is held out
 
 
@@ -70,7 +82,7 @@ class Problem:
 
 
 class Story:
-    """The running state while one story is told: the cast, the text, the sums done so far."""
+    """The running state while one story is told: the cast, its numbers, the solution so far."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -79,7 +91,8 @@ class Story:
         self.thing, self.other = rng.sample(OBJECTS, 2)
         self.box = rng.choice(BOXES)
         self.numbers: list[int] = []
-        self.sums: list[str] = []
+        self.solution = ""
+        self.value = 0
 
     def number(self, low: int, high: int) -> int:
         """A number from `low` to `high`, both possible, noted as part of the problem's identity."""
@@ -88,10 +101,18 @@ class Story:
         return value
 
     def compute(self, left: int, sign: str, right: int) -> int:
-        """The value of one sum, which becomes a step of the worked solution."""
-        value = OPERATIONS[sign](left, right)
-        self.sums.append(f"{left}{sign}{right}={value}.")
-        return value
+        """The value of one sum, which becomes a step of the worked solution, in any wording."""
+        self.write(LINES if self.solution else STARTS)
+        orders = [(left, right), (right, left)] if sign in "+*" else [(left, right)]
+        self.write([f"{a}{word}{b}" for a, b in orders for word in SIGNS[sign]])
+        self.write(RESULTS)
+        self.value = OPERATIONS[sign](left, right)
+        self.write([str(self.value)])
+        return self.value
+
+    def write(self, wordings: list[str]) -> None:
+        """Adds one of several wordings to the worked solution, each as likely as the others."""
+        self.solution += self.rng.choice(wordings)
 
     def event(self, total: int) -> tuple[str, int]:
         """One gain or loss that keeps the total within 1 to 99: its words and the new total."""
@@ -222,8 +243,8 @@ def make_problem(rng: random.Random) -> Problem:
     teller = rng.choice(TELLERS)
     story = Story(rng)
     question = teller(story)
-    answer = story.sums[-1].rstrip(".").split("=")[1]
-    solution = " ".join([*story.sums, "####", answer])
+    answer = str(story.value)
+    solution = f"{story.solution}. #### {answer}"
     return Problem(question, solution, answer, teller.__name__[5:], tuple(story.numbers))
 
 

@@ -28,7 +28,7 @@ from retort.train.curve import Curve
 from retort.train.head import Sums, Term
 from retort.train.objective import Objective, packs_exactly, trusted_head
 from retort.train.ranks import Ranks, accumulating, join, whole
-from retort.train.schedule import share
+from retort.train.schedule import optimizer_of, share
 from retort.train.student import open_student, save_student
 from retort.train.teacher import Teacher, open_teacher
 from retort.train.terms import terms_of
@@ -99,20 +99,10 @@ class Trainer:
         self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
         self.ranks, self.device, self.teacher, self.packs = ranks, ranks.device, teacher, packs
         self.objective = ranks.wrap(objective)
-        model = self.model = objective.model
+        self.model = objective.model
         self.terms: list[Term] = objective.parts[1]
         self.num_steps = 0
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": self.knobs.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=self.knobs.learning_rate,
-            betas=(0.9, self.knobs.adam_beta2),
-            fused=True,
-        )
+        self.optimizer = optimizer_of(self.model, self.knobs)
 
     def run(self, data: rows.Data) -> dict[str, Any]:
         """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""

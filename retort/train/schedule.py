@@ -1,8 +1,30 @@
-"""The learning rate over a run, as a share of its peak."""
+"""The optimizer, and its learning rate over a run."""
 
 import math
+from typing import Any
+
+import torch
 
 from retort.spec import Train
+
+
+def optimizer_of(model: Any, knobs: Train) -> torch.optim.Optimizer:
+    """Returns AdamW over what trains; norms and biases do not decay.
+
+    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101), algorithm 2.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": knobs.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=knobs.learning_rate,
+        betas=(0.9, knobs.adam_beta2),
+        fused=True,
+    )
 
 
 def share(step: int, num_steps: int, knobs: Train) -> float:
