@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.duplicates
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.generate
 
 # Pins every version anew for both targets; no index host is written.
