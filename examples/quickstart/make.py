@@ -1,6 +1,6 @@
 """Makes the quickstart's problems, teacher and base from nothing, with fixed seeds.
 
-`python examples/quickstart/make.py` takes about a quarter of an hour on two CPU cores and
+`python examples/quickstart/make.py` takes about twenty minutes on two idle CPU cores and
 overwrites data/ and models/ beside this file. The base is left under-trained on purpose: it knows
 the language and the format of a solution, but hardly any arithmetic.
 """

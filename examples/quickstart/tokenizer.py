@@ -1,4 +1,4 @@
-"""The quickstart's tokenizer: about 120 whole words, single digits, and a chat template.
+"""The quickstart's tokenizer: about 130 whole words, single digits, and a chat template.
 
 Words and marks carry the space before them, and the one after them where a digit follows; so
 digits carry none, few tokens are spaces, and joined tokens are the exact text.
