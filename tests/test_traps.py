@@ -121,7 +121,7 @@ TRAPS: dict[str, tuple[str, ...]] = {
         "test_traps.py::test_the_end_is_learned_where_padding_is_the_same_token",
         "test_traps_in_runs.py::test_each_answer_ends_with_the_one_end_token_and_the_audit_shows_"
         "it",
-        "test_traps_in_runs.py::test_an_answer_with_two_end_tokens_or_none_is_refused",
+        "test_traps_in_runs.py::test_an_answer_with_two_end_tokens_or_none_is_not_learned_from",
         "test_signals.py::test_there_is_one_end_token_however_the_engine_gave_it",
         "test_signals.py::test_the_audit_shows_what_is_read_and_what_is_learned",
     ),

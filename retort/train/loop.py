@@ -82,6 +82,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_processes": ranks.size,
         "template_sha256": models.template_sha256(base),
         **last,
+        "warnings": [*data.warnings, *last["warnings"]],
     }
 
 

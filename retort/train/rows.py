@@ -4,7 +4,7 @@ Joined by example id; every join is checked, so that a signal can never sit besi
 """
 
 # T time, K teacher top-k
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from retort.records import Decision, Example, Response, Split, ids_sha256
 from retort.signals import Signal
 from retort.spec import JobSpec
 from retort.train.batches import Item
-from retort.train.joining import aligned, check_pairing, ended, within
+from retort.train.joining import aligned, check_pairing, ends_well, within
 
 # An answer without a label, in a job that looks at labels.
 NO_CHOICES: tuple[int, list[int]] = (0, [])
@@ -30,13 +30,15 @@ NO_CHOICES: tuple[int, list[int]] = (0, [])
 class Data:
     """The training and validation items, and what was left out.
 
-    `weights` says how often a pass shows each training item, on average.
+    `weights` says how often a pass shows each training item, on average; `warnings` what a person
+    should know of them.
     """
 
     train: list[Item]
     validation: list[Item]
     num_too_long: int
     weights: list[float]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def num_draws(self) -> int:
@@ -68,13 +70,16 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
     prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
     items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
-    num_too_long, num_other, weights = 0, 0, []
+    num_too_long, num_other, num_odd_ends, weights = 0, 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
         decision = decisions[response.id]
         text, ids = learned(tokenizer, response, decision, shared and not stage.spec.generate.stop)
         if response.state == "accepted":
             ids = encoding.with_end(ids, end_ids)
-        row = ended(encoding.encode(response.id, prompt_ids, ids), end_ids, response.state)
+        row = encoding.encode(response.id, prompt_ids, ids)
+        if not ends_well(row, end_ids, response.state):
+            num_odd_ends += 1
+            continue
         num_other += uses_signal and _differs(prompt_ids, response)
         if chooses:
             found = choices(tokenizer, examples[response.example_id], text, ids)
@@ -90,13 +95,27 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
         if split == "train":
             weights.append(decision.weight)
     _check(stage.spec, items["train"])
-    if num_other and instruction_of(stage.spec) is None:
-        stage.report.note(
-            f"warning: {num_other:,} of {len(kept):,} prompts are rendered otherwise than when the "
-            "teacher was asked, so its signal follows another prompt; does the chat template write "
-            "the date? --force generate asks again"
+    warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, num_odd_ends)
+    for text in warnings:
+        stage.report.note(f"warning: {text}")
+    return Data(items["train"], items["validation"], num_too_long, weights, warnings)
+
+
+def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
+    """Returns what a person should know of the rows."""
+    found = []
+    if num_other:
+        found.append(
+            f"{num_other:,} prompts are rendered otherwise than when the teacher was asked, so its "
+            "signal follows another prompt; does the chat template write the date? --force "
+            "generate asks again"
         )
-    return Data(items["train"], items["validation"], num_too_long, weights)
+    if num_odd_ends:
+        found.append(
+            f"{num_odd_ends:,} responses are not learned from: they hold an end token elsewhere "
+            "than at their end, for a text may spell one out"
+        )
+    return found
 
 
 def with_own_answers(
