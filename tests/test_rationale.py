@@ -130,11 +130,14 @@ def hostile_texts():
         yield piece * 5_000 + "x"
 
 
-def test_whatever_a_text_holds_it_is_read_in_no_time():
+def test_whatever_a_text_holds_it_is_read_and_never_for_ever():
+    # Of this thread's own work, whatever else the machine does: the longest text takes 0.1 seconds,
+    # an expression that tries every way of reading it takes minutes.
+    most_seconds = 20
     options = {"A": "Paris", "B": "Rome"}
     choose = Example("a", "test", [], options=options)
     for text in hostile_texts():
-        start = time.perf_counter()
+        start = time.thread_time()
         parts = split(text)
         assert isinstance(parts[1], str)
         for style in ("drop", "field", "think"):
@@ -143,4 +146,4 @@ def test_whatever_a_text_holds_it_is_read_in_no_time():
             found = task_type.answer(text, EXAMPLE)
             assert found is None or (found and task_type.equal(found, found))
         assert qa.answer(text, choose) in (None, "A", "B")
-        assert time.perf_counter() - start < 1, text[:60]
+        assert time.thread_time() - start < most_seconds, text[:60]
