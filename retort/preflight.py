@@ -9,13 +9,13 @@ from typing import Any
 
 from retort import asks, items, models, task_types
 from retort import sources as data
-from retort.curate.asking import as_teacher
+from retort.asking import as_teacher
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare.rows import Reader, preview
 from retort.records import SPLITS, sha256_of
 from retort.registry import check_function, check_options, source_digest
-from retort.spec import JobSpec
+from retort.spec import Asked, JobSpec
 from retort.storage import Store
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
@@ -43,12 +43,10 @@ def sources(spec: JobSpec) -> dict[str, str]:
         digests |= _filter_files(spec) if stage == "curate" else {}
         if digests:
             found[f"{stage}.plug_ins"] = sha256_of(digests)
-    for name in ("judge", "second_teacher"):
-        if who := getattr(spec.curate, name):
-            engine = resolve(who.engine, 0)
-            where = f"curate.{name}"
-            model = asks.model_digest(find_engine(engine), who.model, who.endpoint, where)
-            found[where] = f"{engine}: {model}"
+    for where, who in spec.asked.items():
+        engine = resolve(who.engine, 0)
+        model = asks.model_digest(find_engine(engine), who.model, who.endpoint, where)
+        found[where] = f"{engine}: {model}"
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
     found["generate.teacher"] = asks.teacher_digest(spec)
@@ -133,11 +131,7 @@ def _check_models(spec: JobSpec) -> list[str]:
         if spec.distils:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
-    lines += [
-        _check_asked(spec, name)
-        for name in ("judge", "second_teacher")
-        if getattr(spec.curate, name) is not None
-    ]
+    lines += [_check_asked(spec, where, who) for where, who in spec.asked.items()]
     return [*lines, _line("train.student", spec.train.student, student)]
 
 
@@ -152,9 +146,8 @@ def _check_live(spec: JobSpec) -> str:
     return f"train.teacher: live; the teacher is asked while the student learns, in {where}"
 
 
-def _check_asked(spec: JobSpec, name: str) -> str:
-    """Returns a line on a further model that curation asks."""
-    who, where = getattr(spec.curate, name), f"curate.{name}"
+def _check_asked(spec: JobSpec, where: str, who: Asked) -> str:
+    """Returns a line on a further model that is asked."""
     engine = find_engine(resolve(who.engine, 0))
     if engine.REMOTE:
         return f"{where}: {engine.check(asks.settings_of(as_teacher(spec, who), ''))}"

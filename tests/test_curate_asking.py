@@ -7,13 +7,11 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from retort import preflight
-from retort.curate.asking import judging, score_of
+from retort.asking import judging, score_of
 from retort.errors import DataError, SpecError, StageError
-from retort.items import Item
 from retort.records import Example
 from retort.spec import Judge, build
 from retort.storage import open_store
-from retort.task_types import load
 from tests.curating import asked, curated, said, why
 from tests.misbehaving import SECRET, bad, endpoint
 from tests.stages import job, num_files, segments
@@ -164,8 +162,7 @@ def test_the_last_score_from_one_to_five_counts(text, score):
 
 def test_a_judge_sees_the_rubric_the_chat_and_the_answer_and_no_score_to_repeat():
     example = Example("a", "train", [{"role": "system", "content": "Be kind."}])
-    item = Item(example, said("a", "x"), load("qa"), "the answer")
-    (turn,) = judging("Is it short?", item)
+    (turn,) = judging("Is it short?", example.messages, "the answer")
     assert all(part in turn["content"] for part in ("Is it short?", "Be kind.", "the answer"))
     assert score_of(turn["content"]) is None
 

@@ -14,7 +14,7 @@ from retort.comparison import judge
 from retort.losses import Target
 from retort.records import Decision, Response
 from retort.registry import function_names
-from retort.spec.sections import Gate
+from retort.spec import Gate
 from retort.train import rows
 from retort.train.batches import collate
 from retort.train.head import Head, losses_of

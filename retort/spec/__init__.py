@@ -1,11 +1,12 @@
 """The job spec: knobs, loading, fingerprint. Importing it loads nothing heavy."""
 
+from retort.spec.comparison import Evaluate, Gate, Price, Report
 from retort.spec.data import Asked, Curate, HubDataset, Judge, Prepare, Source
 from retort.spec.engine import EngineRuntime
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.job import CONTROLS, STAGES, JobSpec, StageName, training_of
 from retort.spec.load import build, load
-from retort.spec.sections import Gate, Generate, Lora, Loss, Train
+from retort.spec.sections import Generate, Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",
@@ -14,6 +15,7 @@ __all__ = [
     "Asked",
     "Curate",
     "EngineRuntime",
+    "Evaluate",
     "Gate",
     "Generate",
     "HubDataset",
@@ -22,7 +24,9 @@ __all__ = [
     "Lora",
     "Loss",
     "Prepare",
+    "Price",
     "Recipe",
+    "Report",
     "Source",
     "StageName",
     "Train",

@@ -52,6 +52,10 @@ ADDRESSES = {
     ("generate", "endpoint"),
     ("generate", "api_key_env"),
     ("evaluate", "engine"),
+    ("evaluate", "judge", "model"),
+    ("evaluate", "judge", "engine"),
+    ("evaluate", "judge", "endpoint"),
+    ("evaluate", "judge", "api_key_env"),
 }
 
 
@@ -165,5 +169,7 @@ def _sources_of(stage: StageName) -> set[str]:
     own.add(f"{stage}.plug_ins")
     if stage == "curate":
         own |= {"curate.judge", "curate.second_teacher"}
+    if stage == "evaluate":
+        own.add("evaluate.judge")
     # The teacher and the base are evaluated too.
     return own | ({"generate.teacher", "train.student"} if stage == "evaluate" else set())

@@ -5,10 +5,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from retort.spec import azure
-from retort.spec.data import Curate, Prepare
+from retort.spec.comparison import Evaluate, Release, Report
+from retort.spec.data import Asked, Curate, Prepare
 from retort.spec.flat import expand, is_flat
 from retort.spec.section import Section, knob
-from retort.spec.sections import Evaluate, Generate, Loss, Release, Report, Train
+from retort.spec.sections import Generate, Loss, Train
 
 StageName = Literal["prepare", "generate", "curate", "train", "evaluate", "report", "release"]
 STAGES: tuple[StageName, ...] = (
@@ -91,12 +92,27 @@ class JobSpec(Section):
                     f"train.losses is cross_entropy alone and train.text: {self.train.text}; take "
                     f"{control} out of train.controls, or add a loss such as forward_kl"
                 )
+        if self.report.gate.beat_fine_tuning and "fine_tuning" not in self.controls:
+            raise ValueError(
+                "report.gate.beat_fine_tuning compares the student with plain fine-tuning, which "
+                "this job does not train; add fine_tuning to train.controls, or take it out"
+            )
         return self
 
     @property
     def controls(self) -> tuple[str, ...]:
         """The controls asked for, each once, in the order in which they are trained."""
         return tuple(name for name in CONTROLS if name in self.train.controls)
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """The further models that are asked about answers, by their knobs."""
+        found = {
+            "curate.judge": self.curate.judge,
+            "curate.second_teacher": self.curate.second_teacher,
+            "evaluate.judge": self.evaluate.judge,
+        }
+        return {where: who for where, who in found.items() if who is not None}
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Every knob of the teacher, the student and the comparison: its unit, its default, what it does.
+"""Every knob of the teacher and the student: its unit, its default, what it does.
 
 `runtime` sub-sections hold what changes speed or place but not results; they stay out of the
 fingerprint, so that moving a job to a larger machine keeps what was already paid for.
@@ -249,51 +249,3 @@ class Train(Section):
     )
     seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0)
     runtime: TrainRuntime = TrainRuntime()
-
-
-class Evaluate(Section):
-    """Teacher, base and student on the same held-out examples, prompts and decoding."""
-
-    engine: str = knob("auto", "name", "One engine for all models; auto: vllm if installed.")
-    max_tokens: int | None = knob(
-        None, "tokens", "Longest answer; as in generate if not given.", ge=1
-    )
-    max_model_len: int | None = knob(
-        None, "tokens", "Longest prompt plus answer; as in generate if not given.", ge=2
-    )
-    dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
-    limit: int | None = knob(None, "examples", "Use only the first test examples.", ge=1)
-    latency_samples: int = knob(
-        32, "requests", "Requests answered one at a time to measure latency.", ge=2
-    )
-    num_bootstrap: int = knob(
-        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100
-    )
-    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0)
-    runtime: EngineRuntime = EngineRuntime()
-
-
-class Gate(Section):
-    """What the student must reach to be released."""
-
-    min_retention: float = knob(
-        0.9, "ratio", "Least student score as a share of the teacher's.", ge=0
-    )
-    beat_base: bool = knob(True, "yes or no", "The student must score above its base.")
-
-
-class Report(Section):
-    """What was gained and lost, and the verdict."""
-
-    gate: Gate = Gate()
-    num_examples: int = knob(
-        10, "examples", "Answers shown side by side, where student and teacher differ first.", ge=0
-    )
-
-
-class Release(Section):
-    """The student, packed and registered."""
-
-    registered_model: str | None = knob(
-        None, "name", "Name in the MLflow model registry; the job's name if not given."
-    )

@@ -1,0 +1,121 @@
+"""Every knob of the comparison: how the models are measured, what the gate asks, what is released.
+
+What only judges or shows the measurements (prices, slices, the gate) is part of `report`, so that
+changing it measures nothing anew.
+"""
+
+from typing import Literal
+
+from retort.spec.data import Judge
+from retort.spec.engine import EngineRuntime
+from retort.spec.section import Section, knob
+
+Check = Literal["retention", "beats_base", "beats_fine_tuning", "beats_champion", "latency"]
+
+
+class Evaluate(Section):
+    """Teacher, base and student on the same held-out examples, prompts and decoding."""
+
+    engine: str = knob("auto", "name", "One engine for all models; auto: vllm if installed.")
+    max_tokens: int | None = knob(
+        None, "tokens", "Longest answer; as in generate if not given.", ge=1
+    )
+    max_model_len: int | None = knob(
+        None, "tokens", "Longest prompt plus answer; as in generate if not given.", ge=2
+    )
+    dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
+    limit: int | None = knob(None, "examples", "Use only the first test examples.", ge=1)
+    metrics: tuple[str, ...] = knob(
+        (), "names", "Further metrics beside the task type's own, yours as package.module:name."
+    )
+    judge: Judge | None = knob(None, "section", "A model that rates every answer of every model.")
+    likelihood: bool = knob(
+        True, "yes or no", "Measure perplexity, and the KL divergence to the teacher."
+    )
+    rounds: int = knob(
+        2, "rounds", "Fresh processes in which each model is measured; the models take turns.", ge=1
+    )
+    latency_samples: int = knob(
+        32, "requests", "Requests of a round answered one at a time to measure latency.", ge=2
+    )
+    latency_bound_seconds: float | None = knob(
+        None,
+        "seconds",
+        "How long a whole answer may take where requests a second are counted; twice the teacher's "
+        "median alone if not given.",
+        gt=0,
+    )
+    num_bootstrap: int = knob(
+        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100
+    )
+    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0)
+    runtime: EngineRuntime = EngineRuntime()
+
+
+class Gate(Section):
+    """What the student must reach to be released."""
+
+    min_retention: float = knob(
+        0.9, "ratio", "Least student score as a share of the teacher's.", ge=0
+    )
+    beat_base: bool = knob(True, "yes or no", "The student must score above its base.")
+    beat_fine_tuning: bool = knob(
+        False, "yes or no", "It must score above the control fine_tuning (train.controls)."
+    )
+    beat_champion: bool = knob(
+        True, "yes or no", "It must not score below the champion of its name, where there is one."
+    )
+    max_latency_seconds: float | None = knob(
+        None, "seconds", "Most that 95% of whole answers may take, one at a time.", gt=0
+    )
+    max_memory_bytes: int | None = knob(
+        None, "bytes", "Most that its process may hold: of the GPU where one is used.", gt=0
+    )
+    max_cost_per_1000_requests: float | None = knob(
+        None, "money", "Most that 1,000 requests may cost; needs report.prices.", gt=0
+    )
+    on_bound: tuple[Check, ...] = knob(
+        (), "checks", "Judged by the worse bound of the 95% interval, not by the value measured."
+    )
+
+
+class Price(Section):
+    """What a model costs to run: by the hour of its machine, or by the token."""
+
+    price_per_hour: float = knob(0.0, "money", "Price of the machine it runs on.", ge=0)
+    price_per_million_input_tokens: float = knob(0.0, "money", "Price of the prompts.", ge=0)
+    price_per_million_output_tokens: float = knob(0.0, "money", "Price of the answers.", ge=0)
+
+
+class Prices(Section):
+    """From which prices the cost of 1,000 requests follows."""
+
+    teacher: Price | None = knob(
+        None, "section", "The teacher's; those of generate.spending if not given."
+    )
+    student: Price | None = knob(None, "section", "The student's, its base's and the controls'.")
+
+
+class Report(Section):
+    """What was gained and lost, and the verdict."""
+
+    gate: Gate = Gate()
+    prices: Prices = Prices()
+    slices: tuple[str, ...] = knob(
+        (), "names", "Columns of the rows' metadata; each value is scored by itself."
+    )
+    num_examples: int = knob(
+        10, "examples", "Answers shown side by side in report.md, the worst first.", ge=0
+    )
+
+
+class Release(Section):
+    """The student, packed and registered."""
+
+    registered_model: str | None = knob(
+        None, "name", "Name in the MLflow model registry; the job's name if not given."
+    )
+    log_weights: bool = knob(
+        False, "yes or no", "Also copy the weights into MLflow's artifact store."
+    )
+    intended_use: str | None = knob(None, "text", "What it is for: a part of the model card.")
