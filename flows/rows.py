@@ -53,10 +53,10 @@ def show(options: argparse.Namespace) -> int:
         if options.state and kind not in options.state:
             continue
         print(json.dumps(row, ensure_ascii=False) if options.json else line)
-    say = [f"{count:,} {kind}" for kind, count in counts.most_common(MOST_REASONS)]
+    told = [f"{count:,} {kind}" for kind, count in counts.most_common(MOST_REASONS)]
     if len(counts) > MOST_REASONS:
-        say.append(f"{len(counts) - MOST_REASONS} further reasons")
-    say(", ".join(say) or f"no rows {options.outcome or 'yet'}")
+        told.append(f"{len(counts) - MOST_REASONS} further reasons")
+    say(", ".join(told) or f"no rows {options.outcome or 'yet'}")
     return DONE
 
 
