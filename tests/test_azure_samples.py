@@ -27,6 +27,8 @@ SMALL = {
     "train.runtime.num_threads": 1,
     "evaluate.limit": 8,
     "evaluate.latency_samples": 2,
+    "evaluate.rounds": 1,
+    "evaluate.likelihood": False,
     "evaluate.num_bootstrap": 200,
     "evaluate.runtime.num_threads": 1,
 }

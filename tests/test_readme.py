@@ -21,6 +21,7 @@ SMALL = [
 ]
 SMALL += ["generate.engine=transformers", "evaluate.engine=echo"]
 SMALL += ["generate.runtime.parity_samples=0", "evaluate.latency_samples=2"]
+SMALL += ["evaluate.rounds=1", "evaluate.likelihood=false"]
 
 
 def blocks(language: str) -> list[str]:

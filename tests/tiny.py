@@ -117,6 +117,9 @@ def write_job(folder: Path, engine: str, **train: Any) -> Path:
         "evaluate": {
             "engine": engine,
             "latency_samples": 4,
+            # Each round, and the likelihoods, cost a start of every model: tested by themselves.
+            "rounds": 1,
+            "likelihood": False,
             "num_bootstrap": 200,
             "runtime": {"max_num_seqs": 16, "num_threads": 1},
         },
