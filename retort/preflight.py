@@ -60,7 +60,7 @@ def _plug_ins(spec: JobSpec) -> dict[str, list[str]]:
         "prepare": [spec.prepare.task_type, spec.prepare.format, *spec.prepare.scrub],
         "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],
         "train": [loss.name for loss in spec.losses],
-        "evaluate": [spec.prepare.task_type],
+        "evaluate": [spec.prepare.task_type, *spec.evaluate.metrics],
     }
 
 
@@ -100,6 +100,8 @@ def _check_names(spec: JobSpec) -> list[str]:
         check_function("loss", loss.name, "retort.losses")
         own = type(loss).model_fields
         check_options("loss", loss.name, "retort.losses", loss.options, own)
+    for name in spec.evaluate.metrics:
+        check_function("metric", name, "retort.metrics")
     engine = resolve(spec.generate.engine, spec.generate.top_k)
     losses = " + ".join(f"{loss.weight:g} {loss.name}" for loss in spec.losses)
     return [

@@ -128,6 +128,32 @@ def test_any_other_knob_changes_its_stage_and_those_that_read_it():
     assert differing == {"curate", "train", "evaluate", "report", "release"}
 
 
+def test_what_only_judges_or_shows_the_measurements_measures_nothing_anew():
+    before, gate = names(MINIMAL), {"min_retention": 0.5, "on_bound": ["retention"]}
+    prices = {"student": {"price_per_hour": 2}}
+    now = names(changed(report={"gate": gate, "prices": prices, "slices": ["topic"]}))
+    assert {stage for stage in STAGES if now[stage] != before[stage]} == {"report", "release"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"beat_fine_tuning": True}, "add fine_tuning to train.controls"),
+        ({"max_cost_per_1000_requests": 1}, "set prices.student.price_per_hour"),
+        ({"on_bound": ["memory"]}, "on_bound"),
+    ],
+)
+def test_a_gate_that_could_never_be_judged_is_refused(gate, words):
+    with pytest.raises(SpecError, match=words):
+        build(changed(report={"gate": gate}))
+
+
+def test_a_metric_that_there_is_not_is_refused_before_a_run(tmp_path):
+    spec, _ = load(write_job(tmp_path, "echo"), ["evaluate.metrics=[token_f]"])
+    with pytest.raises(SpecError, match="did you mean 'token_f1'"):
+        check(spec, open_store(str(tmp_path / "store")))
+
+
 def test_moving_the_job_its_data_and_models_keeps_every_fingerprint(tmp_path):
     job = write_job(tmp_path / "here", engine="echo", losses=[{"name": "cross_entropy"}])
     text = job.read_text().replace("max_tokens: 12", "max_tokens: 12\n  top_k: 0")

@@ -6,6 +6,8 @@ changing it measures nothing anew.
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from retort.spec.data import Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import Section, knob
@@ -107,6 +109,15 @@ class Report(Section):
     num_examples: int = knob(
         10, "examples", "Answers shown side by side in report.md, the worst first.", ge=0
     )
+
+    @model_validator(mode="after")
+    def _cost_needs_a_price(self) -> "Report":
+        if self.gate.max_cost_per_1000_requests and self.prices.student is None:
+            raise ValueError(
+                "gate.max_cost_per_1000_requests bounds what the student costs, but no price is "
+                "given; set prices.student.price_per_hour or its prices per token, or take it out"
+            )
+        return self
 
 
 class Release(Section):
