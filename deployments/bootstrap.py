@@ -1,0 +1,169 @@
+"""Prepares a Prefect server for Retort: work pools, the limit `gpu`, automations. Idempotent.
+
+`python -m deployments.bootstrap` makes what is missing and brings what is there up to date; what it
+did not make it leaves alone, also a limit or pool that someone has changed by hand. A self-hosted
+server never notices by itself that a run's machine has died: the first automation does.
+"""
+
+import argparse
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+
+# Prefect's kind of worker by the name of the pool.
+POOLS = {
+    "retort-process": "process",
+    "retort-docker": "docker",
+    "retort-kubernetes": "kubernetes",
+}
+GPU_LIMIT = "gpu"
+RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+BEAT = "prefect.flow-run.heartbeat"
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and prints a line for each thing that was made, changed or there."""
+    parser = argparse.ArgumentParser(prog="deployments.bootstrap", description=__doc__)
+    parser.add_argument("--pool", action="append", choices=POOLS, help="only these work pools")
+    parser.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
+    parser.add_argument(
+        "--crashed-after",
+        type=int,
+        default=1200,
+        metavar="SECONDS",
+        help="a run without a sign of life for so long is marked Crashed",
+    )
+    parser.add_argument(
+        "--notify", metavar="TYPE/NAME", help="a notification block that is told of failures"
+    )
+    for line in asyncio.run(bootstrap(parser.parse_args(arguments))):
+        print(line)
+
+
+async def bootstrap(options: argparse.Namespace) -> list[str]:
+    """Returns one line for each thing that the server has now."""
+    async with get_client() as client:
+        lines = [await pool(client, name) for name in options.pool or POOLS]
+        lines.append(await limit(client, options.gpus))
+        lines.append(await automation(client, crashed(options.crashed_after)))
+        if options.notify:
+            block = await _block(client, options.notify)
+            lines.append(await automation(client, failed(block.id)))
+    return lines
+
+
+async def pool(client: PrefectClient, name: str) -> str:
+    """Makes a work pool with the default template of its kind, unless it is there."""
+    try:
+        await client.read_work_pool(name)
+        return f"work pool {name}: is there"
+    except ObjectNotFound:
+        kinds = {
+            kind: facts["default_base_job_configuration"]
+            for package in (await client.read_worker_metadata()).values()
+            for kind, facts in package.items()
+        }
+        kind = POOLS[name]
+        await client.create_work_pool(
+            WorkPoolCreate(name=name, type=kind, base_job_template=kinds[kind])
+        )
+        return f"work pool {name}: made, for {kind} workers"
+
+
+async def limit(client: PrefectClient, number: int) -> str:
+    """Makes the limit that GPU stages wait for, unless it is there."""
+    try:
+        found = await client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        return f"limit {GPU_LIMIT}: is there, {found.limit} at a time"
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=number)
+        )
+        return f"limit {GPU_LIMIT}: made, {number} at a time"
+
+
+async def automation(client: PrefectClient, wanted: AutomationCore) -> str:
+    """Makes an automation, or brings the one of its name up to date."""
+    standing = await client.read_automations_by_name(wanted.name)
+    if not standing:
+        await client.create_automation(wanted)
+        return f"automation {wanted.name}: made"
+    await client.update_automation(standing[0].id, wanted)
+    for copy in standing[1:]:
+        await client.delete_automation(copy.id)
+    return f"automation {wanted.name}: up to date"
+
+
+def crashed(seconds: int) -> AutomationCore:
+    """Returns the automation that marks a run as Crashed when its heartbeat stops.
+
+    Source: Prefect's guide "Detect zombie flows"; the heartbeat comes every
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds.
+    """
+    return AutomationCore(
+        name="retort: crashed runs",
+        description="A run without a heartbeat is Crashed, so that it can be retried.",
+        trigger=EventTrigger(
+            after={BEAT},
+            expect={BEAT, *ENDS},
+            match=RUNS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                force=False,
+                message=f"no sign of life for {seconds} seconds; retry continues where it stopped",
+            )
+        ],
+    )
+
+
+def failed(block_id: Any) -> AutomationCore:
+    """Returns the automation that tells a notification block of a failed or crashed run."""
+    return AutomationCore(
+        name="retort: failures",
+        description="Someone is told when a job failed or crashed.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=RUNS,
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block_id,
+                subject="Retort: {{ flow_run.name }} {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\n{{ flow_run | ui_url }}",
+            )
+        ],
+    )
+
+
+async def _block(client: PrefectClient, given: str) -> Any:
+    kind, _, name = given.partition("/")
+    try:
+        return await client.read_block_document_by_name(name, kind)
+    except ObjectNotFound:
+        raise SystemExit(
+            f"--notify {given}: no such block; give TYPE/NAME of a notification block, such as "
+            "slack-webhook/alerts, made on the page Blocks"
+        ) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A Prefect server prepared for Retort: what is made once is there once, however often."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments.bootstrap import POOLS
+from tests.servers import ROOT, environment
+
+
+@pytest.fixture
+def bootstrap(prefect_url):
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "deployments.bootstrap", *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            env=environment(PREFECT_API_URL=prefect_url),
+            check=False,
+        )
+
+    return run
+
+
+def test_twice_is_once_and_what_someone_changed_by_hand_stays(bootstrap, prefect_url):
+    first = bootstrap("--gpus", "2")
+    assert first.returncode == 0, first.stderr
+    second = bootstrap("--gpus", "4", "--crashed-after", "600")
+    assert "work pool retort-process: is there" in second.stdout
+    assert "limit gpu: is there, 2 at a time" in second.stdout
+
+    async def found():
+        async with get_client() as client:
+            pools = {pool.name: pool for pool in await client.read_work_pools()}
+            return (
+                {name: pools[name].type for name in POOLS},
+                [a.trigger.within.total_seconds() for a in await client.read_automations()],
+            )
+
+    with temporary_settings({PREFECT_API_URL: prefect_url}):
+        kinds, waits = asyncio.run(found())
+    assert kinds == POOLS
+    assert waits == [600]
+
+
+def test_an_unknown_block_is_refused_with_what_to_give(bootstrap):
+    done = bootstrap("--notify", "slack-webhook/nowhere")
+    assert done.returncode == 1
+    assert "no such block; give TYPE/NAME" in done.stderr
