@@ -1,0 +1,250 @@
+"""`retort up`: a Prefect server, an MLflow server and a worker on this machine, until Ctrl-C.
+
+All of their state lies in the store's local folder (or in the database that is named), so that the
+next `retort up` goes on with it. Each server is a process group of its own and is ended by its id,
+the worker first: a run that is under way gets the time to keep what it has finished.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.options import DONE, FAILED, say
+from retort.errors import SpecError, StageError
+from retort.storage import Store, open_store
+
+HOST = "127.0.0.1"
+POOL = "retort-process"
+START_SECONDS = 240.0
+GRACE_SECONDS = 30.0
+# No line of these is of use to someone who waits for a job.
+NOISE = ("Uvicorn", "INFO:     ", "uvicorn", "alembic", "mlflow.store")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server of ours: what starts it, how it is seen to answer, where its lines go."""
+
+    name: str
+    command: list[str]
+    health: str | None
+    environment: dict[str, str]
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    up = commands.add_parser(
+        "up", help="start Prefect, MLflow and a worker on this machine; Ctrl-C ends them"
+    )
+    up.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
+    up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
+    up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
+    up.add_argument(
+        "--database",
+        metavar="postgresql://...",
+        help="a Postgres database for both servers instead of SQLite files in the store",
+    )
+    up.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
+    up.add_argument("--debug", action="store_true", help="show tracebacks")
+    up.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`retort up`: starts all, says where it is, and ends all when asked to."""
+    store = open_store(options.store)
+    state = store.local_state()
+    state.mkdir(parents=True, exist_ok=True)
+    for flag in ("prefect_port", "mlflow_port"):
+        _check_port(flag, getattr(options, flag))
+    # A service manager's way to say Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    servers, worker = services(options, store)
+    with contextlib.ExitStack() as running:
+        started = [running.enter_context(_running(server, state)) for server in servers]
+        for server, process in zip(servers, started, strict=True):
+            _wait(server, process, state)
+        _prepare(servers[0].environment["PREFECT_API_URL"], store, options.gpus)
+        at_work = running.enter_context(_running(worker, state))
+        say(f"Prefect  http://{HOST}:{options.prefect_port}/deployments")
+        say(f"MLflow   http://{HOST}:{options.mlflow_port}")
+        say(f"store    {store.uri}; logs in {state}/logs")
+        say("ready: trigger the deployment distill/process, or `retort submit SPEC`; Ctrl-C ends")
+        try:
+            while all(process.poll() is None for process in (*started, at_work)):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            say("retort up: ending; what is finished is kept")
+            return DONE
+    dead = next(
+        n.name
+        for n, p in zip((*servers, worker), (*started, at_work), strict=True)
+        if p.poll() is not None
+    )
+    say(f"retort up: {dead} ended by itself; its log is {_log(state, dead)}")
+    return FAILED
+
+
+def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], Service]:
+    """Returns the two servers, and the worker that needs them."""
+    state, program = store.local_state(), Path(sys.executable).parent
+    api = f"http://{HOST}:{options.prefect_port}/api"
+    tracking = f"http://{HOST}:{options.mlflow_port}"
+    shared = {
+        "PREFECT_HOME": str(state / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(state / "prefect" / "storage"),
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_TRACKING_URI": tracking,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    prefect_database, mlflow_database = databases(options.database, state)
+    listen = ["--host", HOST, "--port"]
+    prefect = Service(
+        "prefect",
+        [str(program / "prefect"), "server", "start", *listen, str(options.prefect_port)],
+        f"{api}/health",
+        {**shared, **prefect_database},
+    )
+    mlflow = Service(
+        "mlflow",
+        [
+            *(str(program / "mlflow"), "server", *listen, str(options.mlflow_port)),
+            *("--backend-store-uri", mlflow_database, "--workers", "1"),
+            *("--artifacts-destination", f"{state}/mlflow-artifacts"),
+        ],
+        f"{tracking}/health",
+        shared,
+    )
+    worker = Service(
+        "worker",
+        [str(program / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
+        None,
+        shared,
+    )
+    return [prefect, mlflow], worker
+
+
+def databases(given: str | None, state: Path) -> tuple[dict[str, str], str]:
+    """Returns Prefect's settings for its database, and MLflow's URI: SQLite files, or Postgres.
+
+    Raises `SpecError` for a URL of another kind.
+    """
+    if given is None:
+        return {}, f"sqlite:///{state}/mlflow.db"
+    scheme, _, rest = given.partition("://")
+    if scheme not in ("postgresql", "postgres") or not rest:
+        raise SpecError("--database must be postgresql://user@host/name, or left out for SQLite")
+    key = "PREFECT_API_DATABASE_CONNECTION_URL"
+    return {key: f"postgresql+asyncpg://{rest}"}, f"postgresql+psycopg://{rest}"
+
+
+def _prepare(api: str, store: Store, gpus: int) -> None:
+    """Makes pool, limit, automation and deployment on the server that has just started."""
+    os.environ["PREFECT_API_URL"] = api
+    import asyncio
+
+    from prefect.types.entrypoint import EntrypointType
+
+    from deployments.bootstrap import bootstrap
+    from flows.distill import distill
+
+    async def prepare() -> None:
+        options = argparse.Namespace(pool=[POOL], gpus=gpus, crashed_after=1200, notify=None)
+        await bootstrap(options)
+        deployment = await distill.ato_deployment(
+            name="process",
+            work_pool_name=POOL,
+            parameters={"store": store.uri},
+            job_variables={"working_dir": str(Path.cwd())},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        await deployment.aapply()
+
+    asyncio.run(prepare())
+
+
+@contextlib.contextmanager
+def _running(service: Service, state: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Gives a running service; at the end its whole process group is ended: asked, then killed."""
+    log = _log(state, service.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        service.command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **service.environment},
+    )
+    threading.Thread(target=_stream, args=(service.name, process, log), daemon=True).start()
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _stream(name: str, process: "subprocess.Popen[str]", log: Path) -> None:
+    """Keeps all of a service's lines in its log, and shows the worker's: what the jobs say."""
+    assert process.stdout
+    with log.open("a", encoding="utf-8") as stream:
+        for line in process.stdout:
+            stream.write(line)
+            stream.flush()
+            if name == "worker" and not line.startswith(NOISE):
+                say(line.rstrip())
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+            return
+
+
+def _wait(service: Service, process: "subprocess.Popen[str]", state: Path) -> None:
+    """Returns when a server answers. Raises `StageError` when it ended, or never did."""
+    assert service.health
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(service.health, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.2)
+    log = _log(state, service.name)
+    last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2] if log.is_file() else ""
+    raise StageError(f"{service.name} did not start: {last}; its log is {log}")
+
+
+def _check_port(flag: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            name = flag.replace("_", "-")
+            raise SpecError(
+                f"port {port} of {HOST} is taken ({error.strerror}); give another as --{name}, or "
+                "end what listens there"
+            ) from None
+
+
+def _log(state: Path, name: str) -> Path:
+    return state / "logs" / f"{name}.log"
