@@ -5,7 +5,7 @@ from retort.spec.data import Asked, Curate, HubDataset, Judge, Prepare, Source
 from retort.spec.engine import EngineRuntime
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.job import CONTROLS, STAGES, JobSpec, StageName, training_of
-from retort.spec.load import build, load
+from retort.spec.load import build, build_at, load
 from retort.spec.sections import Generate, Lora, Loss, Train
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "StageName",
     "Train",
     "build",
+    "build_at",
     "differences",
     "load",
     "recipes",

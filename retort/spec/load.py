@@ -1,5 +1,6 @@
 """From a YAML file and what the command line says to a JobSpec, with errors a person can act on."""
 
+import copy
 import difflib
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ MODEL_PATHS = (
     ("train", "student"),
     ("curate", "judge", "model"),
     ("curate", "second_teacher", "model"),
+    ("evaluate", "judge", "model"),
 )
 # pydantic's names of the forms that a source of rows may have, by the type that the YAML gives.
 FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
@@ -55,6 +57,16 @@ def load(
         _override(made, override)
     _anchor(made, path.resolve().parent)
     return build(made.sections, str(path), made.names), made.notes
+
+
+def build_at(raw: dict[str, Any], folder: Path) -> JobSpec:
+    """Returns the spec of a mapping in any form of a job, its relative paths starting at a folder.
+
+    Raises `SpecError` as `load` does.
+    """
+    made = _expand(copy.deepcopy(raw), None, None)
+    _anchor(made, folder)
+    return build(made.sections, "job", made.names)
 
 
 def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None = None) -> JobSpec:
