@@ -18,14 +18,13 @@ PATIENCE_SECONDS = 120
 
 
 @pytest.fixture
-def client(tmp_path, monkeypatch):
-    """A client whose jobs run here; what they inherit is this machine's environment."""
+def client(tmp_path, monkeypatch, prefect_url):
+    """A client whose jobs run here; their flows are seen by the session's server."""
     monkeypatch.chdir(tmp_path)
-    for name, value in environment().items():
+    for name, value in environment(PREFECT_API_URL=prefect_url).items():
         monkeypatch.setenv(name, value)
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    return RetortClient(store="store")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return RetortClient(store="store", local=True)
 
 
 def until(client, name, stage):
@@ -110,7 +109,9 @@ def test_a_job_that_cannot_run_says_why_and_an_unknown_one_what_there_is(client,
         client.jobs.report("tiny")
 
 
-def test_the_command_line_says_the_same(client, tmp_path):
+def test_the_command_line_says_the_same_where_there_is_no_server(client, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL")
+
     def retort(*words):
         return subprocess.run(
             [str(BIN / "retort"), *words, "--store", "store"],
@@ -121,8 +122,10 @@ def test_the_command_line_says_the_same(client, tmp_path):
         )
 
     write_job(tmp_path, "echo")
-    assert retort("submit", "job.yaml").returncode == 0
-    assert "evaluate: done" in retort("logs", "tiny").stdout
-    assert retort("status", "tiny").stdout.strip() == "tiny completed"
-    assert "completed" in retort("list").stdout
-    assert retort("status", "nobody").returncode == 2
+    assert retort("submit", "job.yaml").stdout.startswith("tiny running process ")
+    assert "running" in retort("list").stdout
+    assert retort("cancel", "tiny").stdout.strip().startswith("tiny ")
+    assert retort("logs", "tiny").returncode == 0
+    assert client.jobs.get("tiny").is_over
+    unknown = retort("status", "nobody")
+    assert unknown.returncode == 2 and "there are: tiny" in unknown.stderr
