@@ -6,9 +6,15 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+import pytest
+from mlflow import MlflowClient
+
+from retort import RetortClient
+from retort.errors import SpecError, StageError
 from retort.spec import load
 from tests.conftest import ask
 from tests.servers import BIN, environment, free_port
@@ -58,26 +64,27 @@ def get(url):
     return json.loads(urllib.request.urlopen(url, timeout=10).read())
 
 
-def test_a_job_triggered_as_the_page_does_runs_and_is_there_after_a_restart(tmp_path):
+def until(jobs, name, *wanted):
+    """Waits until a job has one of these states, or has come to this stage."""
+    deadline = time.monotonic() + 180
+    while (state := jobs.get(name)).status not in wanted and state.stage not in wanted:
+        assert not state.is_over and time.monotonic() < deadline, state
+        time.sleep(0.3)
+    return state
+
+
+def test_the_day_of_a_job_on_one_machine(tmp_path):
     ports = {"prefect": free_port(), "mlflow": free_port()}
     api = f"http://127.0.0.1:{ports['prefect']}/api"
-    job = load(write_job(tmp_path, "echo"), [])[0].model_dump(mode="json")
+    spec = load(write_job(tmp_path, "echo"))[0]
+    long = load(write_job(tmp_path / "long", "echo", num_epochs=100_000), ["name=long"])[0]
     with up(tmp_path, ports):
-        found = get(f"{api}/deployments/name/distill/process")
-        made = ask(
-            f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": {"spec": job}}
-        )
-        deadline = time.monotonic() + 180
-        while (run := get(f"{api}/flow_runs/{made['id']}"))["state_type"] not in (
-            "COMPLETED",
-            "FAILED",
-            "CRASHED",
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        assert run["state_type"] == "COMPLETED", run["state"]["message"]
-        assert run["parameters"]["store"] == str(tmp_path / ".retort")
+        jobs = RetortClient(api).jobs
+        is_started_once_runs_and_is_told_of(jobs, spec)
+        assert jobs.get("tiny").store == str(tmp_path / ".retort")
         assert (tmp_path / ".retort/jobs/tiny/report.md").is_file()
+        what_the_page_would_send_is_checked_before_it_is_scheduled(api, spec)
+        is_cancelled_with_its_processes_and_in_mlflow(jobs, long, ports["mlflow"])
         taken = subprocess.run(
             [str(BIN / "retort"), "up", f"--prefect-port={ports['prefect']}"],
             capture_output=True,
@@ -89,5 +96,51 @@ def test_a_job_triggered_as_the_page_does_runs_and_is_there_after_a_restart(tmp_
         assert "is taken" in taken.stderr and "--prefect-port" in taken.stderr
     assert not any(map(is_listening, ports.values()))
     with up(tmp_path, ports):
-        assert get(f"{api}/flow_runs/{made['id']}")["state_type"] == "COMPLETED"
+        assert {state.name: state.status for state in jobs.list()} == {
+            "tiny": "completed",
+            "long": "cancelled",
+        }
         assert len(ask(f"{api}/deployments/filter", {})) == 1
+
+
+def is_started_once_runs_and_is_told_of(jobs, spec):
+    state = jobs.create_or_update(spec)
+    assert jobs.create_or_update(spec).run_id == state.run_id
+    other = spec.model_copy(update={"train": spec.train.model_copy(update={"seed": 1})})
+    with pytest.raises(StageError, match="with another spec; cancel it first"):
+        jobs.create_or_update(other)
+    assert any("train: " in line for line in list(jobs.stream("tiny")))
+    ended = jobs.get("tiny")
+    assert (ended.status, ended.error) == ("completed", None)
+    assert jobs.report("tiny").content["name"] == "tiny"
+    with pytest.raises(SpecError, match="there are: tiny"):
+        jobs.get("tinny")
+
+
+def what_the_page_would_send_is_checked_before_it_is_scheduled(api, spec):
+    found = get(f"{api}/deployments/name/distill/process")
+    knobs = found["parameter_openapi_schema"]["definitions"]["Train"]["properties"]
+    assert "Peak step size of AdamW" in knobs["learning_rate"]["description"]
+    assert knobs["schedule"]["enum"] == ["cosine", "linear", "constant"]
+    wrong = spec.model_dump(mode="json")
+    wrong["train"]["learning_rate"] = -1
+    with pytest.raises(urllib.error.HTTPError, match="409"):
+        ask(f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": {"spec": wrong}})
+
+
+def is_cancelled_with_its_processes_and_in_mlflow(jobs, spec, port):
+    jobs.create_or_update(spec)
+    until(jobs, "long", "train")
+    children = ["pgrep", "-f", "retort.child retort.train"]
+    deadline = time.monotonic() + 60
+    while subprocess.run(children, stdout=subprocess.DEVNULL, check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    jobs.cancel("long")
+    assert until(jobs, "long", "cancelled").error is None
+    assert subprocess.run(children, stdout=subprocess.DEVNULL, check=False).returncode == 1
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    experiment = client.get_experiment_by_name("long").experiment_id
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert statuses["long"] == statuses["train"] == "KILLED"
+    assert statuses["curate"] == "FINISHED"
