@@ -25,7 +25,7 @@ from retort.storage import Folder
 JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
 SEEDS = (0, 1, 2)
 NUM_RESAMPLES = 10_000
-Scores = dict[str, list[float]]  # by role, in the order of the test examples
+Scores = dict[str, dict[str, list[float]]]  # by role and example's id: the score, and 1
 
 
 def run(store: str, seed: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run(store: str, seed: int) -> dict[str, Any]:
 
 
 def scores_of(report: dict[str, Any]) -> Scores:
-    """Returns each model's accuracy, 0 or 1, on every test example, from the stored answers."""
+    """Returns each model's accuracy on every test example, from the stored answers."""
     spec = load(JOB)[0]
     task_type = task_types.load(spec.prepare.task_type)
     examples = read_examples(Folder(report["artifacts"]["prepare"]), "test")
@@ -47,23 +47,29 @@ def scores_of(report: dict[str, Any]) -> Scores:
     for role in spec.roles:
         lines = answers.read(f"answers-{role}.jsonl")
         texts = {response.id: response.text for response in read_lines(Response, lines)}
-        found[role] = [metrics.accuracy(e, texts[e.id], task_type) or 0.0 for e in examples]
+        found[role] = metrics.statistics(task_type, examples, texts, texts)["accuracy"]
     return found
+
+
+def mean_of(runs: Sequence[Scores], role: str) -> dict[str, list[float]]:
+    """Returns a role's score on every example, the mean over runs, and 1."""
+    columns = [scores[role] for scores in runs]
+    return {id: [float(np.mean([c[id][0] for c in columns])), 1.0] for id in columns[0]}
 
 
 def gap(runs: Sequence[Scores]) -> dict[str, float]:
     """Returns student minus fine_tuning in accuracy, the mean over runs, with its interval."""
-    student, control = (
-        np.mean([scores[role] for scores in runs], axis=0).tolist()
-        for role in ("student", "fine_tuning")
-    )
-    return metrics.difference(student, control, NUM_RESAMPLES, seed=0)
+    student, control = (mean_of(runs, role) for role in ("student", "fine_tuning"))
+    return metrics.difference("accuracy", student, control, NUM_RESAMPLES, seed=0)
 
 
 def tell(name: str, runs: Sequence[Scores]) -> dict[str, float]:
     """Prints one line of the table; returns the gap with its interval."""
     found = gap(runs)
-    shares = [np.mean([s[role] for s in runs]) for role in ("base", "fine_tuning", "student")]
+    shares = [
+        np.mean([score for score, _ in mean_of(runs, role).values()])
+        for role in ("base", "fine_tuning", "student")
+    ]
     print(
         f"{name:8}" + "".join(f"{share:14.1%}" for share in shares),
         f"{found['value'] * 100:+9.1f}   {found['low'] * 100:+.1f} to {found['high'] * 100:+.1f}",

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows import doctor, jobs, rows, up
+from flows import benchmark, compare, doctor, jobs, promote, rows, up
 from flows.options import (
     BAD_INPUT,
     DONE,
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     check_it.set_defaults(command=validate)
     ask = commands.add_parser("why", parents=[flags], help="say which stages would run, and why")
     ask.set_defaults(command=why)
-    for module in (rows, jobs):
+    for module in (rows, jobs, benchmark, compare, promote):
         module.add(commands, flags)
     for module_alone in (up, doctor):
         module_alone.add(commands)

@@ -1,6 +1,7 @@
 """The distillation flow: seven stages, each cached by its artifact's manifest.
 
-The controls that the student is compared with are trained as it is, one after the other.
+The controls that the student is compared with are trained as it is, one after the other; the
+champion of its name, where there is one, is evaluated as it is.
 """
 
 from collections.abc import Iterator
@@ -8,14 +9,29 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.runtime import flow_run
 
+from retort.comparison import table, verdict
 from retort.job import Job
 from retort.spec import JobSpec, StageName, training_of
-from retort.storage import Artifact, Folder, open_store
+from retort.storage import open_store
 from retort.tracking import without_secrets
-from tasks import curate, evaluate, generate, prepare, release, report, train, train_control
+from tasks import (
+    curate,
+    evaluate,
+    evaluate_champion,
+    generate,
+    prepare,
+    release,
+    report,
+    train,
+    train_control,
+)
 from tasks.listeners import tell
 
 
@@ -42,6 +58,7 @@ def distill(
             for name in spec.controls
         }
         scores = evaluate(job, prepare=examples, train=student, **controls)
+        champion = evaluate_champion(job, prepare=examples)
         page = report(
             job,
             prepare=examples,
@@ -50,10 +67,12 @@ def distill(
             train=student,
             evaluate=scores,
             **controls,
+            **champion,
         )
-        model = release(job, train=student, report=page)
-        publish(page, model)
-        return job.finish(flow_run.get_id())
+        release(job, prepare=examples, curate=kept, train=student, report=page)
+        content = job.finish(flow_run.get_id())
+        publish(job, content)
+        return content
 
 
 @contextmanager
@@ -72,17 +91,34 @@ def open_job(spec: JobSpec, store: str, force: list[StageName]) -> Iterator[Job]
         raise
 
 
-def link_to_mlflow(job: Job) -> None:
-    """Leaves a link from the flow run to the job's MLflow run, where MLflow has a web page."""
+def page_in_mlflow(job: Job) -> str | None:
+    """Returns the address of the job's MLflow run, where MLflow has a web page."""
     tracker = job.tracker
-    if tracker.uri.startswith("http") and tracker.parent_id:
-        path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
-        create_link_artifact(
-            f"{without_secrets(tracker.uri)}/{path}", link_text="MLflow run", key="mlflow-run"
-        )
+    if not (tracker.uri.startswith("http") and tracker.parent_id):
+        return None
+    path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
+    return f"{without_secrets(tracker.uri)}/{path}"
 
 
-def publish(page: Artifact, model: Artifact) -> None:
-    """Shows the report, and where the model lies, among the flow run's artifacts."""
-    text = Folder(page.uri).read("report.md").decode()
-    create_markdown_artifact(f"{text}\nThe student: `{model.uri}/model`\n", key="report")
+def link_to_mlflow(job: Job) -> None:
+    """Leaves a link from the flow run to the job's MLflow run."""
+    if url := page_in_mlflow(job):
+        create_link_artifact(url, link_text="MLflow run", key="mlflow-run")
+
+
+def publish(job: Job, content: dict[str, Any]) -> None:
+    """Shows the comparison as a table among the flow run's artifacts, and the report as text that
+    says where the page, the model and the MLflow run are."""
+    heading, *rows = table(content)
+    names = ["measure", *heading[1:]]
+    shown = [dict(zip(names, row, strict=True)) for row in rows]
+    create_table_artifact(shown, key="comparison", description=verdict(content))
+    latest = job.store.job(job.spec.name)
+    places = {
+        "the page": f"{latest.uri}/report.html",
+        "the student": f"{content['artifacts']['release']}/model",
+        "MLflow": page_in_mlflow(job) or f"{content['mlflow']['tracking_uri']}",
+    }
+    lines = [f"- {what}: {place}" for what, place in places.items()]
+    text = latest.read("report.md").decode()
+    create_markdown_artifact("\n".join([text, "## Where it is", "", *lines, ""]), key="report")

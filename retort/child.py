@@ -6,6 +6,7 @@ child holds its standard input open only to notice that its parent has died.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -203,8 +204,7 @@ def main() -> NoReturn:
     threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
     code = 0
     try:
-        module, _, name = function.partition(":")
-        target = getattr(importlib.import_module(module), name)
+        target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
         traceback.print_exc()
@@ -227,20 +227,46 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def peak_memory_bytes() -> int:
-    """Returns the most memory this process has held: of the GPU where one is used, else resident.
+def _imported(function: str) -> Any:
+    """Returns `module:function`. What an import makes stays: it is never looked through for
+    garbage, which for the heavy libraries would take as long as the rest of their import."""
+    module, _, name = function.partition(":")
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
-    Bytes. On a machine without that figure, 0.
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory this process has held: of GPUs where one is used, else resident."""
+    return peak_gpu_memory_bytes() or peak_host_memory_bytes()
+
+
+def peak_host_memory_bytes() -> int:
+    """Returns the most memory of the host that this process has held (resident), bytes.
+
+    On a machine without that figure, 0.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
-        return int(torch.cuda.max_memory_reserved())
     try:
         import resource
     except ImportError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def peak_gpu_memory_bytes() -> int | None:
+    """Returns the most memory of GPUs that this process has reserved, bytes, all devices together.
+
+    None where it used none; what other processes hold for it is not seen.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    devices = range(torch.cuda.device_count())
+    return sum(int(torch.cuda.max_memory_reserved(device)) for device in devices) or None
 
 
 def _end_with_parent(orphaned: threading.Event) -> None:

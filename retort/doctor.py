@@ -135,9 +135,9 @@ def _server(name: str, variable: str, url: str, path: str) -> Finding:
 
 
 def _keys(spec: JobSpec) -> Iterator[Finding]:
-    asked = {"generate": spec.generate, **spec.asked}
-    for where, who in asked.items():
-        name = who.api_key_env
+    keys = {"generate": spec.generate.api_key_env}
+    keys |= {where: who.api_key_env for where, who in spec.asked.items()}
+    for where, name in keys.items():
         if not name:
             continue
         if os.environ.get(name, "").strip():

@@ -1,10 +1,12 @@
 """Questions about a job that change nothing: why a stage would run, what the teacher answered."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
 from retort import preflight
 from retort.asks import Plan, engine_of, ledger_name, manner
+from retort.champion import with_champion
 from retort.context import read_decisions, read_responses, stream_examples
 from retort.errors import DataError
 from retort.ledger import Ledger
@@ -18,22 +20,27 @@ from retort.records import (
     read_lines,
 )
 from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
+from retort.spec.fingerprint import CHAMPION
 from retort.storage import Store
+from retort.tracking import Tracker
 
 
 def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
-    """Returns for each stage, and each control, why it would run again: nothing for a cached one.
+    """Returns why each stage, control and champion would run again: nothing for a cached one.
 
     The reasons are the ingredients that differ from the job's last artifact of that stage.
     """
     found: dict[str, list[str]] = {}
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
-    digests: dict[str, str] = {}
-    for name, recipe in recipes(spec, preflight.sources(spec)).items():
+    warn = logging.getLogger("retort").warning
+    sources, tracker = preflight.sources(spec), Tracker(store, warn)
+    wanted, against = with_champion(spec, sources, tracker, warn)
+    digests = {CHAMPION: against.artifact.digest} if against else {}
+    for name, recipe in wanted.items():
         folder = store.artifact(recipe.stage, recipe.name)
         manifest = folder.manifest()
-        stale = [i for i in recipe.inputs if found[i]]
+        stale = [i for i in recipe.inputs if found.get(i)]
         if manifest is None:
             found[name] = _reasons(store, recipe, last.get(name))
         elif stale:

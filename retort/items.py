@@ -49,10 +49,11 @@ class Item:
 
     @cached_property
     def is_right(self) -> bool | None:
-        """Whether the answer equals the expected one; None where none is expected."""
+        """Whether the answer equals a right one; None where none is expected."""
         if self.example.expected is None:
             return None
-        return self.answer is not None and self.task_type.equal(self.answer, self.example.expected)
+        given, right = self.answer, self.example.answers or [self.example.expected]
+        return given is not None and any(self.task_type.equal(given, each) for each in right)
 
     @property
     def calls_tool(self) -> bool:

@@ -2,25 +2,30 @@
 
 The manifest is the cache. A stage is reused when its artifact is whole and was made from inputs
 with the same content; nothing else is asked, so a moved store or a new machine keeps everything.
-The surprise: `train` runs once for the student and once for each control, under names of their own.
+The surprise: `train` runs once for the student and once for each control, under names of their own,
+and `evaluate` once more for the champion that the student is compared with.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from retort import __version__, preflight, sources
+from retort import __version__, champion, preflight, sources
+from retort.comparison import flat_differences
 from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.records import SPLITS
 from retort.registry import outside
-from retort.spec import JobSpec, StageName, recipes
+from retort.spec import JobSpec, StageName
 from retort.storage import Artifact, Folder, Store
-from retort.tracking import Tracker, without_secrets
+from retort.tracking import NONE, Candidate, Tracker, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
+# Of each example or round, for other programs; what they come to is in scores.json.
+WORKINGS = ("statistics-", "measures-")
 Listener = Callable[[str, Event], None]
 
 
@@ -31,10 +36,12 @@ class Job:
         self.spec, self.store, self.listen = spec, store, listener
         preflight.check(spec, store)
         self.sources = preflight.sources(spec)
-        self.recipes = recipes(spec, self.sources)
+        self.tracker = Tracker(store, self._warn)
+        self.recipes, self.champion = champion.with_champion(
+            spec, self.sources, self.tracker, self._warn
+        )
         # Who forces train forces what the student is compared with, too.
         self.force = {name for name, recipe in self.recipes.items() if recipe.stage in set(force)}
-        self.tracker = Tracker(store, self._warn)
         self.used: dict[str, Artifact] = {}
         self.tags: dict[str, str] = {}
         self._open_run = ""
@@ -81,7 +88,7 @@ class Job:
         finally:
             self._keep_log()
         if stage == "release":
-            facts["model_version"] = self.tracker.register(run_id, facts)
+            facts["model_version"] = self.tracker.register(self._candidate(facts))
         artifact = folder.commit(
             {
                 "stage": stage,
@@ -105,10 +112,29 @@ class Job:
                 self.tracker.fail(run_id, error)
 
     def finish(self, flow_run_id: str | None) -> dict[str, Any]:
-        """Returns the report of this run, and leaves it in the store under the job's name."""
-        reported = Folder(self.used["report"].uri)
-        content = {
-            **reported.read_json("report.json"),
+        """Returns the report of this run, and leaves it in the store under the job's name.
+
+        There it holds what belongs to this run alone, and the public benchmarks if they were run.
+        """
+        from retort.report.html import page
+
+        reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
+        content = {**reported.read_json("report.json"), **self._ran(flow_run_id)}
+        if latest.has("benchmarks.json"):
+            content["benchmarks"] = latest.read_json("benchmarks.json")
+        files = {
+            "report.json": json.dumps(content, indent=2, ensure_ascii=False).encode(),
+            "report.html": page(content, reported.read_json("examples.json")),
+            **{name: reported.read(name) for name in ("report.md", "data_card.svg")},
+        }
+        for name, data in files.items():
+            latest.write(name, data)
+        self.tracker.close_job(_numbers(content), content["gate"]["passed"], files)
+        return content
+
+    def _ran(self, flow_run_id: str | None) -> dict[str, Any]:
+        """Returns what belongs to this run alone: where its parts lie, and who shows them."""
+        found: dict[str, Any] = {
             "fingerprints": {name: artifact.name for name, artifact in self.used.items()},
             "artifacts": {name: artifact.uri for name, artifact in self.used.items()},
             "mlflow": {
@@ -117,13 +143,27 @@ class Job:
             },
             "prefect": {"flow_run_id": flow_run_id},
         }
-        page = reported.read("report.md")
-        latest = self.store.job(self.spec.name)
-        latest.write_json("report.json", content)
-        latest.write("report.md", page)
-        latest.write("data_card.svg", reported.read("data_card.svg"))
-        self.tracker.close_job(content, page.decode())
-        return content
+        released = Folder(self.used["release"].uri).read_json("manifest.json")["facts"]
+        found["registered"] = {
+            "name": released["registered_model"],
+            "version": released["model_version"],
+            "compared_with": self.champion.version if self.champion else None,
+        }
+        return found
+
+    def _candidate(self, facts: dict[str, Any]) -> Candidate:
+        """Returns the student that `release` made, as the registry is told of it."""
+        train = self.used["train"]
+        return Candidate(
+            name=facts["registered_model"],
+            source=facts["source"],
+            gate_passed=facts["gate_passed"],
+            train=train.name,
+            content=train.digest,
+            champion=self.champion.version if self.champion else NONE,
+            scores=facts["scores"],
+            log_weights=self.spec.release.log_weights,
+        )
 
     @property
     def log(self) -> Path:
@@ -174,6 +214,13 @@ def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:
     return {name: artifact.digest for name, artifact in inputs.items()}
 
 
+def _numbers(content: dict[str, Any]) -> dict[str, float]:
+    """Returns what the comparison came to, as MLflow metrics."""
+    found = content["comparison"]
+    plain = {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
+    return plain | flat_differences(found["differences"])
+
+
 def _small_files(folder: Folder) -> dict[str, str]:
     """Returns the artifact's small texts, for MLflow; not what lies deeper or is large."""
     return {
@@ -182,5 +229,6 @@ def _small_files(folder: Folder) -> dict[str, str]:
         if "/" not in name
         and name.endswith(SMALL_FILES)
         and name != "manifest.json"
+        and not name.startswith(WORKINGS)
         and folder.size(name) < MAX_ARTIFACT_BYTES
     }

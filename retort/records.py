@@ -22,7 +22,8 @@ class Example:
 
     `expected` is the right answer in normal form, `reference` the row's own answer as it stood.
     `options` are the answers there are, where they are a closed set: what is written (a label, a
-    letter) to what it stands for.
+    letter) to what it stands for. `answers` are all right answers in normal form, the expected one
+    first, where there are several.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Example:
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] | None = None
+    answers: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Prompt:
     expected: str | None = None
     reference: str | None = None
     options: dict[str, str] | None = None
+    answers: list[str] | None = None
 
 
 @dataclass(frozen=True)

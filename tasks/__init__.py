@@ -1,10 +1,22 @@
-"""One Prefect task per stage and control: name, retries and log lines around retort's functions."""
+"""One Prefect task per stage, control and champion: name, retries and log lines around retort's
+functions."""
 
-from tasks.stages import curate, evaluate, generate, prepare, release, report, train, train_control
+from tasks.stages import (
+    curate,
+    evaluate,
+    evaluate_champion,
+    generate,
+    prepare,
+    release,
+    report,
+    train,
+    train_control,
+)
 
 __all__ = [
     "curate",
     "evaluate",
+    "evaluate_champion",
     "generate",
     "prepare",
     "release",

@@ -1,4 +1,4 @@
-"""The stages as Prefect tasks, and each control as one. A reused artifact shows as `Cached`.
+"""The stages as Prefect tasks, each control and the champion too. What is reused shows as `Cached`.
 
 Prefect's own cache stays out of it: the manifest in the store decides. Timeouts are enforced where
 the work is, in the stage's child process, for Prefect cannot stop blocking code.
@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from retort.job import Job
 from retort.spec import CONTROLS, StageName, training_of
+from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.storage import Artifact
 
 # Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
@@ -30,7 +31,7 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
     """Returns what calls the task that makes a stage's artifact, or reuses it.
 
-    `name` is the task's where it is not the stage's: of a control.
+    `name` is the task's where it is not the stage's: of a control, or of the champion.
     """
     name = name or stage
 
@@ -63,6 +64,7 @@ curate = stage_task("curate")
 train = stage_task("train")
 _controls = {control: stage_task("train", training_of(control)) for control in CONTROLS}
 evaluate = stage_task("evaluate")
+_evaluate_champion = stage_task("evaluate", EVALUATE_CHAMPION)
 report = stage_task("report")
 release = stage_task("release")
 
@@ -70,3 +72,16 @@ release = stage_task("release")
 def train_control(job: Job, control: str, **inputs: Artifact) -> Artifact:
     """Returns the artifact of a control's student: trained as the student, by plain fine-tuning."""
     return _controls[control](job, **inputs)
+
+
+def evaluate_champion(job: Job, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns what the report reads of the champion: its release, and what it answered and took.
+
+    Nothing where there is no champion; no answers where it cannot be read.
+    """
+    if job.champion is None:
+        return {}
+    found = {CHAMPION: job.champion.artifact}
+    if EVALUATE_CHAMPION in job.recipes:
+        found[EVALUATE_CHAMPION] = _evaluate_champion(job, **inputs, **found)
+    return found

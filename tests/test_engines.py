@@ -1,14 +1,18 @@
 """Engines on real tiny models: the signal is the model's own, each request is answered once."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from retort import child
 from retort.encoding import load_tokenizer, render
-from retort.engines import find_engine, resolve
+from retort.engines import Request, Settings, find_engine, resolve
+from retort.engines._keys import cache_bytes
 from retort.errors import SpecError
 from retort.events import SILENT
+from tests.child_functions import again, answered_by
 from tests.tiny import save_model
 
 TOP_K = 5
@@ -42,9 +46,58 @@ def answered(request, tmp_path_factory):
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
     found = child.run(
-        "tests.child_functions:answer_twice", arguments, SILENT, folder / "log", runtime
+        "tests.test_engines:answer_and_time", arguments, SILENT, folder / "log", runtime
     )
     return model, found
+
+
+def answer_and_time(report, engine: str, settings: dict, chats: dict) -> dict:
+    """Answers chats as `answer_twice` does, and each once more by itself, timed; returns JSON."""
+    opened, found = answered_by(engine, settings, chats)
+    asked = [Request(key, [{"role": "user", "content": text}]) for key, text in chats.items()]
+    timed = {request.id: vars(opened.timed(request)) for request in asked}
+    opened.forget()
+    after = {a.id: a.raw["token_ids"] for a in opened.generate(asked)}
+    whole = again(find_engine(engine), settings, opened, chats)
+    return {**found, **whole, "timed": timed, "after": after}
+
+
+def test_a_request_alone_is_timed_to_its_first_token_and_to_its_end(answered):
+    found = answered[1]
+    assert set(found["timed"]) == set(CHATS)
+    assert found["timed"].pop("long")["first_token_seconds"] is None
+    for key, timing in found["timed"].items():
+        assert 0 < timing["first_token_seconds"] <= timing["whole_seconds"]
+        if len(found["answers"][key]["token_ids"]) > 5:
+            assert timing["first_token_seconds"] < timing["whole_seconds"]
+
+
+def test_what_is_timed_or_forgotten_changes_no_answer(answered):
+    found = answered[1]
+    before = {key: answer["token_ids"] for key, answer in found["answers"].items()}
+    assert sum(found["after"][key] != ids for key, ids in before.items()) <= 1  # a tie of two ids
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        # 2 (keys, values) * 3 layers * 4 heads of 16; 5 sequences of 3 blocks, and one; a quarter
+        # to spare
+        ({"num_key_value_heads": 4, "head_dim": 16}, 2 * 3 * 4 * 16 * 2 * 128 * 16 * 1.25),
+        ({}, 2 * 3 * 8 * 8 * 2 * 128 * 16 * 1.25),
+        ({"mamba_d_state": 16}, 1 << 30),
+        ({"layer_types": ["linear_attention", "full_attention"]}, 1 << 30),
+        ({"num_hidden_layers": 1 << 20}, 1 << 30),
+        ({"num_hidden_layers": None}, 1 << 30),
+    ],
+)
+def test_memory_for_keys_is_what_all_sequences_can_take_at_most(tmp_path, config, wanted):
+    plain = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**plain, **config}))
+    runtime = {"kv_cache_gib": 1, "max_num_seqs": 5}
+    settings = Settings(str(tmp_path), 0.0, 1.0, 9, 257, 0, "auto", 0, runtime)
+    assert cache_bytes(settings, "bfloat16") == wanted
+    assert cache_bytes(settings, "float32") == min(2 * wanted, 1 << 30)
 
 
 def test_every_request_is_answered_once_and_a_prompt_too_long_fails_alone(answered):

@@ -34,7 +34,12 @@ COLUMNS = {
             "answers": {"text": ["red", "is red"], "answer_start": [6, 3]},
         },
         "question_answer",
-        {"question": "What is it?", "context": "It is red.", "answer": "red", "title": "T"},
+        {
+            "question": "What is it?",
+            "context": "It is red.",
+            "answer": ["red", "is red"],
+            "title": "T",
+        },
     ),
     "unanswerable": (
         {"question": "What?", "passage": "p", "answers": {"text": [], "answer_start": []}},

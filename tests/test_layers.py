@@ -6,16 +6,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "release"}
 DOORS = {
-    "mlflow": {"retort/tracking.py"},
+    "mlflow": {f"retort/tracking/{path.name}" for path in (ROOT / "retort/tracking").glob("*.py")},
     "fsspec": {"retort/storage/__init__.py", "retort/storage/urls.py"},
     "datasets": {"retort/sources/hub.py"},
     "pyarrow": {"retort/sources/columns.py"},
-    "matplotlib": {"retort/card/drawing.py"},
+    "matplotlib": {"retort/drawing.py", "retort/report/axes.py"},
     "sklearn": {"retort/balance.py"},
     "py3langid": {"retort/texts.py"},
     "jsonschema": {"retort/texts.py"},
     "aiohttp": {"retort/engines/_door.py"},
     "vllm": {"retort/engines/vllm.py"},
+    "lm_eval": {
+        f"retort/benchmark/{name}.py" for name in ("harness", "opening", "scoring", "endpoint")
+    },
     "s3fs": set(),
 }
 

@@ -9,10 +9,12 @@ import pytest
 from retort.context import read_examples
 from retort.errors import DataError, SpecError
 from retort.events import Reporter
+from retort.items import Item
 from retort.prepare import prepare
 from retort.prepare.rows import preview
-from retort.records import Quarantined, Removed, read_lines
+from retort.records import Quarantined, Removed, Response, read_lines
 from retort.spec import build
+from retort.task_types import qa
 from tests.real_data import AZURE, needs_azure
 from tests.stages import stage_of
 from tests.tiny import save_model
@@ -128,6 +130,17 @@ def test_an_id_is_the_users_own_or_the_contents_hash(prepared):
     assert own.id == "7"
     assert len(hashed.id) == 16
     assert prepared(GOOD).examples()[0].id == hashed.id
+
+
+def test_every_right_answer_of_a_row_travels_with_it_and_is_right(prepared):
+    row = {"question": "Who wrote it?", "answers": {"text": ["Ada Lovelace", "The Countess"]}}
+    (example,) = prepared(json.dumps(row).encode(), task_type="qa").examples()
+    assert example.answers == ["ada lovelace", "countess"]
+    right = {
+        text: Item(example, Response("a", text, [], "stop", 0, 0), qa, text).is_right
+        for text in ("Ada Lovelace", "a countess", "Lovelace")
+    }
+    assert right == {"Ada Lovelace": True, "a countess": True, "Lovelace": False}
 
 
 def test_an_id_used_twice_is_bad_in_one_file_and_told_apart_between_files(prepared):

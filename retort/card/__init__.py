@@ -6,9 +6,9 @@ need no more memory than a few numbers each.
 
 from typing import Any
 
-from retort import sources
+from retort import addresses, sources
 from retort.balance import largest
-from retort.card.drawing import picture
+from retort.card.drawing import panels, picture
 from retort.card.histograms import lengths
 from retort.card.steps import funnel
 from retort.card.tally import Examples, Responses, count_examples, count_responses
@@ -16,7 +16,7 @@ from retort.card.text import page
 from retort.context import Stage
 from retort.records import SPLITS, Decision
 
-__all__ = ["page", "picture", "write"]
+__all__ = ["page", "panels", "picture", "write"]
 
 # More reasons or groups than these are one line, "(others)".
 MOST_REASONS = 50
@@ -89,7 +89,10 @@ def _sources(stage: Stage) -> dict[str, dict[str, str]]:
     made_from = stage.input("prepare").read_json("manifest.json").get("ingredients", {})
     digests = made_from.get("sources", {})
     return {
-        split: {"place": sources.describe(source), "digest": digests.get(f"prepare.{split}", "")}
+        split: {
+            "place": addresses.public(sources.describe(source)),
+            "digest": digests.get(f"prepare.{split}", ""),
+        }
         for split in SPLITS
         if (source := getattr(stage.spec.prepare, split)) is not None
     }

@@ -1,28 +1,39 @@
 """The data card as one picture, an SVG that is the same bytes for the same card.
 
-Its text is text, not outlines: it can be searched and read aloud, and a reader's own font shows
-it. Places are in pixels from the upper left corner; widths are measured in a wider font than most
-readers have, so nothing runs into anything else.
+Places are in pixels from the upper left corner. `pale` is what was there before, `blue` what is
+learned from.
 """
 
-import io
-import re
-import unicodedata
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from retort.card.text import change
+from retort.drawing import (
+    BLUE,
+    DARK,
+    GRAY,
+    LINE,
+    OCHRE,
+    PALE,
+    POINTS_PER_PIXEL,
+    RED,
+    SKY,
+    TRACK,
+    area,
+    bar,
+    cut,
+    drawing,
+    inline,
+    place,
+    svg,
+    write,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from retort.drawing import Axes, Figure
 
 WIDTH, HEIGHT, MARGIN, GAP = 1200, 950, 40, 56
 PANEL = (WIDTH - 2 * MARGIN - GAP) // 2
 TOPS, HEIGHTS = (142, 558), (350, 366)
-# Blue and vermilion of Okabe and Ito, told apart by every eye; pale is what was there before.
-DARK, GRAY, LINE, TRACK = "#1b1f24", "#5b6470", "#d5dae1", "#eef1f5"
-BLUE, SKY, RED, OCHRE, PALE = "#0072b2", "#7fb9dc", "#d55e00", "#e0a526", "#b4bec9"
 MILESTONES = (
     "rows in",
     "examples asked",
@@ -31,37 +42,56 @@ MILESTONES = (
     "kept",
     "learned from",
 )
-FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 
 
 def picture(card: dict[str, Any]) -> bytes:
     """Returns a card as an SVG, 1200 by 950 pixels on white: funnel, reasons, balance, lengths."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    look: Any = {"svg.fonttype": "none", "svg.hashsalt": "retort", "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context(look), warnings.catch_warnings():
-        # A letter that the measuring font has not is drawn by the reader's.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure = Figure(figsize=(WIDTH / 96, HEIGHT / 96), facecolor="white")
+    with drawing(WIDTH, HEIGHT) as figure:
         _head(figure, card)
         _funnel(_panel(figure, 0, 0, "From rows in to what is learned from"), card["funnel"])
         _reasons(_panel(figure, 1, 0, "What was left behind, and why"), card["reasons"])
         _balance(figure, card["balance"])
         _lengths(figure, card["lengths"])
-        data = io.BytesIO()
-        figure.savefig(data, format="svg", metadata={"Date": None, "Title": "Data card"})
-    return data.getvalue().replace(b"'DejaVu Sans'", FONTS.encode())
+        return svg(figure, "Data card")
+
+
+def panels(card: dict[str, Any]) -> list[str]:
+    """Returns a card's four panels as elements of a page, each a view of the one picture.
+
+    The first holds the picture and the others point to it, so that all must stand on one page.
+    """
+    whole = inline(picture(card), "card", "Data card")
+    drawn = whole[whole.index(">") + 1 : whole.rindex("</svg>")]
+    views = []
+    titles = ("Funnel", "Reasons", "Balance", "Lengths")
+    for number, (title, height) in enumerate(zip(titles, _heights(card), strict=True)):
+        row, column = divmod(number, 2)
+        left = MARGIN + column * (PANEL + GAP)
+        box = (left - 4, TOPS[row] - 34, PANEL + 12, height + 44)
+        view = " ".join(f"{side * POINTS_PER_PIXEL:g}" for side in box)
+        held = f'<g id="data-card">{drawn}</g>' if number == 0 else '<use href="#data-card"/>'
+        head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view}" role="img" '
+        views.append(f'{head}aria-label="{title}">{held}</svg>')
+    return views
+
+
+def _heights(card: dict[str, Any]) -> tuple[float, ...]:
+    """Returns how much of each panel is used."""
+    num_steps, num_groups = len(card["funnel"]), len(card["balance"]["before"])
+    num_reasons = sum(map(len, card["reasons"].values()))
+    reasons = min(num_reasons, 11) * 33 if num_reasons else HEIGHTS[0]
+    groups = 44 * num_groups + 10 if num_groups else HEIGHTS[1]
+    return min(HEIGHTS[0], 32 * num_steps), reasons, min(HEIGHTS[1], groups), HEIGHTS[1]
 
 
 def _head(figure: "Figure", card: dict[str, Any]) -> None:
-    axes = _area(figure, MARGIN, 30, WIDTH - 2 * MARGIN, 56)
+    axes = area(figure, MARGIN, 30, WIDTH - 2 * MARGIN, 56)
     first, last = card["funnel"][0]["count"], card["funnel"][-1]["count"]
-    _text(axes, 0, 20, _cut(card["name"], 64), size=19, weight="bold")
+    write(axes, 0, 20, cut(card["name"], 64), size=19, weight="bold")
     facts = [card["task_type"], f"{first:,} rows in", f"{last:,} responses learned from"]
     forms = ", ".join(f"{form} {count:,}" for form, count in card["recognised"].items())
     facts += [forms] if forms else []
-    _text(axes, 0, 48, _cut(" · ".join(facts), 150), color=GRAY, size=10)
+    write(axes, 0, 48, cut(" · ".join(facts), 150), color=GRAY, size=10)
 
 
 def _funnel(axes: "Axes", steps: list[dict[str, Any]]) -> None:
@@ -73,13 +103,13 @@ def _funnel(axes: "Axes", steps: list[dict[str, Any]]) -> None:
         y, count, removed = (at + 0.5) * height, step["count"], step["removed"]
         main = step["step"] in MILESTONES
         bold = "bold" if main else "normal"
-        _text(axes, 0, y, step["step"], weight=bold, color=DARK if main else GRAY)
-        _bar(axes, (left, y), (count * scale, 16), BLUE if main else SKY)
+        write(axes, 0, y, step["step"], weight=bold, color=DARK if main else GRAY)
+        bar(axes, (left, y), (count * scale, 16), BLUE if main else SKY)
         if removed > 0:
             # Thin as it may be, what was taken can be seen.
-            _bar(axes, (left + count * scale, y), (max(removed * scale, 1.5), 16), RED)
-        _text(axes, left + width + 84, y, f"{count:,}", weight=bold, ha="right")
-        _text(axes, PANEL, y, change(removed), color=RED if removed > 0 else BLUE, ha="right")
+            bar(axes, (left + count * scale, y), (max(removed * scale, 1.5), 16), RED)
+        write(axes, left + width + 84, y, f"{count:,}", weight=bold, ha="right")
+        write(axes, PANEL, y, change(removed), color=RED if removed > 0 else BLUE, ha="right")
 
 
 def _reasons(axes: "Axes", reasons: dict[str, dict[str, int]]) -> None:
@@ -94,19 +124,19 @@ def _reasons(axes: "Axes", reasons: dict[str, dict[str, int]]) -> None:
     shown, rest = found[:10], found[10:]
     for at, (count, reason, kind) in enumerate(shown):
         y = 12 + at * 33
-        _text(axes, 0, y, _cut(reason, 62))
-        _text(axes, PANEL, y, f"{count:,}", weight="bold", ha="right")
-        _bar(axes, (0, y + 14), (PANEL, 6), TRACK)
-        _bar(axes, (0, y + 14), (max(PANEL * count / found[0][0], 1.5), 6), colors[kind])
+        write(axes, 0, y, cut(reason, 62))
+        write(axes, PANEL, y, f"{count:,}", weight="bold", ha="right")
+        bar(axes, (0, y + 14), (PANEL, 6), TRACK)
+        bar(axes, (0, y + 14), (max(PANEL * count / found[0][0], 1.5), 6), colors[kind])
     if rest:
         more = f"and {len(rest):,} more reasons, {sum(count for count, _, _ in rest):,} in all"
-        _text(axes, 0, 12 + 10 * 33, more, color=GRAY)
+        write(axes, 0, 12 + 10 * 33, more, color=GRAY)
 
 
 def _balance(figure: "Figure", spread: dict[str, Any]) -> None:
     """Pairs of bars by share, asked and learned from; a mark where the learned are weighted."""
     of = f" of {spread['num_sampled']:,} examples" if spread["num_sampled"] else ""
-    axes = _panel(figure, 0, 1, f"Balance by {_cut(spread['by'], 22)}{of}")
+    axes = _panel(figure, 0, 1, f"Balance by {cut(spread['by'], 22)}{of}")
     if not spread["before"]:
         _nothing(axes, "There are no train examples.", HEIGHTS[1])
         return
@@ -119,24 +149,24 @@ def _balance(figure: "Figure", spread: dict[str, Any]) -> None:
     for at, name in enumerate(names[:10]):
         y = (at + 0.5) * height + 2
         counts = f"{spread['before'][name]:,} → {spread['after'][name]:,}"
-        _text(axes, 0, y - 7, _cut(name.removeprefix("cluster: "), 27))
-        _text(axes, 0, y + 8, counts, color=GRAY, size=8)
+        write(axes, 0, y - 7, cut(name.removeprefix("cluster: "), 27))
+        write(axes, 0, y + 8, counts, color=GRAY, size=8)
         _pair(axes, y, height, {kind: shares[kind].get(name, 0) / most for kind in shares})
-        _text(axes, PANEL - 74, y, f"{shares['before'][name]:.1%}", color=GRAY, ha="right")
-        _text(axes, PANEL - 60, y, "→", color=GRAY, ha="center")
-        _text(axes, PANEL, y, f"{shares['after'][name]:.1%}", weight="bold", ha="right")
+        write(axes, PANEL - 74, y, f"{shares['before'][name]:.1%}", color=GRAY, ha="right")
+        write(axes, PANEL - 60, y, "→", color=GRAY, ha="center")
+        write(axes, PANEL, y, f"{shares['after'][name]:.1%}", weight="bold", ha="right")
     if len(names) > 10:
-        _text(axes, 0, 10 * height + 14, f"and {len(names) - 10:,} more groups", color=GRAY)
+        write(axes, 0, 10 * height + 14, f"and {len(names) - 10:,} more groups", color=GRAY)
 
 
 def _pair(axes: "Axes", y: float, height: float, parts: dict[str, float]) -> None:
     """Draws one group's bars, each a part of the longest, and its mark."""
     left, width, thick = 196, 190, min(0.3 * height, 11)
-    _bar(axes, (left, y - thick / 2 - 0.5), (width * parts["before"], thick), PALE)
-    _bar(axes, (left, y + thick / 2 + 0.5), (width * parts["after"], thick), BLUE)
+    bar(axes, (left, y - thick / 2 - 0.5), (width * parts["before"], thick), PALE)
+    bar(axes, (left, y + thick / 2 + 0.5), (width * parts["after"], thick), BLUE)
     if parts["weighted"]:
         x = left + width * parts["weighted"]
-        _bar(axes, (x - 1, y), (2.5, 2 * thick + 7), DARK)
+        bar(axes, (x - 1, y), (2.5, 2 * thick + 7), DARK)
 
 
 def _lengths(figure: "Figure", lengths: dict[str, dict[str, Any]]) -> None:
@@ -145,18 +175,18 @@ def _lengths(figure: "Figure", lengths: dict[str, dict[str, Any]]) -> None:
     _legend(axes, [(PALE, "all"), (BLUE, "learned from")])
     for at, (name, found) in enumerate(lengths.items()):
         top = at * 188
-        _text(axes, 0, top + 12, f"{name.capitalize()}, in {found['unit']}", weight="bold")
+        write(axes, 0, top + 12, f"{name.capitalize()}, in {found['unit']}", weight="bold")
         if not found["before"]["num"]:
-            _text(axes, 0, top + 44, f"No {name} of known length.", color=GRAY)
+            write(axes, 0, top + 44, f"No {name} of known length.", color=GRAY)
             continue
-        _text(axes, PANEL, top + 12, _described(found["before"]), color=GRAY, ha="right")
+        write(axes, PANEL, top + 12, _described(found["before"]), color=GRAY, ha="right")
         if found["after"]["num"]:
-            _text(axes, PANEL, top + 30, _described(found["after"]), color=BLUE, ha="right")
+            write(axes, PANEL, top + 30, _described(found["after"]), color=BLUE, ha="right")
         counts = found["before"]["counts"], found["after"]["counts"]
         highest = max(map(max, counts))
-        _text(axes, 0, top + 34, f"up to {highest:,}", color=GRAY, size=8)
-        place = _place(MARGIN + PANEL + GAP, TOPS[1] + top + 44, PANEL, 104)
-        _histogram(figure.add_axes(place), found["edges"], counts)
+        write(axes, 0, top + 34, f"up to {highest:,}", color=GRAY, size=8)
+        spot = place(figure, MARGIN + PANEL + GAP, TOPS[1] + top + 44, PANEL, 104)
+        _histogram(figure.add_axes(spot), found["edges"], counts)
 
 
 def _histogram(plot: "Axes", edges: list[int], counts: tuple[list[int], list[int]]) -> None:
@@ -194,27 +224,11 @@ def _shares(counts: dict[str, float]) -> dict[str, float]:
     return {name: count / total for name, count in counts.items()}
 
 
-def _place(
-    left: float, top: float, width: float, height: float
-) -> tuple[float, float, float, float]:
-    """Returns a place in pixels as matplotlib wants it: in parts of the figure, from below."""
-    return left / WIDTH, 1 - (top + height) / HEIGHT, width / WIDTH, height / HEIGHT
-
-
-def _area(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """Returns a part of the picture whose unit is a pixel, from its upper left corner."""
-    axes: Axes = figure.add_axes(_place(left, top, width, height))
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_axis_off()
-    return axes
-
-
 def _panel(figure: "Figure", column: int, row: int, title: str) -> "Axes":
     """Returns one of the four panels, its title written above it."""
     left, top = MARGIN + column * (PANEL + GAP), TOPS[row]
-    axes = _area(figure, left, top, PANEL, HEIGHTS[row])
-    _text(axes, 0, -20, title, size=12, weight="bold")
+    axes = area(figure, left, top, PANEL, HEIGHTS[row])
+    write(axes, 0, -20, title, size=12, weight="bold")
     axes.plot([0, PANEL], [-6, -6], color=LINE, linewidth=0.8, clip_on=False)
     return axes
 
@@ -224,37 +238,10 @@ def _legend(axes: "Axes", keys: list[tuple[str, str]]) -> None:
     x = float(PANEL)
     for color, name in reversed(keys):
         x -= sum(4.4 if letter in "fijlrt " else 6.4 for letter in name)
-        _text(axes, x, -20, name, color=GRAY, size=9)
-        _bar(axes, (x - 15, -20), (10, 10), color)
+        write(axes, x, -20, name, color=GRAY, size=9)
+        bar(axes, (x - 15, -20), (10, 10), color)
         x -= 34
 
 
 def _nothing(axes: "Axes", text: str, height: float) -> None:
-    _text(axes, PANEL / 2, height / 2, text, color=GRAY, size=11, ha="center")
-
-
-def _bar(axes: "Axes", start: tuple[float, float], size: tuple[float, float], color: str) -> None:
-    """Draws a bar of a width and height from the middle of its left side on."""
-    (x, y), (width, height) = start, size
-    axes.barh(y, width, height, left=x, color=color, linewidth=0, clip_on=False)
-
-
-def _text(axes: "Axes", x: float, y: float, text: str, **look: Any) -> None:
-    """Writes a line of plain text, its middle at y."""
-    look = {"color": DARK, "size": 9.5, "va": "center_baseline", **look}
-    axes.text(x, y, text, parse_math=False, **look)
-
-
-def _cut(text: str, most: int) -> str:
-    """Returns a text as one line as wide as at most so many small letters."""
-    spaced = re.sub(r"\s", " ", text)
-    # Control characters, halves of pairs and the like cannot stand in XML.
-    letters = "".join(letter for letter in spaced if unicodedata.category(letter)[0] != "C")
-    kept, width = "", 0.0
-    for letter in " ".join(letters.split()):
-        is_full = unicodedata.east_asian_width(letter) in "WF"
-        width += 2 if is_full else 1.3 if letter.isupper() or letter in "mw@%" else 1
-        if width > most:
-            return kept[:-1].rstrip() + "…"
-        kept += letter
-    return kept
+    write(axes, PANEL / 2, height / 2, text, color=GRAY, size=11, ha="center")

@@ -7,7 +7,8 @@ a second answer. Engines are opened inside a child process and closed by ending 
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +50,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long a request alone took, seconds: to its whole answer, and to its first token where
+    the engine sees that."""
+
+    whole_seconds: float
+    first_token_seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that an engine needs to know of a job. `runtime` is the spec's EngineRuntime as JSON.
 
@@ -75,6 +85,9 @@ class Settings:
     stop: tuple[str, ...] = ()
 
 
+Generate = Callable[[Iterable[Request | None]], Iterator[Answer]]
+
+
 class Engine(Protocol):
     """An open model."""
 
@@ -89,6 +102,12 @@ class Engine(Protocol):
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already, in any order (where `SCORES`)."""
+
+    def timed(self, request: Request) -> Timing:
+        """Answers one request while nothing else is under way; returns how long it took."""
+
+    def forget(self) -> None:
+        """Drops what was kept of earlier prompts: the next one costs what a new one costs."""
 
 
 class EngineModule(Protocol):
@@ -111,6 +130,14 @@ class EngineModule(Protocol):
 
     def parse(self, request_id: str, raw: dict[str, Any]) -> Response:
         """Returns what a raw answer says."""
+
+
+def timed_whole(generate: Generate, request: Request) -> Timing:
+    """Returns the time of a whole answer, of an engine that does not see single tokens."""
+    started = time.monotonic()
+    for _ in generate([request]):
+        pass
+    return Timing(time.monotonic() - started)
 
 
 STATE_OF: dict[str, State] = {

@@ -25,9 +25,10 @@ from retort.engines._door import (
     as_json,
     facts_of,
     fault,
+    names_another,
     open_door,
+    renamed,
 )
-from retort.engines._http import names_another, renamed
 from retort.errors import SpecError
 from retort.storage import Folder
 

@@ -25,6 +25,8 @@ DENIED = (401, 402, 403)
 BUSY = (429, 503, 529)
 # What a value of another shape than expected raises.
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+# What a connection that does not come about, or breaks, raises.
+BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 PASSING = ("timeout", "connection", "not_json", "missing", "expired")
 # What endpoints call their errors, in a code or in words, and the finish reason it comes to.
 REASON_OF = {
@@ -265,3 +267,15 @@ def read_answer(
         cause = f"unreadable: {type(bad).__name__}: {bad}"
     state = STATE_OF.get(reason, "failed")
     return Response(request_id, "", [], reason, 0, 0, state=state, cause=cause)
+
+
+def names_another(api: Api, error: Error) -> bool:
+    """Whether an endpoint refused a field and named the one that it takes instead."""
+    known = api.rename is not None and error["status"] == 400
+    return known and all(name in error["message"] for name in api.rename or ())
+
+
+def renamed(api: Api, body: dict[str, Any]) -> dict[str, Any]:
+    """Returns a body with the field under its other name."""
+    old, new = api.rename or ("", "")
+    return {new if name == old else name: value for name, value in body.items()}

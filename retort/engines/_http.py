@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from retort.engines import Answer, Request, Settings
+from retort.engines import Answer, Request, Settings, Timing, timed_whole
 from retort.engines._door import (
     BUSY,
     UNREADABLE,
@@ -32,8 +32,11 @@ from retort.engines._door import (
     connect,
     facts_of,
     fault,
+    names_another,
     open_door,
+    renamed,
 )
+from retort.engines._timing import streamed
 
 FIRST_LIMIT = 32
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -49,6 +52,7 @@ class HttpEngine:
     def __init__(self, settings: Settings, api: Api):
         self._settings, self._api = settings, api
         self._door = open_door(settings, api)
+        self._streams = True  # until it once did not
         self.facts = facts_of(self._door, api)
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
@@ -70,6 +74,15 @@ class HttpEngine:
                     yield answer
         finally:
             flow.end()
+
+    def timed(self, request: Request) -> Timing:
+        """Returns how long one request takes; where nothing is streamed, its whole answer alone."""
+        found = streamed(self._settings, self._api, self._door, request) if self._streams else None
+        self._streams = found is not None
+        return found or timed_whole(self.generate, request)
+
+    def forget(self) -> None:
+        """Does nothing: what an endpoint keeps is its own."""
 
 
 def _pull(source: Iterator[Request | None], room: int) -> tuple[list[Request], bool]:
@@ -263,15 +276,3 @@ def backoff(num_delays: int) -> float:
     """Returns seconds to wait: doubled each time, and never the same for all who wait."""
     longest: float = min(LONGEST_BACKOFF_SECONDS, 0.25 * 2.0 ** min(num_delays, 10))
     return longest * random.uniform(0.5, 1)
-
-
-def names_another(api: Api, error: Error) -> bool:
-    """Whether an endpoint refused a field and named the one that it takes instead."""
-    known = api.rename is not None and error["status"] == 400
-    return known and all(name in error["message"] for name in api.rename or ())
-
-
-def renamed(api: Api, body: dict[str, Any]) -> dict[str, Any]:
-    """Returns a body with the field under its other name."""
-    old, new = api.rename or ("", "")
-    return {new if name == old else name: value for name, value in body.items()}

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from retort.engines import Answer, Request, Settings, local_raw, parse_local
+from retort.engines import (
+    Answer,
+    Request,
+    Settings,
+    Timing,
+    local_raw,
+    parse_local,
+    timed_whole,
+)
 from retort.errors import SpecError
 from retort.records import Response
 
@@ -45,3 +53,10 @@ class EchoEngine:
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """There is no distribution to give."""
         raise SpecError("engine echo cannot score; use vllm or transformers")
+
+    def timed(self, request: Request) -> Timing:
+        """Returns how long one answer takes; it comes all at once."""
+        return timed_whole(self.generate, request)
+
+    def forget(self) -> None:
+        """Does nothing: no prompt is kept."""

@@ -5,6 +5,7 @@ Batches are padded on the left; the signal is read from the model's own scores o
 
 # B batch, T time, V vocabulary, K teacher top-k
 import os
+import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from retort.engines import (
     Answer,
     Request,
     Settings,
+    Timing,
     cut_at,
     local_raw,
     parse_local,
@@ -49,6 +51,7 @@ class TransformersEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.steps = 0
+        self._first_at: float | None = None  # when the first token came, on the monotonic clock
         self._torch, self._settings = torch, settings
         self._tokenizer = encoding.load_tokenizer(settings.model)
         self._tokenizer.padding_side = "left"
@@ -85,6 +88,17 @@ class TransformersEngine:
             rows = yield from self._fitting(batch)
             if rows:
                 yield from self._batch(rows)
+
+    def timed(self, request: Request) -> Timing:
+        """Returns how long one request takes alone; no first token where it cannot be asked."""
+        self._first_at, started = None, time.monotonic()
+        for _ in self.generate([request]):
+            pass
+        whole_seconds, first_at = time.monotonic() - started, self._first_at
+        return Timing(whole_seconds, None if first_at is None else first_at - started)
+
+    def forget(self) -> None:
+        """Does nothing: no prompt is kept."""
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already, one forward pass each."""
@@ -154,6 +168,10 @@ class TransformersEngine:
     def _count(self, ids_BT: Any, scores: Any, **_: Any) -> Any:
         """Never stops; it is asked after each step, and so can tell that there was one."""
         self.steps += 1
+        if self._first_at is None:
+            if ids_BT.is_cuda:  # the token is asked for before it is computed
+                self._torch.cuda.synchronize()
+            self._first_at = time.monotonic()
         return self._torch.zeros(len(ids_BT), dtype=self._torch.bool, device=ids_BT.device)
 
     def _cut(self, ids: list[int]) -> tuple[list[int], str]:

@@ -6,7 +6,9 @@ surprise: log-probabilities are taken from the core's own arrays (`Peel`), befor
 them into a Python object a token, which costs more than computing them.
 """
 
+import gc
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +20,13 @@ from retort.engines import (
     Answer,
     Request,
     Settings,
+    Timing,
     cut_at,
     local_raw,
     parse_local,
     render_each,
 )
+from retort.engines._keys import cache_bytes
 from retort.errors import StageError
 from retort.signals import Signal, captured
 
@@ -33,10 +37,8 @@ parse = parse_local
 
 def open_engine(settings: Settings) -> "VllmEngine":
     """Returns an engine with the model loaded. Slow: 10 seconds and more."""
-    runtime = settings.runtime
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(runtime["kv_cache_gib"]),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -47,7 +49,12 @@ def open_engine(settings: Settings) -> "VllmEngine":
         os.environ.setdefault(name, value)
     if os.path.isdir(settings.model):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    return VllmEngine(settings)
+    # What vLLM imports stays: looking it through for garbage again and again is half of the start.
+    gc.disable()
+    try:
+        return VllmEngine(settings)
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True)
@@ -60,16 +67,23 @@ class Prompt:
 
 
 class Peel:
-    """Takes the log-probabilities of expected requests off the engine core's outputs."""
+    """Takes the log-probabilities of expected requests off the engine core's outputs.
+
+    `first_at` is when the first tokens came since it was set to None, on the monotonic clock: the
+    core shows each token, while a request's own outputs are only made when it is finished.
+    """
 
     def __init__(self, core: Any):
         self._get_output = core.get_output
         self._rows: dict[str, list[Any]] = {}
+        self.first_at: float | None = None
         core.get_output = self
 
     def __call__(self) -> Any:
         """Returns the core's next outputs without their log-probabilities, which are kept here."""
         found = self._get_output()
+        if self.first_at is None and any(output.new_token_ids for output in found.outputs):
+            self.first_at = time.monotonic()
         for output in found.outputs:
             if output.new_logprobs is not None and output.request_id in self._rows:
                 self._rows[output.request_id].append(output.new_logprobs)
@@ -166,6 +180,18 @@ class VllmEngine:
                 if finished := [output for output in outputs if output.finished]:
                     yield from self._answers(finished)
 
+    def timed(self, request: Request) -> Timing:
+        """Returns how long one request takes alone; no first token where it cannot be asked."""
+        self._peel.first_at, started = None, time.monotonic()
+        for _ in self.generate([request]):
+            pass
+        whole_seconds, first_at = time.monotonic() - started, self._peel.first_at
+        return Timing(whole_seconds, None if first_at is None else first_at - started)
+
+    def forget(self) -> None:
+        """Drops the keys and values kept of earlier prompts."""
+        self._llm.reset_prefix_cache()
+
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of answers that exist already: one pass over prompt and answer."""
         self._parameters.prompt_logprobs = self._settings.top_k
@@ -246,10 +272,13 @@ def _load(settings: Settings) -> Any:
     runtime, dtype = settings.runtime, settings.dtype
     on_cpu = current_platform.is_cpu()
     executor = runtime["distributed_executor"]
-    return vllm.LLM(
+    # vLLM's own auto would run float32 weights in bfloat16.
+    dtype = models.stored_dtype(settings.model) if dtype == "auto" else dtype
+    start = vllm.LLM  # imported by being named
+    gc.freeze()
+    return start(
         model=settings.model,
-        # vLLM's own auto would run float32 weights in bfloat16.
-        dtype=models.stored_dtype(settings.model) if dtype == "auto" else dtype,
+        dtype=dtype,
         seed=settings.seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=runtime["max_num_seqs"],
@@ -259,6 +288,7 @@ def _load(settings: Settings) -> Any:
         pipeline_parallel_size=runtime["pipeline_parallel_size"],
         distributed_executor_backend=None if executor == "auto" else executor,
         gpu_memory_utilization=runtime["gpu_memory_utilization"],
+        kv_cache_memory_bytes=cache_bytes(settings, dtype) if on_cpu else None,
         # An open bug: a prompt's log-probabilities can be wrong where its start was cached.
         enable_prefix_caching=not settings.scores,
         enforce_eager=on_cpu,

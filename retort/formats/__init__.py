@@ -85,7 +85,8 @@ def prompt_completion(row: dict[str, Any]) -> Row:
 def question_answer(row: dict[str, Any]) -> Row:
     """A question with its answer, SQuAD's with its context, ARC's and MMLU's with the choices.
 
-    An answer that is a letter, an index or a text of the choices stays as it stands.
+    An answer that is a letter, an index or a text of the choices stays as it stands, and so do
+    several right answers where there are no choices.
     """
     fields = {"question": text(row, names.QUESTION), "context": first(row, names.CONTEXT)}
     answer = first(row, names.ANSWER)
@@ -94,7 +95,7 @@ def question_answer(row: dict[str, Any]) -> Row:
         answer = first(row, names.LABEL) if answer is None else answer
     if isinstance(answer, dict):
         answer = first(answer, ("text", "value"))
-    if isinstance(answer, list):
+    if isinstance(answer, list) and (len(answer) < 2 or "choices" in fields):
         answer = answer[0] if answer else None
     return row_of(row, {**fields, "answer": answer})
 

@@ -124,6 +124,7 @@ class Reader:
             tools=row.tools,
             metadata=row.metadata,
             options=prompt.options,
+            answers=prompt.answers,
         )
 
     def _id(self, row: Row, messages: list[Message], split: Split) -> str:

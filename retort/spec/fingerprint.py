@@ -6,19 +6,22 @@ or the job file keeps every cache. `runtime` knobs stay out.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retort.spec.job import STAGES, JobSpec, StageName, training_of
 
 # Raised by hand when a stage's results change for the same spec.
 VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
-    "prepare": 3,
+    "prepare": 4,
     "generate": 2,
-    "curate": 2,
-    "evaluate": 2,
-    "report": 2,
+    "curate": 3,
+    "evaluate": 3,
+    "report": 3,
+    "release": 2,
 }
+# The champion of the student's name is measured apart, so that a new one measures nobody anew.
+CHAMPION, EVALUATE_CHAMPION, UNREADABLE = "champion", "evaluate-champion", "unreadable"
 
 # Which artifacts a stage reads: the data-flow graph of the job, in one place. A control is a second
 # `train`; those that look at the student (evaluate, report) look at it too.
@@ -29,7 +32,7 @@ INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "train": ("prepare", "generate", "curate"),
     "evaluate": ("prepare", "train"),
     "report": ("prepare", "generate", "curate", "train", "evaluate"),
-    "release": ("train", "report"),
+    "release": ("prepare", "curate", "train", "report"),
 }
 
 # Knobs that are addresses, or `auto`: what they stand for counts, through `sources`.
@@ -82,12 +85,16 @@ class Recipe:
         return tuple(self.ingredients["inputs"])
 
 
-def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[str, Recipe]:
+def recipes(
+    spec: JobSpec, sources: dict[str, str], champion: str | None = None
+) -> dict[str, Recipe]:
     """Returns the recipe of every stage of a job, in order: each control's after the student's.
 
     A control's recipe stands under the name of its training (`train-fine_tuning`) and is that of a
     job which trains nothing else, so that the two share an artifact. `sources` maps each address in
     the spec ("prepare.train", "generate.teacher" ...) to the digest of what it points to.
+    `champion` is the digest of the champion's folder, which is then evaluated too
+    (`evaluate-champion`), or UNREADABLE, which the report tells.
     """
     made: dict[str, Recipe] = {}
     for stage in STAGES:
@@ -98,7 +105,30 @@ def recipes(spec: JobSpec, sources: dict[str, str]) -> dict[str, Recipe]:
             for control in spec.controls:
                 found = _recipe("train", spec.control(control), plain, made)
                 made[training_of(control)] = found
+        elif stage == "evaluate" and champion not in (None, UNREADABLE):
+            made[EVALUATE_CHAMPION] = _of_champion(made, champion)
+        elif stage == "report" and champion:
+            made[stage] = _beside_champion(made, champion)
     return made
+
+
+def _of_champion(made: dict[str, Recipe], champion: str) -> Recipe:
+    """Returns the recipe of asking the champion as `evaluate` asks the job's own models, which
+    count for nothing in it."""
+    asking = made["evaluate"].ingredients
+    own = ("generate.teacher", "train.student")
+    sources = {key: digest for key, digest in asking["sources"].items() if key not in own}
+    inputs = {"prepare": made["prepare"].name, CHAMPION: champion}
+    return replace(made["evaluate"], ingredients={**asking, "sources": sources, "inputs": inputs})
+
+
+def _beside_champion(made: dict[str, Recipe], champion: str) -> Recipe:
+    """Returns the recipe of a report beside a champion: it reads what that answered, if it can."""
+    plain = made["report"].ingredients
+    inputs = {**plain["inputs"], CHAMPION: champion}
+    if EVALUATE_CHAMPION in made:
+        inputs[EVALUATE_CHAMPION] = made[EVALUATE_CHAMPION].name
+    return replace(made["report"], ingredients={**plain, "inputs": inputs})
 
 
 def _recipe(
@@ -136,6 +166,10 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
         found["task_type"] = spec.prepare.task_type
         found["max_tokens"] = spec.evaluate.max_tokens or spec.generate.max_tokens
         found["max_model_len"] = spec.evaluate.max_model_len or spec.generate.max_model_len
+    if stage == "report" and spec.report.prices.teacher is None:
+        # What the teacher's answers would cost is then what they did.
+        spending = spec.generate.spending.model_dump(mode="json")
+        found["prices"]["teacher"] = {k: v for k, v in spending.items() if k.startswith("price")}
     if stage in ("report", "release"):
         found["name"] = spec.name
     return found

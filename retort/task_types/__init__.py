@@ -114,8 +114,8 @@ def asked(
 
     A row of columns is put into the spec's template, else into the first of `templates` whose
     columns it has; `extra` is what a template may name besides columns. A column `system` becomes
-    the system message. The answer is the first of the columns `replies` that holds anything. Raises
-    `ValueError` with the reason.
+    the system message. The answer is the first of the columns `replies` that holds anything, and of
+    several right ones the first. Raises `ValueError` with the reason.
     """
     if row.messages is not None:
         return chat_of(row)
@@ -124,6 +124,8 @@ def asked(
     if not text.strip():
         raise ValueError("the question is empty")
     reply = next((row.fields[name] for name in replies if not _blank(row.fields.get(name))), None)
+    if isinstance(reply, list):
+        reply = reply[0] if reply else None
     system = row.fields.get("system")
     own = [{"role": "system", "content": system}] if _is_text(system) else []
     return [*own, {"role": "user", "content": text}], reply

@@ -1,7 +1,7 @@
 """Conversation: the reply to a user's turn. There is no right one, so none is ever expected.
 
-A reply that stands in the row is only the reference; the score to look at is the agreement of
-student and teacher, which is the same text.
+A reply that stands in the row is only the reference: answers are held against it, but what decides
+is the agreement of student and teacher, which is the same text.
 """
 
 from retort.rationale import think
@@ -10,7 +10,15 @@ from retort.spec.data import Prepare
 from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "roles_alternate")
-METRICS = ()
+METRICS = (
+    "agreement",
+    "rouge_l",
+    "rouge_1",
+    "rouge_2",
+    "bleu",
+    "length_ratio",
+    "entity_coverage",
+)
 TEMPLATES = ("{prompt}",)
 REASONING = {
     "chain_of_thought": (

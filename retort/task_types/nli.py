@@ -12,7 +12,7 @@ from retort.spec.data import Prepare
 from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "label_in_set", "verified")
-METRICS = ("accuracy",)
+METRICS = ("accuracy", "macro_f1")
 # 0, 1, 2 in SNLI (Bowman et al., 2015) and MNLI (Williams et al., 2018)
 LABELS = ("entailment", "neutral", "contradiction")
 ALONE = "Answer with one of these labels alone: {labels}."

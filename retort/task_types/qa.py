@@ -14,7 +14,7 @@ from retort.spec.data import Prepare
 from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "option_valid", "verified")
-METRICS = ("accuracy", "token_f1")
+METRICS = ("accuracy", "exact_match", "token_f1", "macro_f1")
 OPEN = ("{context}\n\n{question}", "{question}", "{prompt}")
 CHOOSE = "{question}\n\n{choices}\n\nAnswer with the letter of the right choice alone."
 CHOICES = (f"{{context}}\n\n{CHOOSE}", CHOOSE, "{prompt}")
@@ -29,7 +29,7 @@ REASONING = {
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `question` (with `context`, with `choices`), or `prompt`; and the `answer`.
 
-    In SQuAD's form of several right answers the first is the expected one.
+    In SQuAD's form of several right answers the first is the expected one, and all are right.
     """
     if choices := _options(row.fields):
         listed = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
@@ -37,12 +37,17 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
     else:
         chat, reply = asked(row, knobs, OPEN, {})
     options = choices or {label: label for label in knobs.labels}
-    reply = reply.get("text") if isinstance(reply, dict) else reply
-    reply = next(iter(reply), None) if isinstance(reply, list) else reply
-    if reply is None:
+    given = row.fields.get("answer")
+    given = given.get("text") if isinstance(given, dict) else given
+    replies = [r for r in (given if isinstance(given, list) else [reply]) if r is not None]
+    if not replies:
         return Prompt(chat, options=options or None)
+    reply = replies[0]
     if not options:
-        return Prompt(chat, normal(conclusion(str(reply))) or None, str(reply))
+        right = [*dict.fromkeys(normal(conclusion(str(r))) for r in replies)]
+        right = [answer for answer in right if answer]
+        several = right if len(right) > 1 else None
+        return Prompt(chat, right[0] if right else None, str(reply), answers=several)
     letter = _expected(reply, options)
     return Prompt(chat, letter, letter if "question" in row.fields else str(reply), options)
 
@@ -63,9 +68,13 @@ def normal(text: str) -> str:
 
     An answer of nothing else, such as the letter A, stays as it is.
     """
-    lower = text.lower()
-    bare = "".join(c for c in lower if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()) or " ".join(lower.split())
+    return squad(text) or " ".join(text.lower().split())
+
+
+def squad(text: str) -> str:
+    """Returns a text as SQuAD's own evaluation normalises it: of the letter A nothing is left."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def _options(fields: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from retort.spec.data import Prepare
 from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "summary_length")
-METRICS = ("rouge_l",)
+METRICS = ("rouge_l", "rouge_1", "rouge_2", "bleu", "length_ratio", "entity_coverage")
 SUMMARIZE = "Summarize the following text in at most {max_words} words."
 TEMPLATES = (f"{SUMMARIZE}\n\n{{article}}", "{prompt}", f"{SUMMARIZE}\n\n{{text}}")
 # Source: Adams et al., "From Sparse to Dense: GPT-4 Summarization with Chain of Density Prompting"

@@ -1,12 +1,10 @@
-"""MLflow: what was done, with what, and how it went. The only door to mlflow.
+"""The runs of a job: one parent, and below it one a stage, with knobs, curves, lineage and files.
 
 Explicit client and run ids, for the fluent API's active run is invisible in other threads. A
 tracking server that fails is reported once and never stops a job.
 """
 
-import json
-import logging
-import os
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -14,27 +12,21 @@ from functools import wraps
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
 
-from retort.comparison import flat_differences
 from retort.storage import Store
+from retort.tracking import registry
+from retort.tracking.registry import CHAMPION, GATE, Candidate, Version
+from retort.tracking.server import (
+    SQLITE,
+    connect,
+    may_have_alias,
+    tracking_uri,
+    without_secrets,
+)
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 MAX_PARAM_CHARACTERS = 500
 MAX_FAILURES = 3
-
-
-def tracking_uri(store: Store) -> str:
-    """Returns MLFLOW_TRACKING_URI, or a SQLite database in the store's local state."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.local_state()}/mlflow.db"
-
-
-def without_secrets(uri: str) -> str:
-    """Returns a URI without the user and password it may carry: fit for reports and messages."""
-    parts = urlsplit(uri)
-    return (
-        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
-    )
 
 
 def _forgiving(call: Call) -> Call:
@@ -72,21 +64,7 @@ class Tracker:
     @_forgiving
     def open_job(self, job: str, tags: dict[str, str], resume_tag: str) -> None:
         """Starts the job's parent run, or reopens the one that carries the same resume tag."""
-        for name, value in {
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "1",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        }.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(self.uri, registry_uri=self.uri)
+        self._client = connect(self.uri)
         found = self._client.get_experiment_by_name(job)
         self.experiment_id = found.experiment_id if found else self._new_experiment(job)
         if tags.get(resume_tag):
@@ -103,7 +81,7 @@ class Tracker:
 
     def _new_experiment(self, job: str) -> str:
         location = None
-        if self.uri.startswith("sqlite:"):
+        if self.uri.startswith(SQLITE):
             location = f"{self._store.local_state()}/mlflow-artifacts/{job}"
         # So that the web page shows training runs first, not traces of agents.
         tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -179,40 +157,38 @@ class Tracker:
         self._client.set_tag(self.parent_id, f"retort.cached.{stage}", made_by or "another store")
 
     @_forgiving
-    def register(self, run_id: str, facts: dict[str, Any]) -> str:
-        """Registers the released folder as a model version and returns its number.
+    def champion(self, name: str, train: str) -> Version | None:
+        """Returns the version that a student is compared with: the champion of its name.
 
-        By reference: the weights lie once, in Retort's store. Only where the store is a local
-        folder and MLflow a server, which refuses other machines' paths, are they copied to it.
+        Where that is this very student (`train` is the artifact it was trained as), it is the one
+        that the champion was compared with itself, so that a job run again tells the same.
         """
-        from mlflow.exceptions import MlflowException
-
-        name = facts["registered_model"]
-        with suppress(MlflowException):  # it exists already
-            self._client.create_registered_model(name)
-        gate = "passed" if facts["gate_passed"] else "refused"
-        source = facts["source"]
-        if self._store.is_local and self.uri.startswith("http"):
-            self._client.log_artifacts(run_id, source, "model")
-            source = f"runs:/{run_id}/model"
-        tags = {"retort.gate": gate, "retort.source": facts["source"]}
-        version = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
-        return str(version.version)
+        if not may_have_alias(self.uri, name, CHAMPION):
+            return None
+        client = connect(self.uri)
+        found = registry.by_alias(client, name, CHAMPION)
+        if found and found.train == train:
+            found = registry.by_number(client, name, found.compared_with)
+        return found
 
     @_forgiving
-    def close_job(self, report: dict[str, Any], page: str) -> None:
-        """Attaches the report to the job's run and ends it well."""
-        found = report["comparison"]
-        numbers = {k: float(v) for k, v in found.items() if _is_number(v)}
-        numbers |= flat_differences(found["differences"])
+    def register(self, student: Candidate) -> str:
+        """Makes a released student a version of its registered model; returns its number."""
+        return registry.register(self._client, self._client.get_run(self.parent_id), student)
+
+    @_forgiving
+    def close_job(
+        self, numbers: dict[str, float], gate_passed: bool, files: dict[str, bytes]
+    ) -> None:
+        """Attaches the report's numbers and files to the job's run and ends it well."""
         self._buffer = []
         self.metrics(self.parent_id, numbers, step=0)
         self._flush(self.parent_id)
-        self._client.log_text(self.parent_id, json.dumps(report, indent=2), "report.json")
-        self._client.log_text(self.parent_id, page, "report.md")
-        self._client.set_tag(
-            self.parent_id, "retort.gate", "passed" if report["gate"]["passed"] else "refused"
-        )
+        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+            for name, data in files.items():
+                (Path(scratch) / name).write_bytes(data)
+            self._client.log_artifacts(self.parent_id, scratch)
+        self._client.set_tag(self.parent_id, GATE, "passed" if gate_passed else "refused")
         self._client.set_terminated(self.parent_id, "FINISHED")
 
 

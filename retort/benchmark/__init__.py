@@ -1,0 +1,27 @@
+"""Public benchmarks: teacher, base and student asked by EleutherAI's lm-evaluation-harness.
+
+The surprise: this process never imports the harness. A first child reads the tasks, then each model
+runs in a child of its own; every result is kept by what was asked of what, so that a killed run
+goes on with what is missing, and the same command again asks nothing.
+
+`benchmarks.json` in a job's folder, which the report shows as `content["benchmarks"]`:
+```
+{"student": name of the train artifact whose student this is,
+ "lm_eval_version", "engine": vllm|transformers, "dtype", "max_length": tokens of prompt and answer,
+ "tasks": {task: {"version", "num_fewshot", "limit": int|null, "n": questions,
+                  "num_tasks": that it sums up, 1 if no group, "higher_is_better": {metric: bool}}},
+ "models": {role: {task: {metric: {"value", "stderr": float|null}}}},
+ "differences": {role: {task: {metric: {"value", "low", "high", "n", "p_value",
+                                      "mcnemar_p_value" where each is right or wrong}}}},
+ "notes": [text], "left_out": [those of them that say what was not asked of whom],
+ "keys": {role: {asked task: the result's file in benchmarks/}}}
+```
+A metric is `acc`, or `exact_match, strict-match` where the task reads answers in several ways. A
+task that was not asked of a model is missing there. A difference is student - role, paired question
+by question, of the metrics that are means.
+"""
+
+from retort.benchmark.results import of_student, refresh, table
+from retort.benchmark.run import Asked, benchmark
+
+__all__ = ["Asked", "benchmark", "of_student", "refresh", "table"]

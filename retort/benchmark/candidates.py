@@ -1,0 +1,123 @@
+"""Which models a benchmark asks, where each is, and what names its content.
+
+A student is that of the job's finished artifacts: its recipe decides which, never a path.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from retort import asks, inspection, models, preflight
+from retort.engines import find_engine, resolve
+from retort.errors import SpecError, did_you_mean
+from retort.spec import JobSpec, recipes, training_of
+from retort.storage import Folder, Store
+
+GIVEN = ("teacher", "base")
+# Most tokens of prompt and answer unless asked for otherwise: a vllm on CPU must have room for one.
+MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to ask. `address` is a folder, hub id, or URI of the artifact that holds it; `digest`
+    names its content. `settings` are its engine's, where it is behind an endpoint."""
+
+    role: str
+    address: str
+    digest: str
+    settings: dict[str, Any] | None = field(default=None, repr=False)
+    engine: str = ""
+
+    @contextmanager
+    def here(self) -> Iterator[str]:
+        """Gives the model as something a library can open."""
+        if self.settings or self.role in GIVEN:
+            yield self.address
+            return
+        with Folder(self.address).local_copy("student") as folder:
+            yield str(folder)
+
+
+def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[Candidate]:
+    """Returns the models of the given roles.
+
+    Raises `SpecError` for a role that the job has not, and for a student not yet made.
+    """
+    for role in roles:
+        if role not in spec.roles:
+            raise SpecError(
+                f"--models: {role} is none of this job's models: "
+                f"{', '.join(spec.roles)}{did_you_mean(role, spec.roles)}"
+            )
+    return [_given(spec, role) if role in GIVEN else _made(spec, store, role) for role in roles]
+
+
+def _given(spec: JobSpec, role: str) -> Candidate:
+    """Returns a model that no stage of the job has made."""
+    if role == "base":
+        model = spec.train.student
+        models.check(model, "train.student")
+        return Candidate(role, model, models.digest(model, "train.student"))
+    model, name = spec.generate.teacher, resolve(spec.generate.engine, 0)
+    engine = find_engine(name)
+    if not engine.REMOTE:
+        models.check(model, "generate.teacher")
+        return Candidate(role, model, models.digest(model, "generate.teacher"))
+    settings = replace(asks.settings_of(spec, ""), runtime=_live(spec))
+    engine.check(settings)
+    return Candidate(role, model, asks.teacher_digest(spec), vars(settings), name)
+
+
+def _live(spec: JobSpec) -> dict[str, Any]:
+    """Returns how the teacher's endpoint is asked, live: a batch of a day is for training data."""
+    return {**spec.generate.runtime.model_dump(mode="json"), "batch": False}
+
+
+def _made(spec: JobSpec, store: Store, role: str) -> Candidate:
+    """Returns a model that this job has trained: its recipe names the artifact."""
+    name = training_of(role)
+    recipe = recipes(spec, preflight.sources(spec))[name]
+    artifact = store.artifact(recipe.stage, recipe.name).finished()
+    if artifact is None:
+        reasons = "; ".join(inspection.why(spec, store)[name])
+        raise SpecError(
+            f"the {role} of this job does not stand in {store.uri} ({reasons}); run the job first: "
+            "retort run, with the same spec and --store"
+        )
+    return Candidate(role, artifact.uri, artifact.digest)
+
+
+def longest(spec: JobSpec, wanted: int | None) -> int:
+    """Returns the tokens of prompt and answer that all of a job's models are given: as many as
+    teacher and base take, at most `MOST_TOKENS` unless asked for.
+
+    Students are as long as their base. Raises `SpecError` for more than a model takes.
+    """
+    given = {"base": spec.train.student}
+    if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
+        given["teacher"] = spec.generate.teacher
+    lengths = {role: _length(models.locate(model, role)) for role, model in given.items()}
+    known = {role: length for role, length in lengths.items() if length}
+    if wanted is None:
+        return min([MOST_TOKENS, *known.values()])
+    for role, length in known.items():
+        if wanted > length:
+            raise SpecError(f"--max-length: {wanted}; the {role} takes at most {length} tokens")
+    return wanted
+
+
+def _length(folder: Path) -> int | None:
+    """Returns a model's longest text; None where it does not say."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config") or config
+    length = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(length) if length else None
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model lies on this machine, so that no network is needed for it."""
+    return Path(model).is_dir()

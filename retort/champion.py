@@ -1,0 +1,86 @@
+"""The champion: the student that is out under the registered name, whom a new one is compared with.
+
+It is known by the content of its released folder, not by its number: two versions of one student
+are asked once. Where the folder is gone the job goes on, and the gate refuses for that reason.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from retort.context import Stage
+from retort.errors import SpecError, StoreError
+from retort.records import sha256_of
+from retort.spec import JobSpec, Recipe, recipes
+from retort.spec.fingerprint import CHAMPION, UNREADABLE
+from retort.storage import Artifact, Folder, open_store
+from retort.tracking import Tracker
+
+MODEL = "model"  # the part of the release's artifact that is the Hugging Face folder
+# What decides a model's answers; its card and the like do not.
+FILES = (".safetensors", ".json", ".jinja", ".model")
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version of the registered model, and its release as an input of stages.
+
+    The artifact's name is the digest of the folder's content, or UNREADABLE.
+    """
+
+    version: str
+    artifact: Artifact
+
+
+def name_of(spec: JobSpec) -> str:
+    """Returns the name under which a job's students are registered."""
+    return spec.release.registered_model or spec.name
+
+
+def find(
+    spec: JobSpec, train: Recipe, tracker: Tracker, warn: Callable[[str], None]
+) -> Champion | None:
+    """Returns the champion of the job's name, if there is one and it is not this very student.
+
+    One that cannot be read is returned as such, with a warning.
+    """
+    found = tracker.champion(name_of(spec), train.name)
+    if found is None:
+        return None
+    root = found.source.rpartition("/")[0]
+    try:
+        digest = _digest(root)
+    except (ValueError, StoreError) as error:  # gone, no store of ours, or no JSON
+        who = f"the champion of {name_of(spec)}, version {found.version}, cannot be read"
+        warn(f"warning: {who}: {error}; the student is not compared with it")
+        digest = UNREADABLE
+    return Champion(found.version, Artifact("release", digest, root, digest))
+
+
+def with_champion(
+    spec: JobSpec, sources: dict[str, str], tracker: Tracker, warn: Callable[[str], None]
+) -> tuple[dict[str, Recipe], Champion | None]:
+    """Returns the recipes of a job and the champion that its student is compared with, if any."""
+    plain = recipes(spec, sources)
+    found = find(spec, plain["train"], tracker, warn)
+    return (recipes(spec, sources, found.artifact.name) if found else plain), found
+
+
+def told(stage: Stage) -> dict[str, Any] | None:
+    """Returns what the report says of the champion: where it lies, and whether it could be read."""
+    found = stage.inputs.get(CHAMPION)
+    if found is None:
+        return None
+    return {"source": f"{found.uri}/{MODEL}", "is_readable": found.name != UNREADABLE}
+
+
+def _digest(root: str) -> str:
+    """Returns the digest of the released folder's content, as its artifact's manifest tells it."""
+    if not root:
+        raise SpecError("it was not registered by Retort")
+    manifest = Folder(open_store(root).uri).manifest()
+    if manifest is None:
+        raise StoreError(f"{root} is gone, or not whole")
+    listed = {name: found["sha256"] for name, found in manifest["files"].items()}
+    model = {n: d for n, d in listed.items() if n.startswith(f"{MODEL}/") and n.endswith(FILES)}
+    return sha256_of(model)[:16]

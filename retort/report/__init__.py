@@ -1,0 +1,31 @@
+"""report: what was gained and what was lost, pulled from the other stages' artifacts.
+
+No stage knows that the report exists. What belongs to one run only (its MLflow and Prefect ids)
+is added when the job finishes, so that a cached report tells of the run that shows it.
+"""
+
+from typing import Any
+
+from retort.context import Stage
+from retort.report.answered import read_answered
+from retort.report.content import content_of
+from retort.report.examples import side_by_side
+from retort.report.html import page
+from retort.report.markdown import markdown
+from retort.report.measured import measured
+
+
+def report(stage: Stage) -> dict[str, Any]:
+    """Writes `report.json`, `report.md`, `report.html`, and what the last is made from:
+    `examples.json` and `data_card.svg`. Returns the comparison and the gate's verdict."""
+    evaluated = measured(stage)
+    answered = read_answered(stage, evaluated["models"])
+    content, examples = content_of(stage, evaluated, answered), side_by_side(answered)
+    worst = examples["rows"][: stage.spec.report.num_examples]
+    stage.out.write("data_card.svg", stage.input("curate").read("data_card.svg"))
+    stage.out.write_json("report.json", content)
+    stage.out.write_json("examples.json", examples)
+    stage.out.write("report.md", markdown(content, worst).encode())
+    stage.out.write("report.html", page(content, examples))
+    stage.report.progress(1, 1, "report")
+    return {"comparison": content["comparison"], "gate": content["gate"]}

@@ -1,0 +1,175 @@
+"""The registered models: a version a release, which points to the weights in Retort's store.
+
+What a version knows of itself is in its tags, all named `retort.*`. An alias moves last of all, so
+that what was killed half-way is mended by doing it again.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from retort.storage import Folder
+
+CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
+GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"
+CONTENT, COMPARED, FORMER = "retort.content", "retort.champion", "retort.former_champion"
+# What mlflow calls the tag that leads from a logged model to its versions.
+VERSIONS_OF_MODEL = "mlflow.modelVersions"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A released student, about to be registered.
+
+    `source` is its folder, `train` the name and `content` the digest of the artifact it was trained
+    as, `champion` the version it was compared with, `scores` what its page in MLflow shows.
+    """
+
+    name: str
+    source: str
+    gate_passed: bool
+    train: str
+    content: str
+    champion: str = NONE
+    scores: dict[str, float] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    log_weights: bool = False
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a version says of itself."""
+        return {
+            GATE: "passed" if self.gate_passed else "refused",
+            SOURCE: self.source,
+            TRAIN: self.train,
+            CONTENT: self.content,
+            COMPARED: self.champion,
+        }
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model, as its tags tell: see `Candidate`."""
+
+    name: str
+    version: str
+    gate: str
+    source: str
+    train: str
+    compared_with: str
+    former: str
+
+
+def find_model(client: Any, name: str) -> Any:
+    """Returns a registered model, None where there is none of the name."""
+    return _existing(client.get_registered_model, name)
+
+
+def by_alias(client: Any, name: str, alias: str) -> Version | None:
+    """Returns the version that an alias of a registered model points to."""
+    model = find_model(client, name)
+    number = model.aliases.get(alias, NONE) if model else NONE
+    return by_number(client, name, str(number))
+
+
+def by_number(client: Any, name: str, version: str) -> Version | None:
+    """Returns a version of a registered model, None where there is none of that number."""
+    found = None if version == NONE else _existing(client.get_model_version, name, version)
+    if found is None:
+        return None
+    known = {**dict.fromkeys((GATE, SOURCE, TRAIN), ""), COMPARED: NONE, FORMER: NONE, **found.tags}
+    tags = (known[tag] for tag in (GATE, SOURCE, TRAIN, COMPARED, FORMER))
+    return Version(name, str(found.version), *tags)
+
+
+def _existing(get: Callable[..., Any], *key: str) -> Any:
+    """Returns what is there, None where MLflow says that it is not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*key)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def register(client: Any, run: Any, student: Candidate) -> str:
+    """Makes a version of a released student, and of one that passed the gate the challenger.
+
+    Returns the version's number. The one that stands is taken where this very student was
+    registered from this very folder before: a run was killed between that and the end of its stage.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # it exists already
+        client.create_registered_model(student.name)
+    same = {SOURCE: student.source, CONTENT: student.content}
+    standing = [
+        found
+        for found in client.search_model_versions(f"name = '{student.name}'")
+        if same.items() <= found.tags.items()
+    ]
+    if standing:
+        version = standing[0].version
+        for tag, value in student.tags.items():
+            client.set_model_version_tag(student.name, version, tag, value)
+    else:
+        version = _new_version(client, run, student)
+    if student.gate_passed:
+        client.set_registered_model_alias(student.name, CHALLENGER, str(version))
+    return str(version)
+
+
+def _new_version(client: Any, run: Any, student: Candidate) -> str:
+    """Logs the model with its scores, and makes a version of it, by reference.
+
+    A server refuses paths of other machines; there the version points to the logged model, which
+    holds the weights where asked for, and whose tags say where they lie.
+    """
+    model = _logged_model(client, run, student)
+    is_path = "://" not in student.source
+    at_server = client.tracking_uri.startswith("http")
+    made = client.create_model_version(
+        student.name,
+        source=model.model_uri
+        if at_server and (is_path or student.log_weights)
+        else student.source,
+        run_id=run.info.run_id,
+        tags=student.tags,
+        model_id=model.model_id,
+        description=f"Distilled by Retort. Its folder: {student.source}",
+    )
+    versions = json.dumps([{"name": student.name, "version": str(made.version)}])
+    client.set_logged_model_tags(model.model_id, {VERSIONS_OF_MODEL: versions})
+    return str(made.version)
+
+
+def _logged_model(client: Any, run: Any, student: Candidate) -> Any:
+    """Returns the student as a logged model of the job's run, with its scores."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    name = "".join("_" if letter in "/:.%\"'" else letter for letter in student.name)
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=name,
+        source_run_id=run.info.run_id,
+        tags=student.tags,
+        params=student.params,
+        model_type="distilled student",
+    )
+    now = run.info.start_time
+    scores = [
+        Metric(key, value, now, 0, model_id=model.model_id, run_id=run.info.run_id)
+        for key, value in student.scores.items()
+    ]
+    client.log_batch(run.info.run_id, metrics=scores)
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    if student.log_weights:
+        root, _, name = student.source.rpartition("/")
+        with Folder(root).local_copy(name) as folder:
+            client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    return model
