@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        print_report(content, f"{store.job(spec.name).uri}/report.md")
+        print_report(content, f"{store.job(spec.name).uri}/report.html")
     return DONE if content["gate"]["passed"] else REFUSED
 
 

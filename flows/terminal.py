@@ -18,11 +18,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from retort.comparison import caption, table, verdict, warnings
+from retort.comparison import caption, details, table, verdict
 from retort.events import Event
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0
+# The first rows of the second table: the score's interval, and the student's distance from each.
+SURE_ROWS = 3
 
 
 @contextmanager
@@ -114,20 +116,22 @@ class PlainLines:
 
 
 def print_report(content: dict[str, Any], page: str) -> None:
-    """Prints the table (a column a model), its caption, the verdict and where more is."""
+    """Prints the first table with how sure its score is, the verdict and where more is."""
     console = Console(soft_wrap=True)
     heading, *body = table(content)
     shown = Table()
     for name in heading:
         shown.add_column(name, min_width=len(name))  # a narrow page folds numbers, never a name
-    for row in body:
+    for row in [*body, *details(content)[1 : 1 + SURE_ROWS]]:
         shown.add_row(*row)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
     console.print(verdict(content), style="bold", highlight=False)
-    for text in warnings(content["comparison"]):
-        console.print(f"warning: {text}", highlight=False)
+    for text in content["warnings"]:
+        console.print(f"warning: {text}", highlight=False, markup=False)
     for check in content["gate"]["checks"]:
         if not check["passed"]:
-            console.print(f"refused: {check['name']}: required {check['required']}")
-    console.print(f"report: {page}", highlight=False)
+            why = check.get("reason") or f"measured {check['measured']:.4g}"
+            said = f"refused: {check['name']}: required {check['required']}; {why}"
+            console.print(said, highlight=False, markup=False)
+    console.print(f"report: {page}", highlight=False, markup=False)

@@ -65,8 +65,7 @@ class Job:
 
     def make(self, name: str, inputs: dict[str, Artifact]) -> Artifact:
         """Runs a stage and commits its artifact; continues what a killed run left of it."""
-        recipe = self.recipes[name]
-        stage, spec = recipe.stage, recipe.spec
+        stage, spec = (recipe := self.recipes[name]).stage, recipe.spec
         assert set(inputs) == set(recipe.inputs), f"{name} reads {recipe.inputs}"
         folder = self._folder(name)
         self._make_room(name, folder, inputs)

@@ -29,7 +29,6 @@ from tasks import listeners
 from tests.conftest import ask
 from tests.tiny import write_job
 
-AGAIN = ["prepare", "generate", "curate"]
 Run = Callable[..., tuple[dict[str, Any], dict[str, str]]]
 
 
@@ -82,10 +81,9 @@ def spec_of(job: Path, **train: Any) -> JobSpec:
 def test_a_new_student_is_compared_with_the_champion_and_follows_it(
     run, job, tmp_path, prefect_url
 ):
-    store = open_store(str(tmp_path / "store"))
     first, _ = run()
     assert first["gate"]["passed"] and first["registered"]["version"] == "1"
-    client = open_registry(store)
+    client = open_registry(store := open_store(str(tmp_path / "store")))
     assert promote(client, "tiny").done
     again, did = run()  # the champion itself is compared with nobody
     assert set(did) == set(STAGES) and set(did.values()) == {"cached"}
@@ -117,14 +115,17 @@ def test_a_new_student_is_compared_with_the_champion_and_follows_it(
     assert why[EVALUATE_CHAMPION] == [] and why["evaluate"]
 
     shutil.rmtree(Path(first["artifacts"]["release"]))
-    lost, did = run(seed=7)
-    assert "the champion of tiny, version 1, cannot be read" in did["mlflow"]
-    assert lost["registered"]["version"] == "3" and not lost["gate"]["passed"]
-    (check,) = [c for c in lost["gate"]["checks"] if c["name"] == "beats_champion"]
-    assert check["reason"] == "the champion cannot be read"
-    assert "champion" not in lost["models"] and EVALUATE_CHAMPION not in lost["artifacts"]
+    refused_beside_a_lost_champion(*run(seed=7))
     found = promote(client, "tiny")  # the challenger is version 2 still
     assert found.done and found.text.startswith("tiny version 2 is the champion now")
+
+
+def refused_beside_a_lost_champion(report: dict[str, Any], did: dict[str, str]) -> None:
+    assert "the champion of tiny, version 1, cannot be read" in did["mlflow"]
+    assert report["registered"]["version"] == "3" and not report["gate"]["passed"]
+    (check,) = [c for c in report["gate"]["checks"] if c["name"] == "beats_champion"]
+    assert check["reason"] == "the champion cannot be read"
+    assert "champion" not in report["models"] and EVALUATE_CHAMPION not in report["artifacts"]
 
 
 def compared_with_the_champion(report: dict[str, Any], first: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ DOORS = {
     "fsspec": {"retort/storage/__init__.py", "retort/storage/urls.py"},
     "datasets": {"retort/sources/hub.py"},
     "pyarrow": {"retort/sources/columns.py"},
-    "matplotlib": {"retort/drawing.py", "retort/report/axes.py"},
+    "matplotlib": {"retort/drawing.py"},
     "sklearn": {"retort/balance.py"},
     "py3langid": {"retort/texts.py"},
     "jsonschema": {"retort/texts.py"},

@@ -10,7 +10,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from retort import encoding, losses
-from retort.comparison import judge
+from retort.gate import judge
 from retort.losses import Target
 from retort.records import Decision, Response
 from retort.registry import function_names
@@ -262,8 +262,10 @@ def test_a_frozen_head_costs_a_product_less():
     [(0.95, 0.01, True), (0.95, -0.01, False), (0.5, 0.1, False), (None, 0.1, False)],
 )
 def test_a_student_that_lost_is_refused(retention, gain, passes):
-    comparison = {"metric": "accuracy", "retention": retention, "gain": gain}
-    assert judge(comparison, Gate())["passed"] == passes
+    against = {"base": {"value": gain, "low": gain - 0.1, "high": gain + 0.1}}
+    comparison = {"metric": "accuracy", "retention": retention, "differences": against}
+    content = {"comparison": comparison, "models": {}}
+    assert judge(content, Gate())["passed"] == passes
 
 
 def test_the_end_is_learned_where_padding_is_the_same_token():
