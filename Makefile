@@ -52,6 +52,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.duplicates
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.intervals
+	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.generate
 
 # Pins every version anew for both targets; no index host is written.

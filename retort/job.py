@@ -115,12 +115,13 @@ class Job:
 
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
         """
+        from retort.benchmark import of_student
         from retort.report.html import page
 
         reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
         content = {**reported.read_json("report.json"), **self._ran(flow_run_id)}
-        if latest.has("benchmarks.json"):
-            content["benchmarks"] = latest.read_json("benchmarks.json")
+        if found := of_student(self.store, self.spec.name, self.used["train"].name):
+            content["benchmarks"] = found
         files = {
             "report.json": json.dumps(content, indent=2, ensure_ascii=False).encode(),
             "report.html": page(content, reported.read_json("examples.json")),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from retort.spec import JobSpec
-from tests.conftest import ROOT
+from tests.servers import BIN, ROOT, environment
 
 README = (ROOT / "README.md").read_text()
 # `make demo` runs it whole and through vLLM.
@@ -24,6 +24,10 @@ SMALL += ["generate.runtime.parity_samples=0", "evaluate.latency_samples=2"]
 SMALL += ["evaluate.rounds=1", "evaluate.likelihood=false"]
 
 
+# They need jobs that have run: those that the lines before them ran.
+OF_FINISHED_JOBS = ("compare", "benchmark", "promote")
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
@@ -33,14 +37,13 @@ def commands(program: str) -> list[list[str]]:
     return [line.split() for line in lines if line.startswith(f"{program} ")]
 
 
+IN_ORDER = sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS)
+
+
 def test_the_readme_shows_commands_of_both_kinds():
     assert commands("make")
-    assert {words[1] for words in commands("retort")} == {
-        "validate",
-        "run",
-        "why",
-        "rows",
-        "schema",
+    assert {"validate", "run", "why", "rows", "schema", *OF_FINISHED_JOBS} == {
+        words[1] for words in commands("retort")
     }
 
 
@@ -49,13 +52,45 @@ def test_every_make_target_of_the_readme_is_there(words):
     subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("words", commands("retort"), ids=" ".join)
-def test_every_retort_command_of_the_readme_runs(words, retort, tmp_path):
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    small = [f"--set={knob}" for knob in SMALL] if words[1] == "run" else []
-    done = retort(*words[1:], *small)
-    # So little training does not pass the gate; that it ran is what counts here.
-    assert done.returncode == (3 if small else 0), done.stderr
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, prefect_url):
+    """A folder with the examples, in which commands run as a user would run them."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    return folder
+
+
+@pytest.fixture
+def say(place, prefect_url):
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(BIN / "retort"), *words],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=environment(PREFECT_API_URL=prefect_url),
+            cwd=place,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS),
+    ids=" ".join,
+)
+def test_every_retort_command_of_the_readme_runs(words, say):
+    small = [f"--set={knob}" for knob in SMALL]
+    if words[1] == "compare":
+        # The other job that the line names.
+        named = f"--set=name={words[3]}"
+        assert say("run", "examples/quickstart/job.yaml", *small, named).returncode == 3
+    more = {"run": small, "benchmark": [*small, "--limit=4", "--engine=transformers"]}
+    done = say(*words[1:], *more.get(words[1], []))
+    # So little training does not pass the gate, and what did not pass is not promoted.
+    assert done.returncode == (3 if words[1] in ("run", "promote") else 0), done.stderr
     assert done.stdout or words[1] == "rows"
 
 
@@ -72,7 +107,7 @@ def test_every_example_says_what_it_shows_costs_and_what_to_expect(path: Path):
     assert all(word in opening for word in ("Shows", "Costs", "Expect"))
 
 
-def test_the_wheel_holds_the_three_packages_and_gives_the_command(tmp_path):
+def test_the_wheel_holds_the_four_packages_and_gives_the_command(tmp_path):
     import zipfile
 
     uv = ROOT / ".venv/bin/uv"
@@ -83,7 +118,7 @@ def test_the_wheel_holds_the_three_packages_and_gives_the_command(tmp_path):
         entry = next(n for n in names if n.endswith("entry_points.txt"))
         assert "retort = flows.cli:main" in archive.read(entry).decode()
     tops = {name.split("/")[0] for name in names if not name.startswith("retort-")}
-    assert tops == {"retort", "tasks", "flows"}
+    assert tops == {"retort", "tasks", "flows", "deployments"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
