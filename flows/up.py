@@ -98,6 +98,9 @@ def run(options: argparse.Namespace) -> int:
 
 def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], Service]:
     """Returns the two servers, and the worker that needs them."""
+    from deployments.bootstrap import GPU_LIMIT
+    from tasks.stages import SLOT
+
     state, program = store.local_state(), Path(sys.executable).parent
     api = f"http://{HOST}:{options.prefect_port}/api"
     tracking = f"http://{HOST}:{options.mlflow_port}"
@@ -134,7 +137,7 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         "worker",
         [str(program / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
         None,
-        shared,
+        {**shared, SLOT: GPU_LIMIT},
     )
     return [prefect, mlflow], worker
 
@@ -155,9 +158,9 @@ def databases(given: str | None, state: Path) -> tuple[dict[str, str], str]:
 
 def _prepare(api: str, store: Store, gpus: int) -> None:
     """Makes pool, limit, automation and deployment on the server that has just started."""
-    os.environ["PREFECT_API_URL"] = api
     import asyncio
 
+    from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.types.entrypoint import EntrypointType
 
     from deployments.bootstrap import bootstrap
@@ -175,7 +178,8 @@ def _prepare(api: str, store: Store, gpus: int) -> None:
         )
         await deployment.aapply()
 
-    asyncio.run(prepare())
+    with temporary_settings({PREFECT_API_URL: api}):
+        asyncio.run(prepare())
 
 
 @contextlib.contextmanager

@@ -68,6 +68,13 @@ def drawing(width: int, height: int) -> Iterator["Figure"]:
         yield Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), facecolor=PAPER)
 
 
+def ticker() -> Any:
+    """Returns what places and writes the marks of an axis."""
+    import matplotlib.ticker
+
+    return matplotlib.ticker
+
+
 def svg(figure: "Figure", title: str) -> bytes:
     """Returns a figure as a file of its own."""
     data = io.BytesIO()

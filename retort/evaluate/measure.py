@@ -108,13 +108,14 @@ def _under_load(
 
 
 def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | None:
-    """Returns how long a whole answer may take: the spec's, else twice the teacher's median alone
-    in its first round, of which `teachers` are the samples; None where no teacher was measured."""
+    """Returns how long a whole answer may take: the spec's, else twice what 95% of the teacher's
+    take alone in its first round, of which `teachers` are the samples; None where no teacher was
+    measured."""
     if stage.spec.evaluate.latency_bound_seconds is not None:
         return stage.spec.evaluate.latency_bound_seconds
     if teachers is None and stage.out.has("measures-teacher-1.json"):
         teachers = stage.out.read_json("measures-teacher-1.json")["latencies"]["whole"]
-    return None if teachers is None else 2 * float(np.median(teachers))
+    return None if teachers is None else 2 * float(np.quantile(teachers, 0.95))
 
 
 def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:

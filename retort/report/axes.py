@@ -20,6 +20,7 @@ from retort.drawing import (
     area,
     cut,
     place,
+    ticker,
     write,
 )
 
@@ -61,15 +62,18 @@ def without_side(axes: "Axes") -> None:
 
 def tick(axis: Any, show: Callable[[float], str] | None, is_whole: bool = False) -> None:
     """Puts a few marks on an axis, each written by `show`; without it, nothing."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
-
+    marks = ticker()
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=9))
-        axis.set_minor_locator(NullLocator())
+        axis.set_major_locator(
+            marks.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=9)
+        )
+        axis.set_minor_locator(marks.NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(5, integer=is_whole))
-    shown = NullFormatter() if show is None else FuncFormatter(lambda value, _: show(value))
+        axis.set_major_locator(marks.MaxNLocator(5, integer=is_whole))
+    shown = (
+        marks.NullFormatter() if show is None else marks.FuncFormatter(lambda value, _: show(value))
+    )
     axis.set_major_formatter(shown)
 
 

@@ -43,8 +43,8 @@ class Evaluate(Section):
     latency_bound_seconds: float | None = knob(
         None,
         "seconds",
-        "How long a whole answer may take where requests a second are counted; twice the teacher's "
-        "median alone if not given.",
+        "How long 95% of whole answers may take where requests a second are counted; twice what "
+        "95% of the teacher's take alone if not given.",
         gt=0,
     )
     num_bootstrap: int = knob(
