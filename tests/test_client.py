@@ -1,6 +1,7 @@
 """Jobs from Python without a server: started, watched, ended, killed, and gone on with."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ import pytest
 from retort import DistillationJob, RetortClient
 from retort.errors import SpecError, StageError
 from retort.spec import load
-from tests.servers import BIN, environment
+from tests.servers import BIN, ROOT, environment
 from tests.tiny import save_model, write_job, write_rows
 
 PATIENCE_SECONDS = 120
@@ -95,6 +96,18 @@ def test_a_job_in_the_words_of_other_tools(client, tmp_path):
     assert job.spec.train.losses[1].temperature == job.spec.generate.temperature == 0.7
     with pytest.raises(SpecError, match="learning_rates"):
         DistillationJob("t", "s", "d", hyperparameters={"learning_rates": 1}).spec  # noqa: B018
+
+
+def test_the_readmes_lines_of_python_start_a_job(client, tmp_path, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "RetortClient" in b)
+    for name in ("teacher", "base"):
+        save_model(tmp_path / "models" / name)
+    for name in ("train", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", 4, 0)
+    exec(lines.replace("RetortClient()", "RetortClient(store='store', local=True)"), {})
+    assert capsys.readouterr().out.strip() == "running"
+    assert client.jobs.cancel("base-distilled").is_over
 
 
 def test_a_job_that_cannot_run_says_why_and_an_unknown_one_what_there_is(client, tmp_path):

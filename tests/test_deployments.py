@@ -3,13 +3,15 @@
 import asyncio
 import subprocess
 import sys
+import urllib.error
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.bootstrap import POOLS
-from tests.servers import ROOT, environment
+from tests.conftest import ask
+from tests.servers import BIN, ROOT, environment
 
 
 @pytest.fixture
@@ -47,6 +49,41 @@ def test_twice_is_once_and_what_someone_changed_by_hand_stays(bootstrap, prefect
         kinds, waits = asyncio.run(found())
     assert kinds == POOLS
     assert waits == [600]
+
+
+@pytest.fixture
+def deployed(bootstrap, prefect_url):
+    """The server after `prefect deploy --all` of the file that is shipped; its address."""
+    assert bootstrap().returncode == 0
+    done = subprocess.run(
+        [
+            *(str(BIN / "prefect"), "--no-prompt", "deploy", "--all"),
+            *("--prefect-file", "deployments/prefect.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env=environment(PREFECT_API_URL=prefect_url, RETORT_STORE="s3://bucket/retort"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return prefect_url
+
+
+def test_the_shipped_deployments_are_checked_by_the_server_and_their_schedules_sleep(deployed):
+    found = {d["name"]: d for d in ask(f"{deployed}/deployments/filter", {})}
+    assert {found[kind]["work_pool_name"] for kind in ("here", "docker", "kubernetes")} == {*POOLS}
+    for kind in ("here", "docker", "kubernetes"):
+        shipped = found[kind]
+        assert shipped["parameters"] == {"store": "s3://bucket/retort"}
+        assert [schedule["active"] for schedule in shipped["schedules"]] == [False]
+        assert shipped["pull_steps"]
+        assert shipped["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+        assert shipped["enforce_parameter_schema"]
+        assert "learning_rate" in str(shipped["parameter_openapi_schema"])
+        with pytest.raises(urllib.error.HTTPError, match="409"):
+            ask(f"{deployed}/deployments/{shipped['id']}/create_flow_run", {"parameters": {}})
 
 
 def test_an_unknown_block_is_refused_with_what_to_give(bootstrap):
