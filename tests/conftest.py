@@ -26,12 +26,17 @@ LONGEST = (
     "job_elsewhere",
     "job_killed",
     "controls_killed",
+    "up",
+    "client",
     "generate_killed",
     "ranks",
     "families",
     "zoo",
     "generate",
     "readme",
+    "evaluate",
+    "champion",
+    "release",
 )
 FOLDER = pytest.StashKey[Path]()
 

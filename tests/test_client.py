@@ -42,15 +42,20 @@ def long_job(folder):
     return load(write_job(folder, "echo", num_epochs=100_000))[0]
 
 
-def test_a_job_is_started_once_watched_and_its_report_read(client, tmp_path):
-    spec = load(write_job(tmp_path, "echo"))[0]
-    state = client.jobs.create_or_update(spec)
-    assert client.jobs.create_or_update(spec).run_id == state.run_id
-    other = spec.model_copy(update={"train": spec.train.model_copy(update={"seed": 1})})
+def test_a_job_is_started_once_killed_gone_on_with_watched_and_its_report_read(client, tmp_path):
+    job = long_job(tmp_path)
+    first = client.jobs.create_or_update(job)
+    assert client.jobs.create_or_update(job).run_id == first.run_id
+    short = job.model_copy(update={"train": job.train.model_copy(update={"num_epochs": 1})})
     with pytest.raises(StageError, match="runs with another spec; cancel it first"):
-        client.jobs.create_or_update(other)
+        client.jobs.create_or_update(short)
+    os.killpg(int(until(client, "tiny", "train").run_id), signal.SIGKILL)
+    while not (crashed := client.jobs.get("tiny")).is_over:
+        time.sleep(0.1)
+    assert crashed.status == "crashed" and "goes on" in (crashed.error or "")
+    client.jobs.create_or_update(short)
     lines = list(client.jobs.stream("tiny"))
-    assert any(line.startswith("train: ") for line in lines)
+    assert "generate: cached" in lines and any(line.startswith("train: ") for line in lines)
     ended = client.jobs.get("tiny")
     assert (ended.status, ended.error, ended.stage) == ("completed", None, None)
     report = client.jobs.report("tiny")
@@ -66,18 +71,6 @@ def test_a_cancelled_job_ends_with_its_processes_and_keeps_what_is_finished(clie
     assert subprocess.run(["pgrep", "-g", str(group)], stdout=-3, check=False).returncode == 1
     assert list(Path("store/artifacts/curate").glob("*/manifest.json"))
     assert client.jobs.cancel("tiny").status == "cancelled"
-
-
-def test_a_killed_job_is_crashed_and_goes_on_when_it_is_started_again(client, tmp_path):
-    job = long_job(tmp_path)
-    client.jobs.create_or_update(job)
-    os.killpg(int(until(client, "tiny", "train").run_id), signal.SIGKILL)
-    crashed = client.jobs.get("tiny")
-    assert crashed.status == "crashed" and "goes on" in (crashed.error or "")
-    short = job.model_copy(update={"train": job.train.model_copy(update={"num_epochs": 1})})
-    client.jobs.create_or_update(short)
-    assert client.jobs.wait("tiny").status == "completed"
-    assert "generate: cached" in list(client.jobs.stream("tiny"))
 
 
 def test_a_job_in_the_words_of_other_tools(client, tmp_path):
