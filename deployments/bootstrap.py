@@ -7,7 +7,10 @@ server never notices by itself that a run's machine has died: the first automati
 
 import argparse
 import asyncio
+import copy
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -25,6 +28,7 @@ POOLS = {
     "retort-kubernetes": "kubernetes",
 }
 GPU_LIMIT = "gpu"
+KUBERNETES_TEMPLATE = Path(__file__).parent / "kubernetes" / "gpu-job-template.json"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 BEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -62,7 +66,7 @@ async def bootstrap(options: argparse.Namespace) -> list[str]:
 
 
 async def pool(client: PrefectClient, name: str) -> str:
-    """Makes a work pool with the default template of its kind, unless it is there."""
+    """Makes a work pool, unless it is there: its template is that of its kind, with GPUs."""
     try:
         await client.read_work_pool(name)
         return f"work pool {name}: is there"
@@ -73,10 +77,32 @@ async def pool(client: PrefectClient, name: str) -> str:
             for kind, facts in package.items()
         }
         kind = POOLS[name]
+        template = kinds[kind]
+        if kind in OWN_TEMPLATES:
+            template = OWN_TEMPLATES[kind](template)
         await client.create_work_pool(
-            WorkPoolCreate(name=name, type=kind, base_job_template=kinds[kind])
+            WorkPoolCreate(name=name, type=kind, base_job_template=template)
         )
         return f"work pool {name}: made, for {kind} workers"
+
+
+def _of_kubernetes(given: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(KUBERNETES_TEMPLATE.read_text(encoding="utf-8"))
+    return found
+
+
+def _of_docker(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the default template with a place for what docker gives a container besides."""
+    name = "container_create_kwargs"
+    knob = {"type": "object", "title": "Further settings", "default": {}}
+    knob["description"] = "What docker's own client takes to make a container: GPUs, memory ..."
+    template = copy.deepcopy(given)
+    template["job_configuration"][name] = f"{{{{ {name} }}}}"
+    template["variables"]["properties"][name] = knob
+    return template
+
+
+OWN_TEMPLATES = {"kubernetes": _of_kubernetes, "docker": _of_docker}
 
 
 async def limit(client: PrefectClient, number: int) -> str:
@@ -98,8 +124,8 @@ async def automation(client: PrefectClient, wanted: AutomationCore) -> str:
         await client.create_automation(wanted)
         return f"automation {wanted.name}: made"
     await client.update_automation(standing[0].id, wanted)
-    for copy in standing[1:]:
-        await client.delete_automation(copy.id)
+    for double in standing[1:]:
+        await client.delete_automation(double.id)
     return f"automation {wanted.name}: up to date"
 
 

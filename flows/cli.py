@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows import benchmark, compare, doctor, jobs, promote, rows, up
+from flows import benchmark, compare, doctor, gc, jobs, promote, rows, up
 from flows.options import (
     BAD_INPUT,
     DONE,
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     ask.set_defaults(command=why)
     for module in (rows, jobs, benchmark, compare, promote):
         module.add(commands, flags)
-    for module_alone in (up, doctor):
+    for module_alone in (up, doctor, gc):
         module_alone.add(commands)
     print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
     print_schema.set_defaults(command=schema, debug=False)

@@ -73,8 +73,10 @@ def deployed(bootstrap, prefect_url):
 
 def test_the_shipped_deployments_are_checked_by_the_server_and_their_schedules_sleep(deployed):
     found = {d["name"]: d for d in ask(f"{deployed}/deployments/filter", {})}
-    assert {found[kind]["work_pool_name"] for kind in ("here", "docker", "kubernetes")} == {*POOLS}
-    for kind in ("here", "docker", "kubernetes"):
+    assert {found[kind]["work_pool_name"] for kind in ("process", "docker", "kubernetes")} == {
+        *POOLS
+    }
+    for kind in ("process", "docker", "kubernetes"):
         shipped = found[kind]
         assert shipped["parameters"] == {"store": "s3://bucket/retort"}
         assert [schedule["active"] for schedule in shipped["schedules"]] == [False]

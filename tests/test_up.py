@@ -133,7 +133,8 @@ def what_the_page_would_send_is_checked_before_it_is_scheduled(api, spec):
 def holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(jobs, spec, api, port):
     jobs.create_or_update(spec)
     until(jobs, "long", "train")
-    children = ["pgrep", "-f", "retort.child retort.train"]
+    # Of this store: others may train at the same time.
+    children = ["pgrep", "-f", f"retort.child retort.train.* {jobs.get('long').store}/"]
     deadline = time.monotonic() + 60
     while subprocess.run(children, stdout=subprocess.DEVNULL, check=False).returncode:
         assert time.monotonic() < deadline

@@ -10,12 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
 from retort.spec import JobSpec, build_at, load
 from retort.storage import open_store
 
-__all__ = ["DistillationJob", "JobState", "Jobs", "RetortClient", "Status"]
+__all__ = [
+    "DistillationJob",
+    "Evaluation",
+    "JobState",
+    "Jobs",
+    "ModelVersion",
+    "Models",
+    "RetortClient",
+    "Score",
+    "Status",
+]
 
 
 @dataclass(frozen=True)
@@ -130,11 +141,12 @@ class Report:
 
 
 class RetortClient:
-    """Jobs on a Prefect server, or on this machine.
+    """Jobs on a Prefect server, or on this machine, and the models that they made.
 
     `server` is the URL of Prefect's API, PREFECT_API_URL if not given; where neither says one, or
     `local` is true, jobs run here. `store` is where they leave their work: on a server the
-    deployment's own if not given.
+    deployment's own if not given. `models` are looked for in that store, .retort if not given, and
+    asked on this machine, whatever runs the jobs.
     """
 
     def __init__(
@@ -145,6 +157,7 @@ class RetortClient:
         deployment: str = "process",
         local: bool = False,
     ):
+        self.models = Models(store or ".retort")
         url = None if local else server or os.environ.get("PREFECT_API_URL")
         if url:
             from retort.client.server import ServerJobs

@@ -1,0 +1,105 @@
+"""Models from Python: which are registered, and how any of them answers a file of questions.
+
+All of it happens on this machine; no server is needed. The surprise: a model that a job made is
+asked as that job asks (task type, prompts, lengths, engine), so that its scores can be compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from retort.storage import open_store
+
+__all__ = ["Evaluation", "ModelVersion", "Models", "Rows", "Score"]
+
+Rows = str | Path | list[str] | dict[str, Any]
+
+
+class Score(TypedDict):
+    """A metric's value with its 95% interval, over `n` rows; None where no row tells it.
+
+    Of `inference_time` it is the median in seconds of rows answered one at a time, with `p95`.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p95: NotRequired[float]
+
+
+class Evaluation(TypedDict):
+    """Which model was asked, how many rows, and its scores by the metrics' names."""
+
+    model: str
+    n: int
+    metrics: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model.
+
+    `gate` is "passed" or "refused". `score` is the student's in its job's main `metric`; None where
+    the folder of the release (`source`) is gone.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    gate: str
+    source: str
+    metric: str | None = None
+    score: float | None = None
+
+
+class Models:
+    """The models of a store, and any others that this machine can open."""
+
+    def __init__(self, store: str):
+        self._store = open_store(store)
+
+    def evaluate(
+        self,
+        model_name: str,
+        test_data: Rows,
+        metrics: Sequence[str] | None = None,
+        task_type: str | None = None,
+        knobs: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """Asks a model every row of `test_data`, greedily, and returns its scores.
+
+        It runs here, in a process of its own, and needs no server. `model_name` is a registered
+        name (its champion, else its challenger, else its newest version), NAME@alias or
+        NAME/VERSION; NAME-baseline, the base of the student of that name; a model's folder, or a
+        hub id. `test_data` is a path, URL, list or dataset as in a job's `prepare.test`.
+
+        `metrics` are names of `retort.metrics`, yours as package.module:name, "bleu_score" (bleu)
+        and "inference_time"; the task type's own if not given. `task_type` is that of the job that
+        made the model; of another model it must be given. `knobs` changes any knob of the spec
+        that the model is asked by, such as {"evaluate.engine": "transformers"}.
+
+        Raises `SpecError` for an unknown model, metric, task type or knob, `DataError` for rows
+        that cannot be used, `StoreError` where MLflow or the store fails, and `StageError` where
+        the model does.
+        """
+        from retort.client.models.finding import find
+        from retort.client.models.measuring import Asked, measured
+
+        asked = Asked(test_data, metrics, task_type, dict(knobs or {}))
+        return measured(self._store, find(self._store, model_name), asked)
+
+    def list(self) -> "list[ModelVersion]":
+        """Returns every version of every registered model, by name, the newest first.
+
+        Raises `StoreError` where MLflow does not answer.
+        """
+        from retort.client.models.finding import main_score, registered
+
+        found = []
+        for version, aliases in registered(self._store):
+            metric, score = main_score(self._store, version)
+            told = version.name, version.version, aliases, version.gate, version.source
+            found.append(ModelVersion(*told, metric, score))
+        return found

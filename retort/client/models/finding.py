@@ -1,0 +1,178 @@
+"""From a model's name to where it lies, and to the spec of the job that made it.
+
+The surprise: a name may be a version in MLflow, a job, a folder or a hub id. What is written as a
+path is one; of what is not, MLflow is asked first.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retort import models
+from retort.errors import SpecError, did_you_mean
+from retort.gc import versions
+from retort.storage import MANIFEST, Folder, Store
+from retort.tracking import Version, open_registry, tracking_uri
+from retort.tracking.registry import CHALLENGER, CHAMPION, by_alias, by_number, find_model
+from retort.tracking.server import is_there
+
+BASELINE = "-baseline"
+# The end of the name that a job of two models gets where its user gives it none.
+DISTILLED = "-distilled"
+VERSION = re.compile(r"([^/]+)/(\d+)")
+JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model: what it is called, its folder, URL or hub id, and its job's spec where one made
+    it."""
+
+    label: str
+    address: str
+    spec: dict[str, Any]
+
+    @contextmanager
+    def here(self) -> Iterator[str]:
+        """Gives the model as something an engine can open; one in a far store is fetched."""
+        if "://" not in self.address:
+            yield self.address
+            return
+        root, _, prefix = self.address.rpartition("/")
+        with Folder(root).local_copy(prefix) as folder:
+            yield str(folder)
+
+
+def find(store: Store, name: str) -> Found:
+    """Returns the model of a name. Raises `SpecError`, which lists what is registered."""
+    path = Path(name).expanduser()
+    if "/" in name or name.startswith(("~", ".")):
+        if path.is_dir():
+            return _in_folder(path.resolve())
+        if not VERSION.fullmatch(name.removesuffix(BASELINE)):
+            models.locate(name, "model_name")  # or it says that there is no such folder
+            return Found(name, name, {})
+    client = registry(store)
+    if found := _made(store, client, name):
+        return found
+    if name.strip() and path.is_dir():
+        return _in_folder(path.resolve())
+    stem = name.removesuffix(BASELINE)
+    for made_by in (stem, f"{stem}{DISTILLED}") if stem != name else ():
+        if student := _made(store, client, made_by):
+            if not student.spec:
+                raise SpecError(f"{name}: the report of {student.label} is gone, and its base with")
+            base = student.spec["train"]["student"]
+            return Found(base, base, student.spec)
+    raise _unknown(client, name)
+
+
+def registered(store: Store) -> Iterator[tuple[Version, tuple[str, ...]]]:
+    """Yields every version of every registered model with its aliases, by name, the newest first.
+
+    Raises `StoreError` where MLflow does not answer.
+    """
+    client = registry(store)
+    known = list(versions(client)) if client else []
+    for name in sorted({version.name for version in known}):
+        model = find_model(client, name)
+        aliases = model.aliases.items() if model else ()
+        for number in sorted((int(v.version) for v in known if v.name == name), reverse=True):
+            if version := by_number(client, name, str(number)):  # not deleted meanwhile
+                yield version, tuple(sorted(a for a, of in aliases if str(of) == version.version))
+
+
+def _made(store: Store, client: Any, name: str) -> Found | None:
+    """Returns a student of Retort's: a version of a registered model, or what a job of the name
+    released last."""
+    if client and (version := _version(client, name)):
+        label = f"{version.name}/{version.version}"
+        root = _root(store, version)
+        if root is None:
+            where = version.source or "unknown: it was not registered by Retort"
+            raise SpecError(f"{label}: its folder is gone ({where}); run its job again")
+        return Found(label, f"{root}/model", _spec(root))
+    if JOB.fullmatch(name) and store.job(name).has("report.json"):
+        made = store.job(name).read_json("report.json").get("fingerprints", {})
+        root = store.artifact("release", made.get("release", "none")).uri
+        if Folder(root).has(MANIFEST):
+            return Found(name, f"{root}/model", _spec(root))
+    return None
+
+
+def _version(client: Any, name: str) -> Version | None:
+    if numbered := VERSION.fullmatch(name):
+        return by_number(client, numbered[1], numbered[2])
+    model, at, alias = name.partition("@")
+    if not model.strip() or set("/:") & set(name):  # MLflow would fail at such a name
+        return None
+    if at:
+        return by_alias(client, model, alias)
+    for alias in (CHAMPION, CHALLENGER):
+        if found := by_alias(client, name, alias):
+            return found
+    newest = max((int(v.version) for v in versions(client) if v.name == name), default=None)
+    return None if newest is None else by_number(client, name, str(newest))
+
+
+def _in_folder(folder: Path) -> Found:
+    """Returns the model in a folder: one that Retort released knows its job."""
+    root = str(folder.parent)
+    is_release = folder.name == "model" and (folder.parent / MANIFEST).is_file()
+    spec = _spec(root) if is_release else {}
+    return Found(str(folder), str(folder), spec)
+
+
+def _root(store: Store, version: Version) -> str | None:
+    """Returns the release's artifact of a version: where it was registered from, or here, where
+    the whole store was moved."""
+    root = version.source.rpartition("/")[0]
+    here = store.artifact("release", root.rpartition("/")[2] or "none").uri
+    return next((uri for uri in (root, here) if uri and Folder(uri).has(MANIFEST)), None)
+
+
+def _report(root: str) -> dict[str, Any]:
+    """Returns the report that a release was made from; nothing where it is gone."""
+    manifest = Folder(root).read_json(MANIFEST)
+    made_from = manifest.get("ingredients", {}).get("inputs", {}).get("report", "none")
+    folder = Store(root.rpartition("/artifacts/")[0]).artifact("report", made_from)
+    found: dict[str, Any] = folder.read_json("report.json") if folder.has("report.json") else {}
+    return found
+
+
+def _spec(root: str) -> dict[str, Any]:
+    spec: dict[str, Any] = _report(root).get("ran", {}).get("spec", {})
+    return spec
+
+
+def main_score(store: Store, version: Version) -> tuple[str | None, float | None]:
+    """Returns the metric that decided at a version's gate, and the student's value in it."""
+    root = _root(store, version)
+    report = _report(root) if root else {}
+    metric = report.get("comparison", {}).get("metric")
+    own = report.get("models", {}).get("student", {}).get("metrics", {}).get(metric)
+    return metric, own and float(own["value"])
+
+
+def registry(store: Store) -> Any:
+    """Returns a client of MLflow; None where nothing was registered yet."""
+    return open_registry(store) if is_there(tracking_uri(store)) else None
+
+
+def _unknown(client: Any, name: str) -> SpecError:
+    """Returns the error that says what could be named instead."""
+    numbers: dict[str, list[str]] = {}
+    for version in versions(client) if client else ():
+        numbers.setdefault(version.name, []).append(str(version.version))
+    listed = "; ".join(
+        f"{model} (version {', '.join(sorted(found, key=int))})"
+        for model, found in sorted(numbers.items())
+    )
+    return SpecError(
+        f"no model '{name}'{did_you_mean(name, numbers)}; registered: {listed or 'none yet'}. Name "
+        "one of these, also as NAME@champion, NAME/VERSION or NAME-baseline, or a model's folder "
+        "or hub id"
+    )

@@ -1,0 +1,185 @@
+"""From a model and a file of questions to scores, by the very functions of the stages.
+
+The surprise: to `retort.evaluate` the model is the base of a job of one stage, whose store lasts as
+long as the call.
+"""
+
+import copy
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from retort import child, metrics, models, task_types
+from retort.client.models import Evaluation, Rows, Score
+from retort.client.models.finding import Found
+from retort.context import Stage
+from retort.engines import find_engine, resolve
+from retort.errors import SpecError
+from retort.evaluate.contestants import asked_examples, read_answers
+from retort.evaluate.load import summary
+from retort.events import Event, Reporter
+from retort.metrics.scoring import AGREEMENT
+from retort.metrics.scoring import find as find_metric
+from retort.prepare.rows import Reader, check_counts, new_counts
+from retort.records import Example, write_lines
+from retort.registry import module_names
+from retort.spec import JobSpec, build_at
+from retort.spec.flat import put
+from retort.storage import Store, open_store
+
+TIME, ALIASES = "inference_time", {"bleu_score": "bleu"}
+# Where nobody asks how long an answer takes: the least that a spec allows.
+LEAST_SAMPLES = 2
+# A job measures all of its models; here one is asked once, every row, by nobody judged.
+ONCE = {"judge": None, "likelihood": False, "limit": None, "latency_bound_seconds": None}
+# The role of a model that no stage has made.
+ROLE = "base"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of a model: see `Models.evaluate`."""
+
+    test_data: Rows
+    metrics: Sequence[str] | None
+    task_type: str | None
+    knobs: dict[str, Any]
+
+
+def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
+    """Returns what `Models.evaluate` does; the process of the model logs below the store."""
+    spec = spec_of(found, asked)
+    names = _names(spec, asked.metrics)
+    if find_engine(engine := resolve(spec.evaluate.engine, 0)).REMOTE:
+        raise SpecError(
+            f"evaluate.engine: {engine} asks an endpoint, but {found.label} is opened here; give "
+            'knobs={"evaluate.engine": "auto"}'
+        )
+    rows, log = _examples(spec), store.local_state() / "logs" / "models.log"
+    with found.here() as folder, tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        models.check(folder, "model_name")
+        stage = _stage(spec, rows, open_store(scratch), log)
+        measures = child.run(
+            "retort.evaluate.measure:measure",
+            {"arguments": stage.arguments(), "role": ROLE, "model": folder, "number": 1},
+            stage.report,
+            log,
+            spec.evaluate.runtime.model_dump(mode="json"),
+        )
+        examples = asked_examples(stage)
+        scores = _scores(stage, examples, names)
+    if TIME in names:
+        scores[TIME] = _time(spec, measures["latencies"]["whole"])
+    # What was named is told even where no row tells it.
+    told = [name for name in names if asked.metrics is not None or scores[name]["n"]]
+    chosen = {name: scores[name] for name in told}
+    return {"model": found.label, "n": len(examples), "metrics": chosen}
+
+
+def spec_of(found: Found, asked: Asked) -> JobSpec:
+    """Returns the job by which a model is asked: that which made it, with other rows.
+
+    Raises `SpecError` for a knob that there is not, and where nobody says the task type.
+    """
+    alone = {"name": "evaluate", "generate": {"teacher": found.address, "top_k": 0}}
+    sections = copy.deepcopy(found.spec) or {**alone, "train": {"student": found.address}}
+    prepare, evaluate = sections.setdefault("prepare", {}), sections.setdefault("evaluate", {})
+    kind = asked.task_type or prepare.get("task_type")
+    if kind is None:
+        known = ", ".join(module_names(task_types))
+        raise SpecError(
+            f"task_type: missing, and no job of Retort's made {found.label}; give one of {known}, "
+            "or package.module for one of your own"
+        )
+    rows = str(asked.test_data) if isinstance(asked.test_data, Path) else asked.test_data
+    prepare |= {"task_type": kind, "test": rows, "test_ratio": 0.0}
+    # A job must have rows to train on; these are not read.
+    prepare |= {"train": rows, "validation": None, "validation_ratio": 0.0}
+    evaluate |= {**ONCE, "metrics": []}
+    if TIME not in (asked.metrics or ()):
+        evaluate["latency_samples"] = LEAST_SAMPLES
+    for key, value in asked.knobs.items():
+        try:
+            put(sections, key, value)
+        except (AttributeError, TypeError):
+            raise SpecError(
+                f"knobs: '{key}' does not lead to a knob; see `retort schema`"
+            ) from None
+    return build_at(sections, Path.cwd())
+
+
+def _names(spec: JobSpec, given: Sequence[str] | None) -> list[str]:
+    """Returns the names of the metrics, each once. Raises `SpecError` for what is none."""
+    if given is None:
+        own = task_types.metrics_of(task_types.load(spec.prepare.task_type))
+        return [name for name in own if name != AGREEMENT]
+    if isinstance(given, str):
+        raise SpecError(f"metrics: '{given}' is one name; give a list of them")
+    for name in given:
+        if name == AGREEMENT:
+            raise SpecError(
+                "metrics: agreement is with a teacher's answers, and none is asked here"
+            )
+        if name != TIME:
+            try:
+                find_metric(ALIASES.get(name, name))
+            except SpecError as error:
+                raise SpecError(f"metrics: {error}; also {TIME}, {', '.join(ALIASES)}") from None
+    return list(dict.fromkeys(given))
+
+
+def _examples(spec: JobSpec) -> list[Example]:
+    """Returns the good rows. Raises `DataError` when there is none, or too many are bad."""
+    counts, examples = new_counts(), list[Example]()
+    for read in takewhile(lambda read: read.split == "test", Reader(spec).rows()):
+        counts.add(read)
+        examples += [read.example] if read.example else []
+    counts.examples["train"] = counts.examples["test"]  # nothing is trained, so none is missing
+    check_counts(spec, counts)
+    if counts.num_bad:
+        said = f"{counts.num_bad} bad rows are left out, the first: {counts.first_bad}"
+        logging.getLogger("retort").warning(said)
+    return examples
+
+
+def _stage(spec: JobSpec, examples: list[Example], store: Store, log: Path) -> Stage:
+    """Returns the stage `evaluate` of a job that has prepared these examples."""
+    prepared = store.artifact("prepare", "rows")
+    prepared.write("test-00000.jsonl", write_lines(examples))
+    inputs, out = {"prepare": prepared.commit({})}, store.artifact("evaluate", "answers")
+    return Stage("evaluate", spec, store, inputs, out, Reporter(_say), log)
+
+
+def _say(event: Event) -> None:
+    if event["kind"] == "note":
+        logging.getLogger("retort").info(event["text"])
+
+
+def _scores(stage: Stage, examples: list[Example], names: list[str]) -> dict[str, Score]:
+    """Returns the scores of a model's answers by the names under which they were asked for."""
+    knobs, kind = stage.spec.evaluate, task_types.load(stage.spec.prepare.task_type)
+    texts = {key: response.text for key, response in read_answers(stage, ROLE).items()}
+    own = {name: ALIASES.get(name, name) for name in names if name != TIME}
+    found = metrics.statistics(kind, examples, texts, texts, list(own.values()))
+    return {
+        name: _score(metrics.interval(metric, found[metric], knobs.num_bootstrap, knobs.seed))
+        if metric in found
+        else {"value": None, "low": None, "high": None, "n": 0}
+        for name, metric in own.items()
+    }
+
+
+def _score(found: dict[str, float]) -> Score:
+    value, low, high = found["value"], found["low"], found["high"]
+    return {"value": value, "low": low, "high": high, "n": int(found["n"])}
+
+
+def _time(spec: JobSpec, seconds: list[float]) -> Score:
+    """Returns the median of seconds that rows took alone, with its interval and their p95."""
+    found = summary(seconds, spec.evaluate.num_bootstrap, spec.evaluate.seed)
+    assert found, "there is a row at least"
+    return {**_score({**found, "value": found["p50"]}), "p95": found["p95"]}

@@ -1,0 +1,162 @@
+"""What lies in a store: its artifacts and ledgers with their age and size, and what jobs left.
+
+A folder whose name is not one that Retort gives is not looked at, so that it is never removed.
+"""
+
+import contextlib
+import json
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from retort.errors import DataError, StoreError
+from retort.spec import STAGES
+from retort.storage import MANIFEST, SCRATCH, Folder, Store, store_errors
+from retort.storage.urls import filesystem
+
+NAME = re.compile(r"[0-9a-f]{16}")
+ARTIFACTS, LEDGER = "artifacts", "ledger"
+# What a run writes first into the folder of an artifact, and rewrites where it goes on in it.
+BEGUN = f"{SCRATCH}inputs.json"
+
+Key = tuple[str, str]  # stage, or LEDGER, and name
+Facts = tuple[int, float]  # of a file: bytes, and when it was written, seconds since 1970
+
+
+@dataclass(frozen=True)
+class Item:
+    """A folder of the store: an artifact, or a ledger where `stage` is "ledger".
+
+    `changed_at` is when the latest of its files was written, in seconds since 1970.
+    """
+
+    stage: str
+    name: str
+    changed_at: float
+    num_bytes: int
+    num_files: int
+    is_finished: bool
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return self.stage, self.name
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job left under its name: what its latest run used, and its latest report, if any."""
+
+    name: str
+    artifacts: dict[str, str]
+    report: dict[str, Any]
+
+
+def items_in(store: Store, part: str) -> list[Item]:
+    """Returns the artifacts or the ledgers (`part`) of a store."""
+    grouped: dict[Key, dict[str, Facts]] = defaultdict(dict)
+    for path, facts in files_in(f"{store.uri}/{part}").items():
+        stage, _, rest = (LEDGER, "", path) if part == LEDGER else path.partition("/")
+        name, _, file = rest.partition("/")
+        if file and NAME.fullmatch(name) and stage in (*STAGES, LEDGER):
+            grouped[stage, name][file] = facts
+    return [item_of(key, files) for key, files in grouped.items()]
+
+
+def item_of(key: Key, files: dict[str, Facts]) -> Item:
+    """Returns what is known of a folder by its files, of which there is one at least."""
+    sizes, times = zip(*files.values(), strict=True)
+    return Item(*key, max(times), sum(sizes), len(files), MANIFEST in files)
+
+
+def files_in(uri: str) -> dict[str, Facts]:
+    """Returns the facts of all files below a folder, unfinished parts too."""
+    files = filesystem(uri)
+    root = str(files._strip_protocol(uri)).rstrip("/")
+    with store_errors(uri):
+        found = files.find(root, detail=True) if files.exists(root) else {}
+    return {
+        path.removeprefix(root).lstrip("/"): (int(facts["size"] or 0), _written_at(facts))
+        for path, facts in found.items()
+    }
+
+
+def _written_at(facts: dict[str, Any]) -> float:
+    """Returns when a file was written, by what its kind of store calls that; a store that does not
+    say has nothing old."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = facts.get(name)
+        value = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if value is not None:
+            return value.timestamp() if isinstance(value, datetime) else float(value)
+    return math.inf
+
+
+def jobs_of(store: Store) -> list[Job]:
+    """Returns what all jobs left. A folder that may not be read is an error, never no job."""
+    root = f"{store.uri}/jobs"
+    files = filesystem(root)
+    with store_errors(root):
+        try:
+            found = files.ls(str(files._strip_protocol(root)), detail=False)
+        except FileNotFoundError:
+            found = []
+    names = sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+    folders = {name: store.job(name) for name in names}
+    return [
+        Job(name, read_json(folder, "artifacts.json"), read_json(folder, "report.json"))
+        for name, folder in folders.items()
+    ]
+
+
+def folder_of(store: Store, key: Key) -> Folder:
+    """Returns the folder that a key stands for."""
+    return store.ledger(key[1]) if key[0] == LEDGER else store.artifact(*key)
+
+
+def clear(folder: Folder, files: dict[str, Facts]) -> bool:
+    """Removes the files of a folder, the manifest first; returns whether all are gone.
+
+    It ends where a run begins in the folder, which may write files of the same names: what is left
+    is that run's.
+    """
+    begun = files.get(BEGUN)
+    for name in sorted(files, key=lambda name: (name != MANIFEST, name == BEGUN, name)):
+        if _facts(folder, BEGUN) != begun:
+            return False
+        folder.remove(name)
+    if "://" not in folder.uri:
+        root = Path(folder.uri)
+        for path in (*sorted(root.rglob("*"), reverse=True), root):
+            with contextlib.suppress(OSError):  # somebody writes into it again
+                path.rmdir()
+    return True
+
+
+def _facts(folder: Folder, name: str) -> Facts | None:
+    """Returns the facts of a file, None where there is none."""
+    path = f"{folder.uri}/{name}"
+    with store_errors(path), contextlib.suppress(FileNotFoundError):
+        facts = filesystem(path).info(path)
+        return int(facts["size"] or 0), _written_at(facts)
+    return None
+
+
+def read_json(folder: Folder, name: str) -> dict[str, Any]:
+    """Returns a file's content; nothing where there is no such file."""
+    try:
+        found = json.loads(folder.read(name))
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return {}
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"{folder.uri}/{name} is no JSON ({error}), so what it refers to is not known; mend it "
+            "or remove that file"
+        ) from None
+    return found if isinstance(found, dict) else {}
