@@ -61,6 +61,8 @@ bench: setup
 lock: .venv/ready
 	$(COMPILE) --extra cpu --universal $(TORCH) -o requirements.lock
 	$(COMPILE) --extra cuda --python-platform x86_64-manylinux_2_28 -o requirements-cuda.lock
+	$(UV) pip compile docker/orchestrator.in -c requirements.lock --python-version 3.11 --no-header \
+		--no-annotate --python-platform x86_64-manylinux_2_28 -o docker/orchestrator.lock
 
 wheel: setup
 	$(UV) build --wheel
