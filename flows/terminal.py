@@ -23,8 +23,8 @@ from retort.events import Event
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0
-# The first rows of the second table: the score's interval, and the student's distance from each.
-SURE_ROWS = 3
+# The first rows of the second table in few letters, for they stand below the score.
+SURE_ROWS = ("95% interval", "student minus it", "95% interval")
 
 
 @contextmanager
@@ -122,8 +122,12 @@ def print_report(content: dict[str, Any], page: str) -> None:
     shown = Table()
     for name in heading:
         shown.add_column(name, min_width=len(name))  # a narrow page folds numbers, never a name
-    for row in [*body, *details(content)[1 : 1 + SURE_ROWS]]:
+    sure = details(content)[1 : 1 + len(SURE_ROWS)]
+    for row in body:
         shown.add_row(*row)
+        if row[0] == content["comparison"]["metric"]:
+            for name, (_, *cells) in zip(SURE_ROWS, sure, strict=True):
+                shown.add_row(name, *cells)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
     console.print(verdict(content), style="bold", highlight=False)
