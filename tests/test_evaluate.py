@@ -108,7 +108,10 @@ def test_the_models_take_turns_each_in_a_process_of_its_own(echoed):
     for role in ROLES:
         found = facts["models"][role]
         assert found["num_rounds"] == 2 and found["num_changed"] == 0
-        assert found["latency_seconds"]["n"] == 6 == len(found["latencies"]["whole"])
+        assert found["latency_seconds"]["n"] == 3
+        timed = [asked.out.read_json(f"measures-{role}-{n}.json")["latencies"] for n in (1, 2)]
+        quickest = np.minimum(*(each["whole"] for each in timed)).tolist()
+        assert found["latencies"]["whole"] == quickest
         assert found["first_token_seconds"] is None  # what is repeated comes all at once
         own = [r["load_seconds"] for r in rounds if r["process_id"] in processes]
         assert min(own) <= found["load_seconds"] <= max(own)

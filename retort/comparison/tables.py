@@ -141,7 +141,7 @@ def caption(content: dict[str, Any]) -> str:
         f"engine {student['engine']} {student['engine_version']}, each model in a process of its "
         "own; scores with 95% bootstrap intervals; student minus it: "
         f"{points}, paired example by example; inference time: median of whole answers, one at a "
-        "time; throughput and requests a second: all examples at once"
+        "time, each at its quickest; throughput and requests a second: all examples at once"
         f"{within}; weights: their bytes; memory of the process: its peak, engine included"
         f"{perplexity}."
     )

@@ -76,14 +76,15 @@ def models_of(
 
 
 def _measured(stage: Stage, role: str) -> dict[str, Any]:
-    """Returns a model's measures over all rounds: medians, and latencies pooled."""
+    """Returns a model's measures over all rounds: medians, and of each request the quickest round's
+    latency."""
     knobs = stage.spec.evaluate
     rounds = [
         stage.out.read_json(f"measures-{role}-{number}.json")
         for number in range(1, knobs.rounds + 1)
     ]
-    pooled = {
-        kind: [seconds for found in rounds for seconds in found["latencies"][kind]]
+    latencies = {
+        kind: _quickest([found["latencies"][kind] for found in rounds])
         for kind in ("whole", "first_token")
     }
     of_all = {name: [found[name] for found in rounds if name in found] for name in MEDIANS}
@@ -91,12 +92,24 @@ def _measured(stage: Stage, role: str) -> dict[str, Any]:
         "within_bound": None,
         **{name: value for name, value in rounds[0].items() if name not in OWN},
         **{name: _median(values) for name, values in of_all.items()},
-        "latency_seconds": summary(pooled["whole"], knobs.num_bootstrap, knobs.seed),
-        "first_token_seconds": summary(pooled["first_token"], knobs.num_bootstrap, knobs.seed),
-        "latencies": pooled,
+        "latency_seconds": summary(latencies["whole"], knobs.num_bootstrap, knobs.seed),
+        "first_token_seconds": summary(latencies["first_token"], knobs.num_bootstrap, knobs.seed),
+        "latencies": latencies,
         "num_changed": max(found.get("num_changed", 0) for found in rounds),
         "num_rounds": len(rounds),
     }
+
+
+def _quickest(rounds: list[list[float]]) -> list[float]:
+    """Returns each request's least seconds; all of them where rounds timed different requests.
+
+    What makes one and the same answer slower in a round is the machine's other work, never the
+    model. Source: Chen & Revels, "Robust benchmarking in noisy environments" (2016,
+    arXiv:1608.04295).
+    """
+    if len({len(seconds) for seconds in rounds}) > 1:
+        return [each for seconds in rounds for each in seconds]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _median(values: list[float | None]) -> float | None:
