@@ -1,8 +1,8 @@
 """`retort up`: a Prefect server, an MLflow server and a worker on this machine, until Ctrl-C.
 
-All of their state lies in the store's local folder (or in the database that is named), so that the
-next `retort up` goes on with it. Each server is a process group of its own and is ended by its id,
-the worker first: a run that is under way gets the time to keep what it has finished.
+All of their state lies in the store's local folder, so that the next `retort up` goes on with it.
+Each server is a process group of its own and is ended by its id, the worker first: a run that is
+under way gets the time to keep what it has finished.
 """
 
 import argparse
@@ -29,6 +29,12 @@ HOST = "127.0.0.1"
 POOL = "retort-process"
 START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "DO_NOT_TRACK": "1",
+}
 # No line of these is of use to someone who waits for a job.
 NOISE = ("Uvicorn", "INFO:     ", "uvicorn", "alembic", "mlflow.store")
 
@@ -51,11 +57,6 @@ def add(commands: Any) -> None:
     up.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
     up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
     up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
-    up.add_argument(
-        "--database",
-        metavar="postgresql://...",
-        help="a Postgres database for both servers instead of SQLite files in the store",
-    )
     up.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
     up.add_argument("--debug", action="store_true", help="show tracebacks")
     up.set_defaults(command=run)
@@ -105,29 +106,25 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
     api = f"http://{HOST}:{options.prefect_port}/api"
     tracking = f"http://{HOST}:{options.mlflow_port}"
     shared = {
+        **QUIET,
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(state / "prefect" / "storage"),
         "PREFECT_API_URL": api,
         "PREFECT_UI_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_TRACKING_URI": tracking,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "DO_NOT_TRACK": "1",
     }
-    prefect_database, mlflow_database = databases(options.database, state)
     listen = ["--host", HOST, "--port"]
     prefect = Service(
         "prefect",
         [str(program / "prefect"), "server", "start", *listen, str(options.prefect_port)],
         f"{api}/health",
-        {**shared, **prefect_database},
+        shared,
     )
     mlflow = Service(
         "mlflow",
         [
             *(str(program / "mlflow"), "server", *listen, str(options.mlflow_port)),
-            *("--backend-store-uri", mlflow_database, "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
             *("--artifacts-destination", f"{state}/mlflow-artifacts"),
         ],
         f"{tracking}/health",
@@ -140,20 +137,6 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         {**shared, SLOT: GPU_LIMIT},
     )
     return [prefect, mlflow], worker
-
-
-def databases(given: str | None, state: Path) -> tuple[dict[str, str], str]:
-    """Returns Prefect's settings for its database, and MLflow's URI: SQLite files, or Postgres.
-
-    Raises `SpecError` for a URL of another kind.
-    """
-    if given is None:
-        return {}, f"sqlite:///{state}/mlflow.db"
-    scheme, _, rest = given.partition("://")
-    if scheme not in ("postgresql", "postgres") or not rest:
-        raise SpecError("--database must be postgresql://user@host/name, or left out for SQLite")
-    key = "PREFECT_API_DATABASE_CONNECTION_URL"
-    return {key: f"postgresql+asyncpg://{rest}"}, f"postgresql+psycopg://{rest}"
 
 
 def _prepare(api: str, store: Store, gpus: int) -> None:

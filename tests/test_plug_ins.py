@@ -20,7 +20,8 @@ README = (ROOT / "README.md").read_text()
 def rhymes(tmp_path):
     """A job whose task type is the README's file, beside it."""
     path = write_job(tmp_path, "echo")
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    (code,) = (block for block in blocks if "def prompt(" in block)
     (tmp_path / "my_types").mkdir()
     (tmp_path / "my_types/rhymes.py").write_text(code)
     (tmp_path / "my_filters.py").write_text(
