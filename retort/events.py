@@ -28,5 +28,18 @@ class Reporter:
         """Says one thing worth a line."""
         self.emit({"kind": "note", "text": text})
 
+    def part(self, name: str, index: int, number: int) -> "Reporter":
+        """Returns who speaks for one of `number` equal parts of a stage: progress counts in the
+        whole, with the part's name beside it."""
+
+        def emit(event: Event) -> None:
+            if event["kind"] == "progress":
+                total = event["total"] * number
+                done = event["done"] + event["total"] * index
+                event = {**event, "done": done, "total": total, "note": f"{name} {event['note']}"}
+            self.emit(event)
+
+        return Reporter(emit)
+
 
 SILENT = Reporter(lambda event: None)

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -131,18 +132,16 @@ def test_no_pod_runs_as_root_or_may_become_it():
     "manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
 )
 def test_a_manifest_holds_to_the_schema_of_its_kind(manifest):
-    schemas = pytest.importorskip("kubernetes_validate")
-    schemas.validate(manifest, schemas.latest_version(), strict=True)
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_job_of_a_run_holds_to_the_schema():
-    schemas = pytest.importorskip("kubernetes_validate")
     made = copy.deepcopy(job(**VARIABLES))
     # Prefect's worker wants these two in the pod as well, where Kubernetes passes over them.
     assert pod(made).pop("parallelism") == pod(made).pop("completions") == 1
     made["metadata"]["name"] = made["metadata"].pop("generateName") + "x"
     pod(made)["containers"][0] |= {"env": [], "args": ["prefect", "flow-run", "execute"]}
-    schemas.validate(made, schemas.latest_version(), strict=True)
+    kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_every_file_is_applied_and_every_thing_lies_in_the_namespace():

@@ -14,7 +14,7 @@ from retort.benchmark.candidates import Candidate, candidates, is_folder, longes
 from retort.benchmark.results import gathered
 from retort.engines import resolve
 from retort.errors import SpecError
-from retort.events import Event, Reporter
+from retort.events import Reporter
 from retort.records import content_id
 from retort.spec import JobSpec
 from retort.storage import Store
@@ -78,7 +78,7 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
         if standing := [task for task in tasks if task not in missing]:
             report.note(f"{candidate.role}: {', '.join(standing)} stands already")
         if missing:
-            part = _part(report, candidate.role, (index, len(found)))
+            part = report.part(candidate.role, index, len(found))
             _measure(spec, store, candidate, (manner, planned, missing), part)
     content = gathered(spec, store, manner, keys, left_out)
     job.write_json("benchmarks.json", content)
@@ -89,7 +89,7 @@ def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Pla
     found: Plan = child.run(
         "retort.benchmark.harness:plan",
         {"tasks": list(asked.tasks), "settings": asked.settings},
-        _part(report, "reading", (0, 1)),
+        report.part("reading", 0, 1),
         _log(spec, store),
         spec.evaluate.runtime.model_dump(mode="json"),
     )
@@ -161,17 +161,3 @@ def _dtype(address: str, manner: dict[str, Any]) -> str:
 
 def _log(spec: JobSpec, store: Store) -> Path:
     return store.local_state() / "logs" / f"{spec.name}.log"
-
-
-def _part(report: Reporter, role: str, place: tuple[int, int]) -> Reporter:
-    """Passes a model's events on as a part of the whole: which one, of how many."""
-    index, number = place
-
-    def emit(event: Event) -> None:
-        if event["kind"] == "progress":
-            total = event["total"] * number
-            done = event["done"] + event["total"] * index
-            event = {**event, "done": done, "total": total, "note": f"{role} {event['note']}"}
-        report.emit(event)
-
-    return Reporter(emit)

@@ -29,7 +29,6 @@ from retort.evaluate.scores import (
     statistics_of,
     texts_of,
 )
-from retort.events import Event, Reporter
 from retort.metrics import Statistics
 
 __all__ = ["check_template", "evaluate", "settings_of"]
@@ -62,7 +61,7 @@ def _take_turns(stage: Stage) -> None:
             measures = child.run(
                 "retort.evaluate.measure:measure",
                 {**arguments, "number": number},
-                _part(stage.report, role, (index, len(turns))),
+                stage.report.part(role, index, len(turns)),
                 stage.log,
                 knobs.runtime.model_dump(),
             )
@@ -72,20 +71,6 @@ def _take_turns(stage: Stage) -> None:
                 f"{number} than in the first, whose answers are scored"
             )
         stage.out.write_json(name, measures)
-
-
-def _part(report: Reporter, role: str, place: tuple[int, int]) -> Reporter:
-    """Passes a model's events on as a part of the whole stage: which one, of how many."""
-    index, number = place
-
-    def emit(event: Event) -> None:
-        if event["kind"] == "progress":
-            total = event["total"] * number
-            done = event["done"] + event["total"] * index
-            event = {**event, "done": done, "total": total, "note": f"{role} {event['note']}"}
-        report.emit(event)
-
-    return Reporter(emit)
 
 
 def _likelihood(stage: Stage) -> dict[str, Any]:
