@@ -145,18 +145,30 @@ class Folder:
             if not self._is_local:
                 self._fs.pipe_file(path, data)
                 return
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+            part = self._part(path, data)
+            os.replace(part, path)
+            _sync(Path(path).parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file that is not there yet; returns False, and leaves it alone, where it is.
+
+        Of any number of writers exactly one gets True.
+        """
+        path = self._path(name)
+        with store_errors(path):
             try:
-                with open(part, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(part, path)
-                _sync(Path(path).parent)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
+                if not self._is_local:
+                    self._fs.pipe_file(path, data, mode="create")
+                    return True
+                part = self._part(path, data)
+                try:
+                    os.link(part, path)
+                finally:
                     os.unlink(part)
+                _sync(Path(path).parent)
+            except FileExistsError:
+                return False
+        return True
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a value as indented JSON."""
@@ -260,6 +272,21 @@ class Folder:
                 digest.update(block)
                 size += len(block)
         return {"bytes": size, "sha256": digest.hexdigest()}
+
+    def _part(self, path: str, data: bytes) -> str:
+        """Writes a file beside a path of this machine that has all of its bytes on the disk."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with open(part, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+            raise
+        return part
 
     @property
     def _is_local(self) -> bool:
