@@ -6,9 +6,11 @@ The surprise: `train` runs once for the student and once for each control, under
 and `evaluate` once more for the champion that the student is compared with.
 """
 
+import _thread
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from retort.records import SPLITS
 from retort.registry import outside
 from retort.spec import JobSpec, StageName
 from retort.storage import Artifact, Folder, Store
+from retort.storage.leases import Holder
 from retort.tracking import NONE, Candidate, Tracker, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
+LOOK_SECONDS = 1.0
 # Of each example or round, for other programs; what they come to is in scores.json.
 WORKINGS = ("statistics-", "measures-")
 Listener = Callable[[str, Event], None]
@@ -62,6 +66,25 @@ class Job:
             return None
         self.tracker.cached(name, manifest.get("mlflow_run_id", ""))
         return self._use(name, folder.reference(manifest), "cached")
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Gives the one right to make a stage's artifact: of runs that want it, one makes it.
+
+        Waits while another run has it; what that one leaves then stands, or is taken over. Whoever
+        could not be seen for too long, so that another run took over, is interrupted.
+        """
+        recipe = self.recipes[name]
+        folder = Folder(f"{self.store.uri}/leases/{recipe.stage}-{recipe.name}")
+        with Holder(folder, on_lost=_thread.interrupt_main) as holder:
+            waits = False
+            while not holder.take("artifact"):
+                if not waits:
+                    text = "another run makes this artifact; waiting for it"
+                    self.listen(name, {"kind": "note", "text": text})
+                waits = True
+                time.sleep(LOOK_SECONDS)
+            yield
 
     def make(self, name: str, inputs: dict[str, Artifact]) -> Artifact:
         """Runs a stage and commits its artifact; continues what a killed run left of it."""

@@ -4,27 +4,23 @@ Prefect's own cache stays out of it: the manifest in the store decides. Timeouts
 the work is, in the stage's child process, for Prefect cannot stop blocking code.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
 from prefect.states import Completed
 
 from retort.job import Job
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.storage import Artifact
+from tasks.replicas import with_replicas
+from tasks.slots import slot
 
 # Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
 RETRY_DELAYS_SECONDS = [2.3, 9.1, 31.7]
-# Names the limit of the server that stages with a model wait for, where a machine has room for one.
-SLOT = "RETORT_SLOT"
-WITH_A_MODEL: tuple[StageName, ...] = ("generate", "curate", "train", "evaluate")
 
 
 def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -53,9 +49,13 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
     )
     def run(job: Job, **inputs: Artifact) -> Any:
         if standing := job.standing(name, inputs):
-            return Completed(name="Cached", message=standing.uri, data=standing)
-        with _slot(stage):
-            return job.make(name, inputs)
+            return _cached(standing)
+        with job.alone(name):
+            # Another run of this job may have made it meanwhile.
+            if standing := job.standing(name, inputs):
+                return _cached(standing)
+            with slot(stage), with_replicas(job):
+                return job.make(name, inputs)
 
     def call(job: Job, **inputs: Artifact) -> Artifact:
         # A task that returns a state gives that state to its caller; the flow wants the artifact.
@@ -65,10 +65,8 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
     return call
 
 
-def _slot(stage: StageName) -> AbstractContextManager[None]:
-    """Returns what holds a slot of the limit while a stage runs; a reused one never waits."""
-    limit = os.environ.get(SLOT)
-    return concurrency(limit, strict=True) if limit and stage in WITH_A_MODEL else nullcontext()
+def _cached(standing: Artifact) -> State[Artifact]:
+    return Completed(name="Cached", message=standing.uri, data=standing)
 
 
 prepare = stage_task("prepare")

@@ -1,16 +1,21 @@
 """generate: the teacher answers every train and validation example, its signal captured with it.
 
 Answers go to the ledger as they finish and are never asked twice; the artifact is a view on it.
-A dead engine is started again on what is missing, with half the sequences.
+A dead engine is started again on what is missing, with half the sequences. With replicas, an event
+`shared` says with which arguments others may call `help_generate`.
 """
 
 import time
+import uuid
+from pathlib import Path
 from typing import Any
 
 from retort import child
 from retort.asks import engine_of
-from retort.context import Stage
+from retort.context import Stage, from_arguments
 from retort.errors import EngineDiedError, StageError
+from retort.events import Reporter
+from retort.storage import SCRATCH
 
 MIN_TOP_K_MASS = 0.9
 
@@ -34,23 +39,44 @@ def generate(stage: Stage) -> dict[str, Any]:
     return facts
 
 
+def help_generate(given: dict[str, Any], log: Path, report: Reporter) -> int:
+    """Answers a share of another run's examples; returns how many requests it sent.
+
+    `given` is of that run's event `shared`. Raises as `generate` does; what this process had leased
+    is then taken over by the others.
+    """
+    stage = from_arguments({**given["arguments"], "log": str(log)}, report)
+    rest = {name: given[name] for name in ("since", "meeting")}
+    return int(_restarted(stage, "help_capture", rest)[0])
+
+
 def _answers(stage: Stage) -> dict[str, Any]:
-    """Runs the capture in a child process, again where its engine died."""
+    """Runs the capture in a child process."""
+    meeting = None
+    if stage.spec.generate.runtime.replicas > 1:
+        meeting = f"{stage.out.uri}/{SCRATCH}meetings/{uuid.uuid4().hex[:12]}"
+    given = {"since": time.time(), "meeting": meeting}
+    facts, restarts = _restarted(stage, "capture", given)
+    return {**facts, "num_restarts": restarts}
+
+
+def _restarted(stage: Stage, function: str, given: dict[str, Any]) -> tuple[Any, int]:
+    """Returns what a function of the capture returns, and how often it was started again because
+    its engine had died."""
     runtime = stage.spec.generate.runtime
-    since, sequences = time.time(), runtime.max_num_seqs
-    watched = runtime.model_dump()
+    sequences, watched = runtime.max_num_seqs, runtime.model_dump()
     if engine_of(stage.spec).REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
     for attempt in range(runtime.max_restarts + 1):
         try:
-            facts: dict[str, Any] = child.run(
-                "retort.generate.capture:capture",
-                {"arguments": stage.arguments(), "since": since, "max_num_seqs": sequences},
+            found = child.run(
+                f"retort.generate.capture:{function}",
+                {"arguments": stage.arguments(), "max_num_seqs": sequences, **given},
                 stage.report,
                 stage.log,
                 watched,
             )
-            return {**facts, "num_restarts": attempt}
+            return found, attempt
         except EngineDiedError as error:
             if attempt == runtime.max_restarts:
                 raise

@@ -28,6 +28,10 @@ class Meter:
     reserved_input: int = 0
     reserved_output: int = 0
     started: float | None = None
+    # Where several processes share the work, each may spend an equal part of what was left.
+    parts: int = 1
+    before_tokens: int = 0
+    before_cost: float = 0.0
 
     def start(self) -> None:
         """Starts the clock: the engine is up."""
@@ -64,13 +68,19 @@ class Meter:
         spending = self.knobs.spending
         more_input = self.input_tokens + self.reserved_input + prompt_bound(ask)
         more_output = self.output_tokens + self.reserved_output + max_tokens
-        total = spending.max_tokens_total
-        if total is not None and more_input + more_output > total:
+        total, tokens = spending.max_tokens_total, self.before_tokens
+        if total is not None and more_input + more_output - tokens > (total - tokens) / self.parts:
             return f"max_tokens_total: {total}"
-        cost = spending.max_cost
-        if cost is not None and self.cost(more_input, more_output, self.elapsed()) > cost:
-            return f"max_cost: {cost:g}"
+        limit, before = spending.max_cost, self.before_cost
+        cost = self.cost(more_input, more_output, self.elapsed())
+        if limit is not None and cost - before > (limit - before) / self.parts:
+            return f"max_cost: {limit:g}"
         return None
+
+    def divide(self, parts: int) -> None:
+        """From here on this process may spend one of so many equal parts of what is left."""
+        self.parts, self.before_cost = parts, self.spent
+        self.before_tokens = self.input_tokens + self.output_tokens
 
     def cost(self, input_tokens: float, output_tokens: float, seconds: float) -> float:
         """Returns the price of tokens and time, in the currency of the spec's prices."""

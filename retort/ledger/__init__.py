@@ -50,9 +50,13 @@ class Ledger:
         self._writer: Writer | None = None
 
     def load(self, seen: Callable[[Entry, Response], None] | None = None) -> None:
-        """Reads the index from all segments that stand; `seen` is told of every entry."""
+        """Reads the index from all segments that stand; `seen` is told of every entry.
+
+        Called again, it reads those that other writers have committed since.
+        """
         names = [n for n in self.folder.files() if n.startswith("segments/") and _is_lines(n)]
-        for name, data in self.folder.read_all(names):
+        known = set(self._names)
+        for name, data in self.folder.read_all([n for n in names if n not in known]):
             self._names.append(name)
             for row, line in enumerate(data.splitlines()):
                 entry = Entry(**orjson.loads(line))

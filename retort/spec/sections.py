@@ -25,6 +25,13 @@ class GenerateRuntime(EngineRuntime):
     parity_samples: int = knob(
         4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
     )
+    replicas: int = knob(
+        1,
+        "processes",
+        "Workers of the pool that answer the job's examples together, this job's own among them.",
+        ge=1,
+        le=1024,
+    )
     retry: tuple[State, ...] = knob(
         (), "states", "Rows in these states are asked again although they stand in the ledger."
     )
@@ -160,10 +167,13 @@ class TrainRuntime(Section):
         False, "yes or no", "Several examples share a row and see only themselves: less padding."
     )
     num_processes: int = knob(
-        1, "processes", "Processes that train together on this machine, each on its part.", ge=1
+        1, "processes", "Processes that train together on each machine, each on its part.", ge=1
+    )
+    num_nodes: int = knob(
+        1, "machines", "Machines that train together; `retort node` runs on each other one.", ge=1
     )
     accelerate_config: str | None = knob(
-        None, "path", "A file of `accelerate config`, for FSDP2; its num_processes counts."
+        None, "path", "A file of `accelerate config`, for FSDP2; its processes and machines count."
     )
     timeout_seconds: float = knob(
         604_800.0, "seconds", "The stage is ended and fails after this time.", gt=0
