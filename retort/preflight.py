@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import asks, items, models, task_types
+from retort import asks, items, models, parallel, task_types
 from retort import sources as data
 from retort.asking import as_teacher
+from retort.child import nodes
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.prepare.rows import Reader, preview
@@ -84,6 +85,7 @@ def check(spec: JobSpec, store: Store) -> list[str]:
         *_check_models(spec),
         *_check_data(spec),
         *_check_store(spec, store),
+        *_check_nodes(spec, store),
     ]
 
 
@@ -134,6 +136,7 @@ def _check_models(spec: JobSpec) -> list[str]:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
     lines += [_check_asked(spec, where, who) for where, who in spec.asked.items()]
+    lines += parallel.check(spec)
     return [*lines, _line("train.student", spec.train.student, student)]
 
 
@@ -265,6 +268,23 @@ def _check_store(spec: JobSpec, store: Store) -> list[str]:
             "GB; free some, or use --store on another disk"
         )
     return [f"store {store.uri}: can be written, {free / 1e9:.0f} GB free"]
+
+
+def _check_nodes(spec: JobSpec, store: Store) -> list[str]:
+    """Returns a line where the student trains on several machines. Raises `SpecError` where these
+    could not meet."""
+    from retort.train.layout import layout_of
+
+    layout = layout_of(spec.train)
+    if layout.num_nodes == 1:
+        return []
+    port = nodes.endpoint()[1]
+    line = (
+        f"train.runtime.num_nodes: {layout.num_nodes}; {layout.num_nodes - 1} more machines with "
+        f"`retort node` are waited for at port {port}"
+    )
+    where = f", each with {store.uri} as a folder that all share" if store.is_local else ""
+    return [line + where]
 
 
 def _parameters(spec: JobSpec) -> int:

@@ -145,7 +145,6 @@ class VllmEngine:
             "vocabulary": config.get_vocab_size(),
             "logprobs_mode": "raw_logprobs",
         }
-
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -247,13 +246,11 @@ class VllmEngine:
             answers.append(self._answer(output.request_id, prompt, reason, own))
         return answers
 
-    def _answer(
-        self, request_id: str, prompt: Prompt, reason: str, signal: Signal | None
-    ) -> Answer:
+    def _answer(self, name: str, prompt: Prompt, reason: str, signal: Signal | None) -> Answer:
         ids = [] if reason == "prompt_too_long" else prompt.answer_ids
         text = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         text = cut_at(text, self._settings.stop)
-        return Answer(request_id, local_raw(prompt.prompt_ids, ids, reason, text), signal)
+        return Answer(name, local_raw(prompt.prompt_ids, ids, reason, text), signal)
 
     def _read(self, flat: Any, skip: int) -> Signal:
         """Returns the signal in a prompt's lists, after the first `skip` tokens. They hold K + 1
@@ -266,33 +263,37 @@ class VllmEngine:
 
 
 def _load(settings: Settings) -> Any:
-    import vllm
+    from vllm import LLM
+
+    gc.freeze()
+    return LLM(**arguments(settings))
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """Returns what vLLM's own EngineArgs are made of."""
     from vllm.platforms import current_platform
 
-    runtime, dtype = settings.runtime, settings.dtype
-    on_cpu = current_platform.is_cpu()
+    runtime, on_cpu = settings.runtime, current_platform.is_cpu()
     executor = runtime["distributed_executor"]
     # vLLM's own auto would run float32 weights in bfloat16.
-    dtype = models.stored_dtype(settings.model) if dtype == "auto" else dtype
-    start = vllm.LLM  # imported by being named
-    gc.freeze()
-    return start(
-        model=settings.model,
-        dtype=dtype,
-        seed=settings.seed,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=runtime["max_num_seqs"],
-        max_logprobs=max(settings.top_k, 1),
-        logprobs_mode="raw_logprobs",
-        tensor_parallel_size=runtime["tensor_parallel_size"],
-        pipeline_parallel_size=runtime["pipeline_parallel_size"],
-        distributed_executor_backend=None if executor == "auto" else executor,
-        gpu_memory_utilization=runtime["gpu_memory_utilization"],
-        kv_cache_memory_bytes=cache_bytes(settings, dtype) if on_cpu else None,
+    dtype = models.stored_dtype(settings.model) if settings.dtype == "auto" else settings.dtype
+    return {
+        "model": settings.model,
+        "dtype": dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": runtime["max_num_seqs"],
+        "max_logprobs": max(settings.top_k, 1),
+        "logprobs_mode": "raw_logprobs",
+        "tensor_parallel_size": runtime["tensor_parallel_size"],
+        "pipeline_parallel_size": runtime["pipeline_parallel_size"],
+        "distributed_executor_backend": None if executor == "auto" else executor,
+        "gpu_memory_utilization": runtime["gpu_memory_utilization"],
+        "kv_cache_memory_bytes": cache_bytes(settings, dtype) if on_cpu else None,
         # An open bug: a prompt's log-probabilities can be wrong where its start was cached.
-        enable_prefix_caching=not settings.scores,
-        enforce_eager=on_cpu,
+        "enable_prefix_caching": not settings.scores,
+        "enforce_eager": on_cpu,
         # On a CPU a seeded request whose prompt is split crashes ("does not use offset").
-        enable_chunked_prefill=False if on_cpu and settings.temperature > 0 else None,
-        disable_log_stats=True,
-    )
+        "enable_chunked_prefill": False if on_cpu and settings.temperature > 0 else None,
+        "disable_log_stats": True,
+    }

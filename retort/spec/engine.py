@@ -12,8 +12,12 @@ class EngineRuntime(Section):
         "auto", "name", "Where engine transformers runs the model; vllm runs where it is built for."
     )
     max_num_seqs: int = knob(128, "sequences", "Sequences decoded together.", ge=1)
-    tensor_parallel_size: int = knob(1, "devices", "Devices that share each layer.", ge=1)
-    pipeline_parallel_size: int = knob(1, "devices", "Devices that share the layers.", ge=1)
+    tensor_parallel_size: int = knob(
+        1, "devices", "Devices that share each layer; for several machines, those of one.", ge=1
+    )
+    pipeline_parallel_size: int = knob(
+        1, "stages", "Groups of devices, each with its part of the layers; one a machine.", ge=1
+    )
     gpu_memory_utilization: float = knob(
         0.9, "ratio of memory", "Share of the GPU's memory the engine may take.", gt=0, le=1
     )
@@ -22,7 +26,7 @@ class EngineRuntime(Section):
     )
     kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
     distributed_executor: Literal["auto", "mp", "ray"] = knob(
-        "auto", "name", "How vllm spreads over devices; ray: over several machines."
+        "auto", "name", "How vllm spreads over devices; ray: over the machines of RAY_ADDRESS."
     )
     max_concurrency: int = knob(
         64, "requests", "Most requests under way at an endpoint; fewer where it pushes back.", ge=1

