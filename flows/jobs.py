@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from flows.options import DONE, FAILED, load_spec, say
 from retort.client import JobState, RetortClient
+from retort.errors import USER_ERRORS, StoreError
 from retort.preflight import check
 from retort.storage import open_store
 
@@ -44,8 +46,15 @@ def submit(options: argparse.Namespace) -> int:
     spec, notes = load_spec(options)
     for note in notes:
         say(f"spec: {note}")
-    check(spec, open_store(options.store))
     store = open_store(options.store).uri
+    try:
+        check(spec, open_store(store))
+    except (*USER_ERRORS, StoreError) as error:
+        if "PREFECT_API_URL" not in os.environ:
+            raise
+        # What a worker has, another machine may lack: its GPUs, models, keys.
+        say(f"not found well on this machine: {error}")
+        say("the worker that runs the job checks it again before anything is paid for")
     client = RetortClient(store=store, deployment=options.deployment)
     state = client.jobs.create_or_update(spec)
     print(f"{state.name} {state.status}", state.url or f"process {state.run_id}")

@@ -1,9 +1,11 @@
 """A Prefect server prepared for Retort: what is made once is there once, however often."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -71,13 +73,17 @@ def deployed(bootstrap, prefect_url):
     return prefect_url
 
 
+def named(api, name):
+    return json.loads(urllib.request.urlopen(f"{api}/deployments/name/{name}").read())
+
+
 def test_the_shipped_deployments_are_checked_by_the_server_and_their_schedules_sleep(deployed):
-    found = {d["name"]: d for d in ask(f"{deployed}/deployments/filter", {})}
-    assert {found[kind]["work_pool_name"] for kind in ("process", "docker", "kubernetes")} == {
-        *POOLS
-    }
-    for kind in ("process", "docker", "kubernetes"):
-        shipped = found[kind]
+    pools = dict(zip(("process", "docker", "kubernetes"), POOLS, strict=True))
+    for kind, pool in pools.items():
+        shipped, helper = (named(deployed, f"{flow}/{kind}") for flow in ("distill", "replica"))
+        assert {shipped["work_pool_name"], helper["work_pool_name"]} == {pool}
+        assert helper["job_variables"] == shipped["job_variables"]
+        assert helper["pull_steps"] == shipped["pull_steps"]
         assert shipped["parameters"] == {"store": "s3://bucket/retort"}
         assert [schedule["active"] for schedule in shipped["schedules"]] == [False]
         assert shipped["pull_steps"]
