@@ -4,28 +4,47 @@ A listing is never cached, and a missing file is the one error that keeps its ow
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
+from retort.addresses import public
 from retort.errors import SpecError, StoreError
+from retort.storage import s3
 
 MAGIC = frozenset("*?[")
 # What is fetched ahead of the reader from a store that is not on this machine.
 BLOCK_BYTES = 8 << 20
+# Whose errors are the store's; of them those pass where a connection failed, broke or timed out.
+FOREIGN = ("botocore", "aiobotocore", "aiohttp", "s3fs")
+PASSING = {"ConnectionError", "HTTPClientError", "ResponseParserError", "ClientError"}
 
 
-def filesystem(url: str) -> Any:
+def filesystem(url: str, is_patient: bool = True) -> Any:
     """Returns the fsspec filesystem of a path or URL, which never caches listings.
 
-    Raises ValueError or ImportError for a scheme that is unknown or not installed.
+    A patient one waits out what passes, where it is S3's; the other says within seconds that a
+    store is not there. Raises ValueError or ImportError for a scheme that is unknown or not
+    installed.
     """
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    scheme = _scheme(url) or "file"
+    if scheme in ("file", "memory"):
+        return fsspec.filesystem(scheme)
     # Another process may have written meanwhile.
-    options = {} if scheme in ("file", "memory") else {"use_listings_cache": False}
-    return fsspec.filesystem(scheme, **options)
+    options = {"use_listings_cache": False}
+    if scheme not in s3.SCHEMES:
+        return fsspec.filesystem(scheme, **options)
+    files = fsspec.filesystem(scheme, **options, **s3.options(is_patient))
+    files.retries = s3.ROUNDS if is_patient else s3.QUICK_ROUNDS
+    return files
+
+
+def is_s3(url: str) -> bool:
+    """Whether a path or URL is one of S3's."""
+    return _scheme(url) in s3.SCHEMES
 
 
 def read_url(url: str) -> bytes:
@@ -114,31 +133,62 @@ def _is_shown(name: str, allowed: str) -> bool:
     return not any(part[0] in "._" and part[0] != allowed for part in name.split("/") if part)
 
 
+def _scheme(url: str) -> str:
+    return url.split("://", 1)[0] if "://" in url else ""
+
+
 @contextlib.contextmanager
-def store_errors(path: str) -> Iterator[None]:
-    """Turns what a filesystem raises into one `StoreError` that names the path and the cause."""
+def store_errors(path: str, files: Any = None) -> Iterator[None]:
+    """Turns what a filesystem raises into one `StoreError` that names the path and the cause.
+
+    `files` is the filesystem where it is not the path's patient one; its endpoint is named.
+    """
     try:
         yield
     except StoreError:
         raise
-    except (OSError, ConnectionError, TimeoutError) as error:
-        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
     except Exception as error:  # botocore's errors have no common base in the standard library
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
+        if not (isinstance(error, OSError) or _is_foreign(error) or _is_address(error, path)):
             raise
-        raise StoreError(f"store: {path}: {_cause(error)}", transient=_passing(error)) from error
+        asked = s3.endpoint(files or filesystem(path)) if is_s3(path) else ""
+        where = f"{path} at {asked}" if asked else path
+        text = public(f"store: {where}: {_cause(error, path)}")
+        raise StoreError(text, transient=_passing(error)) from error
 
 
-def _cause(error: BaseException) -> str:
-    if isinstance(error, PermissionError) or "credentials" in str(error).lower():
+def is_missing(error: StoreError) -> bool:
+    """Whether a store that is there said that it has no such file."""
+    missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+    return missing and s3.code(error.__cause__ or error) != "NoSuchBucket"
+
+
+def _is_foreign(error: Exception) -> bool:
+    return type(error).__module__.startswith(FOREIGN)
+
+
+def _is_address(error: Exception, path: str) -> bool:
+    """Whether it is what botocore raises for an endpoint that is no URL, or that only redirects."""
+    is_no_url = isinstance(error, ValueError) and "endpoint" in str(error).lower()
+    return is_s3(path) and (is_no_url or isinstance(error, RecursionError))
+
+
+def _cause(error: Exception, path: str) -> str:
+    if is_s3(path) and (known := s3.cause(error, path)):
+        return known
+    if isinstance(error, PermissionError):
         return f"access denied ({error}); check the credentials and the permissions of the store"
     if isinstance(error, FileNotFoundError):
         return f"not found ({error}); check the bucket or folder and the prefix"
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left on the device; free some, or use --store on another disk"
     return f"{type(error).__name__}: {error}"
 
 
-def _passing(error: BaseException) -> bool:
+def _passing(error: Exception) -> bool:
+    """Whether it may go well if it is tried again."""
+    if status := s3.status(error):
+        return status in (408, 409, 429) or (status >= 500 and status != 501)
+    if not isinstance(error, OSError):
+        return bool({kind.__name__ for kind in type(error).__mro__} & PASSING)
     lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
-    return not isinstance(error, lasting) and getattr(error, "errno", None) not in (28, 30)
+    return not isinstance(error, lasting) and error.errno not in (errno.ENOSPC, errno.EROFS)

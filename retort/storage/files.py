@@ -1,0 +1,195 @@
+"""The files of one folder of a store, each there whole or not at all.
+
+The surprise: that of several writers one alone makes a file needs a store that refuses to replace
+one; see `Files.create` for what remains where it does not.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retort.storage import here, s3
+from retort.storage.urls import filesystem, is_s3, store_errors
+
+# What only a run in progress needs: never part of the artifact, removed once it is finished.
+SCRATCH = "scratch/"
+# Files fetched together from a store that is not on this machine.
+AT_ONCE = 64
+# How long a writer waits before it looks who wrote last, where the store cannot tell.
+SETTLE_SECONDS = 2.0
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one folder. Every write is atomic: a file that exists is whole."""
+
+    uri: str
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's bytes. Raises `StoreError`, also when there is no such file."""
+        path = self._path(name)
+        with store_errors(path):
+            return bytes(self._fs.cat_file(path, **self._in_one))
+
+    def read_all(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Yields files with their bytes, in order; many at a time where they are far away."""
+        step = 1 if self._is_local else AT_ONCE
+        for start in range(0, len(names), step):
+            part = names[start : start + step]
+            if self._is_local:
+                yield part[0], self.read(part[0])
+                continue
+            paths = [self._path(name) for name in part]
+            with store_errors(self.uri):
+                found = self._fs.cat_ranges(paths, None, None, on_error="raise", **self._in_one)
+            yield from ((name, bytes(data)) for name, data in zip(part, found, strict=True))
+
+    def read_json(self, name: str) -> Any:
+        """Returns the content of a JSON file."""
+        return json.loads(self.read(name))
+
+    def has(self, name: str) -> bool:
+        """Whether a file stands."""
+        path = self._path(name)
+        with store_errors(path):
+            return s3.exists(self._fs, path) if is_s3(path) else bool(self._fs.exists(path))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file so that it is there whole or not at all."""
+        path = self._path(name)
+        with store_errors(path):
+            if self._is_local:
+                here.write(path, data)
+            elif is_s3(path) and len(data) >= 2 * s3.PART_BYTES:
+                s3.put(self._fs, path, len(data), lambda start, n: data[start : start + n])
+            else:
+                self._fs.pipe_file(path, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file that is not there yet; returns False, and leaves it alone, where it is.
+
+        Of any number of writers exactly one gets True: on a disk with hard links, in memory, and
+        on S3 that heeds If-None-Match, which is tried once. Elsewhere the last writer counts: all
+        look, write, wait and look again, so that one alone gets True if none took more than
+        `SETTLE_SECONDS` from its first look to the end of its write; slower ones may replace the
+        file of one that got True. There, two that write the same bytes may both get True.
+        """
+        path = self._path(name)
+        with store_errors(path):
+            if self._is_local:
+                with contextlib.suppress(here.NoLinksError):
+                    return here.create(path, data)
+            elif is_s3(path):
+                probe = self._path(f"{SCRATCH}probe-{uuid.uuid4().hex}")
+                if s3.refuses_to_replace(self._fs, path, probe):
+                    return s3.create(self._fs, path, data)
+            elif path.startswith("memory://"):
+                with _one_at_a_time:
+                    is_free = not self.has(name)
+                    if is_free:
+                        self.write(name, data)
+                return is_free
+        if self.has(name):
+            return False
+        self.write(name, data)
+        time.sleep(SETTLE_SECONDS)
+        return self.read(name) == data
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a value as indented JSON."""
+        self.write(name, as_json(value))
+
+    def files(self) -> list[str]:
+        """Returns the names of all files below the folder, sorted; unfinished parts left out."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the size in bytes of each of `files()`, by one listing."""
+        root = str(self._fs._strip_protocol(self.uri)).rstrip("/")
+        with store_errors(self.uri):
+            try:
+                found = self._fs.find(root, detail=True)
+            except FileNotFoundError:
+                if is_s3(self.uri):  # it says so of a bucket alone
+                    raise
+                found = {}
+        names = {path.removeprefix(root).lstrip("/"): facts for path, facts in found.items()}
+        # S3's own page leaves an empty file, whose name ends in /, for each folder made there.
+        shown = {name for name in names if name and not name.endswith((".part", "/"))}
+        return {name: int(names[name]["size"]) for name in shown}
+
+    def size(self, name: str) -> int:
+        """Returns a file's size in bytes."""
+        with store_errors(self._path(name)):
+            return int(self._fs.size(self._path(name)))
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it stands."""
+        with store_errors(self._path(name)), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def put_tree(self, local: Path, prefix: str) -> None:
+        """Copies every file below a local folder to `prefix/`."""
+        for path in sorted(p for p in local.rglob("*") if p.is_file()):
+            self.put_file(path, f"{prefix}/{path.relative_to(local).as_posix()}")
+
+    def put_file(self, local: Path, name: str) -> None:
+        """Copies a file of this machine, a large one in parts, so that it is there whole or not."""
+        target, size = self._path(name), local.stat().st_size
+        with store_errors(target):
+            if self._is_local:
+                here.copy(local, target)
+            elif is_s3(target) and size >= 2 * s3.PART_BYTES:
+                with local.open("rb") as stream:
+                    source = stream.fileno()
+                    s3.put(self._fs, target, size, lambda start, n: os.pread(source, n, start))
+            else:
+                self._fs.put_file(str(local), target)
+
+    @contextlib.contextmanager
+    def local_copy(self, prefix: str) -> Iterator[Path]:
+        """Gives `prefix/` as a local folder: itself in a local store, otherwise a download."""
+        if self._is_local:
+            yield Path(self._path(prefix))
+            return
+        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+            for name, size in sorted(self.sizes().items()):
+                if name.startswith(f"{prefix}/"):
+                    target = Path(scratch) / name.removeprefix(f"{prefix}/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with store_errors(path := self._path(name)):
+                        if is_s3(path):
+                            s3.get(self._fs, path, size, str(target))
+                        else:
+                            self._fs.get_file(path, str(target))
+            yield Path(scratch)
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @property
+    def _fs(self) -> Any:
+        return filesystem(self.uri)
+
+    @property
+    def _in_one(self) -> dict[str, int]:
+        """What makes s3fs read a file by one request, that is tried again as a whole."""
+        return {"max_concurrency": 1} if is_s3(self.uri) else {}
+
+    def _path(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+
+def as_json(value: Any) -> bytes:
+    """Returns a value as indented JSON that ends in a newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,82 @@
+"""Files of this machine, written so that a name that stands has all of its bytes on the disk.
+
+What is being written has a name of its own that ends in .part, which no reader looks at.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+class NoLinksError(OSError):
+    """The disk has no hard links, so it cannot give a file a name that is free, and only then."""
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a file, or replaces it."""
+    with _part(path) as (part, stream):
+        stream.write(data)
+        _flush(stream)
+        os.replace(part, path)
+    _sync(Path(path).parent)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Writes a file if none stands; returns whether it did. Raises `NoLinksError`."""
+    with _part(path) as (part, stream):
+        stream.write(data)
+        _flush(stream)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            # A network disk may have done it already, and its first answer got lost.
+            return os.stat(part).st_nlink > 1
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise NoLinksError(error.errno, os.strerror(error.errno), path) from error
+            raise
+    _sync(Path(path).parent)
+    return True
+
+
+def copy(source: Path, path: str) -> None:
+    """Copies a file, or replaces one by it."""
+    with _part(path) as (part, stream):
+        with source.open("rb") as given:
+            shutil.copyfileobj(given, stream, 1 << 20)
+        _flush(stream)
+        os.replace(part, path)
+    _sync(Path(path).parent)
+
+
+@contextlib.contextmanager
+def _part(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Gives the unfinished file beside a path, which is gone afterwards."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with open(part, "wb") as stream:
+            yield part, stream
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def _flush(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes a new name last through a loss of power, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
