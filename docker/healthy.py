@@ -19,6 +19,8 @@ PAGES = {
 def main(pid: str = "1") -> None:
     """Asks what the process `pid` serves, if it serves anything."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")
+    if not command:
+        sys.exit(f"process {pid} has not begun, or has ended")
     if address := page(command):
         try:
             urllib.request.urlopen(address, timeout=8).close()

@@ -1,6 +1,7 @@
 """`retort up`: a Prefect server, an MLflow server and a worker on this machine, until Ctrl-C.
 
-All of their state lies in the store's local folder, so that the next `retort up` goes on with it.
+All of their state lies in the store's local folder, or in a database of Postgres, so that the next
+`retort up` goes on with it.
 Each server is a process group of its own and is ended by its id, the worker first: a run that is
 under way gets the time to keep what it has finished.
 """
@@ -8,6 +9,7 @@ under way gets the time to keep what it has finished.
 import argparse
 import contextlib
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -17,16 +19,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows import databases
 from flows.options import DONE, FAILED, say
 from retort.errors import SpecError, StageError
 from retort.storage import Store, open_store
 
 HOST = "127.0.0.1"
 POOL = "retort-process"
+# Each becomes the deployment FLOW/process.
+FLOWS = ("flows.distill:distill",)
 START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
 QUIET = {
@@ -46,7 +51,7 @@ class Service:
     name: str
     command: list[str]
     health: str | None
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
 
 
 def add(commands: Any) -> None:
@@ -55,6 +60,7 @@ def add(commands: Any) -> None:
         "up", help="start Prefect, MLflow and a worker on this machine; Ctrl-C ends them"
     )
     up.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
+    up.add_argument("--database", metavar="URL", help=databases.HELP)
     up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
     up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
     up.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
@@ -100,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], Service]:
     """Returns the two servers, and the worker that needs them."""
     from deployments.bootstrap import GPU_LIMIT
-    from tasks.stages import SLOT
+    from tasks.slots import SLOT
 
     state, program = store.local_state(), Path(sys.executable).parent
     api = f"http://{HOST}:{options.prefect_port}/api"
@@ -113,22 +119,22 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         "PREFECT_UI_API_URL": api,
         "MLFLOW_TRACKING_URI": tracking,
     }
+    kept = databases.postgres(options.database) if options.database else databases.files(state)
     listen = ["--host", HOST, "--port"]
     prefect = Service(
         "prefect",
         [str(program / "prefect"), "server", "start", *listen, str(options.prefect_port)],
         f"{api}/health",
-        shared,
+        {**shared, **kept.prefect},
     )
     mlflow = Service(
         "mlflow",
         [
             *(str(program / "mlflow"), "server", *listen, str(options.mlflow_port)),
-            *("--backend-store-uri", f"sqlite:///{state}/mlflow.db", "--workers", "1"),
-            *("--artifacts-destination", f"{state}/mlflow-artifacts"),
+            *("--workers", "1", "--artifacts-destination", f"{state}/mlflow-artifacts"),
         ],
         f"{tracking}/health",
-        shared,
+        {**shared, **kept.mlflow},
     )
     worker = Service(
         "worker",
@@ -140,26 +146,28 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
 
 
 def _prepare(api: str, store: Store, gpus: int) -> None:
-    """Makes pool, limit, automation and deployment on the server that has just started."""
+    """Makes pool, limit, automation and deployments on the server that has just started."""
     import asyncio
 
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.types.entrypoint import EntrypointType
 
     from deployments.bootstrap import bootstrap
-    from flows.distill import distill
 
     async def prepare() -> None:
         options = argparse.Namespace(pool=[POOL], gpus=gpus, crashed_after=1200, notify=None)
         await bootstrap(options)
-        deployment = await distill.ato_deployment(
-            name="process",
-            work_pool_name=POOL,
-            parameters={"store": store.uri},
-            job_variables={"working_dir": str(Path.cwd())},
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        await deployment.aapply()
+        for place in FLOWS:
+            flow = pkgutil.resolve_name(place)
+            has_store = "store" in flow.parameters.properties
+            deployment = await flow.ato_deployment(
+                name="process",
+                work_pool_name=POOL,
+                parameters={"store": store.uri} if has_store else {},
+                job_variables={"working_dir": str(Path.cwd())},
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            await deployment.aapply()
 
     with temporary_settings({PREFECT_API_URL: api}):
         asyncio.run(prepare())

@@ -80,6 +80,17 @@ def parsed(words: list[str]) -> None:
             raise AssertionError(f"no program reads {words}")
 
 
+def of_redis():
+    """The settings of prefect-redis, which are not among Prefect's own."""
+    from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
+    from prefect_redis.client import RedisMessagingSettings
+
+    for kind in (RedisMessagingSettings, RedisWorkerCleanupQueueSettings):
+        yield from (
+            f"{kind.model_config['env_prefix']}{name}".upper() for name in kind.model_fields
+        )
+
+
 OURS = {name: s for name, s in SERVICES.items() if s["image"].startswith("retort-")}
 COMMANDS = [words for service in OURS.values() for words in programs(service["command"])]
 
@@ -118,13 +129,21 @@ def test_the_deployment_and_the_pool_that_the_stack_names_are_those_that_are_mad
 def test_every_setting_of_prefect_in_the_stack_is_one_that_prefect_knows():
     from prefect.settings.legacy import Settings, _get_valid_setting_names
 
-    known = _get_valid_setting_names(Settings)
+    known = _get_valid_setting_names(Settings) | set(of_redis())
     given = {name for service in SERVICES.values() for name in service.get("environment", {})}
     given |= {name for line in stage("orchestrator") for name in re.findall(r"PREFECT_\w+", line)}
     ours = {name for name in given if name.startswith("PREFECT_")}
     assert len(ours) > 10
-    # What prefect-redis reads is not Prefect's own.
-    assert {n for n in ours - known if not n.startswith("PREFECT_REDIS_MESSAGING_")} == set()
+    assert ours - known == set()
+
+
+def test_every_part_of_prefect_that_speaks_to_redis_knows_where_it_is_and_its_password():
+    parts = {name.removesuffix("_HOST") for name in of_redis() if name.endswith("_HOST")}
+    assert len(parts) == 2
+    for name in ("prefect", "prefect-services"):
+        given = SERVICES[name]["environment"]
+        assert {given[f"{part}_HOST"] for part in parts} == {"redis"}
+        assert {given[f"{part}_PASSWORD"] for part in parts} == {"${REDIS_PASSWORD:?}"}
 
 
 def test_the_stack_holds_to_the_compose_specification():
@@ -264,26 +283,3 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
     command = [str(BIN / "hadolint"), str(DOCKER / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-
-
-def healthy(pid: int | str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(DOCKER / "healthy.py"), str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_server_that_answers_is_healthy_and_one_that_does_not_is_not(mlflow_url, servers_folder):
-    serving = (servers_folder / "mlflow" / "pid").read_text()
-    assert healthy(serving).returncode == 0
-    # A process of the same words on whose port nobody listens.
-    words = [sys.executable, "-c", "input()", "mlflow", "server", "--port", "9"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as silent:
-        refused = healthy(silent.pid)
-        silent.communicate(b"\n")
-    assert refused.returncode == 1
-    assert "http://127.0.0.1:9/health" in refused.stderr
-
-
-def test_a_container_that_runs_a_job_is_healthy_while_it_runs():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as job:
-        assert healthy(job.pid).returncode == 0
-        job.communicate(b"\n")

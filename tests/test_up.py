@@ -1,63 +1,22 @@
 """`retort up`: one command on one machine; what it has made is there when it is started again."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from mlflow import MlflowClient
 
+from flows.up import FLOWS
 from retort import RetortClient
 from retort.errors import SpecError, StageError
 from retort.spec import load
 from tests.conftest import ask
-from tests.servers import BIN, environment, free_port
+from tests.servers import BIN, free_port
 from tests.tiny import write_job
-
-READY_SECONDS = 240
-
-
-@contextmanager
-def up(folder, ports):
-    """A running `retort up`; afterwards, its exit code and all that it said."""
-    with (folder / "up.log").open("a+") as log:
-        flags = [f"--{name}-port={port}" for name, port in ports.items()]
-        running = subprocess.Popen(
-            [str(BIN / "retort"), "up", *flags],
-            stderr=log,
-            cwd=folder,
-            env=environment(),
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + READY_SECONDS
-            before = log.seek(0, os.SEEK_END)
-            while "started!" not in read(log, before):
-                assert running.poll() is None and time.monotonic() < deadline, read(log, 0)
-                time.sleep(0.2)
-            yield
-            running.send_signal(signal.SIGINT)
-            assert running.wait(90) == 0, read(log, before)
-        finally:
-            # Its servers are groups of their own, and end with it alone.
-            running.send_signal(signal.SIGINT)
-            running.wait(90)
-
-
-def read(log, start):
-    log.seek(start)
-    return log.read()
-
-
-def is_listening(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+from tests.upping import up
 
 
 def get(url):
@@ -96,13 +55,14 @@ def test_the_day_of_a_job_on_one_machine(tmp_path):
         )
         assert taken.returncode == 2
         assert "is taken" in taken.stderr and "--prefect-port" in taken.stderr
-    assert not any(map(is_listening, ports.values()))
     with up(tmp_path, ports):
         assert {state.name: state.status for state in jobs.list()} == {
             "tiny": "completed",
             "long": "cancelled",
         }
-        assert len(ask(f"{api}/deployments/filter", {})) == 1
+        assert len(ask(f"{api}/deployments/filter", {})) == len(FLOWS)
+    for server in ports:
+        assert "database is locked" not in (tmp_path / f".retort/logs/{server}.log").read_text()
 
 
 def is_started_once_runs_and_is_told_of(jobs, spec):
