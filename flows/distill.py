@@ -4,9 +4,11 @@ The controls that the student is compared with are trained as it is, one after t
 champion of its name, where there is one, is evaluated as it is.
 """
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import (
@@ -14,6 +16,8 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_table_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
 from retort.comparison import table, verdict
@@ -33,6 +37,8 @@ from tasks import (
     train_control,
 )
 from tasks.listeners import tell
+
+FLOW_RUN = "prefect.flow_run_id"
 
 
 @flow(name="distill", flow_run_name="{spec.name}", persist_result=False)
@@ -82,7 +88,11 @@ def open_job(spec: JobSpec, store: str, force: list[StageName]) -> Iterator[Job]
     flow_run_id = flow_run.get_id() or ""
     url = flow_run.get_flow_run_ui_url() or ""
     url = url if url.startswith("http") else ""  # an embedded server has no page
-    job.open({"prefect.flow_run_id": flow_run_id, "prefect.flow_run_url": url})
+    tags = {FLOW_RUN: flow_run_id, "prefect.flow_run_url": url}
+    if url:  # MLflow's page shows a tag as text, and makes a link of what is in its description
+        tags["mlflow.note.content"] = f"[This run in Prefect]({url})"
+    job.open(tags)
+    end_what_is_lost(job)
     link_to_mlflow(job)
     try:
         yield job
@@ -91,19 +101,36 @@ def open_job(spec: JobSpec, store: str, force: list[StageName]) -> Iterator[Job]
         raise
 
 
+def end_what_is_lost(job: Job) -> None:
+    """Ends the MLflow runs of this job whose flow runs are over: their machines were lost."""
+    for run_id, flow_run_id in (job.tracker.others_running(FLOW_RUN) or {}).items():
+        with suppress(ObjectNotFound, ValueError), get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(flow_run_id)).state
+            if state and state.is_final():
+                job.tracker.end_lost(run_id)
+
+
 def page_in_mlflow(job: Job) -> str | None:
-    """Returns the address of the job's MLflow run, where MLflow has a web page."""
+    """Returns the address of the job's MLflow run, where MLflow has a web page.
+
+    RETORT_MLFLOW_URL is MLflow's address for a browser, where that is another than for a job, such
+    as http://mlflow:5000 among containers. Only links are made of it.
+    """
     tracker = job.tracker
-    if not (tracker.uri.startswith("http") and tracker.parent_id):
+    server = os.environ.get("RETORT_MLFLOW_URL") or tracker.uri
+    if not (server.startswith("http") and tracker.parent_id):
         return None
     path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
-    return f"{without_secrets(tracker.uri)}/{path}"
+    # Else a new browser shows the pages about agents.
+    view = "workflowType=machine_learning"
+    return f"{without_secrets(server).rstrip('/')}/{path}?{view}"
 
 
 def link_to_mlflow(job: Job) -> None:
     """Leaves a link from the flow run to the job's MLflow run."""
     if url := page_in_mlflow(job):
-        create_link_artifact(url, link_text="MLflow run", key="mlflow-run")
+        told = "The run in MLflow: knobs, curves, files, the registered model."
+        create_link_artifact(url, link_text="MLflow run", key="mlflow-run", description=told)
 
 
 def publish(job: Job, content: dict[str, Any]) -> None:
@@ -121,4 +148,8 @@ def publish(job: Job, content: dict[str, Any]) -> None:
     }
     lines = [f"- {what}: {place}" for what, place in places.items()]
     text = latest.read("report.md").decode()
-    create_markdown_artifact("\n".join([text, "## Where it is", "", *lines, ""]), key="report")
+    create_markdown_artifact(
+        "\n".join([text, "## Where it is", "", *lines, ""]),
+        key="report",
+        description="What was gained and lost, with examples, and where all of it is.",
+    )

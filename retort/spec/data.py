@@ -1,8 +1,8 @@
 """The knobs of the data: where rows come from, which are asked, which answers are learned from."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from retort.records import Split
 from retort.spec.engine import EngineRuntime
@@ -12,6 +12,8 @@ from retort.spec.section import Section, knob
 class HubDataset(Section):
     """A dataset of the Hugging Face hub, or a folder that `datasets` saved."""
 
+    # The titles are what the form of Prefect's page lets one choose from.
+    model_config = ConfigDict(title="dataset")
     dataset: str = knob(..., "hub id or path", "The dataset.")
     config: str | None = knob(None, "name", "Its configuration, where it has several.")
     split: str = knob("train", "name", "The split of it that is read.")
@@ -19,7 +21,11 @@ class HubDataset(Section):
     streaming: bool = knob(False, "yes or no", "Read it row by row, without a copy on the disk.")
 
 
-Source = str | tuple[str, ...] | HubDataset
+Source = (
+    Annotated[str, Field(title="path")]
+    | Annotated[tuple[str, ...], Field(title="paths")]
+    | HubDataset
+)
 
 
 class Deduplicate(Section):
@@ -196,7 +202,7 @@ class Curate(Section):
     )
     min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)
 
-    @field_validator("filters", mode="before")
+    @field_validator("filters", mode="before", json_schema_input_type=tuple[str | Filter, ...])
     @classmethod
     def _names_alone(cls, given: Any) -> Any:
         if not isinstance(given, list | tuple):
