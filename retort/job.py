@@ -102,11 +102,12 @@ class Job:
             self.listen(name, event)
 
         context = Stage(stage, spec, self.store, inputs, folder, Reporter(emit), self.log)
-        started = time.time()
         self.listen(name, {"kind": "started"})
         self._log_lineage(run_id, stage, inputs)
+        started = time.time()
         try:
             facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
+            seconds = time.time() - started
         finally:
             self._keep_log()
         if stage == "release":
@@ -118,7 +119,7 @@ class Job:
                 "ingredients": recipe.ingredients,
                 "input_digests": _digests(inputs),
                 "facts": facts,
-                "seconds": time.time() - started,
+                "seconds": seconds,
                 "retort_version": __version__,
                 "mlflow_run_id": run_id,
             }
