@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows import benchmark, compare, doctor, gc, jobs, promote, rows, up
+from flows import benchmark, compare, doctor, gc, jobs, node, promote, rows, up
 from flows.options import (
     BAD_INPUT,
     DONE,
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     ask.set_defaults(command=why)
     for module in (rows, jobs, benchmark, compare, promote):
         module.add(commands, flags)
-    for module_alone in (up, doctor, gc):
+    for module_alone in (up, doctor, gc, node):
         module_alone.add(commands)
     print_schema = commands.add_parser("schema", help="print the JSON schema of a job")
     print_schema.set_defaults(command=schema, debug=False)
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     log = store.local_state() / "logs" / f"{spec.name}.log"
     with watching(), contextlib.redirect_stdout(sys.stderr):
         try:
-            content: dict[str, Any] = distill(spec, store.uri, options.force)
+            content: dict[str, Any] = distill(spec, store.uri, tuple(options.force or ()))
         except Exception:
             if log.is_file():
                 say(f"retort: what the stages had to say is in {log}")

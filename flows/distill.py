@@ -43,7 +43,7 @@ FLOW_RUN = "prefect.flow_run_id"
 
 @flow(name="distill", flow_run_name="{spec.name}", persist_result=False)
 def distill(
-    spec: JobSpec, store: str = ".retort", force: list[StageName] | None = None
+    spec: JobSpec, store: str = ".retort", force: tuple[StageName, ...] = ()
 ) -> dict[str, Any]:
     """Distils a teacher into a student and returns the report's content.
 
@@ -52,7 +52,7 @@ def distill(
         store: A local folder or s3://bucket/prefix with all that was made before.
         force: Stages to run again although their artifacts stand.
     """
-    with open_job(spec, store, force or []) as job:
+    with open_job(spec, store, force) as job:
         examples = prepare(job)
         responses = generate(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
@@ -82,7 +82,7 @@ def distill(
 
 
 @contextmanager
-def open_job(spec: JobSpec, store: str, force: list[StageName]) -> Iterator[Job]:
+def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterator[Job]:
     """Gives the checked job with its MLflow run open, and ends that run honestly."""
     job = Job(spec, open_store(store), force, tell)
     flow_run_id = flow_run.get_id() or ""

@@ -56,10 +56,15 @@ def collect(options: argparse.Namespace) -> int:
         ledgers=options.ledger,
     )
     gone = _removed(made) if options.delete else None
+    left = gc.leftovers(made.store, delete=options.delete)
     if options.json:
-        print(json.dumps(_content(made, gone), indent=2, ensure_ascii=False))
+        content = {**_content(made, gone), "leftovers": left}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _print(made, gone)
+        if left:
+            verb = "goes too" if gone is None else "removed too"
+            print(f"{verb}: {left:,} leases and unfinished uploads of processes long gone")
     return DONE
 
 

@@ -31,9 +31,11 @@ from retort.storage import Store, open_store
 HOST = "127.0.0.1"
 POOL = "retort-process"
 # Each becomes the deployment FLOW/process.
-FLOWS = ("flows.distill:distill",)
+FLOWS = ("flows.distill:distill", "flows.replica:replica")
 START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
+# How often the worker asks for runs; Prefect's own 10 would be most of a wait after a click.
+LOOK_SECONDS = "2"
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         _prepare(servers[0].environment["PREFECT_API_URL"], store, options.gpus)
         at_work = running.enter_context(_running(worker, state))
         say(f"Prefect  http://{HOST}:{options.prefect_port}/deployments")
-        say(f"MLflow   http://{HOST}:{options.mlflow_port}")
+        say(f"MLflow   http://{HOST}:{options.mlflow_port}/#/experiments?workflowType=machine_learning")
         say(f"store    {store.uri}; logs in {state}/logs")
         say("ready: trigger the deployment distill/process, or `retort submit SPEC`; Ctrl-C ends")
         try:
@@ -140,7 +142,7 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         "worker",
         [str(program / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
         None,
-        {**shared, SLOT: GPU_LIMIT},
+        {**shared, SLOT: GPU_LIMIT, "PREFECT_WORKER_QUERY_SECONDS": LOOK_SECONDS},
     )
     return [prefect, mlflow], worker
 

@@ -280,8 +280,8 @@ def _check_nodes(spec: JobSpec, store: Store) -> list[str]:
         return []
     port = nodes.endpoint()[1]
     line = (
-        f"train.runtime.num_nodes: {layout.num_nodes}; {layout.num_nodes - 1} more machines with "
-        f"`retort node` are waited for at port {port}"
+        f"train.runtime.num_nodes: {layout.num_nodes}; the other {layout.num_nodes - 1}, with "
+        f"`retort node`, will be waited for at port {port}"
     )
     where = f", each with {store.uri} as a folder that all share" if store.is_local else ""
     return [line + where]

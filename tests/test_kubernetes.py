@@ -1,6 +1,7 @@
 """The manifests of deployments/kubernetes/ and the job template of its pool, checked without a
 cluster: by Prefect's own code, by the schemas of Kubernetes, and against one another."""
 
+import argparse
 import asyncio
 import copy
 import json
@@ -17,6 +18,8 @@ from prefect.utilities.schema_tools import validate
 from prefect.workers.base import BaseJobConfiguration
 
 from deployments.bootstrap import POOLS
+from flows import node
+from retort.child import nodes
 from tests.servers import ROOT
 from tests.test_docker import SECRETS, parsed, programs
 
@@ -27,6 +30,8 @@ MANIFESTS: list[dict[str, Any]] = [
     for name in KUSTOMIZATION["resources"]
     for manifest in yaml.safe_load_all((FOLDER / name).read_text())
 ]
+# Applied when a student trains on several machines, and not before.
+SERVICE, FOLLOWERS = yaml.safe_load_all((FOLDER / "nodes.yaml").read_text())
 PODS = {
     manifest["metadata"]["name"]: manifest["spec"]["template"]
     for manifest in MANIFESTS
@@ -117,9 +122,8 @@ def test_the_pool_takes_the_template_and_all_that_its_own_would_take():
 
 
 def test_no_pod_runs_as_root_or_may_become_it():
-    for spec in [pod({"spec": {"template": template}}) for template in PODS.values()] + [
-        pod(job())
-    ]:
+    templates = [pod({"spec": {"template": template}}) for template in PODS.values()]
+    for spec in [*templates, pod(job()), pod(FOLLOWERS)]:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == 10001
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -129,7 +133,9 @@ def test_no_pod_runs_as_root_or_may_become_it():
 
 
 @pytest.mark.parametrize(
-    "manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+    "manifest",
+    [*MANIFESTS, SERVICE, FOLLOWERS],
+    ids=lambda m: f"{m['kind']} {m['metadata']['name']}",
 )
 def test_a_manifest_holds_to_the_schema_of_its_kind(manifest):
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
@@ -145,7 +151,7 @@ def test_the_job_of_a_run_holds_to_the_schema():
 
 
 def test_every_file_is_applied_and_every_thing_lies_in_the_namespace():
-    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "nodes.yaml"}
     assert files == set(KUSTOMIZATION["resources"])
     assert {m["metadata"].get("namespace") for m in MANIFESTS[1:]} == {"retort"}
     assert job()["metadata"]["namespace"] == VARIABLES["namespace"] == "retort"
@@ -187,6 +193,39 @@ def test_images_have_the_projects_version_and_commands_are_read_by_their_program
             parsed(words)
 
 
+def test_the_other_machines_of_a_student_are_like_the_runs_own_and_find_it():
+    made, settings = job(**VARIABLES), next(m for m in MANIFESTS if m["kind"] == "ConfigMap")
+    own, other = pod(made), pod(FOLLOWERS)
+    for name in ("tolerations", "securityContext", "restartPolicy", "serviceAccountName"):
+        assert other[name] == own[name], name
+    mine, theirs = own["containers"][0], other["containers"][0]
+    for name in ("image", "imagePullPolicy", "envFrom", "securityContext", "volumeMounts"):
+        assert theirs[name] == mine[name], name
+    assert theirs["resources"]["limits"] == mine["resources"]["limits"]
+    assert other["volumes"][0] == own["volumes"][0]
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= SERVICE["spec"]["selector"].items()
+    assert not SERVICE["spec"]["selector"].items() <= FOLLOWERS["metadata"]["labels"].items()
+    port = SERVICE["spec"]["ports"][0]["port"]
+    assert nodes.endpoint(settings["data"][nodes.VARIABLE]) == ("first-node.retort", port)
+    for manifest in (SERVICE, FOLLOWERS):
+        assert manifest["metadata"]["namespace"] == made["metadata"]["namespace"]
+    assert SERVICE["metadata"]["name"] == "first-node"
+
+
+def test_the_other_machines_run_the_command_and_leave_as_kubernetes_expects():
+    spec, run = FOLLOWERS["spec"], pod(FOLLOWERS)
+    assert spec["completions"] == spec["parallelism"]
+    assert run["terminationGracePeriodSeconds"] > nodes.LEAVE_SECONDS
+    ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"][1:]]
+    assert [code["values"] for code in ignored] == [[node.ENDED]]
+    assert {code["containerName"] for code in ignored} == {run["containers"][0]["name"]}
+    program, *words = run["containers"][0]["args"]
+    top = argparse.ArgumentParser()
+    node.add(top.add_subparsers())
+    assert (program, top.parse_args(words).command) == ("retort", node.run)
+
+
 def test_the_worker_may_start_and_watch_jobs_and_nothing_else():
     role = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Role")
     rights = {
@@ -213,7 +252,7 @@ def test_the_worker_may_start_and_watch_jobs_and_nothing_else():
 def test_secrets_are_named_and_none_is_held():
     assert "Secret" not in {manifest["kind"] for manifest in MANIFESTS}
     how = (FOLDER / "kustomization.yaml").read_text()
-    everything = [*MANIFESTS, job()]
+    everything = [*MANIFESTS, job(), FOLLOWERS]
     for reference in found(everything, "secretKeyRef") + found(everything, "secretRef"):
         assert f"create secret generic {reference['name']} " in how
     for reference in found(MANIFESTS, "secretKeyRef"):

@@ -146,7 +146,11 @@ def test_a_file_of_accelerate_config_says_how_the_student_is_cut_up(tmp_path):
     assert layout(fsdp_config=more) == Layout(2, shards=True, reshards=False)
     assert layout(distributed_type="MULTI_GPU", fsdp_config={}) == Layout(2)
     assert layout(num_processes=1) == Layout(1)
+    machines = layout(num_machines=2, num_processes=8)
+    assert (machines, machines.num_processes_here) == (Layout(8, shards=True, num_nodes=2), 4)
     assert layout_of(Train(student="s", runtime={"num_processes": 3})) == Layout(3)
+    spread = {"num_processes": 3, "num_nodes": 2}
+    assert layout_of(Train(student="s", runtime=spread)) == Layout(6, num_nodes=2)
     for changed, message in [
         ({"fsdp_config": {"fsdp_version": 1}}, "set fsdp_version: 2"),
         (
@@ -154,11 +158,14 @@ def test_a_file_of_accelerate_config_says_how_the_student_is_cut_up(tmp_path):
             "offload_params: false",
         ),
         ({"distributed_type": "DEEPSPEED"}, "MULTI_GPU, MULTI_CPU and FSDP are known"),
-        ({"num_machines": 2}, "asks for 2 machines"),
+        ({"num_machines": 2, "num_processes": 3}, "each gets equally many"),
         ({"mixed_precision": "bf16"}, "train.dtype is float32"),
         ({"no_such_key": 1}, "is no file of `accelerate config`"),
     ]:
         with pytest.raises(SpecError, match=message):
             layout(**changed)
+    knobs = {"accelerate_config": config(tmp_path), "num_nodes": 2}
+    with pytest.raises(SpecError, match=r"says num_machines: 1, but train.runtime.num_nodes is 2"):
+        layout_of(Train(student="s", runtime=knobs))
     with pytest.raises(SpecError, match="no file"):
         layout_of(Train(student="s", runtime={"accelerate_config": str(tmp_path / "none")}))

@@ -34,7 +34,7 @@ class JobSpec(Section):
     """One distillation job. The flat form of a few familiar keys is accepted as shorthand."""
 
     name: str = Field(
-        description="Name of the job, of its runs and of the released model [name]",
+        description="Name of the job, of its runs and of the released model. [name]",
         json_schema_extra={"unit": "name"},
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
     )

@@ -15,7 +15,8 @@ from retort.train.layout import layout_of
 def train(stage: Stage) -> dict[str, Any]:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
     runtime = stage.spec.train.runtime.model_dump()
-    runtime["num_processes"] = layout_of(stage.spec.train).num_processes
+    layout = layout_of(stage.spec.train)
+    runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
     facts: dict[str, Any] = child.run(
         "retort.train.loop:fit",
         {"arguments": stage.arguments()},

@@ -1,4 +1,4 @@
-"""How many processes train a student, and how: by the spec, or a file of `accelerate config`.
+"""How many processes train a student, where and how: by the spec, or a file of `accelerate config`.
 
 The surprise: accelerate's file is read, but torch's own `fully_shard` does what it says: accelerate
 shards on GPUs alone, and a student trains on CPUs, too. Imports nothing heavy: every run asks this.
@@ -16,7 +16,8 @@ OPTION = "train.runtime.accelerate_config"
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes there are, and whether the student is cut up among them (FSDP2).
+    """How many processes there are in all, whether the student is cut up among them (FSDP2), and
+    over how many machines they are spread, equally many on each.
 
     `reshards` lets a layer's weights go between forward and backward: less memory, more traffic.
     """
@@ -24,14 +25,20 @@ class Layout:
     num_processes: int = 1
     shards: bool = False
     reshards: bool = True
+    num_nodes: int = 1
+
+    @property
+    def num_processes_here(self) -> int:
+        """How many of the processes run on one machine."""
+        return self.num_processes // self.num_nodes
 
 
 def layout_of(knobs: Train) -> Layout:
     """Returns the layout that the spec asks for. Raises `SpecError` for a file that cannot be read,
-    or that asks for something else than DDP or FSDP2 on one machine."""
-    path = knobs.runtime.accelerate_config
+    or that asks for something else than DDP or FSDP2."""
+    path, num_nodes = knobs.runtime.accelerate_config, knobs.runtime.num_nodes
     if path is None:
-        return Layout(knobs.runtime.num_processes)
+        return Layout(knobs.runtime.num_processes * num_nodes, num_nodes=num_nodes)
     from accelerate.commands.config.config_args import (  # type: ignore[import-untyped]
         load_config_from_file,
     )
@@ -47,8 +54,6 @@ def layout_of(knobs: Train) -> Layout:
         raise SpecError(
             f"{OPTION}: {path} asks for {kind}; MULTI_GPU, MULTI_CPU and FSDP are known"
         )
-    if int(config.num_machines or 1) > 1:
-        raise SpecError(f"{OPTION}: {path} asks for {config.num_machines} machines; set it to 1")
     if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
         raise SpecError(f"{OPTION}: {path} asks for FSDP of the first kind; set fsdp_version: 2")
     if _is_true(fsdp.get("fsdp_offload_params", False)):
@@ -58,11 +63,24 @@ def layout_of(knobs: Train) -> Layout:
             f"{OPTION}: {path} says mixed_precision: {config.mixed_precision}, but train.dtype is "
             f"{knobs.dtype}; the spec decides, so make them agree"
         )
-    num_processes = max(1, int(config.num_processes or 1))
+    num_processes, num_machines = (
+        max(1, int(number or 1)) for number in (config.num_processes, config.num_machines)
+    )
+    if num_nodes not in (1, num_machines):
+        raise SpecError(
+            f"{OPTION}: {path} says num_machines: {num_machines}, but train.runtime.num_nodes is "
+            f"{num_nodes}; make them agree, or leave num_nodes out"
+        )
+    if num_processes % num_machines:
+        raise SpecError(
+            f"{OPTION}: {path} has {num_processes} processes on {num_machines} machines; its "
+            "num_processes counts those of all machines, and each gets equally many"
+        )
     return Layout(
         num_processes,
         shards=kind == "FSDP" and num_processes > 1,
         reshards=_is_true(fsdp.get("fsdp_reshard_after_forward", True)),
+        num_nodes=num_machines,
     )
 
 

@@ -111,6 +111,7 @@ class Trainer:
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = per_epoch * knobs.num_epochs
         step = checkpoint.resume(out, self.model, self.optimizer)
+        self.ranks.meet(step)
         if step:
             self.report.note(f"continuing after step {step} of {self.num_steps}")
         curve = Curve(out, step)
@@ -165,6 +166,7 @@ class Trainer:
                         curve.write()
                     checkpoint.write(out, step, self.model, self.optimizer, self.ranks.is_first)
                 if stops:
+                    self.ranks.meet(step)  # who leaves earlier ends the first one as it writes
                     raise KeyboardInterrupt
 
     def _step(self, step: int, items: list[Item]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from retort.errors import StageError
 from retort.spec import Train
 from retort.train.layout import Layout, layout_of
 from retort.train.objective import Objective
@@ -32,7 +33,8 @@ class Ranks:
 
     def __str__(self) -> str:
         how = "cut up by FSDP2" if self.layout.shards else "copied by DDP"
-        many = f", {self.size} processes, the student {how}"
+        nodes = f" on {self.layout.num_nodes} machines" if self.layout.num_nodes > 1 else ""
+        many = f", {self.size} processes{nodes}, the student {how}"
         return self.device.partition(":")[0] + (many if self.size > 1 else "")
 
     @property
@@ -55,6 +57,17 @@ class Ranks:
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         found = flags.bool().tolist()
         return found[0], found[1]
+
+    def meet(self, step: int) -> None:
+        """Returns once all processes are here, after the same step.
+
+        Raises `StageError` where one has read another checkpoint than the others.
+        """
+        if self.size > 1 and self.sum(torch.tensor(float(step))).item() != step * self.size:
+            raise StageError(
+                "the processes have read different checkpoints; the store must be the same, and "
+                "show what was just written, on all machines that train"
+            )
 
     def wrap(self, objective: Objective) -> nn.Module:
         """Returns what is called in the objective's place: itself, or what keeps the ranks equal.

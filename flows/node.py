@@ -1,0 +1,47 @@
+"""`retort node`: lends this machine to students that train on several, until it is told to end.
+
+The job itself runs elsewhere; the surprise: what happens here is said there, in its run.
+"""
+
+import argparse
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+from flows.options import DONE, say
+from retort.child.follower import follow
+from retort.child.nodes import VARIABLE
+
+# What a process that was ended by SIGTERM is known by: to Kubernetes, it has not done its work.
+ENDED = 128 + signal.SIGTERM
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    node = commands.add_parser(
+        "node", help="train students together with a job on another machine, until SIGTERM"
+    )
+    node.add_argument(
+        "--rendezvous", metavar="HOST:PORT", help=f"where the job's machine listens ({VARIABLE})"
+    )
+    node.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=float("inf"),
+        help="end after so long without being called; never if not given",
+    )
+    node.add_argument("--debug", action="store_true", help="show tracebacks")
+    node.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`retort node`: takes part in each training that calls; ends when idle or told to."""
+    signal.signal(signal.SIGTERM, _leave)
+    follow(options.rendezvous, options.idle_seconds, lambda text: say(f"retort node: {text}"))
+    say("retort node: nobody called for so long; ending")
+    return DONE
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(ENDED)

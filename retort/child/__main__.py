@@ -1,0 +1,108 @@
+"""The child's side of `retort.child`: runs one function, and ends when its parent does.
+
+The surprise: standard output is a channel of JSON lines, so whatever a library prints is sent to
+the log before anything is imported.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from retort.child import GRACE_SECONDS
+from retort.events import Event, Reporter
+
+
+def main() -> NoReturn:
+    """The child's side: `python -m retort.child module:function LOG ARGUMENTS`, the last a file;
+    the log `-` is standard error.
+
+    Of several processes that torchrun started, the first alone speaks; any may say its error.
+    """
+    function, log, given = sys.argv[1:4]
+    speaks = os.environ.get("RANK", "0") == "0"
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    if log != "-":
+        with open(log, "a") as stream:
+            os.dup2(stream.fileno(), 2)
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def emit(event: Event) -> None:
+        if not speaks and event["kind"] != "error":
+            return
+        with lock, contextlib.suppress(OSError):  # nobody listens when the parent is gone
+            channel.write(json.dumps(event) + "\n")
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    arguments = json.loads(Path(given).read_text())
+    orphaned = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
+    code = 0
+    try:
+        target = _imported(function)
+        emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
+    except BaseException as error:
+        traceback.print_exc()
+        emit(
+            {
+                "kind": "error",
+                "type": type(error).__name__,
+                "message": str(error),
+                "transient": getattr(error, "transient", False),
+            }
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        channel.close()
+    if orphaned.is_set():
+        _end_group()
+    # Not sys.exit: threads that a library left running must not hold the process.
+    os._exit(code)
+
+
+def _imported(function: str) -> Any:
+    """Returns `module:function`. What an import makes stays: it is never looked through for
+    garbage, which for the heavy libraries would take as long as the rest of their import."""
+    module, _, name = function.partition(":")
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _end_with_parent(orphaned: threading.Event) -> None:
+    """Waits for the parent's death; then the work is interrupted, and after a grace all is killed.
+
+    The interrupt lets the child keep what is finished. It goes to the main thread: a signal.
+    """
+    sys.stdin.read()
+    orphaned.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    _end_group()
+
+
+def _end_group() -> NoReturn:
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

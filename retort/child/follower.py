@@ -1,0 +1,75 @@
+"""A machine that trains with others when the first one calls: what `retort node` does.
+
+One call is one stage, the student or a control; between them nothing is held but a process that
+waits. Inputs and checkpoints are read from the store that all machines share; nothing is written.
+The surprise: whoever answers at the endpoint is obeyed, so it belongs into a network of one's own.
+"""
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from retort import child
+from retort.child import nodes
+from retort.errors import SpecError
+
+
+def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]) -> None:
+    """Takes part in one call after the other; returns when none came for so long.
+
+    Raises `SpecError` where the endpoint is not one, or the first machine has another Retort.
+    """
+    where = nodes.endpoint(endpoint)
+    until = time.monotonic() + idle_seconds
+    say(f"waiting to be called by {where[0]}:{where[1]}")
+    while line := nodes.connect(where, until):
+        with contextlib.closing(line):
+            call = line.take()
+            if call and "refused" in call:
+                raise SpecError(call["refused"])
+            if call:
+                say(f"called: {call['function']}, machine {call['rank']} of {call['num_nodes']}")
+                code = _take_part(call, line)
+                say(f"ended with exit code {code}; waiting to be called again")
+                until = time.monotonic() + idle_seconds
+        # The first machine may still be closing its end.
+        time.sleep(nodes.POLL_SECONDS)
+
+
+def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
+    """Returns torchrun's exit code, once this machine's part of a call has ended."""
+    place = nodes.Place(call["rank"], call["num_nodes"], line.peer, call["port"])
+    with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
+        process = child.start(call, place, None, scratch)
+        threading.Thread(target=_end_when_cut, args=(line, process), daemon=True).start()
+        hand_on = threading.Thread(target=_hand_on, args=(process, line), daemon=True)
+        hand_on.start()
+        try:
+            process.wait()
+        finally:
+            child.stop(process, nodes.LEAVE_SECONDS)
+            hand_on.join(child.GRACE_SECONDS)
+            line.send({"kind": "ended", "code": process.returncode})
+    return process.returncode
+
+
+def _hand_on(process: "subprocess.Popen[str]", line: nodes.Line) -> None:
+    """Tells the first machine what this one's processes say."""
+    assert process.stdout
+    with process.stdout as said:
+        for text in said:
+            line.send(json.loads(text))
+
+
+def _end_when_cut(line: nodes.Line, process: "subprocess.Popen[str]") -> None:
+    """Ends the part when the first machine is gone, unless it ends by itself, as it should."""
+    line.take()
+    try:
+        process.wait(child.GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.stop(process, child.GRACE_SECONDS)
