@@ -34,6 +34,9 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 # Before memory is first read: whatever is made once has been made.
 WARM_UP = 20
 AT_A_TIME = 2
+# Nobody clicks before the failed run's process has ended, which takes it two seconds.
+READ_SECONDS = 10.0
+LONGEST_SECONDS = 600.0
 TROUBLE = ("database is locked", "OperationalError", "Traceback")
 
 
@@ -62,11 +65,13 @@ class Place:
 
     def ended(self, run: str) -> dict[str, Any]:
         """Returns a run once it is over."""
-        while True:
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while time.monotonic() < deadline:
             found: dict[str, Any] = self.call("GET", f"/flow_runs/{run}")
             if found["state_type"] in OVER:
                 return found
             time.sleep(0.2)
+        raise TimeoutError(f"run {run} is {found['state']}")
 
     def completed(self, spec: JobSpec) -> dict[str, Any]:
         """Runs a job to its end and returns its run."""
@@ -98,17 +103,19 @@ def retried(place: Place, spec: JobSpec) -> float:
     """Returns the seconds from Retry until the failed stage runs again."""
     run = place.start(spec)
     assert place.ended(run)["state_type"] == "FAILED"
+    time.sleep(READ_SECONDS)
     state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
     clicked = time.time()
     place.call("POST", f"/flow_runs/{run}/set_state", {"state": state})
     wanted = {"flow_runs": {"id": {"any_": [run]}}}
-    while True:
+    while time.time() - clicked < LONGEST_SECONDS:
         rows = place.call("POST", "/task_runs/filter", wanted)
         again = [r for r in rows if r["name"] == "generate" and r["flow_run_run_count"] == 2]
         if again and again[0]["start_time"]:
             place.ended(run)
             return _time(again[0]["start_time"]) - clicked
         time.sleep(0.1)
+    raise TimeoutError(place.call("GET", f"/flow_runs/{run}")["state"])
 
 
 def a_day(place: Place, spec: JobSpec, runs: int) -> list[Measure]:

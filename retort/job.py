@@ -75,8 +75,8 @@ class Job:
         could not be seen for too long, so that another run took over, is interrupted.
         """
         recipe = self.recipes[name]
-        folder = Folder(f"{self.store.uri}/leases/{recipe.stage}-{recipe.name}")
-        with Holder(folder, on_lost=_thread.interrupt_main) as holder:
+        lease = self.store.lease(recipe.stage, recipe.name)
+        with Holder(lease, on_lost=_thread.interrupt_main) as holder:
             waits = False
             while not holder.take("artifact"):
                 if not waits:
@@ -249,10 +249,10 @@ def _small_files(folder: Folder) -> dict[str, str]:
     """Returns the artifact's small texts, for MLflow; not what lies deeper or is large."""
     return {
         name: folder.read(name).decode()
-        for name in folder.files()
+        for name, size in folder.sizes().items()
         if "/" not in name
         and name.endswith(SMALL_FILES)
         and name != "manifest.json"
         and not name.startswith(WORKINGS)
-        and folder.size(name) < MAX_ARTIFACT_BYTES
+        and size < MAX_ARTIFACT_BYTES
     }

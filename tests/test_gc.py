@@ -10,6 +10,7 @@ import pytest
 from retort import gc
 from retort.errors import DataError, SpecError, StoreError
 from retort.storage import Store, open_store
+from retort.storage.leases import Holder
 from tests.aged import age, delete, going, hexed, ledger, make, path_of, refer, run
 
 STAGES = ("prepare", "generate", "curate", "train", "evaluate", "report", "release")
@@ -195,6 +196,19 @@ def test_the_command_shows_first_and_removes_with_delete(store, capsys):
     assert not path_of(store, gone).exists()
     assert run("--store", store.uri, "--delete", "--keep-days", "0") == 0
     assert "removed: 0 folders, 0 bytes" in capsys.readouterr().out
+
+
+def test_leases_of_processes_long_gone_go_and_those_of_today_stay(store, capsys):
+    for name in ("old", "new"):
+        with Holder(store.lease("train", name)) as holder:
+            assert holder.take("artifact")
+        if name == "old":
+            age(store, 3)
+    assert run("--store", store.uri) == 0
+    assert "goes too: 1 leases and unfinished uploads" in capsys.readouterr().out
+    assert store.lease("train", "old").files()
+    assert run("--store", store.uri, "--delete") == 0
+    assert not store.lease("train", "old").files() and store.lease("train", "new").files()
 
 
 def test_the_command_says_where_the_registry_is_unknown(store, monkeypatch, capsys):

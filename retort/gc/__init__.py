@@ -7,13 +7,16 @@ artifact keeps everything it was made from, however old that is, so that it can 
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from retort.errors import SpecError, StoreError
 from retort.gc.reading import (
     ARTIFACTS,
+    LEASES,
     LEDGER,
+    Facts,
     Item,
     Key,
     clear,
@@ -24,9 +27,9 @@ from retort.gc.reading import (
     jobs_of,
 )
 from retort.gc.roots import held_by, reached_from, registered_in, used_by, versions
-from retort.storage import Store
+from retort.storage import Folder, Store
 
-__all__ = ["KEEP_DAYS", "Item", "Plan", "plan", "remove", "versions"]
+__all__ = ["KEEP_DAYS", "Item", "Plan", "leftovers", "plan", "remove", "versions"]
 
 KEEP_DAYS, DAY_SECONDS = 30.0, 86_400.0
 # A stage ends after a day unless its spec says otherwise (runtime.timeout_seconds): what is not
@@ -118,6 +121,20 @@ def remove(made: Plan) -> Iterator[tuple[Item, bool]]:
         standing = files_in(folder.uri)
         is_same = not standing or item_of(item.key, standing) == item
         yield item, is_same and item.key not in live and clear(folder, standing)
+
+
+def leftovers(store: Store, *, delete: bool = False) -> int:
+    """Returns how many things processes left that ended long ago, and removes them if asked to:
+    leases on artifacts, and uploads that were never ended. Raises `StoreError`."""
+    before = time.time() - LEAST_DAYS * DAY_SECONDS
+    grouped: dict[str, dict[str, Facts]] = defaultdict(dict)
+    for path, facts in files_in(f"{store.uri}/{LEASES}").items():
+        name, _, file = path.partition("/")
+        grouped[name][file] = facts
+    old = {n: files for n, files in grouped.items() if max(at for _, at in files.values()) < before}
+    for name, files in old.items() if delete else ():
+        clear(Folder(f"{store.uri}/{LEASES}/{name}"), files)
+    return len(old) + len(store.unfinished_uploads(before, remove=delete))
 
 
 def _recent(items: Iterable[Item], now: float, keep_days: float) -> dict[Key, str]:

@@ -16,10 +16,10 @@ from typing import Any
 from retort.errors import DataError, StoreError
 from retort.spec import STAGES
 from retort.storage import MANIFEST, SCRATCH, Folder, Store, store_errors
-from retort.storage.urls import filesystem
+from retort.storage.urls import filesystem, is_missing
 
 NAME = re.compile(r"[0-9a-f]{16}")
-ARTIFACTS, LEDGER = "artifacts", "ledger"
+ARTIFACTS, LEDGER, LEASES = "artifacts", "ledger", "leases"
 # What a run writes first into the folder of an artifact, and rewrites where it goes on in it.
 BEGUN = f"{SCRATCH}inputs.json"
 
@@ -151,7 +151,7 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
     try:
         found = json.loads(folder.read(name))
     except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+        if is_missing(error):
             return {}
         raise
     except ValueError as error:

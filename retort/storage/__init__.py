@@ -52,6 +52,10 @@ class Store:
         """The folder of an artifact, finished or not."""
         return Folder(f"{self.uri}/artifacts/{stage}/{name}")
 
+    def lease(self, stage: str, name: str) -> "Folder":
+        """The folder in which runs agree on who makes an artifact."""
+        return Folder(f"{self.uri}/leases/{stage}-{name}")
+
     def ledger(self, name: str) -> "Folder":
         """The folder with the answers to one way of asking; only ever added to."""
         return Folder(f"{self.uri}/ledger/{name}")
