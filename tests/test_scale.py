@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from deployments.bootstrap import POOLS
+from flows.cli import parser
 from retort import child
 from retort.errors import SpecError
 from retort.events import SILENT
@@ -26,7 +27,7 @@ from tests.servers import BIN, ROOT, environment
 from tests.tiny import save_model, write_job
 
 README = (ROOT / "deployments/README.md").read_text()
-PROGRAMS = {"export", "python", "prefect", "docker", "kubectl", "ray"}
+PROGRAMS = {"export", "python", "prefect", "docker", "kubectl", "ray", "retort"}
 TWO = {"tensor_parallel_size": 2}
 CHATS = {"a": "12 + 3", "b": "7 * 8 * 9"}
 
@@ -102,6 +103,8 @@ def test_every_command_of_the_page_is_one():
         elif words[0] == "prefect":
             names = ["deploy"] if "deploy" in words else words[1:3]
             assert options <= options_of(str(BIN / "prefect"), *names)
+        elif words[0] == "retort":
+            assert parser().parse_args(words[1:]).command
         for option, value in pairwise(words):
             if option in ("--prefect-file", "--file", "--filename", "--kustomize"):
                 assert (ROOT / value).exists()
