@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         started = [running.enter_context(_running(server, state)) for server in servers]
         for server, process in zip(servers, started, strict=True):
             _wait(server, process, state)
-        _prepare(servers[0].environment["PREFECT_API_URL"], store, options.gpus)
+        prepare_server(servers[0].environment["PREFECT_API_URL"], store, options.gpus)
         at_work = running.enter_context(_running(worker, state))
         say(f"Prefect  http://{HOST}:{options.prefect_port}/deployments")
         say(f"MLflow   http://{HOST}:{options.mlflow_port}/#/experiments?workflowType=machine_learning")
@@ -147,7 +147,7 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
     return [prefect, mlflow], worker
 
 
-def _prepare(api: str, store: Store, gpus: int) -> None:
+def prepare_server(api: str, store: Store, gpus: int, crashed_after: int = 1200) -> None:
     """Makes pool, limit, automation and deployments on the server that has just started."""
     import asyncio
 
@@ -157,8 +157,8 @@ def _prepare(api: str, store: Store, gpus: int) -> None:
     from deployments.bootstrap import bootstrap
 
     async def prepare() -> None:
-        options = argparse.Namespace(pool=[POOL], gpus=gpus, crashed_after=1200, notify=None)
-        await bootstrap(options)
+        knobs = {"pool": [POOL], "gpus": gpus, "crashed_after": crashed_after, "notify": None}
+        await bootstrap(argparse.Namespace(**knobs))
         for place in FLOWS:
             flow = pkgutil.resolve_name(place)
             has_store = "store" in flow.parameters.properties

@@ -212,6 +212,12 @@ def retry(api: str, run: str) -> None:
     assert answer["status"] == "ACCEPT", answer
 
 
+def cancel(api: str, run: str) -> dict[str, Any]:
+    """The state of a run that is told to end, once it has ended."""
+    call(api, "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    return ended(api, run)
+
+
 def is_left(api: str, run: str) -> bool:
     """Whether the worker has done with a run that ended.
 
@@ -246,6 +252,8 @@ def completed(api: str, run: str) -> dict[str, str]:
     """The states of a run's tasks once it has completed."""
     state = ended(api, run)
     assert state["type"] == "COMPLETED", "\n".join([state["message"] or "", *lines(api, run)])
+    # Prefect hears of tasks by another way than of runs, and a moment later.
+    until(lambda: tasks(api, run).get("release") in ("Completed", "Cached"))
     return tasks(api, run)
 
 

@@ -72,6 +72,7 @@ class Tracker:
             standing = self._client.search_runs([self.experiment_id], query, max_results=1)
             if standing:
                 self.parent_id = standing[0].info.run_id
+                self._end_children(self.parent_id)
                 self._client.update_run(self.parent_id, status="RUNNING")
                 return
         run = self._client.create_run(
@@ -86,6 +87,28 @@ class Tracker:
         # So that the web page shows training runs first, not traces of agents.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(job, artifact_location=location, tags=tags))
+
+    @_forgiving
+    def others_running(self, tag: str) -> dict[str, str]:
+        """Returns the values of a tag of this job's other runs that are not ended, by run id."""
+        query = "tags.`retort.stage` = 'job' and attributes.status = 'RUNNING'"
+        found = self._client.search_runs([self.experiment_id], query)
+        tags = {run.info.run_id: run.data.tags.get(tag, "") for run in found}
+        tags.pop(self.parent_id, None)
+        return tags
+
+    @_forgiving
+    def end_lost(self, run_id: str) -> None:
+        """Ends a job's run whose process is gone, and the stages' below it, as killed."""
+        self._end_children(run_id)
+        self._client.set_terminated(run_id, "KILLED")
+
+    def _end_children(self, run_id: str) -> None:
+        """A process that was killed, with its machine perhaps, ends none of its runs itself."""
+        query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for child in self._client.search_runs([self.experiment_id], query):
+            self._client.set_tag(child.info.run_id, "retort.error", "its process is gone")
+            self._client.set_terminated(child.info.run_id, "KILLED")
 
     @_forgiving
     def open_stage(self, stage: str, tags: dict[str, str], knobs: dict[str, Any]) -> str:
