@@ -84,10 +84,12 @@ def run(options: argparse.Namespace) -> int:
         started = [running.enter_context(_running(server, state)) for server in servers]
         for server, process in zip(servers, started, strict=True):
             _wait(server, process, state)
-        prepare_server(servers[0].environment["PREFECT_API_URL"], store, options.gpus)
+        prepare_server(servers[0].environment["PREFECT_API_URL"], store, options.gpus, Path.cwd())
         at_work = running.enter_context(_running(worker, state))
         say(f"Prefect  http://{HOST}:{options.prefect_port}/deployments")
-        say(f"MLflow   http://{HOST}:{options.mlflow_port}/#/experiments?workflowType=machine_learning")
+        say(
+            f"MLflow   http://{HOST}:{options.mlflow_port}/#/experiments?workflowType=machine_learning"
+        )
         say(f"store    {store.uri}; logs in {state}/logs")
         say("ready: trigger the deployment distill/process, or `retort submit SPEC`; Ctrl-C ends")
         try:
@@ -147,8 +149,14 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
     return [prefect, mlflow], worker
 
 
-def prepare_server(api: str, store: Store, gpus: int, crashed_after: int = 1200) -> None:
-    """Makes pool, limit, automation and deployments on the server that has just started."""
+def prepare_server(
+    api: str, store: Store, gpus: int, folder: Path | None, crashed_after: int = 1200
+) -> None:
+    """Makes pool, limit, automation and deployments on a server.
+
+    Runs work in the folder; where none is given, each in one of its own. One without a sign of life
+    for `crashed_after` seconds counts as crashed.
+    """
     import asyncio
 
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -166,7 +174,7 @@ def prepare_server(api: str, store: Store, gpus: int, crashed_after: int = 1200)
                 name="process",
                 work_pool_name=POOL,
                 parameters={"store": store.uri} if has_store else {},
-                job_variables={"working_dir": str(Path.cwd())},
+                job_variables={"working_dir": str(folder)} if folder else {},
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
             await deployment.aapply()

@@ -28,7 +28,7 @@ from retort.storage import Store
 from tasks.listeners import tell
 from tasks.slots import slot
 
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 5.0
 
 
 @contextlib.contextmanager

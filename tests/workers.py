@@ -3,7 +3,6 @@ and what the page of a run sends. A worker can be killed as if its machine were 
 it has started.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,13 +21,14 @@ from typing import Any
 import psutil
 from mlflow import MlflowClient
 
+from flows.up import POOL, prepare_server
 from retort.spec import JobSpec, load
+from retort.storage import open_store
 from tests import servers
 from tests.misbehaving import Endpoint, endpoint, fine
 from tests.servers import BIN, environment
 from tests.tiny import write_job
 
-POOL = "retort-process"
 # As often as Prefect allows.
 BEAT_SECONDS = 30
 LONGEST_SECONDS = 240.0
@@ -42,14 +42,17 @@ class Teacher:
     url: str = ""
     left: Counter[str] = field(default_factory=Counter)  # answers until a model waits or is gone
     waits: set[str] = field(default_factory=set)
+    num_waiting: int = 0
     gone: set[str] = field(default_factory=set)
     given: Counter[tuple[str, str]] = field(default_factory=Counter)  # answers, by model and text
 
     async def behave(self, seen: Endpoint, request: Any, text: str) -> Any:
         """Answers, keeps the request waiting, or breaks the connection."""
         model = seen.bodies[-1]["model"]
+        self.num_waiting += 1
         while self.left[model] <= 0 and model in self.waits:
             await asyncio.sleep(0.02)
+        self.num_waiting -= 1
         if self.left[model] <= 0 and model in self.gone:
             request.transport.abort()
             return None
@@ -101,49 +104,31 @@ class Day:
         """The questions that `generate` asks, in the order of the files."""
         return questions(*(self.folder / f"data/{name}.jsonl" for name in (train, "validation")))
 
-    def worker(self, name: str, **env: str) -> AbstractContextManager[psutil.Process]:
-        """A worker until the block ends."""
-        return worker(self.folder / name, self.api, MLFLOW_TRACKING_URI=self.mlflow, **env)
+    def worker(
+        self, name: str, limit: int | None = None, **env: str
+    ) -> AbstractContextManager[psutil.Process]:
+        """A worker until the block ends, for so many runs at a time."""
+        return worker(self.folder / name, self.api, limit, MLFLOW_TRACKING_URI=self.mlflow, **env)
 
 
 @contextmanager
-def day(folder: Path, store: str, mlflow: str, crashed_after: int = 1200) -> Iterator[Day]:
+def day(
+    folder: Path, store: str, mlflow: str, crashed_after: int = 1200, gpus: int = 1
+) -> Iterator[Day]:
     """All that the user's day takes but a worker, until the block ends."""
     home = folder / "server"
     home.mkdir(parents=True)
     with teacher() as asked:
         try:
             api = servers.shared(home, servers.prefect)
-            _prepare(api, store, crashed_after)
+            prepare_server(api, open_store(store), gpus, None, crashed_after)
             yield Day(api, store, mlflow, folder, asked)
         finally:
             servers.end_all(home)
 
 
-def _prepare(api: str, store: str, crashed_after: int) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.types.entrypoint import EntrypointType
-
-    from deployments.bootstrap import bootstrap
-    from flows.distill import distill
-
-    async def prepare() -> None:
-        options = {"pool": [POOL], "gpus": 1, "crashed_after": crashed_after, "notify": None}
-        await bootstrap(argparse.Namespace(**options))
-        deployment = await distill.ato_deployment(
-            name="process",
-            work_pool_name=POOL,
-            parameters={"store": store},
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        await deployment.aapply()
-
-    with temporary_settings({PREFECT_API_URL: api}):
-        asyncio.run(prepare())
-
-
 @contextmanager
-def worker(folder: Path, api: str, **env: str) -> Iterator[psutil.Process]:
+def worker(folder: Path, api: str, limit: int | None, **env: str) -> Iterator[psutil.Process]:
     """A worker that looks for runs every second; its working directory is the folder, made now."""
     folder.mkdir(parents=True)
     env |= {
@@ -154,6 +139,7 @@ def worker(folder: Path, api: str, **env: str) -> Iterator[psutil.Process]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_SECONDS),
     }
     command = [str(BIN / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"]
+    command += ["--limit", str(limit)] if limit else []
     with (folder / "worker.log").open("w") as log:
         started = psutil.Popen(
             command,
@@ -274,6 +260,12 @@ def lines(api: str, run: str) -> list[str]:
     """What a run has said."""
     wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
     return [row["message"] for row in call(api, "POST", "/logs/filter", wanted)]
+
+
+def runs_of(api: str, flow: str) -> list[str]:
+    """The ids of a flow's runs."""
+    rows = call(api, "POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
+    return [row["id"] for row in rows]
 
 
 def in_mlflow(url: str, job: str) -> Counter[tuple[str, str]]:

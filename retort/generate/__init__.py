@@ -93,11 +93,15 @@ def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
     accepted, least = states.get("accepted", 0), stage.spec.generate.min_success_ratio
     if accepted < least * total:
         counted = ", ".join(f"{n} {state}" for state, n in states.items() if state != "accepted")
+        cause = facts["most_failed_for"]
+        failed = f"; most failed for: {cause}" if cause else ""
         raise StageError(
             f"{accepted} of {total} responses are accepted, fewer than generate.min_success_ratio="
-            f"{least:g} asks for ({counted}); `retort rows --state ...` shows them. Raise "
-            "generate.max_tokens for truncated ones (only they are asked again), ask failed ones "
-            "again with --retry failed, or lower the ratio; what stands is never paid for twice"
+            f"{least:g} asks for ({counted}{failed}); `retort rows --state ...` shows them. What "
+            "failed for a passing reason, a teacher that cannot be reached, is asked again when "
+            "the run is retried, other failures with --retry failed; raise generate.max_tokens for "
+            "truncated ones (only they are asked again), or lower the ratio. What stands is never "
+            "paid for twice"
         )
 
 

@@ -12,6 +12,7 @@ from retort.registry import find_function
 from retort.spec import JobSpec
 
 MOST_UNUSABLE = 1
+FAILED = "failed: "
 FORM_FILTERS = ("finished", "non_empty")
 
 
@@ -36,15 +37,21 @@ def judge(spec: JobSpec, plan: Plan, ledger: Ledger, examples: Iterable[Example]
         counted = ", ".join(f"{why} ({n})" for why, n in Counter(reasons.values()).most_common())
         raise StageError(
             f"pilot: {len(reasons)} of the first {num_seen} answers are unusable: {counted}; "
-            f"examples {', '.join(list(reasons)[:5])}. `retort rows` shows them; mend the prompts "
-            "or generate's knobs, or set generate.spending.pilot_rows: 0 to go on regardless"
+            f"examples {', '.join(list(reasons)[:5])}. `retort rows` shows them; "
+            f"{_remedy(reasons)}, or set generate.spending.pilot_rows: 0 to go on regardless"
         )
+
+
+def _remedy(reasons: dict[str, str]) -> str:
+    if all(reason.startswith(FAILED) for reason in reasons.values()):
+        return "see that the teacher can be reached and retry, which asks them again"
+    return "mend the prompts or generate's knobs"
 
 
 def _unusable(spec: JobSpec, example: Example, response: Response) -> str | None:
     """Returns why an answer cannot be used, or None."""
     if response.state == "failed":
-        return f"failed: {response.cause}"
+        return f"{FAILED}{response.cause}"
     task_type = task_types.load(spec.prepare.task_type)
     named = [chosen.name for chosen in spec.curate.filters] or task_types.filters_of(task_type)
     item = items.item_of(spec, task_type, example, response)

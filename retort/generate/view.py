@@ -24,6 +24,7 @@ def write(
     exactly its responses.
     """
     states: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
     vocabulary = ledger.engine().get("vocabulary", 0)
     num_shards = num_tokens = num_signals = 0
     waiting = iter(examples)
@@ -43,6 +44,7 @@ def write(
             out.write(f"signals-{name}.safetensors", packed)
         out.write(f"responses-{name}.jsonl", write_lines(responses))
         states.update(response.state for response in responses)
+        causes.update(r.cause for r in responses if r.state == "failed" and r.cause)
         num_tokens += sum(response.num_tokens for response in responses)
         num_shards, num_signals = num_shards + 1, num_signals + len(raw)
     return {
@@ -51,6 +53,7 @@ def write(
         "num_tokens": num_tokens,
         "num_signals": num_signals,
         "states": dict(states),
+        "most_failed_for": next((cause for cause, _ in causes.most_common(1)), None),
     }
 
 

@@ -266,7 +266,8 @@ def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
     if counts.num_bad > knobs.max_bad_ratio * total and (whole or counts.num_bad == total):
         raise DataError(
             f"{counts.num_bad} of {total} rows are bad, more than prepare.max_bad_ratio="
-            f"{knobs.max_bad_ratio:g} allows; the first: {counts.first_bad}"
+            f"{knobs.max_bad_ratio:g} allows; the first: {counts.first_bad}. Mend the rows and run "
+            "again, or raise the ratio to go on without them"
         )
     for split in SPLITS:
         if knobs.has(split) and not counts.examples[split] and whole:

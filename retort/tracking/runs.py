@@ -27,6 +27,7 @@ from retort.tracking.server import (
 Call = TypeVar("Call", bound=Callable[..., Any])
 MAX_PARAM_CHARACTERS = 500
 MAX_FAILURES = 3
+ERROR = "retort.error"
 
 
 def _forgiving(call: Call) -> Call:
@@ -58,6 +59,7 @@ class Tracker:
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
         self._client: Any = None
         self._buffer: list[Any] = []
+        self._curves: set[str] = set()
         self._flushed = 0.0
         self.experiment_id = self.parent_id = ""
 
@@ -74,6 +76,8 @@ class Tracker:
                 self.parent_id = standing[0].info.run_id
                 self._end_children(self.parent_id)
                 self._client.update_run(self.parent_id, status="RUNNING")
+                if ERROR in standing[0].data.tags:
+                    self._client.delete_tag(self.parent_id, ERROR)
                 return
         run = self._client.create_run(
             self.experiment_id, run_name=job, tags={**tags, "retort.stage": "job"}
@@ -84,9 +88,7 @@ class Tracker:
         location = None
         if self.uri.startswith(SQLITE):
             location = f"{self._store.local_state()}/mlflow-artifacts/{job}"
-        # So that the web page shows training runs first, not traces of agents.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self._client.create_experiment(job, artifact_location=location, tags=tags))
+        return str(self._client.create_experiment(job, artifact_location=location))
 
     @_forgiving
     def others_running(self, tag: str) -> dict[str, str]:
@@ -107,7 +109,7 @@ class Tracker:
         """A process that was killed, with its machine perhaps, ends none of its runs itself."""
         query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
         for child in self._client.search_runs([self.experiment_id], query):
-            self._client.set_tag(child.info.run_id, "retort.error", "its process is gone")
+            self._client.set_tag(child.info.run_id, ERROR, "its process is gone")
             self._client.set_terminated(child.info.run_id, "KILLED")
 
     @_forgiving
@@ -133,6 +135,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
+        self._curves |= values.keys()
         self._buffer += [Metric(name, float(v), now, step) for name, v in values.items()]
         if time.monotonic() - self._flushed > 1:
             self._flush(run_id)
@@ -159,7 +162,8 @@ class Tracker:
     def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
         """Logs a stage's counts as metrics and its small files as artifacts; ends it well."""
         numbers = {k: float(v) for k, v in _flat(facts).items() if _is_number(v)}
-        self.metrics(run_id, numbers, step=0)
+        # What has a curve ends with that; once more at step 0 it would be its first point.
+        self.metrics(run_id, {k: v for k, v in numbers.items() if k not in self._curves}, step=0)
         self._flush(run_id)
         for name, text in files.items():
             self._client.log_text(run_id, text, name)
@@ -171,7 +175,7 @@ class Tracker:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(Exception):
             self._flush(run_id)
-        self._client.set_tag(run_id, "retort.error", str(error)[:4000])
+        self._client.set_tag(run_id, ERROR, str(error)[:4000])
         self._client.set_terminated(run_id, status)
 
     @_forgiving
