@@ -30,8 +30,8 @@ from retort.storage import Store, open_store
 
 HOST = "127.0.0.1"
 POOL = "retort-process"
-# Each becomes the deployment FLOW/process.
-FLOWS = ("flows.distill:distill", "flows.replica:replica")
+# By the names of their deployments.
+FLOWS = {"process": "flows.distill:distill", "process-replica": "flows.replica:replica"}
 START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
 # How often the worker asks for runs; Prefect's own 10 would be most of a wait after a click.
@@ -167,11 +167,11 @@ def prepare_server(
     async def prepare() -> None:
         knobs = {"pool": [POOL], "gpus": gpus, "crashed_after": crashed_after, "notify": None}
         await bootstrap(argparse.Namespace(**knobs))
-        for place in FLOWS:
+        for name, place in FLOWS.items():
             flow = pkgutil.resolve_name(place)
             has_store = "store" in flow.parameters.properties
             deployment = await flow.ato_deployment(
-                name="process",
+                name=name,
                 work_pool_name=POOL,
                 parameters={"store": store.uri} if has_store else {},
                 job_variables={"working_dir": str(folder)} if folder else {},

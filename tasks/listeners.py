@@ -18,7 +18,7 @@ from prefect.runtime import task_run
 from retort.events import Event
 from retort.job import Listener
 
-LOG_EVERY_SECONDS = 30.0
+LOG_EVERY_SECONDS = 5.0
 MOVE_EVERY_SECONDS = 5.0
 # Set by the command line; a worker has none.
 terminals: list[Listener] = []

@@ -75,7 +75,7 @@ def _begin(event: Event) -> list[UUID]:
 
     A job that was not started from a deployment takes that of process workers.
     """
-    name = f"replica/{deployment.get_name() or 'process'}"
+    name = f"replica/{deployment.get_name() or 'process'}-replica"
     parent = flow_run.get_name() or "job"
     found = []
     for number in range(1, event["number"] + 1):

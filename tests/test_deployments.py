@@ -80,7 +80,9 @@ def named(api, name):
 def test_the_shipped_deployments_are_checked_by_the_server_and_their_schedules_sleep(deployed):
     pools = dict(zip(("process", "docker", "kubernetes"), POOLS, strict=True))
     for kind, pool in pools.items():
-        shipped, helper = (named(deployed, f"{flow}/{kind}") for flow in ("distill", "replica"))
+        shipped, helper = (
+            named(deployed, name) for name in (f"distill/{kind}", f"replica/{kind}-replica")
+        )
         assert {shipped["work_pool_name"], helper["work_pool_name"]} == {pool}
         assert helper["job_variables"] == shipped["job_variables"]
         assert helper["pull_steps"] == shipped["pull_steps"]

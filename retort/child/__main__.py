@@ -54,20 +54,14 @@ def main() -> NoReturn:
         target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
-        traceback.print_exc()
-        emit(
-            {
-                "kind": "error",
-                "type": type(error).__name__,
-                "message": str(error),
-                "transient": getattr(error, "transient", False),
-            }
-        )
+        said = {"type": type(error).__name__, "message": str(error)}
+        emit({"kind": "error", **said, "transient": getattr(error, "transient", False)})
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(OSError):
-        channel.close()
+    for stream in (sys.stdout, sys.stderr, channel):
+        with contextlib.suppress(OSError):
+            stream.flush()
     if orphaned.is_set():
         _end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
