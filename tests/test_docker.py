@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,8 @@ def test_the_deployment_and_the_pool_that_the_stack_names_are_those_that_are_mad
     made = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
     pools = {deployment["name"]: deployment["work_pool"]["name"] for deployment in made}
     named = {words[words.index("--pool") + 1] for words in COMMANDS if "--pool" in words}
-    patterns = [words[words.index("--name") + 1] for words in COMMANDS if "deploy" in words]
-    deployed = {name for name in pools if any(fnmatch(name, each) for each in patterns)}
+    deploying = [pairwise(words) for words in COMMANDS if "deploy" in words]
+    deployed = {value for words in deploying for option, value in words if option == "--name"}
     asked = {words[words.index("--deployment") + 1] for words in COMMANDS if "submit" in words}
     assert named <= POOLS.keys()
     assert asked <= deployed

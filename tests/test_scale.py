@@ -114,8 +114,10 @@ def test_every_command_of_the_page_is_one():
                 assert f" AS {value}\n" in (ROOT / "docker/Dockerfile").read_text()
     assert {words[0] for words in lines} == PROGRAMS
     shipped = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
-    named = {words[-1].strip("'*") for words in lines if "deploy" in words}
-    assert named == {"process", "docker"} <= {deployment["name"] for deployment in shipped}
+    named = {value for words in lines for option, value in pairwise(words) if option == "--name"}
+    kinds = {"process", "docker"}
+    assert named == kinds | {f"{kind}-replica" for kind in kinds}
+    assert named <= {deployment["name"] for deployment in shipped}
 
 
 @cache

@@ -59,9 +59,9 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         code = 1
-    for stream in (sys.stdout, sys.stderr, channel):
+    for flush in (sys.stdout.flush, sys.stderr.flush, channel.flush):
         with contextlib.suppress(OSError):
-            stream.flush()
+            flush()
     if orphaned.is_set():
         _end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
