@@ -115,8 +115,7 @@ def test_every_command_of_the_page_is_one():
     assert {words[0] for words in lines} == PROGRAMS
     shipped = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
     named = {value for words in lines for option, value in pairwise(words) if option == "--name"}
-    kinds = {"process", "docker"}
-    assert named == kinds | {f"{kind}-replica" for kind in kinds}
+    assert named == {"process", "process-replica", "docker", "docker-replica"}
     assert named <= {deployment["name"] for deployment in shipped}
 
 
@@ -292,8 +291,7 @@ def test_stages_on_a_cpu_are_refused_and_shared_layers_are_not(checked):
 
 
 def test_a_ray_cluster_without_its_address_is_refused(checked, tmp_path, monkeypatch):
-    # Only that Ray is there to be imported is looked at here; it is not installed for the tests.
-    (tmp_path / "ray.py").touch()
+    (tmp_path / "ray.py").touch()  # whether it can be imported is all that is looked at
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SpecError, match="export RAY_ADDRESS=HOST:6379"):
         checked(0, f"{EXECUTOR}=ray")

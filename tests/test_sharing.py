@@ -93,11 +93,8 @@ class Helpers:
         return [process.wait(120) for process in self.started]
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_a_lost_replicas_range_is_taken_over_and_all_is_answered_once(
-    raw, tmp_path, s3_here, place
-):
-    store = str(tmp_path / "store") if place == "local" else f"s3://retort/{tmp_path.name}"
+def test_a_lost_replicas_range_is_taken_over_and_all_is_answered_once(raw, tmp_path, s3_here):
+    store = f"s3://retort/{tmp_path.name}"
     helpers = Helpers(tmp_path)
 
     async def patient_then_fatal(seen, request, text):
