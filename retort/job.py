@@ -93,8 +93,7 @@ class Job:
         folder = self._folder(name)
         self._make_room(name, folder, inputs)
         knobs = getattr(spec, stage).model_dump(mode="json")
-        run_id = self.tracker.open_stage(name, self.tags, knobs) or ""
-        self._open_run = run_id
+        run_id = self._open_run = self.tracker.open_stage(name, self.tags, knobs) or ""
 
         def emit(event: Event) -> None:
             if event["kind"] == "metrics" and run_id:

@@ -39,25 +39,8 @@ def layout_of(knobs: Train) -> Layout:
     path, num_nodes = knobs.runtime.accelerate_config, knobs.runtime.num_nodes
     if path is None:
         return Layout(knobs.runtime.num_processes * num_nodes, num_nodes=num_nodes)
-    from accelerate.commands.config.config_args import (  # type: ignore[import-untyped]
-        load_config_from_file,
-    )
-
-    if not Path(path).is_file():
-        raise SpecError(f"{OPTION}: no file {path}; `accelerate config --config_file` writes one")
-    try:
-        config = load_config_from_file(path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SpecError(f"{OPTION}: {path} is no file of `accelerate config`: {error}") from error
-    kind, fsdp = str(config.distributed_type).rpartition(".")[2], config.fsdp_config or {}
-    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
-        raise SpecError(
-            f"{OPTION}: {path} asks for {kind}; MULTI_GPU, MULTI_CPU and FSDP are known"
-        )
-    if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
-        raise SpecError(f"{OPTION}: {path} asks for FSDP of the first kind; set fsdp_version: 2")
-    if _is_true(fsdp.get("fsdp_offload_params", False)):
-        raise SpecError(f"{OPTION}: {path} has weights offloaded; set fsdp_offload_params: false")
+    config = _read(path)
+    fsdp, shards = config.fsdp_config or {}, _shards(path, config)
     if config.mixed_precision not in (None, "no", _precision(knobs)):
         raise SpecError(
             f"{OPTION}: {path} says mixed_precision: {config.mixed_precision}, but train.dtype is "
@@ -78,10 +61,38 @@ def layout_of(knobs: Train) -> Layout:
         )
     return Layout(
         num_processes,
-        shards=kind == "FSDP" and num_processes > 1,
+        shards=shards and num_processes > 1,
         reshards=_is_true(fsdp.get("fsdp_reshard_after_forward", True)),
         num_nodes=num_machines,
     )
+
+
+def _read(path: str) -> Any:
+    """Returns what a file of `accelerate config` says."""
+    from accelerate.commands.config.config_args import (  # type: ignore[import-untyped]
+        load_config_from_file,
+    )
+
+    if not Path(path).is_file():
+        raise SpecError(f"{OPTION}: no file {path}; `accelerate config --config_file` writes one")
+    try:
+        return load_config_from_file(path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpecError(f"{OPTION}: {path} is no file of `accelerate config`: {error}") from error
+
+
+def _shards(path: str, config: Any) -> bool:
+    """Whether a file asks for FSDP2; `SpecError` where it asks for what is neither that nor DDP."""
+    kind, fsdp = str(config.distributed_type).rpartition(".")[2], config.fsdp_config or {}
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
+        raise SpecError(
+            f"{OPTION}: {path} asks for {kind}; MULTI_GPU, MULTI_CPU and FSDP are known"
+        )
+    if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
+        raise SpecError(f"{OPTION}: {path} asks for FSDP of the first kind; set fsdp_version: 2")
+    if _is_true(fsdp.get("fsdp_offload_params", False)):
+        raise SpecError(f"{OPTION}: {path} has weights offloaded; set fsdp_offload_params: false")
+    return kind == "FSDP"
 
 
 def _precision(knobs: Train) -> str:
