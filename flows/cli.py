@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,10 @@ from retort.storage import Store, open_store
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and leaves with its exit code."""
     options = parser().parse_args(arguments)
+    # A shell that starts a program in the background has it ignore this; then no cancel of ours
+    # would end it, nor what it starts.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = options.command(options)
     except KeyboardInterrupt:

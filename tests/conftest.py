@@ -8,6 +8,7 @@ them, and end with the whole run.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import urllib.request
@@ -53,6 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes the folder in which this run's servers are noted, or learns of it."""
     # Tiny models gain nothing from a second thread, and the other core has another file to run.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A shell that starts the tests in the background has Ctrl-C ignored, and all that they start
+    # would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     known = getattr(config, "workerinput", {}).get("servers")
     config.stash[FOLDER] = Path(known or tempfile.mkdtemp(prefix="retort-servers-"))
 

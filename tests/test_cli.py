@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from flows.cli import main
+from tests.conftest import BIN, environment, free_port
 from tests.tiny import save_model, write_job
 
 
@@ -244,3 +247,21 @@ def test_a_transient_failure_is_tried_again(retort, tmp_path):
     )
     assert done.returncode in (0, 3), done.stderr
     assert done.stderr.count("curate: started") == 2
+
+
+def test_an_interrupt_ends_also_what_was_started_in_the_background_of_a_shell(tmp_path):
+    command = [str(BIN / "retort"), "node", "--rendezvous", f"127.0.0.1:{free_port()}"]
+    waiting = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        assert "waiting to be called" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(60) == 130
+    finally:
+        waiting.kill()
