@@ -36,6 +36,8 @@ START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
 # How often the worker asks for runs; Prefect's own 10 would be most of a wait after a click.
 LOOK_SECONDS = "2"
+# In files: a slot whose lease a restart forgets would never be free again.
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -129,7 +131,7 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         "prefect",
         [str(program / "prefect"), "server", "start", *listen, str(options.prefect_port)],
         f"{api}/health",
-        {**shared, **kept.prefect},
+        {**shared, **kept.prefect, "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES},
     )
     mlflow = Service(
         "mlflow",

@@ -80,8 +80,7 @@ class Job:
             waits = False
             while not holder.take("artifact"):
                 if not waits:
-                    text = "another run makes this artifact; waiting for it"
-                    self.listen(name, {"kind": "note", "text": text})
+                    self.note(name, "another run makes this artifact; waiting for it")
                 waits = True
                 time.sleep(LOOK_SECONDS)
             yield
@@ -198,8 +197,12 @@ class Job:
         if self.log.is_file() and not self.store.is_local:
             Folder(f"{self.store.uri}/logs").write(self.log.name, self.log.read_bytes())
 
+    def note(self, name: str, text: str) -> None:
+        """Says something of a stage to whoever listens."""
+        self.listen(name, {"kind": "note", "text": text})
+
     def _warn(self, text: str) -> None:
-        self.listen("mlflow", {"kind": "note", "text": text})
+        self.note("mlflow", text)
 
     def _log_lineage(self, run_id: str, stage: StageName, inputs: dict[str, Artifact]) -> None:
         """Tells MLflow what the stage reads: artifacts, and for prepare the user's own files."""

@@ -8,6 +8,7 @@ job is, never what it gives.
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -66,8 +67,9 @@ def answer(given: dict[str, Any], number: int) -> int:
     spec = given["arguments"]["spec"]
     state = Store(given["arguments"]["store"]).local_state()
     log = state / "logs" / f"{spec['name']}-replica-{number}.log"
-    with slot("generate"):
-        return help_generate(given, log, Reporter(lambda event: tell("generate", event)))
+    say = partial(tell, "generate")
+    with slot("generate", lambda text: say({"kind": "note", "text": text})):
+        return help_generate(given, log, Reporter(say))
 
 
 def _begin(event: Event) -> list[UUID]:

@@ -5,6 +5,7 @@ the work is, in the stage's child process, for Prefect cannot stop blocking code
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from prefect import Task, task
@@ -54,7 +55,7 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
             # Another run of this job may have made it meanwhile.
             if standing := job.standing(name, inputs):
                 return _cached(standing)
-            with slot(stage), with_replicas(job):
+            with slot(stage, partial(job.note, name)), with_replicas(job):
                 return job.make(name, inputs)
 
     def call(job: Job, **inputs: Artifact) -> Artifact:

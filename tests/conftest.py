@@ -139,10 +139,10 @@ def retort(prefect_url: str, tmp_path: Path):
     return run
 
 
-def ask(url: str, payload: dict[str, object]) -> list[dict]:
-    """Posts JSON and returns the answer's JSON."""
+def ask(url: str, payload: dict[str, object]) -> Any:
+    """Posts JSON and returns the answer's JSON; None where that is empty."""
     request = urllib.request.Request(
         url, json.dumps(payload).encode(), {"content-type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+        return json.loads(answer.read() or "null")

@@ -32,6 +32,8 @@ def lost(day, s3):
         run = workers.start(day.api, day.job("lost"))
         workers.until(lambda: num_committed(s3) == 20, lambda: workers.lines(day.api, run))
         workers.kill(worker)
+    # Who is let go on before the teacher sees that they are gone would be answered.
+    workers.until(lambda: day.teacher.num_waiting == 0)
     day.teacher.waits.remove("lost")
     del day.teacher.left["lost"]
     return run

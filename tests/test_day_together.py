@@ -127,6 +127,8 @@ def test_new_rows_alone_are_asked_and_others_wait_for_the_gpu_but_not_for_the_ca
     second = start(api, day.job("second", "prepare.limit=8"))
     begun = {"prepare": "Completed", "generate": "Running"}
     until(lambda: workers.tasks(api, second) == begun)
+    waits = "generate: waiting for a slot of the limit gpu: other runs have them all"
+    until(lambda: waits in workers.lines(api, second))
     cached = start(api, day.job("nightly", f"prepare.train={data / 'yesterday.jsonl'}"))
     assert completed(api, cached) == dict.fromkeys(STAGES, "Cached")
     assert call(api, "GET", "/v2/concurrency_limits/gpu")["active_slots"] == 1

@@ -18,6 +18,8 @@ from tests.servers import BIN, free_port
 from tests.tiny import write_job
 from tests.upping import up
 
+SLOT = {"names": ["gpu"], "slots": 1, "lease_duration": 60}
+
 
 def get(url):
     return json.loads(urllib.request.urlopen(url, timeout=10).read())
@@ -55,12 +57,16 @@ def test_the_day_of_a_job_on_one_machine(tmp_path):
         )
         assert taken.returncode == 2
         assert "is taken" in taken.stderr and "--prefect-port" in taken.stderr
+        lease = ask(f"{api}/v2/concurrency_limits/increment-with-lease", SLOT)["lease_id"]
     with up(tmp_path, ports):
         assert {state.name: state.status for state in jobs.list()} == {
             "tiny": "completed",
             "long": "cancelled",
         }
         assert len(ask(f"{api}/deployments/filter", {})) == len(FLOWS)
+        # Its holder can go on, or it runs out; it does not last for ever.
+        again = ask(f"{api}/v2/concurrency_limits/leases/{lease}/renew", {"lease_duration": 60})
+        assert again is None
     for server in ports:
         assert "database is locked" not in (tmp_path / f".retort/logs/{server}.log").read_text()
 

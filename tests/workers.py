@@ -50,9 +50,11 @@ class Teacher:
         """Answers, keeps the request waiting, or breaks the connection."""
         model = seen.bodies[-1]["model"]
         self.num_waiting += 1
-        while self.left[model] <= 0 and model in self.waits:
-            await asyncio.sleep(0.02)
-        self.num_waiting -= 1
+        try:
+            while self.left[model] <= 0 and model in self.waits:
+                await asyncio.sleep(0.02)
+        finally:  # whoever asked may have gone
+            self.num_waiting -= 1
         if self.left[model] <= 0 and model in self.gone:
             request.transport.abort()
             return None
