@@ -3,8 +3,9 @@
 `python -m benchmarks.operations [RUNS]`, 200 runs unless given, takes about half an hour on two
 cores. All is measured on `retort up`, as a user would have it: servers, worker, SQLite. The
 surprise: of a stage's overhead nothing is left out, so the start of the flow, the registering of
-the model and the run's last report are shared among its stages. Of the server's growth up to 78 MiB
-are SQLite's cache of pages, which Prefect makes 20,000 pages large and which fills once.
+the model and the run's last report are shared among its stages. Prefect gives SQLite a cache of
+20,000 pages, 78 MiB, that fills once, within a day of a new server or after a restart; the day
+measured here is a later one, so that only what would grow for ever is counted.
 """
 
 import json
@@ -19,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ SETTLE_SECONDS = 10.0
 # Nobody clicks before the failed run's process has ended, which takes it two seconds.
 READ_SECONDS = 10.0
 LONGEST_SECONDS = 600.0
+# Of the lines of an earlier run, in messages as long as these: more than the cache holds.
+HISTORY_BYTES, LINE_BYTES, LINES_AT_ONCE = 100 * 2**20, 2000, 500
 TROUBLE = ("database is locked", "OperationalError", "IntegrityError")
 
 
@@ -121,6 +124,14 @@ def retried(place: Place, spec: JobSpec) -> float:
     raise TimeoutError(place.call("GET", f"/flow_runs/{run}")["state"])
 
 
+def history(place: Place, run: str) -> None:
+    """Fills the server's cache of pages with what an earlier run has said."""
+    line = {"name": "history", "level": 20, "flow_run_id": run, "message": "x" * LINE_BYTES}
+    for _ in range(HISTORY_BYTES // LINE_BYTES // LINES_AT_ONCE):
+        told = {**line, "timestamp": datetime.now(UTC).isoformat()}
+        place.call("POST", "/logs/", [told] * LINES_AT_ONCE)
+
+
 def a_day(place: Place, spec: JobSpec, runs: int) -> list[Measure]:
     """Runs a cached job so many times, and returns what has grown, is left, or went wrong."""
     before: dict[int, tuple[str, int]] = {}
@@ -196,12 +207,13 @@ def measures(folder: Path, runs: int) -> list[Measure]:
     broken = load(job, [*refused, "generate.runtime.max_attempts=1"])[0]
     with running(folder) as place:
         found = [overhead(place, load(job, [f"prepare.limit={n}"])[0]) for n in (40, 41, 42)]
-        place.completed(spec)
+        first = place.completed(spec)
         cached = statistics.median(_seconds(place.completed(spec)) for _ in range(5))
         again = statistics.median(retried(place, broken) for _ in range(3))
         print(f"the command on a cached job, its start included: {command(place, job):.1f} s")
         stage = statistics.median(found)
         print(f"cached {cached:.2f} s, from Retry to running {again:.2f} s")
+        history(place, first["id"])
         return [
             ("operations.overhead_a_stage_seconds", stage, 3, stage <= 3),
             ("operations.cached_job_seconds", cached, 5, cached <= 5),
