@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows import benchmark, compare, doctor, gc, jobs, node, promote, rows, up
+from flows import benchmark, compare, databases, doctor, gc, jobs, node, promote, rows, up
 from flows.options import (
     BAD_INPUT,
     DONE,
@@ -150,7 +150,10 @@ def surround(store: Store) -> None:
     has_server = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()
     if "PREFECT_API_URL" in os.environ or has_server:
         return
-    home = store.local_state() / "prefect"
+    state = store.local_state()
+    for name, value in databases.files(state).prefect.items():
+        os.environ.setdefault(name, value)
+    home = state / "prefect"
     os.environ.setdefault("PREFECT_HOME", str(home))
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
