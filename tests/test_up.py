@@ -77,7 +77,9 @@ def is_started_once_runs_and_is_told_of(jobs, spec):
     other = spec.model_copy(update={"train": spec.train.model_copy(update={"seed": 1})})
     with pytest.raises(StageError, match="with another spec; cancel it first"):
         jobs.create_or_update(other)
-    assert any("train: " in line for line in list(jobs.stream("tiny")))
+    lines = list(jobs.stream("tiny"))
+    assert any("train: " in line for line in lines)
+    assert lines[-1] == "Finished in state Completed()"  # none is lost that comes after the end
     ended = jobs.get("tiny")
     assert (ended.status, ended.error) == ("completed", None)
     assert jobs.report("tiny").content["name"] == "tiny"

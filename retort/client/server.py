@@ -31,6 +31,8 @@ STATUS: dict[str, Status] = {
 }
 PAGE = 200
 LOOK_SECONDS = 1.0
+# Runs send their lines every two seconds, and the last ones when their process ends.
+LATE_SECONDS = 10.0
 TRIES, WAIT_SECONDS = 4, 0.5
 
 
@@ -78,13 +80,18 @@ class ServerJobs:
     def lines(self, name: str) -> Iterator[str]:
         """Yields what a job's latest run says, as it says it, until it is over."""
         run_id, seen = self._latest(name)["id"], 0
+        listens_until = time.monotonic()
         while True:
             over = self._state(self._call("GET", f"/flow_runs/{run_id}")).is_over
+            last = False
             while rows := self._logs(run_id, seen):
                 seen += len(rows)
+                last = last or any(map(_is_last, rows))
                 yield from (row["message"] for row in rows)
-            if over:
+            if over and (last or time.monotonic() >= listens_until):
                 return
+            if not over:
+                listens_until = time.monotonic() + LATE_SECONDS
             time.sleep(LOOK_SECONDS)
 
     def cancel(self, name: str) -> JobState:
@@ -191,3 +198,8 @@ def _credentials() -> dict[str, str]:
     if login := os.environ.get("PREFECT_API_AUTH_STRING"):
         return {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
     return {}
+
+
+def _is_last(row: dict[str, Any]) -> bool:
+    """Whether a line is what Prefect says at the end of a run that nobody ended from outside."""
+    return row["task_run_id"] is None and row["message"].startswith("Finished in state")
