@@ -28,8 +28,8 @@ from retort.tracking import NONE, Candidate, Tracker, without_secrets
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
 LOOK_SECONDS = 1.0
-# Of each example or round, for other programs; what they come to is in scores.json.
-WORKINGS = ("statistics-", "measures-")
+# Of each example or round, for other programs, and what other files show, too.
+WORKINGS = ("statistics-", "measures-", "pictures.")
 Listener = Callable[[str, Event], None]
 
 
@@ -138,7 +138,7 @@ class Job:
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
         """
         from retort.benchmark import of_student
-        from retort.report.html import page
+        from retort.report.html import page_of
 
         reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
         content = {**reported.read_json("report.json"), **self._ran(flow_run_id)}
@@ -146,7 +146,7 @@ class Job:
             content["benchmarks"] = found
         files = {
             "report.json": json.dumps(content, indent=2, ensure_ascii=False).encode(),
-            "report.html": page(content, reported.read_json("examples.json")),
+            "report.html": page_of(content, reported),
             **{name: reported.read(name) for name in ("report.md", "data_card.svg")},
         }
         for name, data in files.items():

@@ -24,6 +24,7 @@ from retort.benchmark.candidates import candidates, longest
 from retort.benchmark.results import gathered
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
+from retort.report.html import draw
 from retort.spec import JobSpec, load, recipes
 from retort.storage import open_store
 from tests import report_content
@@ -355,7 +356,9 @@ def test_the_report_of_the_same_student_shows_them(job):
         "fingerprints": {"train": content["student"], "report": "some"}
     }
     store.job("tiny").write_json("report.json", made)
-    store.artifact("report", "some").write_json("examples.json", report_content.examples(found))
+    reported = store.artifact("report", "some")
+    reported.write_json("examples.json", report_content.examples(found))
+    reported.write_json("pictures.json", draw(made))
     assert benchmark.refresh(job["spec"], store, content)
     assert store.job("tiny").read_json("report.json") == {**made, "benchmarks": content}
     assert b"tiny_group" in store.job("tiny").read("report.html")

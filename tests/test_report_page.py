@@ -20,7 +20,7 @@ from retort.evaluate import evaluate
 from retort.events import SILENT
 from retort.report import report
 from retort.report.examples import side_by_side
-from retort.report.html import page
+from retort.report.html import page, page_of
 from retort.spec import load
 from retort.storage import Artifact, Folder
 from retort.train.loop import fit
@@ -181,8 +181,8 @@ def test_a_real_jobs_report_is_whole(reported):
 def test_a_report_is_made_again_from_its_own_files(reported):
     out, content = reported
     examples = out.read_json("examples.json")
-    assert page(content, examples) == out.read("report.html")
-    again = page(content | {"fingerprints": {"train": "feed"}}, examples)
+    assert page(content, examples) == page_of(content, out) == out.read("report.html")
+    again = page_of(content | {"fingerprints": {"train": "feed"}}, out)
     assert b"feed" in again and len(again) > len(out.read("report.html"))
     assert [row["kind"] for row in examples["rows"]] == ["neither"] * 4 + ["both"] * 12
 

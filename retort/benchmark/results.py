@@ -170,11 +170,11 @@ def refresh(spec: JobSpec, store: Store, content: dict[str, Any]) -> bool:
     if report.get("fingerprints", {}).get("train") != content["student"]:
         return False
     reported = store.artifact("report", report["fingerprints"]["report"])
-    if not reported.has("examples.json"):
+    if not reported.has("pictures.json"):
         return False  # made by an earlier Retort
-    from retort.report.html import page
+    from retort.report.html import page_of
 
     report["benchmarks"] = content
     job.write_json("report.json", report)
-    job.write("report.html", page(report, reported.read_json("examples.json")))
+    job.write("report.html", page_of(report, reported))
     return True

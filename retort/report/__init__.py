@@ -10,14 +10,14 @@ from retort.context import Stage
 from retort.report.answered import read_answered
 from retort.report.content import content_of
 from retort.report.examples import side_by_side
-from retort.report.html import page
+from retort.report.html import draw, page
 from retort.report.markdown import markdown
 from retort.report.measured import measured
 
 
 def report(stage: Stage) -> dict[str, Any]:
-    """Writes `report.json`, `report.md`, `report.html`, and what the last is made from:
-    `examples.json` and `data_card.svg`. Returns the comparison and the gate's verdict."""
+    """Writes `report.json`, `report.md` and `report.html`; what the last is made from, too:
+    `examples.json`, `pictures.json`; and `data_card.svg`. Returns comparison and verdict."""
     evaluated = measured(stage)
     answered = read_answered(stage, evaluated["models"])
     content, examples = content_of(stage, evaluated, answered), side_by_side(answered)
@@ -26,6 +26,8 @@ def report(stage: Stage) -> dict[str, Any]:
     stage.out.write_json("report.json", content)
     stage.out.write_json("examples.json", examples)
     stage.out.write("report.md", markdown(content, worst).encode())
-    stage.out.write("report.html", page(content, examples))
+    pictures = draw(content)
+    stage.out.write_json("pictures.json", pictures)
+    stage.out.write("report.html", page(content, examples, pictures))
     stage.report.progress(1, 1, "report")
     return {"comparison": content["comparison"], "gate": content["gate"]}

@@ -20,13 +20,15 @@ from retort.comparison import caption, details, headlines, table, verdict
 from retort.report import views
 from retort.report.examples import embedded
 from retort.report.pictures import curves, forest, latencies, trade_off
+from retort.storage import Folder
 
 Content = dict[str, Any]
+Pictures = dict[str, list[str]]
 
 
-def page(content: Content, examples: dict[str, Any]) -> bytes:
+def page(content: Content, examples: dict[str, Any], pictures: Pictures | None = None) -> bytes:
     """Returns the report's page. `content` is report.json's, with or without what belongs to one
-    run; `examples` is examples.json's."""
+    run; `examples` is examples.json's; `pictures` are those of the content, drawn if not given."""
     script = _text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = _template().render(
@@ -37,7 +39,7 @@ def page(content: Content, examples: dict[str, Any]) -> bytes:
         details=details(content),
         caption=caption(content),
         checks=views.checks(content),
-        pictures=_pictures(content),
+        pictures=_trusted(draw(content) if pictures is None else pictures),
         differences=views.differences(content),
         slices=views.slices(content),
         confusions=views.confusions(content),
@@ -54,8 +56,16 @@ def page(content: Content, examples: dict[str, Any]) -> bytes:
     return shown.encode("utf-8", "replace")
 
 
-def _pictures(content: Content) -> dict[str, list[Markup]]:
-    """Returns the pictures by what they show; their texts are escaped where they are drawn."""
+def page_of(content: Content, reported: Folder) -> bytes:
+    """Returns the page of a report's artifact once more; the content may tell more of one run."""
+    return page(content, reported.read_json("examples.json"), reported.read_json("pictures.json"))
+
+
+def draw(content: Content) -> Pictures:
+    """Returns the pictures by what they show; their texts are escaped where they are drawn.
+
+    What belongs to one run is in none of them.
+    """
     models, found = content["models"], content["comparison"]
     drawn: dict[str, list[str | None]] = {
         "comparison": [
@@ -66,10 +76,11 @@ def _pictures(content: Content) -> dict[str, list[Markup]]:
         "curves": [*curves(content["training"]["curves"])],
         "data": [*card.panels(content["data"]["card"])],
     }
-    return {
-        name: [Markup(picture) for picture in pictures if picture]
-        for name, pictures in drawn.items()
-    }
+    return {name: [each for each in shown if each] for name, shown in drawn.items()}
+
+
+def _trusted(pictures: Pictures) -> dict[str, list[Markup]]:
+    return {name: [Markup(picture) for picture in drawn] for name, drawn in pictures.items()}
 
 
 @cache
