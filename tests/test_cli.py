@@ -1,8 +1,10 @@
 """Each mistake ends in one clear message and the right exit code, before anything is started."""
 
+import contextlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections import namedtuple
 from pathlib import Path
@@ -202,13 +204,23 @@ def test_schema_is_the_json_schema_with_a_description_for_every_knob(capsys):
             assert "description" in knob or "$ref" in knob, name
 
 
-def test_a_stage_that_takes_too_long_is_ended_and_says_so(job, retort, tmp_path):
-    done = retort(
-        "run", job, "--store", tmp_path / "s", "--set", "generate.runtime.timeout_seconds=0.5"
+def test_a_stage_that_takes_too_long_is_ended_and_a_run_without_a_server_is_known_later(
+    job, tmp_path
+):
+    done = subprocess.run(
+        [BIN / "retort", "run", job, "--set", "generate.runtime.timeout_seconds=0.5"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 1
     assert "ran longer than timeout_seconds=0.5" in done.stderr
     assert "Traceback" not in done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / ".retort/prefect/prefect.db")) as database:
+        states = database.execute("select name, state_type from task_run order by start_time")
+        assert states.fetchall() == [("prepare", "COMPLETED"), ("generate", "FAILED")]
 
 
 def test_a_crash_in_a_stage_names_its_log(retort, tmp_path):
