@@ -1,4 +1,4 @@
-"""Prepares a Prefect server for Retort: work pools, the limit `gpu`, automations. Idempotent.
+"""Prepares a Prefect server for Retort: work pools, a limit, automations, a block. Idempotent.
 
 `python -m deployments.bootstrap` makes what is missing and brings what is there up to date; what it
 did not make it leaves alone, also a limit or pool that someone has changed by hand. A self-hosted
@@ -9,10 +9,14 @@ import argparse
 import asyncio
 import copy
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from prefect.blocks.fields import SecretDict
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.objects import StateType
@@ -28,6 +32,8 @@ POOLS = {
     "retort-kubernetes": "kubernetes",
 }
 GPU_LIMIT = "gpu"
+# Failures are told to an address that takes JSON with a `text`, as Slack and Mattermost do.
+NOTIFY_URL, BLOCK = "RETORT_NOTIFY_URL", "retort-failures"
 KUBERNETES_TEMPLATE = Path(__file__).parent / "kubernetes" / "gpu-job-template.json"
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 BEAT = "prefect.flow-run.heartbeat"
@@ -47,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="a run without a sign of life for so long is marked Crashed",
     )
     parser.add_argument(
-        "--notify", metavar="TYPE/NAME", help="a notification block that is told of failures"
+        "--notify",
+        metavar="TYPE/NAME",
+        help=f"the notification block that is told of failures; else one is made of {NOTIFY_URL}",
     )
     for line in asyncio.run(bootstrap(parser.parse_args(arguments))):
         print(line)
@@ -60,8 +68,10 @@ async def bootstrap(options: argparse.Namespace) -> list[str]:
         lines.append(await limit(client, options.gpus))
         lines.append(await automation(client, crashed(options.crashed_after)))
         if options.notify:
-            block = await _block(client, options.notify)
-            lines.append(await automation(client, failed(block.id)))
+            lines.append(await automation(client, failed(await _block(client, options.notify))))
+        elif url := os.environ.get(NOTIFY_URL):
+            lines.append(f"block custom-webhook/{BLOCK}: up to date")
+            lines.append(await automation(client, failed(await webhook(client, url))))
     return lines
 
 
@@ -158,7 +168,22 @@ def crashed(seconds: int) -> AutomationCore:
     )
 
 
-def failed(block_id: Any) -> AutomationCore:
+async def webhook(client: PrefectClient, url: str) -> UUID:
+    """Makes the block that posts a JSON object with the one key `text`, as chats take it, or gives
+    it another URL; returns its id. The URL often holds a key, so it is kept as a secret."""
+    block = CustomWebhookNotificationBlock(
+        name=BLOCK,
+        url="{{url}}",
+        json_data={"text": "{{subject}}\n{{body}}"},
+        headers=None,
+        cookies=None,
+        secrets=SecretDict({"url": url}),
+    )
+    await block.asave(BLOCK, overwrite=True, client=client)
+    return await _block(client, f"custom-webhook/{BLOCK}")
+
+
+def failed(block_id: UUID) -> AutomationCore:
     """Returns the automation that tells a notification block of a failed or crashed run."""
     return AutomationCore(
         name="retort: failures",
@@ -174,20 +199,20 @@ def failed(block_id: Any) -> AutomationCore:
             SendNotification(
                 block_document_id=block_id,
                 subject="Retort: {{ flow_run.name }} {{ flow_run.state.name }}",
-                body="{{ flow_run.state.message }}\n{{ flow_run | ui_url }}",
+                body="{{ flow_run.state.message }}\n{{ (flow_run | ui_url) or flow_run.id }}",
             )
         ],
     )
 
 
-async def _block(client: PrefectClient, given: str) -> Any:
+async def _block(client: PrefectClient, given: str) -> UUID:
     kind, _, name = given.partition("/")
     try:
-        return await client.read_block_document_by_name(name, kind)
+        return (await client.read_block_document_by_name(name, kind)).id
     except ObjectNotFound:
         raise SystemExit(
             f"--notify {given}: no such block; give TYPE/NAME of a notification block, such as "
-            "slack-webhook/alerts, made on the page Blocks"
+            f"slack-webhook/alerts, made on the page Blocks, or set {NOTIFY_URL}"
         ) from None
 
 

@@ -123,6 +123,7 @@ def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], 
         "PREFECT_LOCAL_STORAGE_PATH": str(state / "prefect" / "storage"),
         "PREFECT_API_URL": api,
         "PREFECT_UI_API_URL": api,
+        "PREFECT_UI_URL": api.removesuffix("/api"),
         "MLFLOW_TRACKING_URI": tracking,
     }
     kept = databases.postgres(options.database) if options.database else databases.files(state)

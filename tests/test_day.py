@@ -8,19 +8,38 @@ after them, for the server notices only after a minute without a sign of life.
 import fsspec
 import psutil
 import pytest
+from aiohttp import web
 from mlflow import MlflowClient
 
 from tests import workers
+from tests.misbehaving import running
 from tests.workers import BEAT_SECONDS
 
 STAGES = ("prepare", "generate", "curate", "train", "evaluate", "report", "release")
 
 
 @pytest.fixture(scope="module")
-def day(tmp_path_factory, s3, mlflow_url):
+def pager():
+    """What was posted to the address that is told of failures, and the address."""
+    told: list[str] = []
+
+    async def take(request):
+        told.append((await request.json())["text"])
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/secret", take)
+    with running(app) as url:
+        yield told, f"{url.removesuffix('/v1')}/secret"
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory, s3, mlflow_url, pager):
     folder = tmp_path_factory.mktemp("day")
-    with workers.day(folder, "s3://retort/day", mlflow_url, 2 * BEAT_SECONDS) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETORT_NOTIFY_URL", pager[1])
+        with workers.day(folder, "s3://retort/day", mlflow_url, 2 * BEAT_SECONDS) as found:
+            yield found
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +101,7 @@ def test_a_cancelled_run_ends_its_processes_and_keeps_what_was_answered(day, wor
     }
 
 
-def test_a_failed_run_says_what_to_do_and_a_retry_goes_on(day, worker):
+def test_a_failed_run_says_what_to_do_and_a_retry_goes_on(day, worker, pager):
     day.teacher.waits.remove("day")
     day.teacher.gone.add("day")
     day.teacher.left["day"] = 20
@@ -90,6 +109,9 @@ def test_a_failed_run_says_what_to_do_and_a_retry_goes_on(day, worker):
     state = workers.ended(day.api, run)
     assert state["name"] == "Failed"
     assert "StageError: 40 of 56 responses are accepted" in state["message"]
+    workers.until(lambda: any(f"{run}" in text for text in pager[0]), lambda: str(pager[0]))
+    (text,) = (text for text in pager[0] if run in text)
+    assert "Retort: day Failed" in text and "40 of 56 responses are accepted" in text
     told = {"prepare": "Cached", "generate": "Failed"}
     workers.until(lambda: workers.tasks(day.api, run) == told)
 

@@ -18,14 +18,14 @@ from tests.servers import BIN, ROOT, environment
 
 @pytest.fixture
 def bootstrap(prefect_url):
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    def run(*words: str, **env: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "deployments.bootstrap", *words],
             capture_output=True,
             text=True,
             timeout=120,
             cwd=ROOT,
-            env=environment(PREFECT_API_URL=prefect_url),
+            env=environment(PREFECT_API_URL=prefect_url, **env),
             check=False,
         )
 
@@ -100,3 +100,15 @@ def test_an_unknown_block_is_refused_with_what_to_give(bootstrap):
     done = bootstrap("--notify", "slack-webhook/nowhere")
     assert done.returncode == 1
     assert "no such block; give TYPE/NAME" in done.stderr
+
+
+def test_a_block_is_made_of_an_address_and_hides_it(bootstrap, prefect_url):
+    for secret in ("https://chat.example/first", "https://chat.example/second"):
+        done = bootstrap(RETORT_NOTIFY_URL=secret)
+        assert done.returncode == 0, done.stderr
+        assert "block custom-webhook/retort-failures: up to date" in done.stdout
+        assert secret not in done.stdout + done.stderr
+    (block,) = ask(f"{prefect_url}/block_documents/filter", {})
+    assert block["name"] == "retort-failures" and "chat.example" not in json.dumps(block)
+    names = [each["name"] for each in ask(f"{prefect_url}/automations/filter", {})]
+    assert names.count("retort: failures") == 1
