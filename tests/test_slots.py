@@ -7,6 +7,10 @@ import uuid
 
 import pytest
 
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tasks import slots
 from tests.conftest import ask
 from tests.servers import environment
 from tests.workers import call, until
@@ -87,3 +91,17 @@ def test_a_slot_is_held_by_one_and_given_back(prefect_url, limit):
 def test_a_limit_that_the_server_does_not_know_is_told_with_what_makes_it(prefect_url):
     with started(HOLDS, prefect_url, "gpus") as started_:
         assert "StageError: RETORT_SLOT names the limit 'gpus'" in started_.communicate()[1]
+
+
+def test_a_slot_that_the_server_has_forgotten_is_taken_again_while_it_is_free(prefect_url, limit):
+    said, place = [], f"{prefect_url}/v2/concurrency_limits"
+    with temporary_settings({PREFECT_API_URL: prefect_url}), get_client(sync_client=True) as client:
+        first = slots._take(client, limit)
+        assert slots._renew(client, limit, first, said.append) == first
+        ask(f"{place}/decrement-with-lease", {"lease_id": str(first)})
+        second = slots._renew(client, limit, first, said.append)
+        assert second not in (None, first) and num_taken(prefect_url, limit) == 1
+        ask(f"{place}/decrement-with-lease", {"lease_id": str(second)})
+        ask(f"{place}/increment-with-lease", {"names": [limit], "slots": 1})
+        assert slots._renew(client, limit, second, said.append) is None
+    assert said == [f"the server has given the slot of the limit {limit} away; going on"]
