@@ -6,7 +6,6 @@ import time
 import uuid
 
 import pytest
-
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
