@@ -99,12 +99,12 @@ def launch(command: list[str], health: str, home: Path, **env: str) -> None:
     raise RuntimeError(f"{command} does not answer: {log.read_text()[-2000:]}")
 
 
-def prefect(home: Path) -> str:
-    """A Prefect server; its address."""
+def prefect(home: Path, **env: str) -> str:
+    """A Prefect server; its address. It forgets all with its end, unless `env` names a database."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    launch(command, f"{url}/health", home, PREFECT_HOME=str(home), **IN_MEMORY)
+    launch(command, f"{url}/health", home, PREFECT_HOME=str(home), **(IN_MEMORY | env))
     return url
 
 

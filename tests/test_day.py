@@ -1,5 +1,6 @@
-"""The user's day on a server, with workers and an S3 store: a stage fails, a run is cancelled, a
-machine is gone. What was finished is never done again, and every page says how things stand.
+"""The user's day on a server with Postgres, workers and an S3 store: a stage fails, a run is
+cancelled, a machine is gone. What was finished is never done again, and every page says how things
+stand.
 
 The surprise: one job's machine is killed before the other tests begin, and its run is looked at
 after them, for the server notices only after a minute without a sign of life.
@@ -11,8 +12,10 @@ import pytest
 from aiohttp import web
 from mlflow import MlflowClient
 
+from flows import databases
 from tests import workers
 from tests.misbehaving import running
+from tests.postgres import FOUND, serving
 from tests.workers import BEAT_SECONDS
 
 STAGES = ("prepare", "generate", "curate", "train", "evaluate", "report", "release")
@@ -34,11 +37,24 @@ def pager():
 
 
 @pytest.fixture(scope="module")
-def day(tmp_path_factory, s3, mlflow_url, pager):
+def database(tmp_path_factory):
+    """What leads the server to a Postgres of its own; nothing where there is none here."""
+    if not FOUND:
+        yield {}
+        return
+    boss = {"POSTGRES_USER": "boss", "POSTGRES_PASSWORD": "secret", "POSTGRES_DB": "jobs"}
+    with serving(boss, log=tmp_path_factory.mktemp("postgres") / "log") as port:
+        yield databases.postgres(f"postgresql://boss:secret@127.0.0.1:{port}/jobs").prefect
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory, s3, mlflow_url, pager, database):
     folder = tmp_path_factory.mktemp("day")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETORT_NOTIFY_URL", pager[1])
-        with workers.day(folder, "s3://retort/day", mlflow_url, 2 * BEAT_SECONDS) as found:
+        with workers.day(
+            folder, "s3://retort/day", mlflow_url, 2 * BEAT_SECONDS, **database
+        ) as found:
             yield found
 
 

@@ -1,5 +1,5 @@
-"""The user's day on a server: a job of three workers, one job twice at once, jobs that share a GPU,
-a schedule.
+"""The user's day on a server with SQLite: a job of three workers, one job twice at once, jobs that
+share a GPU, a schedule.
 """
 
 import hashlib

@@ -115,15 +115,19 @@ class Day:
 
 @contextmanager
 def day(
-    folder: Path, store: str, mlflow: str, crashed_after: int = 1200, gpus: int = 1
+    folder: Path, store: str, mlflow: str, crashed_after: int = 1200, **database: str
 ) -> Iterator[Day]:
     """All that the user's day takes but a worker, until the block ends."""
+
+    def prefect(home: Path) -> str:
+        return servers.prefect(home, **database)
+
     home = folder / "server"
     home.mkdir(parents=True)
     with teacher() as asked:
         try:
-            api = servers.shared(home, servers.prefect)
-            prepare_server(api, open_store(store), gpus, None, crashed_after)
+            api = servers.shared(home, prefect)
+            prepare_server(api, open_store(store), 1, None, crashed_after)
             yield Day(api, store, mlflow, folder, asked)
         finally:
             servers.end_all(home)
