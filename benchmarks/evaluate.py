@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Measure, show
-from retort.storage import Folder
+from retort.store import Folder
 
 JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
 ROLES = ("teacher", "base", "student")

@@ -28,7 +28,7 @@ from retort.events import SILENT
 from retort.generate import capture
 from retort.prepare import prepare
 from retort.spec import JobSpec, build, recipes
-from retort.storage import Store
+from retort.store import Store
 from tests import zoo
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "data"

@@ -13,14 +13,13 @@ from tokenizers.models import WordLevel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retort import models, signals
 from retort.context import Stage
 from retort.encoding import Row, encode, load_tokenizer, render
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
-from retort.signals import Signal, captured
 from retort.spec import JobSpec, StageName, build
-from retort.storage import Artifact, Store
+from retort.store import Artifact, Store, model_folder, signals
+from retort.store.signals import Signal, captured
 from retort.train import rows
 
 BATCH_SIZE, TOP_K = 32, 16
@@ -118,7 +117,10 @@ def write_inputs(
     """Writes what the stage train reads: examples, answers with their signal, and decisions."""
     base, store = folder / "student", Store(str(folder / name))
     examples, responses, found = zip(*made, strict=True)
-    (map_sha256, num_ids), template_sha256 = models.token_map(base), models.template_sha256(base)
+    (map_sha256, num_ids), template_sha256 = (
+        model_folder.token_map(base),
+        model_folder.template_sha256(base),
+    )
     packed = signals.pack(signals_of(folder / "teacher", list(found), k), num_ids)
     decisions = [Decision(response.id, True) for response in responses]
     files = {

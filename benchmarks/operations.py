@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks import Measure, show
 from retort.spec import JobSpec, load
-from retort.storage import Store
+from retort.store import Store
 from tests.servers import free_port
 from tests.tiny import write_job
 from tests.upping import up

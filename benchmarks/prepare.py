@@ -105,7 +105,7 @@ def measured(folder: Path) -> dict[str, float]:
     from retort.events import SILENT
     from retort.prepare import prepare
     from retort.spec import build
-    from retort.storage import Store
+    from retort.store import Store
 
     section = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
     spec = build(

@@ -20,7 +20,7 @@ import yaml
 
 from benchmarks import show
 from retort.report.html import page
-from retort.storage import Folder
+from retort.store import Folder
 from tests.browser import see
 from tests.tiny import write_job
 

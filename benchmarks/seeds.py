@@ -20,7 +20,7 @@ from retort import metrics, task_types
 from retort.context import read_examples
 from retort.records import Response, read_lines
 from retort.spec import load
-from retort.storage import Folder
+from retort.store import Folder
 
 JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
 SEEDS = (0, 1, 2)

@@ -13,8 +13,8 @@ import numpy as np
 import orjson
 
 from benchmarks import Measure, show
-from retort.signals import Signal, captured, pack, unpack
-from retort.signals.signal import cut, joined
+from retort.store.signals import Signal, captured, pack, unpack
+from retort.store.signals.signal import cut, joined
 
 VOCABULARY = 151936  # Qwen3's
 ROW_TOKENS = 128

@@ -10,7 +10,7 @@ from typing import Any
 from flows.options import DONE, load_spec, say
 from retort import errors
 from retort.events import Event, Reporter
-from retort.storage import open_store
+from retort.store import open_store
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from retort import errors
 from retort.preflight import check
 from retort.records import STATES
 from retort.spec import STAGES, JobSpec
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 
 
 def main(arguments: list[str] | None = None) -> None:

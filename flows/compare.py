@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.options import DONE, say
 from retort.errors import SpecError
-from retort.storage import open_store
+from retort.store import open_store
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 from retort.comparison import table, verdict
 from retort.job import Job
 from retort.spec import JobSpec, StageName, training_of
-from retort.storage import open_store
+from retort.store import open_store
 from retort.tracking import without_secrets
 from tasks import (
     curate,

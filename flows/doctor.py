@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from flows.options import DONE, FAILED, look_beside
 from retort.spec import load
-from retort.storage import open_store
+from retort.store import open_store
 
 MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.options import DONE
 from retort import gc
 from retort.errors import StoreError
-from retort.storage import open_store
+from retort.store import open_store
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 

@@ -13,7 +13,7 @@ from flows.options import DONE, FAILED, load_spec, say
 from retort.client import JobState, RetortClient
 from retort.errors import USER_ERRORS, StoreError
 from retort.preflight import check
-from retort.storage import open_store
+from retort.store import open_store
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:

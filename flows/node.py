@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from flows.options import DONE, say
-from retort.child.follower import follow
-from retort.child.nodes import VARIABLE
+from retort.processes.node_follower import follow
+from retort.processes.nodes import VARIABLE
 
 # What a process that was ended by SIGTERM is known by: to Kubernetes, it has not done its work.
 ENDED = 128 + signal.SIGTERM

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.options import DONE, REFUSED
-from retort.storage import open_store
+from retort.store import open_store
 from retort.tracking import Outcome, open_registry, promote, rollback
 
 Move = Callable[[Any, str], Outcome]

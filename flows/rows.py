@@ -9,7 +9,7 @@ from typing import Any
 from flows.options import DONE, load_spec, say, several
 from retort import errors
 from retort.records import STATES, Example, Response
-from retort.storage import open_store
+from retort.store import open_store
 
 MOST_REASONS = 20
 Shown = tuple[str, str, dict[str, Any]]  # what is counted, the line, the whole row

@@ -26,7 +26,7 @@ from typing import Any
 from flows import databases
 from flows.options import DONE, FAILED, say
 from retort.errors import SpecError, StageError
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 
 HOST = "127.0.0.1"
 POOL = "retort-process"

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from retort import child
+from retort import processes
 from retort.asks import Ask, Plan, engine_of, ledger_name, manner, settings_of
 from retort.context import Stage, from_arguments
 from retort.engines import Request
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.ledger import Entry, Ledger
 from retort.records import Example, Message, State, read_lines, write_lines
 from retort.spec import Asked, JobSpec
 from retort.spec.sections import Generate, GenerateRuntime
+from retort.store.ledger import Entry, Ledger
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
@@ -48,7 +48,7 @@ def ask(stage: Stage, who: Asked, requests: list[Request], name: str) -> dict[st
         stage.report.note(f"{name}: {who.model} is asked about {len(missing):,} responses")
         waiting = f"scratch/{name}.jsonl"
         stage.out.write(waiting, write_lines(missing))
-        child.run(
+        processes.run(
             "retort.asking:answer",
             {"arguments": asking.arguments(), "waiting": waiting, "since": since},
             stage.report,

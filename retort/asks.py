@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retort import models, rationale, task_types
+from retort import rationale, task_types
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError
-from retort.ledger import NO_LIMIT, Entry, Ledger, Standing
 from retort.records import Example, Message, Response, sha256_of
-from retort.signals import Signal
 from retort.spec import JobSpec
+from retort.store import model_folder
+from retort.store.ledger import NO_LIMIT, Entry, Ledger, Standing
+from retort.store.signals import Signal
 
 FORMAT = 1
 
@@ -62,7 +63,7 @@ def model_digest(engine: EngineModule, model: str, endpoint: str | None, where: 
     """Returns what names a model. Raises `SpecError` that names the knob where there is none."""
     if engine.REMOTE:
         return f"{endpoint or 'default endpoint'}: {model}"
-    return models.digest(model, where)
+    return model_folder.digest(model, where)
 
 
 def manner(spec: JobSpec) -> dict[str, Any]:
@@ -86,10 +87,10 @@ def manner(spec: JobSpec) -> dict[str, Any]:
     found |= {name: getattr(knobs, name) for name in steering if getattr(knobs, name)}
     if engine_of(spec).REMOTE:
         return found
-    folder = models.locate(knobs.teacher, "generate.teacher")
-    found["token_map_sha256"] = models.token_map(folder)[0]
-    found["template_sha256"] = models.template_sha256(folder)
-    if models.length_changes_answers(folder):
+    folder = model_folder.locate(knobs.teacher, "generate.teacher")
+    found["token_map_sha256"] = model_folder.token_map(folder)[0]
+    found["template_sha256"] = model_folder.template_sha256(folder)
+    if model_folder.length_changes_answers(folder):
         found["max_model_len"] = knobs.max_model_len
     return found
 

@@ -13,7 +13,7 @@ from retort.errors import SpecError, StoreError
 from retort.records import sha256_of
 from retort.spec import JobSpec, Recipe, recipes
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
-from retort.storage import Artifact, Folder, open_store
+from retort.store import Artifact, Folder, open_store
 from retort.tracking import Tracker
 
 MODEL = "model"  # the part of the release's artifact that is the Hugging Face folder

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort import signals
 from retort.events import Reporter
 from retort.records import Decision, Example, Response, Split, read_lines
-from retort.signals import Signal
 from retort.spec import JobSpec, StageName
-from retort.storage import Artifact, Folder, Store
+from retort.store import Artifact, Folder, Store, signals
+from retort.store.signals import Signal
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import psutil
 
 from retort.errors import SpecError, StoreError
 from retort.spec import JobSpec
-from retort.storage import Store
+from retort.store import Store
 from retort.tracking import without_secrets
 
 PACKAGES = ("torch", "transformers", "datasets", "prefect", "mlflow", "s3fs")

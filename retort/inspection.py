@@ -9,7 +9,6 @@ from retort.asks import Plan, engine_of, ledger_name, manner
 from retort.champion import with_champion
 from retort.context import read_decisions, read_responses, stream_examples
 from retort.errors import DataError
-from retort.ledger import Ledger
 from retort.records import (
     Decision,
     Example,
@@ -21,7 +20,8 @@ from retort.records import (
 )
 from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
 from retort.spec.fingerprint import CHAMPION
-from retort.storage import Store
+from retort.store import Store
+from retort.store.ledger import Ledger
 from retort.tracking import Tracker
 
 

@@ -15,8 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from retort import rationale
 from retort.errors import SpecError, did_you_mean
+from retort.plugins import find_function
 from retort.records import Example, Response
-from retort.registry import find_function
 from retort.spec import JobSpec
 from retort.task_types import TaskType
 

@@ -18,11 +18,11 @@ from retort import __version__, champion, preflight, sources
 from retort.comparison import flat_differences
 from retort.context import Stage
 from retort.events import Event, Reporter
+from retort.plugins import outside
 from retort.records import SPLITS
-from retort.registry import outside
 from retort.spec import JobSpec, StageName
-from retort.storage import Artifact, Folder, Store
-from retort.storage.leases import Holder
+from retort.store import Artifact, Folder, Store
+from retort.store.leases import Holder
 from retort.tracking import NONE, Candidate, Tracker, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from retort import asks, machine, models
+from retort import asks
 from retort.engines import resolve
 from retort.errors import SpecError
+from retort.processes import machine
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
+from retort.store import model_folder
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def _is_cpu_build() -> bool:
 
 
 def _check_heads(where: str, each: int, knob: str, model: str) -> None:
-    config = json.loads((models.locate(model, knob) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(
+        (model_folder.locate(model, knob) / "config.json").read_text(encoding="utf-8")
+    )
     heads = (config.get("text_config") or config).get("num_attention_heads")
     if heads and heads % each:
         fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)

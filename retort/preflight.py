@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import asks, items, models, parallel, task_types
+from retort import asks, items, parallel, task_types
 from retort import sources as data
 from retort.asking import as_teacher
-from retort.child import nodes
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
+from retort.plugins import check_function, check_options, source_digest
 from retort.prepare.rows import Reader, preview
+from retort.processes import nodes
 from retort.records import SPLITS, sha256_of
-from retort.registry import check_function, check_options, source_digest
 from retort.spec import Asked, JobSpec
-from retort.storage import Store
+from retort.store import Store, model_folder
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
 BYTES_PER_PARAMETER = 12 + 2 * 4
@@ -51,7 +51,7 @@ def sources(spec: JobSpec) -> dict[str, str]:
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
     found["generate.teacher"] = asks.teacher_digest(spec)
-    found["train.student"] = models.digest(spec.train.student, "train.student")
+    found["train.student"] = model_folder.digest(spec.train.student, "train.student")
     return found
 
 
@@ -125,11 +125,11 @@ def _check_models(spec: JobSpec) -> list[str]:
             raise SpecError(f"generate.{name}: this engine does not know it; set it to 0")
     if spec.is_live:
         lines.append(_check_live(spec))
-    student = models.check(spec.train.student, "train.student")
+    student = model_folder.check(spec.train.student, "train.student")
     if engine.REMOTE:
         lines.append(engine.check(asks.settings_of(spec, "")))
     else:
-        teacher = models.check(spec.generate.teacher, "generate.teacher")
+        teacher = model_folder.check(spec.generate.teacher, "generate.teacher")
         lines.append(_line("generate.teacher", spec.generate.teacher, teacher))
         _check_length(spec, teacher)
         if spec.distils:
@@ -156,11 +156,11 @@ def _check_asked(spec: JobSpec, where: str, who: Asked) -> str:
     engine = find_engine(resolve(who.engine, 0))
     if engine.REMOTE:
         return f"{where}: {engine.check(asks.settings_of(as_teacher(spec, who), ''))}"
-    return _line(where, who.model, models.check(who.model, where))
+    return _line(where, who.model, model_folder.check(who.model, where))
 
 
 def _check_length(spec: JobSpec, teacher: Path) -> None:
-    knobs, short = spec.generate, models.short_length(teacher)
+    knobs, short = spec.generate, model_folder.short_length(teacher)
     is_vllm = resolve(knobs.engine, knobs.top_k) == "vllm"
     if short and knobs.top_k and is_vllm and (knobs.max_model_len or short + 1) > short:
         raise SpecError(
@@ -172,11 +172,14 @@ def _check_length(spec: JobSpec, teacher: Path) -> None:
 
 
 def _line(key: str, model: str, folder: Path) -> str:
-    return f"{key} {model}: {models.size(folder)['parameters']:,} parameters"
+    return f"{key} {model}: {model_folder.size(folder)['parameters']:,} parameters"
 
 
 def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
-    (teacher_map, size), (student_map, _) = models.token_map(teacher), models.token_map(student)
+    (teacher_map, size), (student_map, _) = (
+        model_folder.token_map(teacher),
+        model_folder.token_map(student),
+    )
     text_alone = "train.losses: [{name: cross_entropy}]" if spec.is_live else "generate.top_k: 0"
     way_out = (
         f"the student cannot learn from the teacher's signal; set {text_alone} to learn from its "
@@ -184,7 +187,7 @@ def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
     )
     if teacher_map != student_map:
         raise SpecError(f"{teacher} and {student} have different tokenizers, so {way_out}")
-    if models.template_sha256(teacher) != models.template_sha256(student):
+    if model_folder.template_sha256(teacher) != model_folder.template_sha256(student):
         raise SpecError(f"{teacher} and {student} have different chat templates, so {way_out}")
     if spec.uses_signal and spec.generate.top_k >= size:
         raise SpecError(
@@ -288,5 +291,7 @@ def _check_nodes(spec: JobSpec, store: Store) -> list[str]:
 
 
 def _parameters(spec: JobSpec) -> int:
-    found: dict[str, Any] = models.size(models.locate(spec.train.student, "train.student"))
+    found: dict[str, Any] = model_folder.size(
+        model_folder.locate(spec.train.student, "train.student")
+    )
     return int(found["parameters"])

@@ -25,7 +25,7 @@ from prefect.states import Cancelling
 from retort.events import Event, Reporter
 from retort.generate import help_generate
 from retort.job import Job
-from retort.storage import Store
+from retort.store import Store
 from tasks.listeners import tell
 from tasks.slots import slot
 

@@ -16,7 +16,7 @@ from prefect.states import Completed
 from retort.job import Job
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
-from retort.storage import Artifact
+from retort.store import Artifact
 from tasks.replicas import with_replicas
 from tasks.slots import slot
 

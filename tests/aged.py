@@ -8,7 +8,7 @@ from typing import Any
 
 from flows import gc as command
 from retort import gc
-from retort.storage import Store
+from retort.store import Store
 
 DAY = 86_400.0
 

@@ -7,9 +7,9 @@ import orjson
 import yaml
 from aiohttp import web
 
-from retort.registry import outside
+from retort.plugins import outside
 from retort.spec import INPUTS, load
-from retort.storage import Folder
+from retort.store import Folder
 from tests.azure_job import JOB
 from tests.stages import stage_of
 

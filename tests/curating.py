@@ -6,7 +6,7 @@ from retort.curate import curate
 from retort.events import SILENT
 from retort.records import Example, Response, write_lines
 from retort.spec import build
-from retort.storage import open_store
+from retort.store import open_store
 
 
 def asked(name, split="train", expected="2", question="1 + 1 = ?", **more) -> Example:

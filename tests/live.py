@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 
-from retort import encoding, losses, models
+from retort import encoding, losses
 from retort.context import Stage, read_examples
 from retort.losses import Target
 from retort.prepare import prepare
+from retort.store import model_folder
 from retort.train.batches import Batch, Item
 from retort.train.head import Sums, Term, losses_of, sums_of
 from retort.train.objective import last_hidden, trusted_head
@@ -70,7 +71,7 @@ def plain_logits(model_folder: Path, items: list[Item]) -> torch.Tensor:
 
 
 def size_of(folder: Path) -> int:
-    return models.token_map(folder / "student")[1]
+    return model_folder.token_map(folder / "student")[1]
 
 
 def learned(

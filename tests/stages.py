@@ -10,7 +10,7 @@ from retort.generate import generate
 from retort.prepare import prepare
 from retort.records import Response
 from retort.spec import build, recipes
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 
 RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
 

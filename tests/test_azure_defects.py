@@ -18,7 +18,7 @@ from retort.context import read_decisions, read_examples, read_responses
 from retort.inspection import quarantined
 from retort.records import Decision, Example, Response
 from retort.spec import build
-from retort.storage import open_store
+from retort.store import open_store
 from tests.azure_rows import EASY, completion, make, row, spec_of, write_job
 from tests.misbehaving import Endpoint, endpoint
 from tests.stages import stage_of

@@ -12,7 +12,7 @@ from flows.cli import main
 from retort.context import read_decisions, read_examples
 from retort.engines import resolve
 from retort.spec import STAGES
-from retort.storage import Folder
+from retort.store import Folder
 from tests.answering import save_models
 from tests.real_data import AZURE, needs_azure
 

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows import benchmark as command
 from flows.options import on_spec
-from retort import benchmark, child, preflight
+from retort import benchmark, preflight, processes
 from retort.benchmark.candidates import candidates, longest
 from retort.benchmark.results import gathered
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
 from retort.report.html import draw
 from retort.spec import JobSpec, load, recipes
-from retort.storage import open_store
+from retort.store import open_store
 from tests import report_content
 from tests.misbehaving import SECRET, endpoint, running
 from tests.tiny import save_model, write_rows
@@ -278,7 +278,7 @@ def test_data_that_cannot_be_fetched_are_named(job):
     job["patch"].setenv("HF_HUB_OFFLINE", "1")
     settings = {"include_path": str(job["root"] / "tasks"), "num_fewshot": None, "limit": 2}
     with pytest.raises(DataError, match=r"task tiny_far: .*--include-path DIR"):
-        child.run(
+        processes.run(
             "retort.benchmark.harness:plan",
             {"tasks": ["tiny_far"], "settings": settings},
             SILENT,

@@ -17,7 +17,7 @@ from retort.context import Stage
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import build
-from retort.storage import Store
+from retort.store import Store
 
 LABELS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
 FACTS = {

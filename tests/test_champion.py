@@ -23,7 +23,7 @@ from flows.distill import distill
 from retort import inspection
 from retort.spec import STAGES, JobSpec, load
 from retort.spec.fingerprint import EVALUATE_CHAMPION
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 from retort.tracking import open_registry, promote
 from tasks import listeners
 from tests.conftest import ask

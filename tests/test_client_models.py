@@ -16,7 +16,7 @@ from retort.client.models import Models, ModelVersion
 from retort.client.models.finding import Found, find
 from retort.errors import DataError, SpecError
 from retort.spec import load
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 from retort.task_types.qa import normal
 from retort.tracking import Candidate, Tracker, open_registry, promote
 from tests.tiny import save_model, write_job

@@ -18,7 +18,7 @@ from retort.comparison import table
 from retort.errors import DataError, SpecError
 from retort.records import write_lines
 from retort.report.answered import Answered
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 from tests import report_content
 
 N = 300

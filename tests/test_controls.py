@@ -22,7 +22,7 @@ from retort.job import Job
 from retort.preflight import check
 from retort.report import report
 from retort.spec import build, load, recipes, training_of
-from retort.storage import Artifact, Folder, open_store
+from retort.store import Artifact, Folder, open_store
 from retort.train.loop import fit
 from tests.tiny import write_job
 from tests.training import made

@@ -13,7 +13,7 @@ from flows.cli import main
 from retort import inspection, preflight
 from retort.events import SILENT
 from retort.spec import load, recipes
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 from retort.train.loop import fit
 from tests.conftest import ask
 from tests.test_job_killed import kill_when

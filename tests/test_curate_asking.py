@@ -11,7 +11,7 @@ from retort.asking import judging, score_of
 from retort.errors import DataError, SpecError, StageError
 from retort.records import Example
 from retort.spec import Judge, build
-from retort.storage import open_store
+from retort.store import open_store
 from tests.curating import asked, curated, said, why
 from tests.misbehaving import SECRET, bad, endpoint
 from tests.stages import job, num_files, segments

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from retort.storage import open_store
+from retort.store import open_store
 from tests import workers
 from tests.stages import segments
 from tests.tiny import write_rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from retort import child
+from retort import processes
 from retort.encoding import load_tokenizer, render
 from retort.engines import Request, Settings, find_engine, resolve
 from retort.engines._keys import cache_bytes
@@ -45,7 +45,7 @@ def answered(request, tmp_path_factory):
     }
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
-    found = child.run(
+    found = processes.run(
         "tests.test_engines:answer_and_time", arguments, SILENT, folder / "log", runtime
     )
     return model, found

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from retort import models
 from retort.context import Stage
 from retort.engines import Answer, Request
 from retort.evaluate import evaluate, load
 from retort.evaluate.measure import measure
 from retort.events import SILENT, Reporter
 from retort.prepare import prepare
-from retort.storage import Artifact, Folder
+from retort.store import Artifact, Folder, model_folder
 from tests.stages import stage_of
 from tests.tiny import save_model
 
@@ -70,7 +69,7 @@ def folder(tmp_path_factory) -> Path:
     first.out.commit({"facts": prepare(first)})
     train = Folder(str(folder / "store/artifacts/train/made"))
     train.put_tree(save_model(folder / "student", hidden=32, layers=1, seed=3), "student")
-    train.commit({"facts": {"template_sha256": models.template_sha256(folder / "student")}})
+    train.commit({"facts": {"template_sha256": model_folder.template_sha256(folder / "student")}})
     return folder
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from retort import models
 from retort.context import Stage
 from retort.encoding import load_tokenizer, render_one
 from retort.evaluate import likelihood as measured
@@ -17,7 +16,7 @@ from retort.evaluate.likelihood import likelihood
 from retort.events import SILENT
 from retort.prepare import prepare
 from retort.records import Response, write_lines
-from retort.storage import Folder
+from retort.store import Folder, model_folder
 from tests.stages import stage_of
 from tests.tiny import save_model
 from tests.training import job
@@ -139,7 +138,7 @@ def test_a_model_with_other_ids_has_no_kl_and_one_that_is_none_a_note(folder, tm
     tokenizer = load_tokenizer(str(other))
     tokenizer.add_tokens(["is"])
     tokenizer.save_pretrained(other)
-    assert models.token_map(other) != models.token_map(folder / "teacher")
+    assert model_folder.token_map(other) != model_folder.token_map(folder / "teacher")
     (tmp_path / "broken").mkdir()
     asked = stage(folder, tmp_path / "out")
     given = {

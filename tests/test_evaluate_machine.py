@@ -9,7 +9,8 @@ import psutil
 import torch
 import transformers
 
-from retort import child, machine
+from retort import processes
+from retort.processes import machine
 
 
 def test_the_hardware_is_what_the_system_tells():
@@ -35,14 +36,14 @@ def test_the_versions_are_those_of_the_packages_read_without_loading_one():
     assert found["torch"] == torch.__version__ and found["vllm"]
     assert found["transformers"] == transformers.__version__
     assert found["python"] == sys.version.split()[0]
-    code = "import retort.machine as m, sys; m.versions(); print(sorted(sys.modules))"
+    code = "import retort.processes.machine as m, sys; m.versions(); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not any(f"'{name}'" in done.stdout for name in ("torch", "vllm", "mlflow", "numpy"))
 
 
 def test_the_memory_of_host_and_gpu_are_told_apart():
-    peak = child.peak_host_memory_bytes()
+    peak = processes.peak_host_memory_bytes()
     assert psutil.Process().memory_info().rss * 0.5 < peak < psutil.virtual_memory().total
     if not torch.cuda.is_available():
-        assert child.peak_gpu_memory_bytes() is None
-        assert child.peak_memory_bytes() >= peak
+        assert processes.peak_gpu_memory_bytes() is None
+        assert processes.peak_memory_bytes() >= peak

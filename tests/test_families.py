@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.spec import build
-from retort.storage import Folder
+from retort.store import Folder
 from retort.train import loop
 from tests.training import job, made
 from tests.zoo import FAMILIES, save_family

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from retort import filters, registry
+from retort import filters, plugins
 from retort.errors import SpecError
 from retort.items import Item, check
 from retort.records import Example, Response
@@ -68,9 +68,9 @@ def test_a_filter_keeps_what_holds_and_says_what_does_not(name, options, good, b
 
 
 def test_every_filter_is_a_function_of_an_item_with_checked_defaults():
-    for name in registry.function_names("retort.filters"):
+    for name in plugins.function_names("retort.filters"):
         check(name, {})
-    assert len(registry.function_names("retort.filters")) == 19
+    assert len(plugins.function_names("retort.filters")) == 19
 
 
 @needs_gsm8k

@@ -6,8 +6,8 @@ import pytest
 
 from retort.errors import SpecError
 from retort.formats import read_row, recognise
+from retort.plugins import function_names
 from retort.records import Row
-from retort.registry import function_names
 from tests.chat_samples import ASKED, CHAT, CHATS, FUNCTION, TOOL, turn
 from tests.real_data import every_real_file
 

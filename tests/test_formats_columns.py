@@ -5,7 +5,7 @@ import pytest
 from retort import formats
 from retort.errors import SpecError
 from retort.formats import read_row
-from retort.registry import find_function, function_names
+from retort.plugins import find_function, function_names
 from tests.chat_samples import CHATS
 
 LETTERS = {"choice_letters": ["A", "B", "C"], "choices": ["x", "y", "z"]}

@@ -9,8 +9,8 @@ import pytest
 
 from retort import gc
 from retort.errors import DataError, SpecError, StoreError
-from retort.storage import Store, open_store
-from retort.storage.leases import Holder
+from retort.store import Store, open_store
+from retort.store.leases import Holder
 from tests.aged import age, delete, going, hexed, ledger, make, path_of, refer, run
 
 STAGES = ("prepare", "generate", "curate", "train", "evaluate", "report", "release")

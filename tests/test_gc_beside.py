@@ -9,7 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 from retort import gc
 from retort.errors import StoreError
 from retort.gc import roots
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 from retort.tracking import Candidate, Tracker, open_registry
 from tests.aged import age, delete, going, hexed, make, path_of, refer, run
 

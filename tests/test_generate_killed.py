@@ -13,9 +13,9 @@ from collections import Counter
 import psutil
 import pytest
 
-from retort import child
+from retort import processes
 from retort.events import Reporter
-from retort.storage import open_store
+from retort.store import open_store
 from tests.conftest import BIN, environment
 from tests.stages import RUNTIME, job, num_files, run, segments
 from tests.tiny import save_model, write_rows
@@ -86,7 +86,9 @@ def captures(store: str) -> list[psutil.Process]:
 def test_a_dead_or_stuck_engine_is_started_again_on_what_is_missing(
     model, tmp_path, monkeypatch, death
 ):
-    monkeypatch.setattr(child, "GRACE_SECONDS", 1.0)  # a stopped process does not end when asked
+    monkeypatch.setattr(
+        processes, "GRACE_SECONDS", 1.0
+    )  # a stopped process does not end when asked
     store = str(tmp_path / "store")
     rows = write_rows(tmp_path / "train.jsonl", 250, seed=1)
     runtime = {**RUNTIME, "max_num_seqs": 2, "stall_seconds": 5, "max_restarts": 1}

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from retort.spec import STAGES
-from retort.storage import Folder
+from retort.store import Folder
 from tests.conftest import BIN, ask, environment
 from tests.tiny import write_job
 

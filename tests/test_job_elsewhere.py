@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from retort.spec import STAGES
-from retort.storage import Folder
+from retort.store import Folder
 from tests.tiny import write_job
 
 

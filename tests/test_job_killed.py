@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient
 
-from retort.storage import Folder, Store
+from retort.store import Folder, Store
 from tests.conftest import BIN, environment
 from tests.tiny import write_job
 

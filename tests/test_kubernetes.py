@@ -19,7 +19,7 @@ from prefect.workers.base import BaseJobConfiguration
 
 from deployments.bootstrap import POOLS
 from flows import node
-from retort.child import nodes
+from retort.processes import nodes
 from tests.servers import ROOT
 from tests.test_docker import SECRETS, parsed, programs
 

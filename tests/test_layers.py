@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "release"}
 DOORS = {
     "mlflow": {f"retort/tracking/{path.name}" for path in (ROOT / "retort/tracking").glob("*.py")},
-    "fsspec": {"retort/storage/__init__.py", "retort/storage/urls.py"},
+    "fsspec": {"retort/store/__init__.py", "retort/store/urls.py"},
     "datasets": {"retort/sources/hub.py"},
     "pyarrow": {"retort/sources/columns.py"},
     "matplotlib": {"retort/drawing.py"},

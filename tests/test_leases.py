@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from retort.storage import Folder
-from retort.storage.leases import Holder
+from retort.store import Folder
+from retort.store.leases import Holder
 from tests.servers import environment
 
 HOLDS_FOR_EVER = """
 import sys, time
-from retort.storage import Folder
-from retort.storage.leases import Holder
+from retort.store import Folder
+from retort.store.leases import Holder
 with Holder(Folder(sys.argv[1]), beat_seconds=0.1) as holder:
     assert holder.take("it")
     print("held", flush=True)

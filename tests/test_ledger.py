@@ -8,9 +8,9 @@ import pytest
 
 from retort.engines import local_raw, parse_local
 from retort.errors import StoreError
-from retort.ledger import MAX_UNCOMMITTED, Entry, Ledger
-from retort.signals import captured
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
+from retort.store.ledger import MAX_UNCOMMITTED, Entry, Ledger
+from retort.store.signals import captured
 
 FACTS = {"engine": "echo", "vocabulary": 70}
 

@@ -14,7 +14,7 @@ from retort.context import Stage, read_examples
 from retort.errors import SpecError
 from retort.events import Event, Reporter
 from retort.records import Decision, Response, write_lines
-from retort.storage import Folder
+from retort.store import Folder
 from retort.train.batches import collate
 from retort.train.endpoint import is_remote
 from retort.train.loop import fit

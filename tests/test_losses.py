@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retort import losses
 from retort.losses import Target, cross_entropy, forward_kl, label_distribution
-from retort.registry import function_names
+from retort.plugins import function_names
 
 N, V, K = 8, 40, 6
 LOSSES = {

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retort import child, preflight
-from retort.child import nodes
+from retort import preflight, processes
 from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
+from retort.processes import nodes
 from retort.spec import build, load
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 from tests.conftest import ROOT, environment, free_port
 from tests.test_child import HERE, gone
 from tests.test_ranks import notes, run
@@ -34,8 +34,8 @@ TWO = {"num_nodes": 2}
 # Enough steps that none of what happens to a machine on the way comes too late.
 KNOBS = {"num_epochs": 30}
 NODE = (
-    "import argparse, sys; from flows import node; from retort import child; "
-    "child.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); node.add(top.add_subparsers()); "
+    "import argparse, sys; from flows import node; from retort import processes; "
+    "processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); node.add(top.add_subparsers()); "
     "options = top.parse_args(); sys.exit(options.command(options))"
 )
 
@@ -166,7 +166,7 @@ def test_a_machine_that_goes_is_said_to_and_the_next_try_goes_on_with_another(
 
 def called(function: str, log: Path, report: Reporter = SILENT, **arguments: object) -> object:
     runtime = {"timeout_seconds": WAIT_SECONDS, **TWO}
-    return child.run(f"{HERE}:{function}", arguments, report, log, runtime)
+    return processes.run(f"{HERE}:{function}", arguments, report, log, runtime)
 
 
 def test_a_machine_waits_to_be_called_again_when_the_first_one_or_a_process_was_killed(

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from retort import losses, models
+from retort import losses
 from retort.context import Stage
 from retort.encoding import Row, encode
 from retort.events import Event, Reporter
-from retort.signals import captured
 from retort.spec import build
-from retort.storage import Folder
+from retort.store import Folder, model_folder
+from retort.store.signals import captured
 from retort.train import batches
 from retort.train.batches import Item, collate, micro_batches
 from retort.train.head import Head, Term
@@ -279,7 +279,7 @@ def curve_of(stage: Stage, out: Path, **knobs) -> tuple[list[dict], list[str]]:
 
 @pytest.mark.parametrize("most", [8192, 400])
 def test_a_whole_run_that_packs_has_the_losses_of_one_that_does_not(ready, tmp_path, most):
-    data = build_rows(ready, models.check(ready.spec.train.student, "train.student"), [2])
+    data = build_rows(ready, model_folder.check(ready.spec.train.student, "train.student"), [2])
     for items in (data.train, data.validation):
         part = next(micro_batches(items, most, packed=True))
         assert collate(part, "cpu", packed=True).position_ids_BT is not None

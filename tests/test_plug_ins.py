@@ -8,7 +8,7 @@ import yaml
 
 from retort import preflight
 from retort.errors import SpecError
-from retort.registry import source_digest
+from retort.plugins import source_digest
 from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT
 from tests.tiny import write_job

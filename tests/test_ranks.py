@@ -16,7 +16,7 @@ from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.spec import Train, build
-from retort.storage import Folder
+from retort.store import Folder
 from retort.train import train as train_stage
 from retort.train.layout import Layout, layout_of
 from tests.test_train import ready

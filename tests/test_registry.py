@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from flows import promote as command
 from flows.options import on_spec
 from retort.errors import SpecError, StoreError
-from retort.storage import Store, open_store
+from retort.store import Store, open_store
 from retort.tracking import Candidate, Tracker, Version, open_registry, promote, rollback
 from retort.tracking.promotion import ROLLED_BACK
 from retort.tracking.registry import CHAMPION, FORMER, by_alias

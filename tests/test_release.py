@@ -30,7 +30,7 @@ from retort.records import Response, read_lines
 from retort.release import generation_config, release
 from retort.report import report
 from retort.spec import build
-from retort.storage import Artifact, Folder, open_store
+from retort.store import Artifact, Folder, open_store
 from retort.train.loop import fit
 from tests import training
 from tests.servers import environment

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retort import addresses, metrics
+from retort import metrics
 from retort.records import Example
 from retort.report.answered import Answered
 from retort.report.content import MOST_POINTS, _public, _spread
@@ -12,6 +12,7 @@ from retort.report.costs import per_1000_requests, price_of
 from retort.report.examples import MOST_CHARACTERS, cut, embedded, question, side_by_side
 from retort.report.slices import MOST_VALUES, slices, warnings
 from retort.spec import Price, build
+from retort.store import urls
 from tests import report_content
 from tests.report_content import KNOBS
 
@@ -160,7 +161,7 @@ def test_a_question_is_the_users_words_or_the_whole_chat():
     ],
 )
 def test_an_address_is_shown_without_what_is_secret_in_it(text, shown):
-    assert addresses.public(text) == shown
+    assert urls.public(text) == shown
     assert _public({"a": [text, 1, None]}) == {"a": [shown, 1, None]}
 
 

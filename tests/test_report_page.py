@@ -22,7 +22,7 @@ from retort.report import report
 from retort.report.examples import side_by_side
 from retort.report.html import page, page_of
 from retort.spec import load
-from retort.storage import Artifact, Folder
+from retort.store import Artifact, Folder
 from retort.train.loop import fit
 from tests import report_content
 from tests.browser import needs_browser, see, shoot

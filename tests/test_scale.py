@@ -16,12 +16,12 @@ import yaml
 
 from deployments.bootstrap import POOLS
 from flows.cli import parser
-from retort import child
+from retort import processes
 from retort.errors import SpecError
 from retort.events import SILENT
 from retort.preflight import check
 from retort.spec.load import load
-from retort.storage import open_store
+from retort.store import open_store
 from tests.child_functions import answered_by
 from tests.servers import BIN, ROOT, environment
 from tests.tiny import save_model, write_job
@@ -198,7 +198,7 @@ def found(tmp_path_factory) -> dict:
         "large": settings(folder / "large", tensor_parallel_size=8),
         "large in stages": settings(folder / "large", tensor_parallel_size=8, **stages),
     }
-    return child.run(
+    return processes.run(
         "tests.test_scale:asked_of_vllm",
         {"cases": cases, "answering": [settings(tiny), settings(tiny, **TWO)]},
         SILENT,

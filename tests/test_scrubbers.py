@@ -8,7 +8,7 @@ import pytest
 
 from retort import scrubbers
 from retort.errors import SpecError
-from retort.registry import find_function, function_names
+from retort.plugins import find_function, function_names
 from tests.real_data import GSM8K, needs_gsm8k
 
 NAMES = function_names("retort.scrubbers")

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from benchmarks.signal_store import kl, realistic
 from retort.errors import DataError
-from retort.signals import Signal, SignalFile, captured, join, pack, repack, unpack
-from retort.signals.signal import cut, joined
+from retort.store.signals import Signal, SignalFile, captured, join, pack, repack, unpack
+from retort.store.signals.signal import cut, joined
 
 LARGE = 152064
 

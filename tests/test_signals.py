@@ -8,7 +8,7 @@ import pytest
 
 from retort.encoding import IGNORED, encode, render, with_end
 from retort.errors import DataError
-from retort.signals import Signal, captured, pack, tail_logprob, unpack
+from retort.store.signals import Signal, captured, pack, tail_logprob, unpack
 from retort.train.batches import collate
 from retort.train.joining import aligned
 from retort.train.rows import audit

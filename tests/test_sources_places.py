@@ -11,7 +11,7 @@ import pytest
 from retort.errors import SpecError, StoreError
 from retort.sources import describe, digest
 from retort.spec.data import HubDataset
-from retort.storage import find_urls, open_url, read_url
+from retort.store import find_urls, open_url, read_url
 from tests.source_rows import FORMS, ROWS, as_csv, as_parquet, jsonl, rows_of, values
 
 

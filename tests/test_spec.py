@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from retort.errors import SpecError
 from retort.preflight import check, sources
 from retort.spec import STAGES, JobSpec, build, load, recipes
-from retort.storage import open_store
+from retort.store import open_store
 from tests.tiny import write_job
 from tests.zoo import save_family
 

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from retort.errors import SpecError, StoreError
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 
 
 @pytest.fixture(params=["local", "memory"])

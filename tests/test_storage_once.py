@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from retort.errors import StoreError
-from retort.storage import Folder, files, here
+from retort.store import Folder, files, local
 from tests.slow_s3 import BLIND, LOST, Fault
 from tests.slow_s3 import slow_s3 as serving
 
@@ -148,8 +148,8 @@ def test_whether_a_store_can_tell_is_asked_once(s3, monkeypatch, fault):
 
 def test_a_disk_without_links_is_said_so_that_another_way_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", _no_links)
-    with pytest.raises(here.NoLinksError):
-        here.create(str(tmp_path / "a"), b"x")
+    with pytest.raises(local.NoLinksError):
+        local.create(str(tmp_path / "a"), b"x")
     assert list(tmp_path.iterdir()) == []
 
 

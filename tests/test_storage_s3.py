@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from retort.errors import StoreError
-from retort.storage import Folder, open_store, s3
+from retort.store import Folder, open_store, s3
 from tests.slow_s3 import HALF, HANG, INTERNAL, LOST, RESET, SLOW_DOWN, Fault, forget_clients
 from tests.slow_s3 import slow_s3 as serving
 
@@ -210,7 +210,7 @@ def test_an_upload_whose_process_was_killed_is_not_readable_and_can_be_removed(
     begun, store = threading.Event(), open_store(folder.uri)
     proxy.behave = lambda asked: begun.set() if asked.what == "part" else None
     code = (
-        "import sys; from retort.storage import Folder, s3; s3.PART_BYTES = 5 << 20; "
+        "import sys; from retort.store import Folder, s3; s3.PART_BYTES = 5 << 20; "
         "Folder(sys.argv[1]).write('a', bytes(400 << 20))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, folder.uri])

@@ -16,7 +16,7 @@ from retort.errors import SpecError
 from retort.events import SILENT
 from retort.losses import Target, cross_entropy
 from retort.spec import Train, build
-from retort.storage import Folder, open_store
+from retort.store import Folder, open_store
 from retort.train import checkpoint
 from retort.train.head import Term
 from retort.train.objective import Objective, trusted_head

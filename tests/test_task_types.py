@@ -10,9 +10,9 @@ import pytest
 from retort import task_types
 from retort.errors import SpecError
 from retort.formats import read_row
+from retort.plugins import find_file
 from retort.rationale import instruction
 from retort.records import Row
-from retort.registry import find_file
 from retort.spec import Generate, Prepare
 from retort.task_types import chat_of, conversation, fill, math, nli, qa, summarization
 from tests.asking import BUILT_IN, CHOOSE, PAIR, content, prompt, turns

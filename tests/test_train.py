@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retort import models
 from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
-from retort.registry import check_options
-from retort.signals import captured
+from retort.plugins import check_options
 from retort.spec import build, load
-from retort.storage import Artifact, Folder, open_store
+from retort.store import Artifact, Folder, model_folder, open_store
+from retort.store.signals import captured
 from retort.train.joining import within
 from retort.train.loop import fit
 from tests.tiny import save_model, write_job
@@ -113,13 +112,13 @@ def test_the_students_tokenizer_and_template_are_the_bases_own(ready, tmp_path):
     base, student = Path(ready.spec.train.student), tmp_path / "student"
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert filecmp.cmp(base / name, student / name, shallow=False)
-    assert models.token_map(base) == models.token_map(student)
+    assert model_folder.token_map(base) == model_folder.token_map(student)
     assert (tmp_path / "mask_audit.txt").read_text().count("example ") == 4
 
 
 def test_ids_past_the_tokenizers_are_sliced_off_and_never_trained(ready, tmp_path):
     padded = save_model(tmp_path / "padded", hidden=32, layers=1, seed=2, vocabulary=128)
-    size = models.token_map(padded)[1]
+    size = model_folder.token_map(padded)[1]
     assert size < 128
     before = load_file(padded / "model.safetensors")["model.embed_tokens.weight"]
     after = train(ready, tmp_path / "out", student=str(padded))["model.embed_tokens.weight"]

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from retort import encoding, models, preflight
+from retort import encoding, preflight
 from retort.context import Stage
 from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
 from retort.records import Example
 from retort.spec import build, load
-from retort.storage import Folder, open_store
+from retort.store import Folder, model_folder, open_store
 from retort.train import batches, rows
 from retort.train.loop import fit
 from tests.test_train import ready, train
@@ -53,7 +53,7 @@ def scored(tmp_path_factory) -> Stage:
 
 
 def test_each_answer_knows_where_its_label_is_decided_and_the_labels_ids_there(scored):
-    base = models.check(scored.spec.train.student, "train.student")
+    base = model_folder.check(scored.spec.train.student, "train.student")
     data = rows.build(scored, base, [2])
     tokenizer = encoding.load_tokenizer(scored.spec.train.student)
     assert len(data.train) > 12

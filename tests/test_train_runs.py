@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from retort.events import Event, Reporter
 from retort.spec import Train
-from retort.storage import Folder
+from retort.store import Folder
 from retort.train.curve import Curve
 from retort.train.schedule import share
 from tests.test_train import ready, same, train

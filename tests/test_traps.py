@@ -12,8 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from retort import encoding, losses
 from retort.gate import judge
 from retort.losses import Target
+from retort.plugins import function_names
 from retort.records import Decision, Response
-from retort.registry import function_names
 from retort.spec import Gate
 from retort.train import rows
 from retort.train.batches import collate

@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from retort import models, signals
 from retort.asks import settings_of
 from retort.context import Stage, read_signals
 from retort.encoding import Row, encode
@@ -24,9 +23,9 @@ from retort.evaluate import check_template
 from retort.events import SILENT, Event, Reporter
 from retort.generate.parity import parity
 from retort.records import Response, read_lines, write_lines
-from retort.signals import Signal, captured
 from retort.spec import build
-from retort.storage import Folder
+from retort.store import Folder, model_folder, signals
+from retort.store.signals import Signal, captured
 from retort.train import rows
 from retort.train.joining import ends_well
 from retort.train.layout import Layout
@@ -130,7 +129,7 @@ def test_parity_notices_distributions_that_moved_beneath_their_tokens(ready, tmp
 
 
 def built(stage: Stage) -> rows.Data:
-    base = models.check(stage.spec.train.student, "train.student")
+    base = model_folder.check(stage.spec.train.student, "train.student")
     return rows.build(stage, base, [END])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from retort import child
+from retort import processes
 from retort.encoding import load_tokenizer, render_one
 from retort.events import SILENT
 from tests import child_functions
@@ -57,7 +57,7 @@ def answered(folder):
     models.append((str(folder / "phi-3-mini-128k"), 5000))
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
     function = "tests.test_zoo:answer_each"
-    answers = child.run(function, {"models": models}, SILENT, folder / "log", runtime)
+    answers = processes.run(function, {"models": models}, SILENT, folder / "log", runtime)
     return dict(zip([*FAMILIES, "longer context"], answers, strict=True))
 
 

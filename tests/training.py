@@ -13,7 +13,7 @@ from retort.curate import curate
 from retort.events import SILENT
 from retort.generate.capture import capture
 from retort.prepare import prepare
-from retort.storage import Artifact
+from retort.store import Artifact
 from tests.stages import stage_of
 
 

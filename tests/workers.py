@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 
 from flows.up import POOL, prepare_server
 from retort.spec import JobSpec, load
-from retort.storage import open_store
+from retort.store import open_store
 from tests import servers
 from tests.misbehaving import Endpoint, endpoint, fine
 from tests.servers import BIN, environment

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retort import asks, inspection, models, preflight
+from retort import asks, inspection, preflight
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, did_you_mean
 from retort.spec import JobSpec, recipes, training_of
-from retort.storage import Folder, Store
+from retort.store import Folder, Store, model_folder
 
 GIVEN = ("teacher", "base")
 # Most tokens of prompt and answer unless asked for otherwise: a vllm on CPU must have room for one.
@@ -60,13 +60,13 @@ def _given(spec: JobSpec, role: str) -> Candidate:
     """Returns a model that no stage of the job has made."""
     if role == "base":
         model = spec.train.student
-        models.check(model, "train.student")
-        return Candidate(role, model, models.digest(model, "train.student"))
+        model_folder.check(model, "train.student")
+        return Candidate(role, model, model_folder.digest(model, "train.student"))
     model, name = spec.generate.teacher, resolve(spec.generate.engine, 0)
     engine = find_engine(name)
     if not engine.REMOTE:
-        models.check(model, "generate.teacher")
-        return Candidate(role, model, models.digest(model, "generate.teacher"))
+        model_folder.check(model, "generate.teacher")
+        return Candidate(role, model, model_folder.digest(model, "generate.teacher"))
     settings = replace(asks.settings_of(spec, ""), runtime=_live(spec))
     engine.check(settings)
     return Candidate(role, model, asks.teacher_digest(spec), vars(settings), name)
@@ -100,7 +100,7 @@ def longest(spec: JobSpec, wanted: int | None) -> int:
     given = {"base": spec.train.student}
     if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
         given["teacher"] = spec.generate.teacher
-    lengths = {role: _length(models.locate(model, role)) for role, model in given.items()}
+    lengths = {role: _length(model_folder.locate(model, role)) for role, model in given.items()}
     known = {role: length for role, length in lengths.items() if length}
     if wanted is None:
         return min([MOST_TOKENS, *known.values()])

@@ -17,7 +17,7 @@ from retort.benchmark.scoring import OTHER_SEED, scored, seed
 from retort.errors import DataError, SpecError, did_you_mean
 from retort.events import Reporter
 from retort.records import sha256_of
-from retort.storage import Folder
+from retort.store import Folder
 
 SILENCE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",

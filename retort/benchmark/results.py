@@ -8,7 +8,7 @@ from typing import Any
 
 from retort import metrics, preflight
 from retort.spec import JobSpec, recipes
-from retort.storage import Folder, Store
+from retort.store import Folder, Store
 
 Keys = dict[str, dict[str, str]]  # by role and task: the name of the result's file
 Results = dict[str, dict[str, dict[str, Any]]]  # by role and task: what `harness.measure` wrote

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort import child, models
+from retort import processes
 from retort.benchmark.candidates import Candidate, candidates, is_folder, longest
 from retort.benchmark.results import gathered
 from retort.engines import resolve
@@ -17,7 +17,7 @@ from retort.errors import SpecError
 from retort.events import Reporter
 from retort.records import content_id
 from retort.spec import JobSpec
-from retort.storage import Store
+from retort.store import Store, model_folder
 
 ENGINES = {"vllm": "vllm", "transformers": "hf"}
 Plan = dict[str, dict[str, Any]]  # by task: what `harness.plan` returns
@@ -86,7 +86,7 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
 
 
 def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Plan:
-    found: Plan = child.run(
+    found: Plan = processes.run(
         "retort.benchmark.harness:plan",
         {"tasks": list(asked.tasks), "settings": asked.settings},
         report.part("reading", 0, 1),
@@ -139,7 +139,7 @@ def _measure(
             "engine": candidate.engine,
         }
         tasks = [{"name": task, "key": key, **planned[task]} for task, key in missing.items()]
-        child.run(
+        processes.run(
             "retort.benchmark.harness:measure",
             {
                 "model": model,
@@ -156,7 +156,7 @@ def _measure(
 def _dtype(address: str, manner: dict[str, Any]) -> str:
     """Returns the precision of the weights; vLLM's own auto would run float32 in bfloat16."""
     chosen = str(manner["dtype"])
-    return models.stored_dtype(address) if chosen == "auto" else chosen
+    return model_folder.stored_dtype(address) if chosen == "auto" else chosen
 
 
 def _log(spec: JobSpec, store: Store) -> Path:

@@ -6,7 +6,7 @@ need no more memory than a few numbers each.
 
 from typing import Any
 
-from retort import addresses, sources
+from retort import sources
 from retort.balance import largest
 from retort.card.drawing import panels, picture
 from retort.card.histograms import lengths
@@ -15,6 +15,7 @@ from retort.card.tally import Examples, Responses, count_examples, count_respons
 from retort.card.text import page
 from retort.context import Stage
 from retort.records import SPLITS, Decision
+from retort.store import urls
 
 __all__ = ["page", "panels", "picture", "write"]
 
@@ -90,7 +91,7 @@ def _sources(stage: Stage) -> dict[str, dict[str, str]]:
     digests = made_from.get("sources", {})
     return {
         split: {
-            "place": addresses.public(sources.describe(source)),
+            "place": urls.public(sources.describe(source)),
             "digest": digests.get(f"prepare.{split}", ""),
         }
         for split in SPLITS

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from retort import balance, texts
 from retort.context import Stage, stream_examples
 from retort.records import Decision, Message, Response, Split, read_lines
-from retort.storage import Folder
+from retort.store import Folder
 
 Numbers = npt.NDArray[Any]
 ASKED: tuple[Split, ...] = ("train", "validation")

@@ -14,7 +14,7 @@ from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
 from retort.spec import JobSpec, build_at, load
-from retort.storage import open_store
+from retort.store import open_store
 
 __all__ = [
     "DistillationJob",

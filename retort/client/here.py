@@ -19,7 +19,7 @@ import psutil
 from retort.client.state import JobState, Status
 from retort.errors import SpecError, StageError
 from retort.spec import STAGES, JobSpec
-from retort.storage import open_store
+from retort.store import open_store
 
 LOOK_SECONDS = 0.5
 # The shell keeps the exit code when whoever started it is gone.

@@ -12,7 +12,7 @@ from typing import Any
 from retort.context import read_examples
 from retort.errors import DataError, SpecError, StoreError, did_you_mean
 from retort.records import sha256_of
-from retort.storage import Folder, Store, read_url
+from retort.store import Folder, Store, read_url
 
 REPORT = "report.json"
 ROLES = ("teacher", "base", "student")

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from retort import encoding
 from retort.errors import SpecError
+from retort.plugins import find_file
 from retort.records import Message, Response, State, ids_sha256
-from retort.registry import find_file
-from retort.signals import Signal
+from retort.store.signals import Signal
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from retort.engines._door import (
     renamed,
 )
 from retort.errors import SpecError
-from retort.storage import Folder
+from retort.store import Folder
 
 LOG = logging.getLogger(__name__)
 # How far the provider's clock may be behind ours.

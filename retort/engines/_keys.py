@@ -7,8 +7,8 @@ only be cleared, which costs a start seconds, and hide what the model itself tak
 import json
 from typing import Any
 
-from retort import models
 from retort.engines import Settings
+from retort.store import model_folder
 
 # vLLM's tokens a block on a CPU, the unit in which memory is given to a sequence.
 BLOCK_TOKENS = 128
@@ -20,7 +20,7 @@ OTHERS = ("mamba", "ssm", "linear", "conv", "rwkv")
 def cache_bytes(settings: Settings, dtype: str) -> int:
     """Returns the bytes for keys and values on a CPU: what all sequences together can take at full
     length, and at most `kv_cache_gib`. `dtype` is the precision that they are kept in."""
-    runtime, folder = settings.runtime, models.locate(settings.model, "model")
+    runtime, folder = settings.runtime, model_folder.locate(settings.model, "model")
     most = int(runtime["kv_cache_gib"]) << 30
     whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config: dict[str, Any] = {**whole, **(whole.get("text_config") or {})}

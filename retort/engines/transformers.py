@@ -22,7 +22,7 @@ from retort.engines import (
     parse_local,
     render_each,
 )
-from retort.signals import captured
+from retort.store.signals import captured
 
 GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding, models
+from retort import encoding
 from retort.engines import (
     Answer,
     Request,
@@ -28,7 +28,8 @@ from retort.engines import (
 )
 from retort.engines._keys import cache_bytes
 from retort.errors import StageError
-from retort.signals import Signal, captured
+from retort.store import model_folder
+from retort.store.signals import Signal, captured
 
 GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False
@@ -43,7 +44,7 @@ def open_engine(settings: Settings) -> "VllmEngine":
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # A child's own temporary folder goes with it; what was compiled once should stay.
-        "TORCHINDUCTOR_CACHE_DIR": str(models.cache_folder() / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(model_folder.cache_folder() / "inductor"),
     }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
@@ -276,7 +277,9 @@ def arguments(settings: Settings) -> dict[str, Any]:
     runtime, on_cpu = settings.runtime, current_platform.is_cpu()
     executor = runtime["distributed_executor"]
     # vLLM's own auto would run float32 weights in bfloat16.
-    dtype = models.stored_dtype(settings.model) if settings.dtype == "auto" else settings.dtype
+    dtype = (
+        model_folder.stored_dtype(settings.model) if settings.dtype == "auto" else settings.dtype
+    )
     return {
         "model": settings.model,
         "dtype": dtype,

@@ -8,7 +8,7 @@ answers are kept.
 from contextlib import ExitStack
 from typing import Any
 
-from retort import child, machine
+from retort import processes
 from retort.context import Stage, held_out_split
 from retort.errors import EngineDiedError
 from retort.evaluate.contestants import (
@@ -30,6 +30,7 @@ from retort.evaluate.scores import (
     texts_of,
 )
 from retort.metrics import Statistics
+from retort.processes import machine
 
 __all__ = ["check_template", "evaluate", "settings_of"]
 LIKELIHOOD = "likelihood.json"
@@ -58,7 +59,7 @@ def _take_turns(stage: Stage) -> None:
             continue
         with model_of(stage, role) as model:
             arguments = {"arguments": stage.arguments(), "role": role, "model": model}
-            measures = child.run(
+            measures = processes.run(
                 "retort.evaluate.measure:measure",
                 {**arguments, "number": number},
                 stage.report.part(role, index, len(turns)),
@@ -86,7 +87,7 @@ def _likelihood(stage: Stage) -> dict[str, Any]:
         with ExitStack() as copies:
             folders = {role: copies.enter_context(model_of(stage, role)) for role in here}
             try:
-                found = child.run(
+                found = processes.run(
                     "retort.evaluate.likelihood:likelihood",
                     {"arguments": stage.arguments(), "folders": folders},
                     stage.report,

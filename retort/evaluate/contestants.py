@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retort import models
 from retort.context import Stage, held_out_split, read_examples
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
 from retort.records import Example, Response, read_lines
 from retort.spec import JobSpec, training_of
+from retort.store import model_folder
 
 # The models that no stage of this job has made.
 GIVEN = ("teacher", "base")
@@ -73,7 +73,7 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
 
 def check_template(stage: Stage, student: Path, role: str = "student") -> None:
     """Raises `StageError` when the student would be asked in another form than it learned."""
-    if models.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
+    if model_folder.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
         raise StageError(f"the {role}'s chat template is not the one it was trained with")
 
 

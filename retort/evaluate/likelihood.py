@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from retort import encoding, models, task_types
+from retort import encoding, task_types
 from retort.context import Stage, from_arguments
 from retort.encoding import Row
 from retort.engines import Request, render_each
@@ -26,6 +26,7 @@ from retort.evaluate.contestants import asked_examples, read_answers, requests_o
 from retort.events import Reporter
 from retort.losses import Target, cross_entropy, forward_kl
 from retort.records import Response
+from retort.store import model_folder
 
 # The teacher's most probable ids that are kept of each token, beside one bucket for all others; and
 # of how many tokens at most, 12 bytes an id.
@@ -141,7 +142,7 @@ def _open(stage: Stage, role: str, folder: str) -> Opened:
     tokenizer = encoding.load_tokenizer(folder)
     width = int(model.get_output_embeddings().weight.shape[0])
     try:
-        token_map, vocabulary = models.token_map(models.locate(folder, role))
+        token_map, vocabulary = model_folder.token_map(model_folder.locate(folder, role))
     except SpecError:  # a tokenizer without a tokenizer.json
         token_map, vocabulary = None, len(tokenizer)
     limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))

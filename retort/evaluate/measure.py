@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retort import child, models
+from retort import processes
 from retort.context import Stage, from_arguments
 from retort.engines import Engine, EngineModule, Request
 from retort.evaluate import load
@@ -29,6 +29,7 @@ from retort.evaluate.contestants import (
 )
 from retort.events import Reporter
 from retort.records import Response, write_lines
+from retort.store import model_folder
 
 WARM_UP_REQUESTS = 8
 
@@ -124,7 +125,7 @@ def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:
     if module.REMOTE:
         return dict.fromkeys(names)
     return {
-        **models.size(models.locate(model, role)),
-        "peak_memory_bytes": child.peak_host_memory_bytes(),
-        "peak_gpu_memory_bytes": child.peak_gpu_memory_bytes(),
+        **model_folder.size(model_folder.locate(model, role)),
+        "peak_memory_bytes": processes.peak_host_memory_bytes(),
+        "peak_gpu_memory_bytes": processes.peak_gpu_memory_bytes(),
     }

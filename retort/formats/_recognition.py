@@ -6,8 +6,8 @@ from typing import Any
 
 from retort.errors import SpecError
 from retort.formats import _columns as names
+from retort.plugins import find_function
 from retort.records import Row
-from retort.registry import find_function
 
 Format = Callable[[dict[str, Any]], Row]
 KNOWN = (

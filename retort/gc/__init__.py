@@ -27,7 +27,7 @@ from retort.gc.reading import (
     jobs_of,
 )
 from retort.gc.roots import held_by, reached_from, registered_in, used_by, versions
-from retort.storage import Folder, Store
+from retort.store import Folder, Store
 
 __all__ = ["KEEP_DAYS", "Item", "Plan", "leftovers", "plan", "remove", "versions"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from retort.errors import DataError, StoreError
 from retort.spec import STAGES
-from retort.storage import MANIFEST, SCRATCH, Folder, Store, store_errors
-from retort.storage.urls import filesystem, is_missing
+from retort.store import MANIFEST, SCRATCH, Folder, Store, store_errors
+from retort.store.urls import filesystem, is_missing
 
 NAME = re.compile(r"[0-9a-f]{16}")
 ARTIFACTS, LEDGER, LEASES = "artifacts", "ledger", "leases"

@@ -11,7 +11,7 @@ from typing import Any
 from retort.errors import StoreError
 from retort.gc.reading import Item, Job, Key, folder_of, read_json
 from retort.spec import STAGES
-from retort.storage import MANIFEST, Store
+from retort.store import MANIFEST, Store
 from retort.tracking import open_registry, tracking_uri, without_secrets
 from retort.tracking.registry import SOURCE, TRAIN
 from retort.tracking.server import is_there

@@ -10,12 +10,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from retort import child
+from retort import processes
 from retort.asks import engine_of
 from retort.context import Stage, from_arguments
 from retort.errors import EngineDiedError, StageError
 from retort.events import Reporter
-from retort.storage import SCRATCH
+from retort.store import SCRATCH
 
 MIN_TOP_K_MASS = 0.9
 
@@ -69,7 +69,7 @@ def _restarted(stage: Stage, function: str, given: dict[str, Any]) -> tuple[Any,
         watched.pop("stall_seconds")  # requests have time limits of their own
     for attempt in range(runtime.max_restarts + 1):
         try:
-            found = child.run(
+            found = processes.run(
                 f"retort.generate.capture:{function}",
                 {"arguments": stage.arguments(), "max_num_seqs": sequences, **given},
                 stage.report,
@@ -110,7 +110,7 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
     runtime = stage.spec.generate.runtime
     if not (facts["num_signals"] and runtime.parity_samples):
         return None
-    found: dict[str, float] = child.run(
+    found: dict[str, float] = processes.run(
         "retort.generate.parity:parity",
         {"arguments": stage.arguments(), "dtype": facts["dtype"]},
         stage.report,

@@ -13,8 +13,8 @@ from retort.events import Reporter
 from retort.generate import view
 from retort.generate.session import Session
 from retort.generate.sharing import Share
-from retort.ledger import Ledger
-from retort.storage import Folder
+from retort.store import Folder
+from retort.store.ledger import Ledger
 
 
 def capture(

@@ -14,7 +14,7 @@ from retort.context import Stage, from_arguments, stream_examples
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Response, ids_sha256, read_lines
-from retort.signals import Signal, SignalFile
+from retort.store.signals import Signal, SignalFile
 
 # Mean KL in nats. Half precision rounds differently in every kernel; a shift costs whole nats.
 MOST_KL = {"float32": 5e-3}

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from retort import items, task_types
 from retort.asks import Plan
 from retort.errors import StageError
-from retort.ledger import Ledger
+from retort.plugins import find_function
 from retort.records import Example, Response
-from retort.registry import find_function
 from retort.spec import JobSpec
+from retort.store.ledger import Ledger
 
 MOST_UNUSABLE = 1
 FAILED = "failed: "

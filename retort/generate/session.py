@@ -21,10 +21,10 @@ from retort.generate import pilot
 from retort.generate.pulse import pulse
 from retort.generate.sharing import Share
 from retort.generate.spending import Meter, forecast
-from retort.ledger import Entry, Ledger
 from retort.records import Example, Response
-from retort.signals import join
 from retort.spec import JobSpec
+from retort.store.ledger import Entry, Ledger
+from retort.store.signals import join
 
 SAY_SECONDS, CHART_SECONDS, WAIT_SECONDS = 0.5, 5.0, 1.0
 # Each process's own seconds, so that several may work on one artifact.

@@ -11,8 +11,8 @@ from typing import Any
 
 from retort.errors import StageError
 from retort.records import Example
-from retort.storage import Folder
-from retort.storage.leases import Holder, State
+from retort.store import Folder
+from retort.store.leases import Holder, State
 
 # The last range of each is what the others wait for: about 3% of the work.
 RANGES_PER_PROCESS = 32

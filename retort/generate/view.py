@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from retort import signals
 from retort.asks import Plan
 from retort.errors import StageError
-from retort.ledger import Ledger
 from retort.records import Example, Response, write_lines
-from retort.signals import RawRow
 from retort.spec import Generate
-from retort.storage import Folder
+from retort.store import Folder, signals
+from retort.store.ledger import Ledger
+from retort.store.signals import RawRow
 
 
 def write(

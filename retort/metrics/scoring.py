@@ -9,8 +9,8 @@ from numbers import Real
 from typing import Any
 
 from retort.errors import SpecError
+from retort.plugins import find_function
 from retort.records import Example
-from retort.registry import find_function
 from retort.task_types import TaskType, metrics_of
 
 Score = float | list[float] | None

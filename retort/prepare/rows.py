@@ -15,6 +15,7 @@ from retort import sources, task_types
 from retort.balance import share
 from retort.errors import DataError, SpecError
 from retort.formats import read_row, recognise
+from retort.plugins import find_function, module_names
 from retort.records import (
     SPLITS,
     Example,
@@ -26,7 +27,6 @@ from retort.records import (
     content_id,
     write_lines,
 )
-from retort.registry import find_function, module_names
 from retort.sources import RawRow
 from retort.spec import JobSpec
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from retort import addresses, champion, licences
+from retort import champion, licences
 from retort.comparison import compare, too_few, unsure, warnings
 from retort.comparison.words import OTHERS
 from retort.context import Stage
@@ -11,6 +11,7 @@ from retort.report import slices
 from retort.report.answered import Answered
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION
+from retort.store import urls
 
 STAGES_READ = ("prepare", "generate", "curate", "train")
 MOST_POINTS = 200
@@ -130,7 +131,7 @@ def _public(value: Any) -> Any:
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    return addresses.public(value) if isinstance(value, str) else value
+    return urls.public(value) if isinstance(value, str) else value
 
 
 def _warnings(content: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from retort.comparison import caption, details, headlines, table, verdict
 from retort.report import views
 from retort.report.examples import embedded
 from retort.report.pictures import curves, forest, latencies, trade_off
-from retort.storage import Folder
+from retort.store import Folder
 
 Content = dict[str, Any]
 Pictures = dict[str, list[str]]

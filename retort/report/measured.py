@@ -8,7 +8,7 @@ from retort.metrics import Statistics
 from retort.records import Response, read_lines
 from retort.report.costs import per_1000_requests, price_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
-from retort.storage import Folder
+from retort.store import Folder
 
 
 def measured(stage: Stage) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from retort.sources.packed import BLOCK_BYTES, unpacked
 from retort.sources.row import RawRow
 from retort.sources.tables import table_rows
 from retort.spec.data import HubDataset, Source
-from retort.storage import find_urls, is_glob, open_url
+from retort.store import find_urls, is_glob, open_url
 
 __all__ = ["RawRow", "describe", "digest", "read"]
 

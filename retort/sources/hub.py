@@ -13,7 +13,7 @@ from retort.errors import SpecError, did_you_mean
 from retort.records import sha256_of
 from retort.sources.row import RawRow
 from retort.spec.data import HubDataset
-from retort.storage import find_urls, read_url
+from retort.store import find_urls, read_url
 
 DICT, ONE = "dataset_dict.json", "state.json"
 BATCH_ROWS = 1024

@@ -9,8 +9,8 @@ import re
 from typing import Any, Protocol
 
 from retort.errors import SpecError
+from retort.plugins import find_file
 from retort.records import Example, Message, Prompt, Row
-from retort.registry import find_file
 from retort.spec.data import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty")

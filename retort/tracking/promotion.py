@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.errors import SpecError, StoreError, did_you_mean
-from retort.storage import Store
+from retort.store import Store
 from retort.tracking.registry import (
     CHALLENGER,
     CHAMPION,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from retort.storage import Folder
+from retort.store import Folder
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
 GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"

@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from retort.storage import Store
+from retort.store import Store
 from retort.tracking import registry
 from retort.tracking.registry import CHAMPION, GATE, Candidate, Version
 from retort.tracking.server import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from retort.storage import Store
+from retort.store import Store
 
 SQLITE = "sqlite:///"
 SURROUNDINGS = {

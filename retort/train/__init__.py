@@ -7,7 +7,7 @@ processes in layout.py and ranks.py, what survives a kill in checkpoint.py and c
 
 from typing import Any
 
-from retort import child
+from retort import processes
 from retort.context import Stage
 from retort.train.layout import layout_of
 
@@ -17,7 +17,7 @@ def train(stage: Stage) -> dict[str, Any]:
     runtime = stage.spec.train.runtime.model_dump()
     layout = layout_of(stage.spec.train)
     runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
-    facts: dict[str, Any] = child.run(
+    facts: dict[str, Any] = processes.run(
         "retort.train.loop:fit",
         {"arguments": stage.arguments()},
         stage.report,

@@ -18,7 +18,7 @@ from torch import Tensor
 from retort.encoding import IGNORED, Row
 from retort.errors import StageError
 from retort.losses import Target
-from retort.signals import Signal
+from retort.store.signals import Signal
 
 Item = tuple[Row, Signal | None]
 

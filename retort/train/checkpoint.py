@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from retort.storage import Folder
+from retort.store import Folder
 from retort.train.ranks import cut_like, whole
 
 PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from retort.storage import Folder
+from retort.store import Folder
 
 NAME = "history.json"
 # The share of the records that is taken as the beginning and as the end.

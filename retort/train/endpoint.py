@@ -17,8 +17,8 @@ from retort.engines._door import REASON_OF, UNREADABLE, Api, Error, cause_of, op
 from retort.engines._http import Flow
 from retort.errors import SpecError, StageError
 from retort.records import Example
-from retort.signals import Signal, captured
 from retort.spec import JobSpec
+from retort.store.signals import Signal, captured
 from retort.train.lists import check_words, kept, listed
 
 WAYS = (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from retort import models
 from retort.encoding import Row
 from retort.errors import DataError
 from retort.records import State
-from retort.signals import Signal
+from retort.store import model_folder
+from retort.store.signals import Signal
 
 
 def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
@@ -24,7 +24,7 @@ def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
             "speak of the student's tokens; set generate.top_k: 0 and train.losses: "
             "[{name: cross_entropy}], or take a student of the same family"
         )
-    if template_sha256 != models.template_sha256(base):
+    if template_sha256 != model_folder.template_sha256(base):
         raise DataError(
             "teacher and student have different chat templates, so the signal was captured after "
             "another prompt than the student sees; give both the same template, or learn by "

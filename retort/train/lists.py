@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from retort.encoding import Row
 from retort.errors import SpecError
-from retort.signals import Signal, captured
+from retort.store.signals import Signal, captured
 
 # Share of the endpoint's words for its ids that may differ from the student's: decoders disagree
 # on halves of a character, another vocabulary differs in nearly all.

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retort import child, encoding, models
+from retort import encoding, processes
 from retort.context import Stage, from_arguments
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
+from retort.store import model_folder
 from retort.train import batches, checkpoint, rows
 from retort.train.batches import Batch, Item
 from retort.train.curve import Curve
@@ -46,7 +47,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
-    base = models.check(knobs.student, "train.student")
+    base = model_folder.check(knobs.student, "train.student")
     # Where it is cut up among the processes, no device holds all of it.
     device = "cpu" if ranks.layout.shards else ranks.device
     model = open_student(knobs, device)
@@ -55,7 +56,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     if ranks.is_first:
         stage.out.write("mask_audit.txt", rows.audit(data.train, tokenizer).encode())
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
-    vocabulary = min(models.token_map(base)[1], model.config.vocab_size)
+    vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
     probe = batches.collate(data.train[:1], device)
     head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
     report.note(note)
@@ -80,7 +81,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_steps": trainer.num_steps,
         "device": ranks.device,
         "num_processes": ranks.size,
-        "template_sha256": models.template_sha256(base),
+        "template_sha256": model_folder.template_sha256(base),
         **last,
         "warnings": [*data.warnings, *last["warnings"]],
     }
@@ -249,7 +250,7 @@ class Trainer:
         """Returns what is measured once a pass: validation, each term's own gradient, memory."""
         record = self._validate(data.validation) if data.validation else {}
         record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
-        return record | {"peak_memory_bytes": float(child.peak_memory_bytes())}
+        return record | {"peak_memory_bytes": float(processes.peak_memory_bytes())}
 
     def _validate(self, items: list[Item]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""

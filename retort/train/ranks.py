@@ -1,6 +1,6 @@
 """The processes that train one student together: each on its part of every step, as torch does it.
 
-torchrun starts them (`retort.child`). The student is copied to each (DDP), or cut up among them
+torchrun starts them (`retort.processes`). The student is copied to each (DDP), or cut up among them
 (FSDP2), as layout.py says. The surprise: no tensor of a model that is cut up is whole; `whole` and
 `cut_like` are the only ways in and out, and all processes must take them together.
 """
@@ -100,7 +100,7 @@ class Ranks:
 def join(knobs: Train) -> Ranks:
     """Returns this process's place, and has it meet the others where there are any.
 
-    They are never parted: the process ends at once (`retort.child`), and
+    They are never parted: the process ends at once (`retort.processes`), and
     `destroy_process_group` can wait for a thread that waits for it.
     """
     layout = layout_of(knobs)

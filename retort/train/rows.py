@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding, models
+from retort import encoding
 from retort.asks import instruction_of
 from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
 from retort.encoding import IGNORED, Row
 from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split, ids_sha256
-from retort.signals import Signal
 from retort.spec import JobSpec
+from retort.store import model_folder
+from retort.store.signals import Signal
 from retort.train.batches import Item
 from retort.train.joining import aligned, check_pairing, ends_well, within
 
@@ -54,7 +55,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     """
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
-    token_map, vocabulary = models.token_map(base)
+    token_map, vocabulary = model_folder.token_map(base)
     shared = captured.get("token_map_sha256") == token_map
     uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
     # Of a teacher behind an endpoint nothing is known here: who asks it live compares.

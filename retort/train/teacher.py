@@ -16,12 +16,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from retort import encoding, models
+from retort import encoding
 from retort.context import Stage, stream_examples
 from retort.errors import SpecError
 from retort.losses import Target
 from retort.records import Example
 from retort.spec import JobSpec
+from retort.store import model_folder
 from retort.train.batches import Batch, Item, collate
 from retort.train.endpoint import Endpoint, is_remote
 from retort.train.head import Head
@@ -167,8 +168,8 @@ class _InOwnPrecision(nn.Module):  # type: ignore[misc]
 
 def _open_in_memory(stage: Stage, vocabulary: int, device: str, probe_BT: Tensor) -> InMemory:
     spec, name = stage.spec, stage.spec.generate.teacher
-    folder = models.check(name, "generate.teacher")
-    _check_pairing(folder, models.check(spec.train.student, "train.student"))
+    folder = model_folder.check(name, "generate.teacher")
+    _check_pairing(folder, model_folder.check(spec.train.student, "train.student"))
     _check_memory(spec, folder, device)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=spec.generate.dtype)
@@ -200,9 +201,9 @@ def _check_pairing(teacher: Path, student: Path) -> None:
         "a live teacher reads the student's tokens; take a student of the same family, or set "
         "train.losses: [{name: cross_entropy}] to learn from its text alone"
     )
-    if models.token_map(teacher)[0] != models.token_map(student)[0]:
+    if model_folder.token_map(teacher)[0] != model_folder.token_map(student)[0]:
         raise SpecError(f"{teacher} and {student} have different token maps: {way_out}")
-    if models.template_sha256(teacher) != models.template_sha256(student):
+    if model_folder.template_sha256(teacher) != model_folder.template_sha256(student):
         raise SpecError(f"{teacher} and {student} have different chat templates: {way_out}")
 
 
@@ -215,8 +216,8 @@ def _check_memory(spec: JobSpec, teacher: Path, device: str) -> None:
     need_bytes, knobs = _weights_bytes(spec, teacher), spec.train
     layout = layout_of(knobs)
     if knobs.lora is None and not layout.shards:
-        student = models.locate(knobs.student, "train.student")
-        need_bytes += BYTES_TO_TRAIN * int(models.size(student)["parameters"])
+        student = model_folder.locate(knobs.student, "train.student")
+        need_bytes += BYTES_TO_TRAIN * int(model_folder.size(student)["parameters"])
     if need_bytes > free_bytes:
         raise SpecError(
             f"generate.teacher: {spec.generate.teacher} in memory and the training of the student "
@@ -227,7 +228,7 @@ def _check_memory(spec: JobSpec, teacher: Path, device: str) -> None:
 
 def _weights_bytes(spec: JobSpec, teacher: Path) -> int:
     """Returns the bytes of the teacher's weights in the precision it is asked in."""
-    size, dtype = models.size(teacher), getattr(torch, spec.generate.dtype, None)
+    size, dtype = model_folder.size(teacher), getattr(torch, spec.generate.dtype, None)
     if isinstance(dtype, torch.dtype):
         return int(size["parameters"]) * int(dtype.itemsize)
     return int(size["weights_bytes"])

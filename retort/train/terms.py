@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from retort.registry import find_function
+from retort.plugins import find_function
 from retort.spec import JobSpec, Loss
 from retort.train.head import Term
 from retort.train.objective import agreement

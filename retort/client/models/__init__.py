@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from retort.storage import open_store
+from retort.store import open_store
 
 __all__ = ["Evaluation", "ModelVersion", "Models", "Rows", "Score"]
 

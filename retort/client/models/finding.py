@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort import models
 from retort.errors import SpecError, did_you_mean
 from retort.gc import versions
-from retort.storage import MANIFEST, Folder, Store
+from retort.store import MANIFEST, Folder, Store, model_folder
 from retort.tracking import Version, open_registry, tracking_uri
 from retort.tracking.registry import CHALLENGER, CHAMPION, by_alias, by_number, find_model
 from retort.tracking.server import is_there
@@ -53,7 +52,7 @@ def find(store: Store, name: str) -> Found:
         if path.is_dir():
             return _in_folder(path.resolve())
         if not VERSION.fullmatch(name.removesuffix(BASELINE)):
-            models.locate(name, "model_name")  # or it says that there is no such folder
+            model_folder.locate(name, "model_name")  # or it says that there is no such folder
             return Found(name, name, {})
     client = registry(store)
     if found := _made(store, client, name):

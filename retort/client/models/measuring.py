@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from retort import child, metrics, models, task_types
+from retort import metrics, processes, task_types
 from retort.client.models import Evaluation, Rows, Score
 from retort.client.models.finding import Found
 from retort.context import Stage
@@ -24,12 +24,12 @@ from retort.evaluate.load import summary
 from retort.events import Event, Reporter
 from retort.metrics.scoring import AGREEMENT
 from retort.metrics.scoring import find as find_metric
+from retort.plugins import module_names
 from retort.prepare.rows import Reader, check_counts, new_counts
 from retort.records import Example, write_lines
-from retort.registry import module_names
 from retort.spec import JobSpec, build_at
 from retort.spec.flat import put
-from retort.storage import Store, open_store
+from retort.store import Store, model_folder, open_store
 
 TIME, ALIASES = "inference_time", {"bleu_score": "bleu"}
 # Where nobody asks how long an answer takes: the least that a spec allows.
@@ -61,9 +61,9 @@ def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
         )
     rows, log = _examples(spec), store.local_state() / "logs" / "models.log"
     with found.here() as folder, tempfile.TemporaryDirectory(prefix="retort-") as scratch:
-        models.check(folder, "model_name")
+        model_folder.check(folder, "model_name")
         stage = _stage(spec, rows, open_store(scratch), log)
-        measures = child.run(
+        measures = processes.run(
             "retort.evaluate.measure:measure",
             {"arguments": stage.arguments(), "role": ROLE, "model": folder, "number": 1},
             stage.report,

@@ -9,11 +9,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from retort import signals
 from retort.errors import StoreError
 from retort.records import write_lines
-from retort.signals import Signal
-from retort.storage import Folder
+from retort.store import Folder, signals
+from retort.store.signals import Signal
 
 MAX_UNCOMMITTED = 256
 # One batch is written and one fills: together they are what may be uncommitted.

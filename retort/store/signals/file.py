@@ -18,8 +18,8 @@ import orjson
 from safetensors.numpy import save
 
 from retort.errors import DataError
-from retort.signals.record import Layout, RawRow
-from retort.signals.signal import Signal, cut, joined
+from retort.store.signals.record import Layout, RawRow
+from retort.store.signals.signal import Signal, cut, joined
 
 FORMAT = "2"
 DTYPES = {"U8": np.uint8, "I32": np.int32, "F16": np.float16}

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from retort.ledger.writer import MAX_UNCOMMITTED, Entry, Writer, signals_of
 from retort.records import STATES, Response
-from retort.signals import RawRow, Signal, SignalFile
-from retort.storage import Folder
+from retort.store import Folder
+from retort.store.ledger.writer import MAX_UNCOMMITTED, Entry, Writer, signals_of
+from retort.store.signals import RawRow, Signal, SignalFile
 
 CACHED_SEGMENTS = 256
 NO_LIMIT = (1 << 31) - 1

@@ -5,16 +5,18 @@ A listing is never cached, and a missing file is the one error that keeps its ow
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
-from retort.addresses import public
 from retort.errors import SpecError, StoreError
-from retort.storage import s3
+from retort.store import s3
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 MAGIC = frozenset("*?[")
 # What is fetched ahead of the reader from a store that is not on this machine.
 BLOCK_BYTES = 8 << 20
@@ -192,3 +194,17 @@ def _passing(error: Exception) -> bool:
         return bool({kind.__name__ for kind in type(error).__mro__} & PASSING)
     lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
     return not isinstance(error, lasting) and error.errno not in (errno.ENOSPC, errno.EROFS)
+
+
+def public(text: str) -> str:
+    """Returns a text with the secrets taken out of every URL in it."""
+    return URL.sub(lambda found: _bare(found.group()), text) if "://" in text else text
+
+
+def _bare(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address after all, such as http://[x
+        return url.split("?", maxsplit=1)[0].rpartition("@")[2]
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=place, query="", fragment=""))

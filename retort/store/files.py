@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort.storage import here, s3
-from retort.storage.urls import filesystem, is_s3, store_errors
+from retort.store import local, s3
+from retort.store.urls import filesystem, is_s3, store_errors
 
 # What only a run in progress needs: never part of the artifact, removed once it is finished.
 SCRATCH = "scratch/"
@@ -68,7 +68,7 @@ class Files:
         path = self._path(name)
         with store_errors(path):
             if self._is_local:
-                here.write(path, data)
+                local.write(path, data)
             elif is_s3(path) and len(data) >= 2 * s3.PART_BYTES:
                 s3.put(self._fs, path, len(data), lambda start, n: data[start : start + n])
             else:
@@ -86,8 +86,8 @@ class Files:
         path = self._path(name)
         with store_errors(path):
             if self._is_local:
-                with contextlib.suppress(here.NoLinksError):
-                    return here.create(path, data)
+                with contextlib.suppress(local.NoLinksError):
+                    return local.create(path, data)
             elif is_s3(path):
                 probe = self._path(f"{SCRATCH}probe-{uuid.uuid4().hex}")
                 if s3.refuses_to_replace(self._fs, path, probe):
@@ -137,23 +137,23 @@ class Files:
         with store_errors(self._path(name)), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
-    def put_tree(self, local: Path, prefix: str) -> None:
+    def put_tree(self, source: Path, prefix: str) -> None:
         """Copies every file below a local folder to `prefix/`."""
-        for path in sorted(p for p in local.rglob("*") if p.is_file()):
-            self.put_file(path, f"{prefix}/{path.relative_to(local).as_posix()}")
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            self.put_file(path, f"{prefix}/{path.relative_to(source).as_posix()}")
 
-    def put_file(self, local: Path, name: str) -> None:
+    def put_file(self, source: Path, name: str) -> None:
         """Copies a file of this machine, a large one in parts, so that it is there whole or not."""
-        target, size = self._path(name), local.stat().st_size
+        target, size = self._path(name), source.stat().st_size
         with store_errors(target):
             if self._is_local:
-                here.copy(local, target)
+                local.copy(source, target)
             elif is_s3(target) and size >= 2 * s3.PART_BYTES:
-                with local.open("rb") as stream:
-                    source = stream.fileno()
-                    s3.put(self._fs, target, size, lambda start, n: os.pread(source, n, start))
+                with source.open("rb") as stream:
+                    number = stream.fileno()
+                    s3.put(self._fs, target, size, lambda start, n: os.pread(number, n, start))
             else:
-                self._fs.put_file(str(local), target)
+                self._fs.put_file(str(source), target)
 
     @contextlib.contextmanager
     def local_copy(self, prefix: str) -> Iterator[Path]:

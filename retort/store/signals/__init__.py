@@ -5,9 +5,9 @@ that a shift by one can be noticed. The k largest are stored; what is left is th
 surprise: what is read back is quantized, sums to one, and stands in ascending order of id.
 """
 
-from retort.signals.file import SignalFile, pack, repack, unpack
-from retort.signals.record import RawRow
-from retort.signals.signal import Signal, captured, join, tail_logprob
+from retort.store.signals.file import SignalFile, pack, repack, unpack
+from retort.store.signals.record import RawRow
+from retort.store.signals.signal import Signal, captured, join, tail_logprob
 
 __all__ = [
     "RawRow",

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psutil
 
 from retort.errors import StoreError
-from retort.storage import Folder
+from retort.store import Folder
 
 BEAT_SECONDS, LOST_SECONDS = 5.0, 30.0
 State = Literal["free", "held", "done"]

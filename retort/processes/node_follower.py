@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from retort import child
-from retort.child import nodes
+from retort import processes
 from retort.errors import SpecError
+from retort.processes import nodes
 
 
 def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]) -> None:
@@ -45,15 +45,15 @@ def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
     """Returns torchrun's exit code, once this machine's part of a call has ended."""
     place = nodes.Place(call["rank"], call["num_nodes"], line.peer, call["port"])
     with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
-        process = child.start(call, place, None, scratch)
+        process = processes.start(call, place, None, scratch)
         threading.Thread(target=_end_when_cut, args=(line, process), daemon=True).start()
         hand_on = threading.Thread(target=_hand_on, args=(process, line), daemon=True)
         hand_on.start()
         try:
             process.wait()
         finally:
-            child.stop(process, nodes.LEAVE_SECONDS)
-            hand_on.join(child.GRACE_SECONDS)
+            processes.stop(process, nodes.LEAVE_SECONDS)
+            hand_on.join(processes.GRACE_SECONDS)
             line.send({"kind": "ended", "code": process.returncode})
     return process.returncode
 
@@ -70,6 +70,6 @@ def _end_when_cut(line: nodes.Line, process: "subprocess.Popen[str]") -> None:
     """Ends the part when the first machine is gone, unless it ends by itself, as it should."""
     line.take()
     try:
-        process.wait(child.GRACE_SECONDS)
+        process.wait(processes.GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        child.stop(process, child.GRACE_SECONDS)
+        processes.stop(process, processes.GRACE_SECONDS)

@@ -13,10 +13,10 @@ from pathlib import Path
 import fsspec
 
 from retort.errors import SpecError
-from retort.storage import s3
-from retort.storage.files import SCRATCH
-from retort.storage.folder import MANIFEST, Artifact, Folder, folder_of
-from retort.storage.urls import (
+from retort.store import s3
+from retort.store.files import SCRATCH
+from retort.store.folder import MANIFEST, Artifact, Folder, folder_of
+from retort.store.urls import (
     filesystem,
     find_urls,
     is_glob,

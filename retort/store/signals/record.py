@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.errors import DataError
-from retort.signals.signal import Floats, Ints, Signal, cut, joined
+from retort.store.signals.signal import Floats, Ints, Signal, cut, joined
 
 ROOT = 6.0  # larger favours small ratios; of 3 to 8, 4 and 6 gave the least mean KL
 DEEPEST = 30.0

@@ -1,4 +1,4 @@
-"""The child's side of `retort.child`: runs one function, and ends when its parent does.
+"""The child's side of `retort.processes`: runs one function, and ends when its parent does.
 
 The surprise: standard output is a channel of JSON lines, so whatever a library prints is sent to
 the log before anything is imported.
@@ -17,13 +17,13 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from retort.child import GRACE_SECONDS
 from retort.events import Event, Reporter
+from retort.processes import GRACE_SECONDS
 
 
 def main() -> NoReturn:
-    """The child's side: `python -m retort.child module:function LOG ARGUMENTS`, the last a file;
-    the log `-` is standard error.
+    """Runs `python -m retort.processes module:function LOG ARGUMENTS`: the last is a file; the log
+    `-` is standard error.
 
     Of several processes that torchrun started, the first alone speaks; any may say its error.
     """

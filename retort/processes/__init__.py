@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from retort import errors
-from retort.child import nodes
 from retort.events import Event, Reporter
+from retort.processes import nodes
 
 GRACE_SECONDS = 15.0
 # What is waited for once something went wrong: the other processes may be saving what is done, or
@@ -85,7 +85,7 @@ def start(
     """
     given = Path(scratch) / "arguments.json"
     given.write_text(json.dumps(call["arguments"]))
-    runtime, module = call["runtime"], ["-m", "retort.child"]
+    runtime, module = call["runtime"], ["-m", "retort.processes"]
     number = runtime.get("num_processes", 1)
     if number > 1 or place.num_nodes > 1:
         module = [*place.torchrun(number), *module]

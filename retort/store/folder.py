@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.errors import StoreError
-from retort.storage.files import SCRATCH, Files, as_json
-from retort.storage.urls import is_missing, store_errors
+from retort.store.files import SCRATCH, Files, as_json
+from retort.store.urls import is_missing, store_errors
 
 MANIFEST = "manifest.json"
 # Files up to this size are fetched many at a time to be digested.
