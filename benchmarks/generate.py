@@ -22,8 +22,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import Measure, http_engine, show
-from retort import asks, encoding, preflight
+from retort import asks, preflight
 from retort.context import Stage, read_examples
+from retort.data import encoding
 from retort.events import SILENT
 from retort.generate import capture
 from retort.prepare import prepare

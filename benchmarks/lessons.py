@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retort.context import Stage
-from retort.encoding import Row, encode, load_tokenizer, render
+from retort.data.encoding import Row, encode, load_tokenizer, render
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import JobSpec, StageName, build

@@ -158,8 +158,8 @@ def verifier() -> list[Measure]:
     if not GSM8K.is_file():
         print(f"no GSM8K rows at {GSM8K}: the verifier is not measured")
         return []
+    from retort.data.task_types import math
     from retort.records import Example
-    from retort.task_types import math
 
     example = Example("x", "test", [])
     own, free = [], []

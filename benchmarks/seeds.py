@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import show
-from retort import metrics, task_types
+from retort import metrics
 from retort.context import read_examples
+from retort.data import task_types
 from retort.records import Response, read_lines
 from retort.spec import load
 from retort.store import Folder

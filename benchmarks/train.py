@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from benchmarks import Measure, lessons, show
 from benchmarks.lessons import BATCH_SIZE, Shape
-from retort.encoding import IGNORED, Row
+from retort.data.encoding import IGNORED, Row
 from retort.events import SILENT
 from retort.train.loop import fit
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retort import rationale, task_types
+from retort.data import reasoning, task_types
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError
 from retort.records import Example, Message, Response, sha256_of
@@ -102,12 +102,12 @@ def ledger_name(found: dict[str, Any]) -> str:
 
 def instruction_of(spec: JobSpec) -> str | None:
     """Returns what the teacher is told with each question and the student is not, if anything."""
-    return rationale.instruction(task_types.load(spec.prepare.task_type), spec.generate)
+    return reasoning.instruction(task_types.load(spec.prepare.task_type), spec.generate)
 
 
 def as_put(messages: list[Message], instruction: str | None) -> list[Message]:
     """Returns a chat as the teacher sees it."""
-    return rationale.instructed(messages, instruction) if instruction else messages
+    return reasoning.instructed(messages, instruction) if instruction else messages
 
 
 def settings_of(spec: JobSpec, state: str) -> Settings:
@@ -181,7 +181,7 @@ class Plan:
         """Returns the request of the next turn, the teacher seeing its own reply."""
         if not ask.rest or response.state != "accepted":
             return None
-        text = rationale.split(response.text)[1] if self._instruction else response.text
+        text = reasoning.split(response.text)[1] if self._instruction else response.text
         reply = {"role": "assistant", "content": text}
         chat = [*ask.messages, reply, *ask.rest[0]]
         return self._ask(ask.example, ask.sample, ask.turn + 1, chat, ask.rest[1:])

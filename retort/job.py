@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from retort import __version__, champion, preflight, sources
+from retort import __version__, champion, preflight
 from retort.comparison import flat_differences
 from retort.context import Stage
+from retort.data import sources
 from retort.events import Event, Reporter
 from retort.plugins import outside
 from retort.records import SPLITS

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import asks, items, parallel, task_types
-from retort import sources as data
+from retort import asks, parallel
 from retort.asking import as_teacher
+from retort.data import sources as data
+from retort.data import task_types
+from retort.data.filters import candidate
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.plugins import check_function, check_options, source_digest
@@ -93,11 +95,11 @@ def _check_names(spec: JobSpec) -> list[str]:
     task_types.load(spec.prepare.task_type)
     asks.instruction_of(spec)
     for name in spec.prepare.scrub:
-        check_function("scrubber", name, "retort.scrubbers")
+        check_function("scrubber", name, "retort.data.scrubbers")
     if spec.prepare.format != "auto":
-        check_function("format", spec.prepare.format, "retort.formats")
+        check_function("format", spec.prepare.format, "retort.data.formats")
     for chosen in spec.curate.filters:
-        items.check(chosen.name, chosen.options)
+        candidate.check(chosen.name, chosen.options)
     for loss in spec.losses:
         check_function("loss", loss.name, "retort.losses")
         own = type(loss).model_fields

@@ -42,7 +42,7 @@ class Row:
     """A row of the user's in the one form that task types read, whatever format it came in.
 
     `messages` is the whole chat where the row is one, its own replies included; otherwise `fields`
-    holds its columns under the names of `retort.formats`.
+    holds its columns under the names of `retort.data.formats`.
     """
 
     messages: list[Message] | None = None

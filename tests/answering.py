@@ -13,8 +13,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retort import task_types
-from retort.rationale import instructed
+from retort.data import task_types
+from retort.data.reasoning import instructed
 from tests.tiny import SPECIAL, TEMPLATE
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -1,8 +1,8 @@
 """Rows asked as the task types ask them, for the tests of prompts, answers and rationales."""
 
+from retort.data.task_types import conversation, math, nli, qa, summarization
 from retort.records import Example, Row
 from retort.spec import Prepare
-from retort.task_types import conversation, math, nli, qa, summarization
 
 BUILT_IN = (nli, qa, math, conversation, summarization)
 EXAMPLE = Example("a", "test", [{"role": "user", "content": "?"}])

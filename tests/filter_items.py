@@ -1,8 +1,8 @@
 """Responses as filters see them, one at a time, written by hand."""
 
-from retort.items import Item
+from retort.data.filters.candidate import Item
+from retort.data.task_types import load
 from retort.records import Example, Response
-from retort.task_types import load
 
 QUESTION = "What is one and one, and why is that so?"
 MATH = load("math")

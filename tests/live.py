@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from retort import encoding, losses
+from retort import losses
 from retort.context import Stage, read_examples
+from retort.data import encoding
 from retort.losses import Target
 from retort.prepare import prepare
 from retort.store import model_folder

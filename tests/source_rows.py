@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from retort.sources import read
+from retort.data.sources import read
 from retort.spec.data import HubDataset
 
 ROWS = [{"question": f"Was ist {n} + {n}?\n“ü”", "answer": str(2 * n)} for n in range(600)]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from retort.data.task_types import conversation, nli, qa, summarization
 from retort.records import Example
-from retort.task_types import conversation, nli, qa, summarization
 from tests.asking import CHOOSE, EXAMPLE, PAIR, content, prompt, turns
 
 # Labels

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from retort.task_types import math
+from retort.data.task_types import math
 from tests.asking import EXAMPLE, prompt
 from tests.real_data import GSM8K, needs_gsm8k
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from retort import balance
+from retort.data import balance
 from retort.records import Example
 
 ROWS = random.Random(0)

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from retort import RetortClient
 from retort.client.models import Models, ModelVersion
 from retort.client.models.finding import Found, find
+from retort.data.task_types.qa import normal
 from retort.errors import DataError, SpecError
 from retort.spec import load
 from retort.store import Store, open_store
-from retort.task_types.qa import normal
 from retort.tracking import Candidate, Tracker, open_registry, promote
 from tests.tiny import save_model, write_job
 

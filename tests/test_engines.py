@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from retort import processes
-from retort.encoding import load_tokenizer, render
+from retort.data.encoding import load_tokenizer, render
 from retort.engines import Request, Settings, find_engine, resolve
 from retort.engines._keys import cache_bytes
 from retort.errors import SpecError

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from retort.context import Stage
-from retort.encoding import load_tokenizer, render_one
+from retort.data.encoding import load_tokenizer, render_one
 from retort.evaluate import likelihood as measured
 from retort.evaluate.likelihood import likelihood
 from retort.events import SILENT

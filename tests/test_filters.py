@@ -5,11 +5,12 @@ import random
 
 import pytest
 
-from retort import filters, plugins
+from retort import plugins
+from retort.data import filters
+from retort.data.filters.candidate import Item, check
+from retort.data.task_types import load
 from retort.errors import SpecError
-from retort.items import Item, check
 from retort.records import Example, Response
-from retort.task_types import load
 from tests.filter_items import CHINESE, ENGLISH, MATH, QUESTION, item
 from tests.real_data import GSM8K, needs_gsm8k
 
@@ -68,9 +69,9 @@ def test_a_filter_keeps_what_holds_and_says_what_does_not(name, options, good, b
 
 
 def test_every_filter_is_a_function_of_an_item_with_checked_defaults():
-    for name in plugins.function_names("retort.filters"):
+    for name in plugins.function_names("retort.data.filters"):
         check(name, {})
-    assert len(plugins.function_names("retort.filters")) == 19
+    assert len(plugins.function_names("retort.data.filters")) == 19
 
 
 @needs_gsm8k

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from retort import filters, texts
+from retort.data import filters, text_stats
 from tests.filter_items import CHINESE, ENGLISH, item
 
 REFUSALS = [
@@ -49,8 +49,8 @@ def test_an_uncertain_language_is_not_held_against_an_answer():
         assert filters.language(item(text)) is None
     assert filters.language(item(ENGLISH, prompt="1 + 1 = ?"), codes=None) is None
     assert filters.language(item(CHINESE), codes=["yue"]) is None
-    labels = texts._identifier().labels
-    assert set(labels) == texts.LANGUAGES
+    labels = text_stats._identifier().labels
+    assert set(labels) == text_stats.LANGUAGES
 
 
 LOOPS = [
@@ -84,8 +84,8 @@ def test_repetition_is_the_share_of_four_word_sequences_seen_before():
         words = random.choices("abcde", k=60)
         found = [tuple(words[i : i + 4]) for i in range(57)]
         again = sum(found[i] in found[:i] for i in range(57)) / 57
-        assert texts.repeated_share(" ".join(words)) == pytest.approx(again)
-        loops = texts.loops(" ".join(words) + " end")
+        assert text_stats.repeated_share(" ".join(words)) == pytest.approx(again)
+        loops = text_stats.loops(" ".join(words) + " end")
         assert not loops
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from retort.data.formats import read_row, recognise
 from retort.errors import SpecError
-from retort.formats import read_row, recognise
 from retort.plugins import function_names
 from retort.records import Row
 from tests.chat_samples import ASKED, CHAT, CHATS, FUNCTION, TOOL, turn
@@ -100,7 +100,7 @@ def test_a_row_that_cannot_be_read_is_refused_with_its_reason(reason):
         read_row(BAD_ROWS[reason], "auto", {})
 
 
-@pytest.mark.parametrize("form", sorted({*function_names("retort.formats")} - {"columns"}))
+@pytest.mark.parametrize("form", sorted({*function_names("retort.data.formats")} - {"columns"}))
 def test_a_row_without_what_its_named_form_needs_is_bad_and_not_a_crash(form):
     for row in ({}, {"other": 1}, *({name: wrong} for name in COLUMN_NAMES for wrong in WRONG)):
         with pytest.raises(ValueError, match=r"."):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from retort import formats
+from retort.data import formats
+from retort.data.formats import read_row
 from retort.errors import SpecError
-from retort.formats import read_row
 from retort.plugins import find_function, function_names
 from tests.chat_samples import CHATS
 
@@ -181,9 +181,11 @@ def test_any_columns_are_read_where_that_is_asked_for():
 
 
 def test_every_public_function_of_the_module_is_a_form_with_a_sample_here():
-    names = function_names("retort.formats")
+    names = function_names("retort.data.formats")
     sampled = {form for _, form, _ in [*CHATS.values(), *COLUMNS.values()]}
     assert sampled == set(names) - {"columns"}
-    assert all(find_function("format", n, "retort.formats") is getattr(formats, n) for n in names)
+    assert all(
+        find_function("format", n, "retort.data.formats") is getattr(formats, n) for n in names
+    )
     with pytest.raises(SpecError):
-        find_function("format", "read_row", "retort.formats")
+        find_function("format", "read_row", "retort.data.formats")

@@ -8,12 +8,12 @@ STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "relea
 DOORS = {
     "mlflow": {f"retort/tracking/{path.name}" for path in (ROOT / "retort/tracking").glob("*.py")},
     "fsspec": {"retort/store/__init__.py", "retort/store/urls.py"},
-    "datasets": {"retort/sources/hub.py"},
-    "pyarrow": {"retort/sources/columns.py"},
+    "datasets": {"retort/data/sources/hub.py"},
+    "pyarrow": {"retort/data/sources/parquet_rows.py"},
     "matplotlib": {"retort/drawing.py"},
-    "sklearn": {"retort/balance.py"},
-    "py3langid": {"retort/texts.py"},
-    "jsonschema": {"retort/texts.py"},
+    "sklearn": {"retort/data/balance.py"},
+    "py3langid": {"retort/data/text_stats.py"},
+    "jsonschema": {"retort/data/text_stats.py"},
     "aiohttp": {"retort/engines/_door.py"},
     "vllm": {"retort/engines/vllm.py"},
     "lm_eval": {

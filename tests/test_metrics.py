@@ -11,11 +11,11 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from retort import metrics
+from retort.data.task_types import conversation, math, nli, qa, summarization
 from retort.errors import SpecError
 from retort.metrics import accuracy, agreement, rouge_l, statistics, token_f1
 from retort.records import Example, Row, read_lines, write_lines
 from retort.spec import Prepare
-from retort.task_types import conversation, math, nli, qa, summarization
 
 
 def example(expected=None, name="a", **known):

@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from transformers.data.metrics.squad_metrics import compute_exact, compute_f1, normalize_answer
 
 from retort import metrics
+from retort.data.task_types import nli, qa, summarization
 from retort.records import Example, Row
 from retort.spec import Prepare
-from retort.task_types import nli, qa, summarization
 
 NUM_CASES = 1000
 PLAIN = (

@@ -35,8 +35,8 @@ TWO = {"num_nodes": 2}
 KNOBS = {"num_epochs": 30}
 NODE = (
     "import argparse, sys; from flows import node; from retort import processes; "
-    "processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); node.add(top.add_subparsers()); "
-    "options = top.parse_args(); sys.exit(options.command(options))"
+    "processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); "
+    "node.add(top.add_subparsers()); options = top.parse_args(); sys.exit(options.command(options))"
 )
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from retort import losses
 from retort.context import Stage
-from retort.encoding import Row, encode
+from retort.data.encoding import Row, encode
 from retort.events import Event, Reporter
 from retort.spec import build
 from retort.store import Folder, model_folder

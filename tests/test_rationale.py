@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from retort.data.reasoning import instructed, instruction, lesson, split
+from retort.data.task_types import math, qa, summarization
 from retort.errors import SpecError
-from retort.rationale import instructed, instruction, lesson, split
 from retort.records import Example
 from retort.spec import Generate
-from retort.task_types import math, qa, summarization
 from tests.asking import BUILT_IN, EXAMPLE, turns
 
 

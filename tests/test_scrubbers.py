@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from retort import scrubbers
+from retort.data import scrubbers
 from retort.errors import SpecError
 from retort.plugins import find_function, function_names
 from tests.real_data import GSM8K, needs_gsm8k
 
-NAMES = function_names("retort.scrubbers")
+NAMES = function_names("retort.data.scrubbers")
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIB\n-----END RSA PRIVATE KEY-----"
 
 PHONES = [
@@ -92,7 +92,7 @@ def test_numbers_dates_and_sums_are_no_phone_numbers(text):
     ],
 )
 def test_each_scrubber_takes_its_own_and_nothing_that_only_looks_like_it(name, text, expected):
-    scrub = find_function("scrubber", name, "retort.scrubbers")
+    scrub = find_function("scrubber", name, "retort.data.scrubbers")
     assert scrub(text) == (text if expected is None else expected)
 
 
@@ -148,4 +148,4 @@ def test_scrubbers_are_found_by_name_and_an_unknown_one_is_told_what_there_is():
     first, *_, last = NAMES
     assert (first, last, len(NAMES)) == ("credit_cards", "secrets", 6)
     with pytest.raises(SpecError, match=r"did you mean 'emails'.*phone_numbers"):
-        find_function("scrubber", "email", "retort.scrubbers")
+        find_function("scrubber", "email", "retort.data.scrubbers")

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from retort.encoding import IGNORED, encode, render, with_end
+from retort.data.encoding import IGNORED, encode, render, with_end
 from retort.errors import DataError
 from retort.store.signals import Signal, captured, pack, tail_logprob, unpack
 from retort.train.batches import collate

@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
+from retort.data.sources import digest
 from retort.errors import SpecError
-from retort.sources import digest
 from tests.real_data import every_real_file
 from tests.source_rows import (
     FORMS,
@@ -187,7 +187,7 @@ def test_a_list_that_is_damaged_never_loses_rows_unseen(tmp_path, text, num_good
 
 
 def test_a_list_is_cut_into_its_elements_wherever_the_blocks_end():
-    from retort.sources.documents import elements
+    from retort.data.sources.json_documents import elements
 
     rows = [{"t": '\\"' * n + "]},{[" * (n % 3), "l": [{}, [n]]} for n in range(40)]
     data = json.dumps(rows).encode()

@@ -5,8 +5,8 @@ import shutil
 import fsspec
 import pytest
 
+from retort.data.sources import digest
 from retort.errors import SpecError
-from retort.sources import digest
 from retort.spec.data import HubDataset
 from tests.source_rows import ROWS, jsonl, rows_of, values
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retort.data.sources import read
 from retort.errors import SpecError
-from retort.sources import read
 from tests.source_rows import MOST, ROWS, rows_of
 
 

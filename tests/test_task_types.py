@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from retort import task_types
+from retort.data import task_types
+from retort.data.formats import read_row
+from retort.data.reasoning import instruction
+from retort.data.task_types import chat_of, conversation, fill, math, nli, qa, summarization
 from retort.errors import SpecError
-from retort.formats import read_row
 from retort.plugins import find_file
-from retort.rationale import instruction
 from retort.records import Row
 from retort.spec import Generate, Prepare
-from retort.task_types import chat_of, conversation, fill, math, nli, qa, summarization
 from tests.asking import BUILT_IN, CHOOSE, PAIR, content, prompt, turns
 from tests.real_data import AZURE, needs_azure
 
@@ -199,11 +199,11 @@ def test_a_sixth_type_is_one_file_anywhere(tmp_path, monkeypatch):
 
 def test_task_types_are_found_by_name_and_wrong_names_are_refused():
     assert task_types.load("math") is math
-    assert task_types.load("retort.task_types.qa") is qa
-    assert find_file("task type", "retort.task_types:qa", task_types) is qa
+    assert task_types.load("retort.data.task_types.qa") is qa
+    assert find_file("task type", "retort.data.task_types:qa", task_types) is qa
     with pytest.raises(SpecError, match=r"did you mean 'math'.*your own as package\.module"):
         task_types.load("maths")
-    for name in ("nowhere.at:all", "nowhere.at", "..", "retort.task_types:none"):
+    for name in ("nowhere.at:all", "nowhere.at", "..", "retort.data.task_types:none"):
         with pytest.raises(SpecError, match="cannot be loaded"):
             task_types.load(name)
     with pytest.raises(SpecError, match=r"'json.decoder' has no function prompt and no answer"):
@@ -215,7 +215,7 @@ def test_every_type_names_its_filters_and_reads_without_a_heavy_import():
         assert task_types.filters_of(task_type)[:3] == ("finished", "not_refused", "non_empty")
     names = ", ".join(Path(task_type.__file__).stem for task_type in BUILT_IN)
     code = (
-        f"import sys; from retort.task_types import {names}; "
+        f"import sys; from retort.data.task_types import {names}; "
         "print(sorted({'numpy', 'torch', 'sklearn', 'rouge_score'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

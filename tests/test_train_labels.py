@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from retort import encoding, preflight
+from retort import preflight
 from retort.context import Stage
+from retort.data import encoding
 from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from retort import encoding, losses
+from retort import losses
+from retort.data import encoding
 from retort.gate import judge
 from retort.losses import Target
 from retort.plugins import function_names

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from retort.asks import settings_of
 from retort.context import Stage, read_signals
-from retort.encoding import Row, encode
+from retort.data.encoding import Row, encode
 from retort.engines import Request, find_engine
 from retort.errors import DataError, StageError
 from retort.evaluate import check_template

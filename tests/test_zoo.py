@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from retort import processes
-from retort.encoding import load_tokenizer, render_one
+from retort.data.encoding import load_tokenizer, render_one
 from retort.events import SILENT
 from tests import child_functions
 from tests.zoo import FAMILIES, save_family

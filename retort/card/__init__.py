@@ -6,14 +6,14 @@ need no more memory than a few numbers each.
 
 from typing import Any
 
-from retort import sources
-from retort.balance import largest
 from retort.card.drawing import panels, picture
 from retort.card.histograms import lengths
 from retort.card.steps import funnel
 from retort.card.tally import Examples, Responses, count_examples, count_responses
 from retort.card.text import page
 from retort.context import Stage
+from retort.data import sources
+from retort.data.balance import largest
 from retort.records import SPLITS, Decision
 from retort.store import urls
 

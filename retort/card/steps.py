@@ -6,8 +6,8 @@ A step that takes less than nothing adds: several responses to an example are mo
 from collections.abc import Mapping
 from typing import Any
 
-from retort.balance import largest
 from retort.card.tally import Responses
+from retort.data.balance import largest
 from retort.records import Split
 
 Step = dict[str, Any]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retort import balance, texts
 from retort.context import Stage, stream_examples
+from retort.data import balance, text_stats
 from retort.records import Decision, Message, Response, Split, read_lines
 from retort.store import Folder
 
@@ -175,8 +175,8 @@ def _measure(found: Responses, examples: Examples, response: Response, decision:
         found.answers_T.append(response.num_tokens)
         found.learned_lengths_T.append(response.num_tokens)
         return
-    length = len(texts.words(response.text))
-    learned = length if decision.lesson is None else len(texts.words(decision.lesson))
+    length = len(text_stats.words(response.text))
+    learned = length if decision.lesson is None else len(text_stats.words(decision.lesson))
     found.answers_T.append(length)
     found.learned_lengths_T.append(learned)
 
@@ -204,4 +204,4 @@ def _responses(generated: Folder) -> Iterator[Response]:
 
 def _num_words(messages: list[Message]) -> int:
     said = (message.get("content") for message in messages)
-    return sum(len(texts.words(text)) for text in said if isinstance(text, str))
+    return sum(len(text_stats.words(text)) for text in said if isinstance(text, str))

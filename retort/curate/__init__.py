@@ -10,14 +10,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from retort import balance, card, rationale, task_types
+from retort import card
 from retort.context import Stage, read_examples
 from retort.curate import asking
+from retort.data import balance, reasoning, task_types
+from retort.data.filters.candidate import Item, check, item_of
+from retort.data.task_types import TaskType
 from retort.errors import DataError
-from retort.items import Item, check, item_of
 from retort.records import Decision, Response, read_lines, write_lines
 from retort.spec import JobSpec
-from retort.task_types import TaskType
 
 Chosen = list[tuple[str, Callable[[Item], str | None]]]
 
@@ -144,7 +145,7 @@ def _decision(
         return Decision(name, False, *reasons[name], score=score)
     if spec.curate.rationale == "keep":
         return Decision(name, True, score=score)
-    text, kept = rationale.lesson(item.response.text, spec.curate.rationale)
+    text, kept = reasoning.lesson(item.response.text, spec.curate.rationale)
     lesson = None if text == item.response.text else text
     return Decision(name, True, lesson=lesson, rationale=kept, score=score)
 

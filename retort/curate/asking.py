@@ -5,12 +5,12 @@ from typing import Any
 
 import orjson
 
-from retort import rationale
 from retort.asking import ask, judging, score_of
 from retort.asks import as_put, instruction_of
 from retort.context import Stage
+from retort.data import reasoning
+from retort.data.filters.candidate import Item
 from retort.engines import Request
-from retort.items import Item
 
 
 def judge(stage: Stage, items: list[Item]) -> list[Item]:
@@ -44,7 +44,7 @@ def second_teacher(stage: Stage, items: list[Item]) -> list[Item]:
     ]
     said = ask(stage, who, requests, "second_teacher")
     answers = {
-        name: rationale.split(text)[1] if instruction or "</think>" in text else text
+        name: reasoning.split(text)[1] if instruction or "</think>" in text else text
         for name, text in said.items()
     }
     return [_told(item, second=answers.get(item.response.id)) for item in items]

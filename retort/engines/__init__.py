@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from retort import encoding
+from retort.data import encoding
 from retort.errors import SpecError
 from retort.plugins import find_file
 from retort.records import Message, Response, State, ids_sha256

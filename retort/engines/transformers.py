@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding
+from retort.data import encoding
 from retort.engines import (
     Answer,
     Request,

@@ -16,9 +16,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from retort import encoding, task_types
 from retort.context import Stage, from_arguments
-from retort.encoding import Row
+from retort.data import encoding, task_types
+from retort.data.encoding import Row
 from retort.engines import Request, render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError

@@ -7,8 +7,9 @@ from them without asking a model.
 from statistics import median, median_high
 from typing import Any
 
-from retort import metrics, task_types
+from retort import metrics
 from retort.context import Stage
+from retort.data import task_types
 from retort.evaluate.contestants import asked_examples, read_answers, roles_of, title
 from retort.evaluate.load import summary
 from retort.metrics import Statistics

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding
 from retort.asks import as_put, instruction_of
 from retort.context import Stage, from_arguments, stream_examples
+from retort.data import encoding
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Response, ids_sha256, read_lines

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from retort import items, task_types
 from retort.asks import Plan
+from retort.data import task_types
+from retort.data.filters import candidate
 from retort.errors import StageError
 from retort.plugins import find_function
 from retort.records import Example, Response
@@ -54,9 +55,9 @@ def _unusable(spec: JobSpec, example: Example, response: Response) -> str | None
         return f"{FAILED}{response.cause}"
     task_type = task_types.load(spec.prepare.task_type)
     named = [chosen.name for chosen in spec.curate.filters] or task_types.filters_of(task_type)
-    item = items.item_of(spec, task_type, example, response)
+    item = candidate.item_of(spec, task_type, example, response)
     for name in (name for name in FORM_FILTERS if name in named):
-        if reason := find_function("filter", name, "retort.filters")(item):
+        if reason := find_function("filter", name, "retort.data.filters")(item):
             return str(reason)
     checks_answers = "verified" in named and example.expected is not None
     return "no answer found" if checks_answers and item.answer is None else None

@@ -11,7 +11,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from retort import texts
+from retort.data import text_stats
+from retort.data.task_types import TaskType
+from retort.data.task_types.qa import squad
 from retort.metrics.bootstrap import difference as difference
 from retort.metrics.bootstrap import examples_needed as examples_needed
 from retort.metrics.bootstrap import interval as interval
@@ -25,8 +27,6 @@ from retort.metrics.scoring import Statistics as Statistics
 from retort.metrics.scoring import confusion as confusion
 from retort.metrics.scoring import statistics as statistics
 from retort.records import Example
-from retort.task_types import TaskType
-from retort.task_types.qa import squad
 
 
 def accuracy(example: Example, text: str, task_type: TaskType) -> float | None:
@@ -109,8 +109,8 @@ def rouge_l(example: Example, text: str, task_type: TaskType) -> float | None:
 
 def length_ratio(example: Example, text: str, task_type: TaskType) -> list[float] | None:
     """Returns the words of the answer and of the reference; their value is all by all."""
-    wanted = texts.words(_wanted(example, task_type) or "")
-    given = texts.words(task_type.answer(text, example) or "")
+    wanted = text_stats.words(_wanted(example, task_type) or "")
+    given = text_stats.words(task_type.answer(text, example) or "")
     return [float(len(given)), float(len(wanted))] if wanted else None
 
 
@@ -122,12 +122,15 @@ def entity_coverage(example: Example, text: str, task_type: TaskType) -> float |
     capitals have numbers alone. None for a reference that has neither.
     """
     wanted = _wanted(example, task_type) or ""
-    names, numbers = set(texts.names(wanted)), set(texts.numbers(wanted))
+    names, numbers = set(text_stats.names(wanted)), set(text_stats.numbers(wanted))
     if not names and not numbers:
         return None
     given = task_type.answer(text, example) or ""
-    said, told = texts.name_words(given), {*texts.numbers(given), *texts.spoken_numbers(given)}
-    held = sum(texts.parts(name) <= said for name in names) + len(numbers & told)
+    said, told = (
+        text_stats.name_words(given),
+        {*text_stats.numbers(given), *text_stats.spoken_numbers(given)},
+    )
+    held = sum(text_stats.parts(name) <= said for name in names) + len(numbers & told)
     return held / (len(names) + len(numbers))
 
 

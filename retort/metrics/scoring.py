@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+from retort.data.task_types import TaskType, metrics_of
 from retort.errors import SpecError
 from retort.plugins import find_function
 from retort.records import Example
-from retort.task_types import TaskType, metrics_of
 
 Score = float | list[float] | None
 Metric = Callable[[Example, str, TaskType], Score]

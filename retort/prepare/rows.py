@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from retort import sources, task_types
-from retort.balance import share
+from retort.data import sources, task_types
+from retort.data.balance import share
+from retort.data.formats import read_row, recognise
+from retort.data.sources import RawRow
 from retort.errors import DataError, SpecError
-from retort.formats import read_row, recognise
 from retort.plugins import find_function, module_names
 from retort.records import (
     SPLITS,
@@ -27,7 +28,6 @@ from retort.records import (
     content_id,
     write_lines,
 )
-from retort.sources import RawRow
 from retort.spec import JobSpec
 
 # The rows that are compared on come first: what the student learns must give way to them.
@@ -59,7 +59,7 @@ class Reader:
         self._kind = task_types.load(spec.prepare.task_type)
         self._is_built_in = spec.prepare.task_type in module_names(task_types)
         self._scrubbers = [
-            find_function("scrubber", name, "retort.scrubbers") for name in spec.prepare.scrub
+            find_function("scrubber", name, "retort.data.scrubbers") for name in spec.prepare.scrub
         ]
         self._ids: dict[str, Split] = {}
         self.recognised: Counter[str] = Counter()

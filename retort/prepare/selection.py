@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 
-from retort import balance
+from retort.data import balance
+from retort.data.sources import RawRow
 from retort.duplicates import Pair, Texts, find_duplicates, find_leaks
 from retort.prepare.rows import Read
 from retort.records import Example, Removed, Split, content_id
-from retort.sources import RawRow
 from retort.spec import JobSpec, Prepare
 from retort.spec.data import Deduplicate
 

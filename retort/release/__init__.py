@@ -10,7 +10,7 @@ from typing import Any
 
 from retort.champion import MODEL, name_of
 from retort.context import Stage
-from retort.encoding import load_tokenizer
+from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.release.card import model_card
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from retort import metrics, task_types
+from retort import metrics
 from retort.context import Stage, held_out_split, read_examples
+from retort.data import task_types
 from retort.metrics import Statistics
 from retort.records import Response, read_lines
 from retort.report.costs import per_1000_requests, price_of

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retort.encoding import IGNORED, Row
+from retort.data.encoding import IGNORED, Row
 from retort.errors import StageError
 from retort.losses import Target
 from retort.store.signals import Signal

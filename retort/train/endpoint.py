@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from retort import asks, encoding
-from retort.encoding import Row
+from retort import asks
+from retort.data import encoding
+from retort.data.encoding import Row
 from retort.engines import Request, Settings, find_engine, openai, resolve
 from retort.engines._door import REASON_OF, UNREADABLE, Api, Error, cause_of, open_door
 from retort.engines._http import Flow

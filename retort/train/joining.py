@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retort.encoding import Row
+from retort.data.encoding import Row
 from retort.errors import DataError
 from retort.records import State
 from retort.store import model_folder

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retort.encoding import Row
+from retort.data.encoding import Row
 from retort.errors import SpecError
 from retort.store.signals import Signal, captured
 

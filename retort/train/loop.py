@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retort import encoding, processes
+from retort import processes
 from retort.context import Stage, from_arguments
+from retort.data import encoding
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from retort import encoding
 from retort.asks import instruction_of
 from retort.context import Stage, read_decisions, read_examples, read_responses, read_signals
-from retort.encoding import IGNORED, Row
+from retort.data import encoding
+from retort.data.encoding import IGNORED, Row
 from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split, ids_sha256

@@ -16,8 +16,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from retort import encoding
 from retort.context import Stage, stream_examples
+from retort.data import encoding
 from retort.errors import SpecError
 from retort.losses import Target
 from retort.records import Example

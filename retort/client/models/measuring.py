@@ -13,10 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from retort import metrics, processes, task_types
+from retort import metrics, processes
 from retort.client.models import Evaluation, Rows, Score
 from retort.client.models.finding import Found
 from retort.context import Stage
+from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.evaluate.contestants import asked_examples, read_answers

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 
+from retort.data.sources.json_lines import lines
+from retort.data.sources.source_row import Piece, RawRow, bad, not_utf8
 from retort.errors import SpecError
-from retort.sources.lines import lines
-from retort.sources.row import Piece, RawRow, bad, not_utf8
 
 DELIMITERS = ",;\t|"
 Numbered = tuple[int, Piece]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from retort.sources.row import KEPT_BYTES, Piece, RawRow, Torn, bad, json_row, too_long
+from retort.data.sources.source_row import KEPT_BYTES, Piece, RawRow, Torn, bad, json_row, too_long
 
 
 def line_rows(file: str, blocks: Iterable[bytes], most: int) -> Iterator[RawRow]:

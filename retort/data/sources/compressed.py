@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import zstandard
 
-from retort.sources.row import Torn
+from retort.data.sources.source_row import Torn
 
 BLOCK_BYTES = 1 << 20
 # So little is unpacked at once that a well packed file cannot fill the memory.

@@ -11,8 +11,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retort.data.sources.source_row import RawRow, bad, dumped, not_utf8, too_long
 from retort.errors import SpecError
-from retort.sources.row import RawRow, bad, dumped, not_utf8, too_long
 
 BATCH_ROWS = 1024
 

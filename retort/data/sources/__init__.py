@@ -9,14 +9,14 @@ import hashlib
 from collections.abc import Iterator
 from itertools import chain, takewhile
 
+from retort.data.sources import hub
+from retort.data.sources.compressed import BLOCK_BYTES, unpacked
+from retort.data.sources.csv_tables import table_rows
+from retort.data.sources.json_documents import document_rows
+from retort.data.sources.json_lines import line_rows
+from retort.data.sources.source_row import RawRow
 from retort.errors import SpecError
 from retort.records import sha256_of
-from retort.sources import hub
-from retort.sources.documents import document_rows
-from retort.sources.lines import line_rows
-from retort.sources.packed import BLOCK_BYTES, unpacked
-from retort.sources.row import RawRow
-from retort.sources.tables import table_rows
 from retort.spec.data import HubDataset, Source
 from retort.store import find_urls, is_glob, open_url
 
@@ -120,7 +120,7 @@ def _file_rows(url: str, most: int) -> Iterator[RawRow]:
             head, blocks = unpacked(stream)
             form = form or _form_of(head)
         if form == "parquet":
-            from retort.sources.columns import parquet_rows
+            from retort.data.sources.parquet_rows import parquet_rows
 
             stream.seek(0)
             yield from parquet_rows(url, stream, most)

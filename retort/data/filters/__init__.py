@@ -2,7 +2,7 @@
 
 They are named in `curate.filters` in order, with their options, and the first reason wins. Reasons
 are counted by their words, so they hold nothing of the row itself. Every public function here is a
-filter; what they measure is in `retort.texts`.
+filter; what they measure is in `retort.data.text_stats`.
 """
 
 import functools
@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, Field
 
-from retort import refusals, texts
-from retort.items import Item
+from retort.data import text_stats
+from retort.data.filters import refusals
+from retort.data.filters.candidate import Item
 from retort.records import Message
 
 Count = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
-Code = Annotated[str, AfterValidator(texts.language_code)]
-Schema = Annotated[dict[str, Any], AfterValidator(texts.sound_schema)]
-SchemaFile = Annotated[str, AfterValidator(texts.schema_file)]
+Code = Annotated[str, AfterValidator(text_stats.language_code)]
+Schema = Annotated[dict[str, Any], AfterValidator(text_stats.sound_schema)]
+SchemaFile = Annotated[str, AfterValidator(text_stats.schema_file)]
 
 NO_ANSWER = "no answer found"
 # A language is only held against a text when it is this likely.
@@ -60,15 +61,15 @@ def language(item: Item, *, codes: list[Code] | None = None) -> str | None:
     By default the language of the user's last turn. Less than 20 letters of prose pass, and so do
     an answer and a prompt whose language is not certain.
     """
-    code, probability = texts.language(item.text)
+    code, probability = text_stats.language(item.text)
     if probability < CERTAIN:
         return None
     if codes is None:
-        asked, certainty = texts.language_of_prompt(_question(item))
+        asked, certainty = text_stats.language_of_prompt(_question(item))
         if certainty < CERTAIN:
             return None
         codes = [asked]
-    return None if code in texts.kin(codes) else f"language {code}"
+    return None if code in text_stats.kin(codes) else f"language {code}"
 
 
 def length(
@@ -99,9 +100,9 @@ def not_repetitive(item: Item, *, max_ratio: Ratio = 0.4) -> str | None:
     The ratio is `texts.repeated_share`; worked answers of GSM8K stay below 0.21.
     """
     whole = item.response.text
-    if texts.loops(whole):
+    if text_stats.loops(whole):
         return "ends in a loop"
-    return "repeats itself" if texts.repeated_share(whole) > max_ratio else None
+    return "repeats itself" if text_stats.repeated_share(whole) > max_ratio else None
 
 
 def label_in_set(item: Item) -> str | None:
@@ -126,8 +127,8 @@ def json_valid(
         value = orjson.loads(item.text)
     except orjson.JSONDecodeError:
         return "not JSON"
-    both = [schema, texts.schema_from(schema_file) if schema_file else None]
-    faults = (texts.schema_fault(value, wanted) for wanted in both if wanted is not None)
+    both = [schema, text_stats.schema_from(schema_file) if schema_file else None]
+    faults = (text_stats.schema_fault(value, wanted) for wanted in both if wanted is not None)
     return next((f"schema: {fault}" for fault in faults if fault), None)
 
 
@@ -159,14 +160,14 @@ def names_entities(item: Item, *, min_ratio: Ratio = 0.6) -> str | None:
     nouns are names: lower the ratio there.
     """
     article = _question(item)
-    known, main = texts.name_words(article), texts.main_names(article)
-    known_numbers = {*texts.numbers(article), *texts.spoken_numbers(article)}
-    stand = [texts.parts(name) <= known for name in texts.names(item.text)]
-    stand += [number in known_numbers for number in texts.numbers(item.text)]
+    known, main = text_stats.name_words(article), text_stats.main_names(article)
+    known_numbers = {*text_stats.numbers(article), *text_stats.spoken_numbers(article)}
+    stand = [text_stats.parts(name) <= known for name in text_stats.names(item.text)]
+    stand += [number in known_numbers for number in text_stats.numbers(item.text)]
     if stand and sum(stand) < min_ratio * len(stand):
         return "names what the article does not"
-    named = texts.name_words(item.text)
-    if main and not any(texts.parts(name) & named for name in main):
+    named = text_stats.name_words(item.text)
+    if main and not any(text_stats.parts(name) & named for name in main):
         return "names none of the article's main entities"
     return None
 
@@ -200,7 +201,7 @@ def unique(item: Item) -> str | None:
         if peer is item:
             return None
         same_calls = peer.response.tool_calls == item.response.tool_calls
-        if same_calls and texts.fold(peer.text) == texts.fold(item.text):
+        if same_calls and text_stats.fold(peer.text) == text_stats.fold(item.text):
             return "the same as an earlier answer"
     return None
 
@@ -262,7 +263,7 @@ def _question(item: Item) -> str:
 
 
 def _outside(text: str, least: int | None, most: int | None) -> str | None:
-    num_words = len(texts.words(text))
+    num_words = len(text_stats.words(text))
     if least is not None and num_words < least:
         return f"fewer than {least} words"
     if most is not None and num_words > most:
@@ -275,8 +276,8 @@ def _not_among(item: Item, missing: str, wrong: str) -> str | None:
         return None
     if item.answer is None:
         return missing
-    allowed = {texts.fold(option) for option in item.example.options}
-    return None if texts.fold(item.answer) in allowed else wrong
+    allowed = {text_stats.fold(option) for option in item.example.options}
+    return None if text_stats.fold(item.answer) in allowed else wrong
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from retort import rationale
+from retort.data import reasoning
+from retort.data.task_types import TaskType
 from retort.errors import SpecError, did_you_mean
 from retort.plugins import find_function
 from retort.records import Example, Response
 from retort.spec import JobSpec
-from retort.task_types import TaskType
 
 Rejects = Callable[..., str | None]
 
@@ -71,7 +71,7 @@ def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Resp
         or "<think>" in text
         or "</think>" in text
     ):
-        reason, text = rationale.split(text)
+        reason, text = reasoning.split(text)
         return Item(example, response, task_type, text, reason)
     return Item(example, response, task_type, text)
 
@@ -82,7 +82,7 @@ def check(name: str, options: dict[str, Any]) -> Rejects:
     Raises `SpecError` for an unknown filter, an unknown or missing option, or a value of another
     type or out of bounds; it names what is allowed.
     """
-    rejects: Rejects = find_function("filter", name, "retort.filters")
+    rejects: Rejects = find_function("filter", name, "retort.data.filters")
     if not callable(rejects):
         raise SpecError(f"filter {name} is no function")
     parameters = list(inspect.signature(rejects).parameters.values())[1:]

@@ -8,10 +8,10 @@ Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021), g
 import re
 from fractions import Fraction
 
-from retort.rationale import json_answer, marks, think
+from retort.data.reasoning import json_answer, marks, think
+from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
 from retort.spec.data import Prepare
-from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "verified")
 METRICS = ("accuracy",)

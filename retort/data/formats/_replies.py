@@ -6,7 +6,7 @@ Source: the API reference of Chat Completions and of Responses; what a model onl
 
 from typing import Any
 
-from retort.formats._columns import first
+from retort.data.formats._columns import first
 
 Turn = dict[str, Any]
 

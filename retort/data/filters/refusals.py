@@ -6,7 +6,7 @@ the request as such, is a refusal.
 
 import re
 
-from retort import texts
+from retort.data import text_stats
 
 READ_CHARACTERS = 400
 CANNOT = (
@@ -58,5 +58,5 @@ REFUSALS = re.compile("|".join(PATTERNS))
 
 def refuses(text: str) -> bool:
     """Whether a text begins by refusing what was asked of it."""
-    beginning = texts.fold(text[:READ_CHARACTERS]).lstrip("\"'*_># ")
+    beginning = text_stats.fold(text[:READ_CHARACTERS]).lstrip("\"'*_># ")
     return REFUSALS.match(beginning) is not None

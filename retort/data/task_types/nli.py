@@ -6,10 +6,10 @@ The order of the labels matters: data that numbers its labels, as SNLI and MNLI 
 import re
 from typing import Any
 
-from retort.rationale import conclusion
+from retort.data.reasoning import conclusion
+from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
 from retort.spec.data import Prepare
-from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "label_in_set", "verified")
 METRICS = ("accuracy", "macro_f1")

@@ -7,11 +7,11 @@ hypothesis, label, article, summary, text, system. It raises ValueError with the
 
 from typing import Any
 
-from retort.formats import _columns as names
-from retort.formats._chat import is_asked, read_chat, turns_in
-from retort.formats._columns import choices_of, first, row_of, text
-from retort.formats._recognition import read_row, recognise
-from retort.formats._replies import reply_of, request_of
+from retort.data.formats import _columns as names
+from retort.data.formats._chat import is_asked, read_chat, turns_in
+from retort.data.formats._columns import choices_of, first, row_of, text
+from retort.data.formats._recognition import read_row, recognise
+from retort.data.formats._replies import reply_of, request_of
 from retort.records import Row
 
 __all__ = ["read_row", "recognise"]

@@ -8,9 +8,9 @@ import json
 import re
 from typing import Any, Literal
 
+from retort.data.task_types import TaskType, reasoning_of
 from retort.records import Message
 from retort.spec import Generate
-from retort.task_types import TaskType, reasoning_of
 
 RATIONALE_KEYS = ("reasoning", "rationale", "explanation", "thought", "thoughts", "cot")
 ANSWER_KEYS = ("answer", "final_answer", "answer_choice", "label", "prediction")

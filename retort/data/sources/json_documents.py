@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from retort.sources.lines import line_rows
-from retort.sources.row import (
+from retort.data.sources.json_lines import line_rows
+from retort.data.sources.source_row import (
     KEPT_BYTES,
     Piece,
     RawRow,

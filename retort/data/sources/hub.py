@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from retort.data.sources.source_row import RawRow
 from retort.errors import SpecError, did_you_mean
 from retort.records import sha256_of
-from retort.sources.row import RawRow
 from retort.spec.data import HubDataset
 from retort.store import find_urls, read_url
 
@@ -21,7 +21,7 @@ BATCH_ROWS = 1024
 
 def dataset_rows(source: HubDataset, name: str, where: str, most: int) -> Iterator[RawRow]:
     """Returns the rows of a dataset. Raises `SpecError` when it cannot be opened or read."""
-    from retort.sources.columns import table_rows
+    from retort.data.sources.parquet_rows import table_rows
 
     return table_rows(name, _tables(_opened(source, where), source, where), most)
 

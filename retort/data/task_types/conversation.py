@@ -4,10 +4,10 @@ A reply that stands in the row is only the reference: answers are held against i
 is the agreement of student and teacher, which is the same text.
 """
 
-from retort.rationale import think
+from retort.data.reasoning import think
+from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
 from retort.spec.data import Prepare
-from retort.task_types import asked
 
 FILTERS = ("finished", "not_refused", "non_empty", "roles_alternate")
 METRICS = (

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from retort.data.formats import _columns as names
 from retort.errors import SpecError
-from retort.formats import _columns as names
 from retort.plugins import find_function
 from retort.records import Row
 
@@ -118,7 +118,7 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, An
 @cache
 def _format(name: str) -> Format:
     """Returns the function of a form. Raises `SpecError` that lists what there is."""
-    found = find_function("format", name, "retort.formats")
+    found = find_function("format", name, "retort.data.formats")
     if not callable(found):
         raise SpecError(f"format '{name}' is no function; it must take a row and return a Row")
     function: Format = found

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from retort.formats._chat import unquoted
+from retort.data.formats._chat import unquoted
 from retort.records import Message, Row
 
 PROMPT = ("prompt",)

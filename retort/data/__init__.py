@@ -1,0 +1,1 @@
+"""Data: rows read and recognised, prompts and answers made of them, texts filtered and encoded."""
