@@ -20,8 +20,8 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
-from retort.comparison import table, verdict
 from retort.job import Job
+from retort.metrics.comparison import table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store
 from retort.tracking import without_secrets

@@ -18,8 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from retort.comparison import caption, details, table, verdict
 from retort.events import Event
+from retort.metrics.comparison import caption, details, table, verdict
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0

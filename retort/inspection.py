@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from retort import preflight
 from retort.asks import Plan, engine_of, ledger_name, manner
-from retort.champion import with_champion
 from retort.context import read_decisions, read_responses, stream_examples
 from retort.errors import DataError
 from retort.records import (
@@ -23,6 +22,7 @@ from retort.spec.fingerprint import CHAMPION
 from retort.store import Store
 from retort.store.ledger import Ledger
 from retort.tracking import Tracker
+from retort.tracking.champion import with_champion
 
 
 def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:

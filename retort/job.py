@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from retort import __version__, champion, preflight
-from retort.comparison import flat_differences
+from retort import __version__, preflight
 from retort.context import Stage
 from retort.data import sources
 from retort.events import Event, Reporter
+from retort.metrics.comparison import flat_differences
 from retort.plugins import outside
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
 from retort.store import Artifact, Folder, Store
 from retort.store.leases import Holder
-from retort.tracking import NONE, Candidate, Tracker, without_secrets
+from retort.tracking import NONE, Candidate, Tracker, champion, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000

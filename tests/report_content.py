@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from retort import metrics
-from retort.comparison import compare
 from retort.gate import judge
+from retort.metrics.comparison import compare
 from retort.records import Example
 from retort.report import slices
 from retort.report.answered import Answered

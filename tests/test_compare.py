@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 from flows import compare as command
 from flows.options import on_spec
 from retort.compare import compare, find, page
-from retort.comparison import table
 from retort.errors import DataError, SpecError
+from retort.metrics.comparison import table
 from retort.records import write_lines
 from retort.report.answered import Answered
 from retort.store import Store, open_store

@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
-from retort.comparison import caption, compare, details, headlines, table, too_few, unsure, verdict
-from retort.comparison.forms import count, count_bytes, duration, gap, number, score
+from retort.metrics.comparison import (
+    caption,
+    compare,
+    details,
+    headlines,
+    table,
+    too_few,
+    unsure,
+    verdict,
+)
+from retort.metrics.comparison.formatting import count, count_bytes, duration, gap, number, score
 from tests import report_content
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from flows.terminal import print_report
-from retort.comparison import compare, verdict, warnings
 from retort.context import Stage
 from retort.errors import SpecError
 from retort.evaluate import evaluate
 from retort.evaluate.measure import measure
 from retort.events import SILENT
 from retort.job import Job
+from retort.metrics.comparison import compare, verdict, warnings
 from retort.preflight import check
 from retort.report import report
 from retort.spec import build, load, recipes, training_of

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from retort import processes
 from retort.data.encoding import load_tokenizer, render
 from retort.engines import Request, Settings, find_engine, resolve
-from retort.engines._keys import cache_bytes
+from retort.engines._kv_cache import cache_bytes
 from retort.errors import SpecError
 from retort.events import SILENT
 from tests.child_functions import again, answered_by

@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 
 from retort.engines import Request, anthropic, find_engine, openai
-from retort.engines._door import open_door
+from retort.engines._endpoint import open_door
 from retort.errors import SpecError, StageError
 from tests.misbehaving import SECRET, answered, asking, bad, endpoint, settings
 

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 
 from retort.engines import find_engine
-from retort.engines._http import Pace
+from retort.engines._request_pool import Pace
 from tests.misbehaving import answered, asking, bad, endpoint, settings, well
 
 ENGINES = ["openai", "anthropic"]

@@ -14,7 +14,7 @@ DOORS = {
     "sklearn": {"retort/data/balance.py"},
     "py3langid": {"retort/data/text_stats.py"},
     "jsonschema": {"retort/data/text_stats.py"},
-    "aiohttp": {"retort/engines/_door.py"},
+    "aiohttp": {"retort/engines/_endpoint.py"},
     "vllm": {"retort/engines/vllm.py"},
     "lm_eval": {
         f"retort/benchmark/{name}.py" for name in ("harness", "opening", "scoring", "endpoint")

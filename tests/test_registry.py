@@ -87,7 +87,7 @@ def test_registering_again_after_a_kill_makes_no_second_version(tracker, store):
     made = student(store, "again", "o'neill")  # a place that no query can hold
     assert [tracker.register(made), tracker.register(replace(made, champion="7"))] == ["1", "1"]
     client = open_registry(store)
-    assert client.get_model_version("again", "1").tags["retort.champion"] == "7"
+    assert client.get_model_version("again", "1").tags["retort.tracking.champion"] == "7"
     # The same folder with other weights, made by a forced training, is another student.
     assert tracker.register(replace(made, content="other")) == "2"
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from retort.comparison import verdict
 from retort.context import Stage
 from retort.evaluate import evaluate
 from retort.events import SILENT
+from retort.metrics.comparison import verdict
 from retort.report import report
 from retort.report.examples import side_by_side
 from retort.report.html import page, page_of

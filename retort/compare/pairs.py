@@ -8,8 +8,8 @@ from typing import Any
 
 from retort import metrics
 from retort.compare.runs import Run
-from retort.comparison import outcome
-from retort.comparison.forms import gap, gaps, unit
+from retort.metrics.comparison import outcome
+from retort.metrics.comparison.formatting import gap, gaps, unit
 from retort.spec import Evaluate
 
 # Metrics that hold an answer against the teacher's: with another teacher they say something else.

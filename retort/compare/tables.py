@@ -7,8 +7,8 @@ from typing import Any
 
 from retort.compare.pairs import pairs
 from retort.compare.runs import Run
-from retort.comparison import details, table
-from retort.comparison.forms import gap, known, times, unit
+from retort.metrics.comparison import details, table
+from retort.metrics.comparison.formatting import gap, known, times, unit
 
 Columns = dict[str, dict[str, Any]]
 

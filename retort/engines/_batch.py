@@ -18,7 +18,7 @@ import orjson
 
 from retort.engines import Answer, Request, Settings
 from retort.engines._calls import Caller, GoneError
-from retort.engines._door import (
+from retort.engines._endpoint import (
     UNREADABLE,
     Api,
     Error,

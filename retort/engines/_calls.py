@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from retort.engines._door import Data, Door, Reply, attempt, cause_of, connect
-from retort.engines._http import LONGEST_WAIT_SECONDS, backoff
+from retort.engines._endpoint import Data, Door, Reply, attempt, cause_of, connect
+from retort.engines._request_pool import LONGEST_WAIT_SECONDS, backoff
 from retort.errors import StageError
 
 # Files of hundreds of megabytes pass in one call.

@@ -13,8 +13,8 @@ import orjson
 from retort.engines import Request, Settings
 from retort.engines._batch import BatchApi, BatchEngine, Intent
 from retort.engines._calls import Caller, lines_of
-from retort.engines._door import Api, described, fault, fault_of, read_answer
-from retort.engines._http import HttpEngine
+from retort.engines._endpoint import Api, described, fault, fault_of, read_answer
+from retort.engines._request_pool import HttpEngine
 from retort.records import Message, Response, State
 
 GIVES_SIGNAL = False

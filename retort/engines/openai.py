@@ -11,8 +11,8 @@ import orjson
 from retort.engines import STATE_OF, Request, Settings
 from retort.engines._batch import BatchApi, BatchEngine, Intent
 from retort.engines._calls import Caller, lines_of
-from retort.engines._door import Api, described, fault, fault_of, read_answer
-from retort.engines._http import HttpEngine
+from retort.engines._endpoint import Api, described, fault, fault_of, read_answer
+from retort.engines._request_pool import HttpEngine
 from retort.records import Response
 
 GIVES_SIGNAL = False

@@ -26,7 +26,7 @@ from retort.engines import (
     parse_local,
     render_each,
 )
-from retort.engines._keys import cache_bytes
+from retort.engines._kv_cache import cache_bytes
 from retort.errors import StageError
 from retort.store import model_folder
 from retort.store.signals import Signal, captured

@@ -18,8 +18,7 @@ Every function of this file whose name has no leading underscore can be named in
 import torch
 from torch import Tensor
 
-from retort.losses.distributions import exact, head_share, kl, label_pair, mixture, pair
-from retort.losses.target import Target
+from retort.losses.distributions import Target, exact, head_share, kl, label_pair, mixture, pair
 
 __all__ = [
     "Target",

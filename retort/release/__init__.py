@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retort.champion import MODEL, name_of
 from retort.context import Stage
 from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.release.card import model_card
+from retort.tracking.champion import MODEL, name_of
 
 # Loading these can execute whatever they hold (pickle).
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".py")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from retort import licences
-from retort.comparison import caption, details, table, verdict
 from retort.context import Stage
+from retort.metrics.comparison import caption, details, table, verdict
 
 USES = {
     "nli": "Saying whether a premise entails, contradicts or leaves open a hypothesis",

@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 
 from retort import metrics
-from retort.comparison import main_metric
 from retort.context import Stage, held_out_split, read_examples
 from retort.errors import DataError
+from retort.metrics.comparison import main_metric
 from retort.records import Example
 from retort.report.measured import answers_of, statistics_of
 

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from retort import champion, licences
-from retort.comparison import compare, too_few, unsure, warnings
-from retort.comparison.words import OTHERS
+from retort import licences
 from retort.context import Stage
 from retort.gate import judge
+from retort.metrics.comparison import compare, too_few, unsure, warnings
+from retort.metrics.comparison.verdict import OTHERS
 from retort.report import slices
 from retort.report.answered import Answered
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION
 from retort.store import urls
+from retort.tracking import champion
 
 STAGES_READ = ("prepare", "generate", "curate", "train")
 MOST_POINTS = 200

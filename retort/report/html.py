@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from retort import card
 from retort.card.text import summary
-from retort.comparison import caption, details, headlines, table, verdict
+from retort.metrics.comparison import caption, details, headlines, table, verdict
 from retort.report import views
 from retort.report.examples import embedded
 from retort.report.pictures import curves, forest, latencies, trade_off

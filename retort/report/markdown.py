@@ -3,8 +3,8 @@
 from typing import Any
 
 from retort import card
-from retort.comparison import caption, details, headlines, table, verdict
-from retort.comparison.forms import gap, gaps, interval, known, score
+from retort.metrics.comparison import caption, details, headlines, table, verdict
+from retort.metrics.comparison.formatting import gap, gaps, interval, known, score
 from retort.report.examples import Row
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from retort.comparison.forms import duration, gap, gaps, is_share, unit
 from retort.drawing import BLUE, DARK, GRAY, area, cut, drawing, inline, svg, write
+from retort.metrics.comparison.formatting import duration, gap, gaps, is_share, unit
 from retort.report.axes import (
     SMALL,
     TEXT,

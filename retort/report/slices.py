@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 from retort import metrics
-from retort.comparison import outcome
+from retort.metrics.comparison import outcome
 from retort.records import Example
 from retort.report.answered import Answered, Vectors
 from retort.spec import Evaluate

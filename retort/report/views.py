@@ -4,9 +4,18 @@ from typing import Any
 
 import yaml
 
-from retort.comparison import outcome
-from retort.comparison.forms import count_bytes, duration, gap, gaps, interval, known, number, score
 from retort.metrics import lower_is_better
+from retort.metrics.comparison import outcome
+from retort.metrics.comparison.formatting import (
+    count_bytes,
+    duration,
+    gap,
+    gaps,
+    interval,
+    known,
+    number,
+    score,
+)
 
 Content = dict[str, Any]
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from retort.store import Folder
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
 GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"
-CONTENT, COMPARED, FORMER = "retort.content", "retort.champion", "retort.former_champion"
+CONTENT, COMPARED, FORMER = "retort.content", "retort.tracking.champion", "retort.former_champion"
 # What mlflow calls the tag that leads from a logged model to its versions.
 VERSIONS_OF_MODEL = "mlflow.modelVersions"
 

@@ -14,8 +14,8 @@ from retort import asks
 from retort.data import encoding
 from retort.data.encoding import Row
 from retort.engines import Request, Settings, find_engine, openai, resolve
-from retort.engines._door import REASON_OF, UNREADABLE, Api, Error, cause_of, open_door
-from retort.engines._http import Flow
+from retort.engines._endpoint import REASON_OF, UNREADABLE, Api, Error, cause_of, open_door
+from retort.engines._request_pool import Flow
 from retort.errors import SpecError, StageError
 from retort.records import Example
 from retort.spec import JobSpec

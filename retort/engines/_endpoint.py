@@ -1,9 +1,11 @@
-"""One endpoint behind HTTP: its address, its key, one call to it, and what its errors mean.
+"""One endpoint behind HTTP: its address, its key, one call to it (timed to its first token where that
+is measured), and what its errors mean.
 
 The only door to aiohttp. The surprise: the key is held here alone, and is cut out of everything
 that an endpoint says of an error, because some endpoints repeat it.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
-from retort.engines import STATE_OF, Request, Settings
+from retort.engines import STATE_OF, Request, Settings, Timing
 from retort.errors import SpecError, StageError
 from retort.records import Response
 
@@ -279,3 +281,58 @@ def renamed(api: Api, body: dict[str, Any]) -> dict[str, Any]:
     """Returns a body with the field under its other name."""
     old, new = api.rename or ("", "")
     return {new if name == old else name: value for name, value in body.items()}
+
+
+EVENT = b"data:"
+# Where OpenAI's form, and servers that follow it, put what the model wrote.
+WRITTEN = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
+
+
+def streamed(settings: Settings, api: Api, door: Door, request: Request) -> Timing | None:
+    """Returns how long a streamed answer took; None where the endpoint streamed none."""
+    try:
+        body = {**api.body(settings, request), "stream": True}
+        found = asyncio.run(_timed(settings, api, door, body))
+        if isinstance(found, dict) and names_another(api, found):
+            found = asyncio.run(_timed(settings, api, door, renamed(api, body)))
+    except (*BROKEN, *UNREADABLE):
+        return None
+    return found if isinstance(found, Timing) else None
+
+
+async def _timed(
+    settings: Settings, api: Api, door: Door, body: dict[str, Any]
+) -> Timing | Error | None:
+    """Returns the times, the endpoint's error, or None where nothing came as events."""
+    payload, headers = orjson.dumps(body), {"Content-Type": "application/json"}
+    started, first_at, num_events = time.monotonic(), None, 0
+    async with (
+        connect(door, 1, settings.runtime["request_timeout_seconds"]) as session,
+        # Redirects are not followed: they would carry the key to another host.
+        session.post(
+            door.url(api.path), data=payload, headers=headers, allow_redirects=False
+        ) as response,
+    ):
+        if response.status >= 300:
+            return fault_of(response.status, await response.read(), door)
+        async for line in response.content:
+            num_events += line.startswith(EVENT)
+            if first_at is None and line.startswith(EVENT) and _is_token(line):
+                first_at = time.monotonic()
+    if not num_events:
+        return None
+    whole_seconds = time.monotonic() - started
+    return Timing(whole_seconds, None if first_at is None else first_at - started)
+
+
+def _is_token(line: bytes) -> bool:
+    """Whether an event brings a part of the answer."""
+    data = line.removeprefix(EVENT).strip()
+    if data == b"[DONE]":
+        return False
+    event = orjson.loads(data)
+    if event.get("type") == "content_block_delta":  # Anthropic's
+        return True
+    choices = event.get("choices") or [{}]
+    delta = choices[0].get("delta") or {}
+    return any(delta.get(name) for name in WRITTEN)

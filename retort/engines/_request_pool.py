@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from retort.engines import Answer, Request, Settings, Timing, timed_whole
-from retort.engines._door import (
+from retort.engines._endpoint import (
     BUSY,
     UNREADABLE,
     Api,
@@ -35,8 +35,8 @@ from retort.engines._door import (
     names_another,
     open_door,
     renamed,
+    streamed,
 )
-from retort.engines._timing import streamed
 
 FIRST_LIMIT = 32
 LONGEST_BACKOFF_SECONDS = 30.0

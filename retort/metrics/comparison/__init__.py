@@ -4,17 +4,16 @@ A control is a student of the same base and rows by plain fine-tuning. Unless as
 does not look at it; the verdict says where the student stands against it.
 """
 
-from retort.comparison.headlines import headlines
-from retort.comparison.ratios import (
+from retort.metrics import tells as outcome
+from retort.metrics.comparison.ratios import (
     CONTROLS,
     compare,
     flat_differences,
     main_metric,
     warnings,
 )
-from retort.comparison.tables import caption, details, table
-from retort.comparison.words import too_few, unsure, verdict
-from retort.metrics import tells as outcome
+from retort.metrics.comparison.tables import caption, details, table
+from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdict
 
 __all__ = [
     "CONTROLS",

@@ -7,7 +7,7 @@ accuracy, throughput. Cells are finished text, so that every page and terminal s
 from collections.abc import Callable
 from typing import Any
 
-from retort.comparison.forms import (
+from retort.metrics.comparison.formatting import (
     count,
     count_bytes,
     duration,

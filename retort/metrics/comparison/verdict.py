@@ -1,10 +1,21 @@
-"""The verdict: what the numbers say, in plain words and with how sure they are."""
+"""What the numbers say: the verdict in words, and the five figures that head the report."""
 
+from collections.abc import Callable
 from typing import Any
 
-from retort.comparison.forms import gap, gaps, size, times, unit
-from retort.comparison.ratios import CONTROLS
 from retort.metrics import examples_needed
+from retort.metrics.comparison.formatting import (
+    count_bytes,
+    duration,
+    gap,
+    gaps,
+    known,
+    number,
+    size,
+    times,
+    unit,
+)
+from retort.metrics.comparison.ratios import CONTROLS, median_seconds
 
 OTHERS = {**CONTROLS, "champion": "the champion of its name"}
 ALL = {"teacher": "the teacher", "base": "its base", **OTHERS}
@@ -97,3 +108,67 @@ def too_few(found: dict[str, Any]) -> list[str]:
                 f"about {max(needed, each['n'] + 1):,} would"
             )
     return told
+
+
+Headline = dict[str, Any]
+
+
+def headlines(content: dict[str, Any]) -> list[Headline]:
+    """Returns of each its `figure`, `label`, `detail` and `good`, which is None where unknown."""
+    models, found = content["models"], content["comparison"]
+    pair = models["teacher"], models["student"]
+    seconds = [median_seconds(model) for model in pair]
+    weights = [model["weights_bytes"] for model in pair]
+    costs = [model.get("cost_per_1000_requests") for model in pair]
+    priced = change(costs, number)
+    return [
+        _kept_headline(content),
+        _saved_headline("inference time", found["latency_reduction"], change(seconds, duration)),
+        _saved_headline("weight memory", found["memory_reduction"], change(weights, count_bytes)),
+        _saved_headline(
+            "cost",
+            found["cost_reduction"],
+            f"{priced} for 1,000 requests"
+            if priced
+            else "needs report.prices of teacher and student",
+        ),
+        _throughput(found["throughput_ratio"], [model["tokens_per_second"] for model in pair]),
+    ]
+
+
+def _kept_headline(content: dict[str, Any]) -> Headline:
+    found = content["comparison"]
+    kept, sure = found["retention"], found["retention_interval"]
+    return {
+        "figure": known(kept, "{:.1%}".format),
+        "label": f"of the teacher's {found['metric']} kept",
+        "detail": f"95% interval: {sure['low']:.1%} to {sure['high']:.1%}" if sure else "",
+        "good": None if kept is None else content["gate"]["passed"],
+    }
+
+
+def _saved_headline(what: str, reduction: float | None, detail: str) -> Headline:
+    if reduction is None:
+        return {"figure": "unknown", "label": f"{what} saved", "detail": detail, "good": None}
+    label = f"less {what}" if reduction >= 0 else f"more {what}"
+    return {
+        "figure": f"{abs(reduction):.1%}",
+        "label": label,
+        "detail": detail,
+        "good": reduction >= 0,
+    }
+
+
+def _throughput(ratio: float | None, rates: list[float | None]) -> Headline:
+    return {
+        "figure": known(ratio, lambda known_ratio: f"{times(known_ratio)}\N{MULTIPLICATION SIGN}"),
+        "label": "the throughput",
+        "detail": change(rates, lambda rate: f"{rate:,.0f} tokens/s"),
+        "good": None if ratio is None else ratio >= 1,
+    }
+
+
+def change(values: list[float | None], show: Callable[[float], str]) -> str:
+    """Returns teacher's and student's value with an arrow between; nothing where one is unknown."""
+    told = [show(value) for value in values if value is not None]
+    return " → ".join(told) if len(told) == len(values) else ""
