@@ -22,13 +22,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import Measure, http_engine, show
-from retort import asks, preflight
-from retort.context import Stage, read_examples
+from retort import preflight
 from retort.data import encoding
 from retort.events import SILENT
-from retort.generate import capture
-from retort.prepare import prepare
 from retort.spec import JobSpec, build, recipes
+from retort.stages import teacher_requests
+from retort.stages.generate import capture
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage, read_examples
 from retort.store import Store
 from tests import zoo
 
@@ -93,7 +94,7 @@ def prepared(spec: JobSpec, folder: Path) -> Stage:
 
 def durable(stage: Stage, engine: Any) -> tuple[int, float]:
     """Returns the tokens of the job's answers, and the seconds until all stand in the artifact."""
-    module: Any = asks.engine_of(stage.spec)
+    module: Any = teacher_requests.engine_of(stage.spec)
     module.open_engine = lambda settings: engine  # it is open: only the capture is measured
     started = time.monotonic()
     facts = capture.capture(stage.arguments(), time.time(), 128, SILENT)
@@ -107,8 +108,8 @@ def vllm_measures(folder: Path) -> list[Measure]:
     model, train = tiny_model(folder / "model"), QUESTIONS / "train.jsonl"
     specs = {k: spec_of("vllm", model, train, k) for k in (0, TOP_K)}
     stages = {k: prepared(spec, folder / str(k)) for k, spec in specs.items()}
-    settings = asks.settings_of(specs[TOP_K], "")
-    engine: Any = asks.engine_of(specs[TOP_K]).open_engine(settings)
+    settings = teacher_requests.settings_of(specs[TOP_K], "")
+    engine: Any = teacher_requests.engine_of(specs[TOP_K]).open_engine(settings)
     plain = copy.copy(engine)
     plain._settings = replace(settings, top_k=0)
     plain._parameters = engine._parameters.clone()

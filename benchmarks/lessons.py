@@ -13,14 +13,14 @@ from tokenizers.models import WordLevel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retort.context import Stage
 from retort.data.encoding import Row, encode, load_tokenizer, render
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import JobSpec, StageName, build
+from retort.stages.stage import Stage
+from retort.stages.train import training_rows
 from retort.store import Artifact, Store, model_folder, signals
 from retort.store.signals import Signal, captured
-from retort.train import rows
 
 BATCH_SIZE, TOP_K = 32, 16
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
@@ -179,6 +179,6 @@ def steps_of(folder: Path, name: str) -> list[list[Row]]:
     """Returns the rows of each step, as our trainer takes them."""
     stage = stage_of(folder, name, spec_of(folder, [{"name": "cross_entropy"}], None), "none")
     base = folder / "student"
-    data = rows.build(stage, base, [load_tokenizer(str(base)).eos_token_id])
-    order = rows.steps_of_epoch(data, BATCH_SIZE, stage.spec.train.seed, 0)
+    data = training_rows.build(stage, base, [load_tokenizer(str(base)).eos_token_id])
+    order = training_rows.steps_of_epoch(data, BATCH_SIZE, stage.spec.train.seed, 0)
     return [[data.train[index][0] for index in step] for step in order]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks import Measure, show
 from retort import losses
 from retort.losses import Target
-from retort.train.head import Head, Sums, Term, losses_of, sums_of
+from retort.stages.train.head import Head, Sums, Term, losses_of, sums_of
 
 NUM_THREADS, NUM_ROUNDS = 2, 2
 NUM_TOKENS, HIDDEN, TOP_K = 4096, 1024, 16

@@ -101,10 +101,10 @@ def _save(path: Path, rows: Iterator[tuple[str, list[str]]]) -> None:
 
 def measured(folder: Path) -> dict[str, float]:
     """Prepares the job of a folder in this process; returns seconds and the most memory held."""
-    from retort.context import Stage
     from retort.events import SILENT
-    from retort.prepare import prepare
     from retort.spec import build
+    from retort.stages.prepare import prepare
+    from retort.stages.stage import Stage
     from retort.store import Store
 
     section = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}

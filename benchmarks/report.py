@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import show
-from retort.report.html import page
+from retort.stages.report.html import page
 from retort.store import Folder
 from tests.browser import see
 from tests.tiny import write_job

@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks import show
 from retort import metrics
-from retort.context import read_examples
 from retort.data import task_types
 from retort.records import Response, read_lines
 from retort.spec import load
+from retort.stages.stage import read_examples
 from retort.store import Folder
 
 JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"

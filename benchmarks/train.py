@@ -27,7 +27,7 @@ from benchmarks import Measure, lessons, show
 from benchmarks.lessons import BATCH_SIZE, Shape
 from retort.data.encoding import IGNORED, Row
 from retort.events import SILENT
-from retort.train.loop import fit
+from retort.stages.train.loop import fit
 
 NUM_THREADS, NUM_ROUNDS = 1, 5
 PLAIN = [{"name": "cross_entropy"}]

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from retort import preflight
-from retort.asks import Plan, engine_of, ledger_name, manner
-from retort.context import read_decisions, read_responses, stream_examples
 from retort.errors import DataError
 from retort.records import (
     Decision,
@@ -19,6 +17,8 @@ from retort.records import (
 )
 from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
 from retort.spec.fingerprint import CHAMPION
+from retort.stages.stage import read_decisions, read_responses, stream_examples
+from retort.stages.teacher_requests import Plan, engine_of, ledger_name, manner
 from retort.store import Store
 from retort.store.ledger import Ledger
 from retort.tracking import Tracker

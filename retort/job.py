@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from retort import __version__, preflight
-from retort.context import Stage
 from retort.data import sources
 from retort.events import Event, Reporter
 from retort.metrics.comparison import flat_differences
 from retort.plugins import outside
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
+from retort.stages.stage import Stage
 from retort.store import Artifact, Folder, Store
 from retort.store.leases import Holder
 from retort.tracking import NONE, Candidate, Tracker, champion, without_secrets
@@ -105,7 +105,7 @@ class Job:
         self._log_lineage(run_id, stage, inputs)
         started = time.time()
         try:
-            facts: dict[str, Any] = outside(f"retort.{stage}:{stage}")(context)
+            facts: dict[str, Any] = outside(f"retort.stages.{stage}:{stage}")(context)
             seconds = time.time() - started
         finally:
             self._keep_log()
@@ -139,7 +139,7 @@ class Job:
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
         """
         from retort.benchmark import of_student
-        from retort.report.html import page_of
+        from retort.stages.report.html import page_of
 
         reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
         content = {**reported.read_json("report.json"), **self._ran(flow_run_id)}

@@ -7,18 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import asks, parallel
-from retort.asking import as_teacher
+from retort import parallel
 from retort.data import sources as data
 from retort.data import task_types
 from retort.data.filters import candidate
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
 from retort.plugins import check_function, check_options, source_digest
-from retort.prepare.rows import Reader, preview
 from retort.processes import nodes
 from retort.records import SPLITS, sha256_of
 from retort.spec import Asked, JobSpec
+from retort.stages import teacher_requests
+from retort.stages.judge import as_teacher
+from retort.stages.prepare.rows import Reader, preview
 from retort.store import Store, model_folder
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
@@ -48,11 +49,11 @@ def sources(spec: JobSpec) -> dict[str, str]:
             found[f"{stage}.plug_ins"] = sha256_of(digests)
     for where, who in spec.asked.items():
         engine = resolve(who.engine, 0)
-        model = asks.model_digest(find_engine(engine), who.model, who.endpoint, where)
+        model = teacher_requests.model_digest(find_engine(engine), who.model, who.endpoint, where)
         found[where] = f"{engine}: {model}"
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
-    found["generate.teacher"] = asks.teacher_digest(spec)
+    found["generate.teacher"] = teacher_requests.teacher_digest(spec)
     found["train.student"] = model_folder.digest(spec.train.student, "train.student")
     return found
 
@@ -93,7 +94,7 @@ def check(spec: JobSpec, store: Store) -> list[str]:
 
 def _check_names(spec: JobSpec) -> list[str]:
     task_types.load(spec.prepare.task_type)
-    asks.instruction_of(spec)
+    teacher_requests.instruction_of(spec)
     for name in spec.prepare.scrub:
         check_function("scrubber", name, "retort.data.scrubbers")
     if spec.prepare.format != "auto":
@@ -116,7 +117,7 @@ def _check_names(spec: JobSpec) -> list[str]:
 
 
 def _check_models(spec: JobSpec) -> list[str]:
-    engine, lines = asks.engine_of(spec), []
+    engine, lines = teacher_requests.engine_of(spec), []
     if spec.generate.mode == "score" and not engine.SCORES:
         raise SpecError(
             "generate.mode: score needs the teacher's distribution of given text, which this "
@@ -129,7 +130,7 @@ def _check_models(spec: JobSpec) -> list[str]:
         lines.append(_check_live(spec))
     student = model_folder.check(spec.train.student, "train.student")
     if engine.REMOTE:
-        lines.append(engine.check(asks.settings_of(spec, "")))
+        lines.append(engine.check(teacher_requests.settings_of(spec, "")))
     else:
         teacher = model_folder.check(spec.generate.teacher, "generate.teacher")
         lines.append(_line("generate.teacher", spec.generate.teacher, teacher))
@@ -144,7 +145,7 @@ def _check_models(spec: JobSpec) -> list[str]:
 
 def _check_live(spec: JobSpec) -> str:
     """Returns a line on the teacher that is asked while the student learns."""
-    from retort.train.endpoint import is_remote
+    from retort.stages.train.endpoint_teacher import is_remote
 
     if is_remote(spec):
         where = f"its endpoint, {spec.train.live_top_k} log-probabilities a token"
@@ -157,7 +158,7 @@ def _check_asked(spec: JobSpec, where: str, who: Asked) -> str:
     """Returns a line on a further model that is asked."""
     engine = find_engine(resolve(who.engine, 0))
     if engine.REMOTE:
-        return f"{where}: {engine.check(asks.settings_of(as_teacher(spec, who), ''))}"
+        return f"{where}: {engine.check(teacher_requests.settings_of(as_teacher(spec, who), ''))}"
     return _line(where, who.model, model_folder.check(who.model, where))
 
 
@@ -278,7 +279,7 @@ def _check_store(spec: JobSpec, store: Store) -> list[str]:
 def _check_nodes(spec: JobSpec, store: Store) -> list[str]:
     """Returns a line where the student trains on several machines. Raises `SpecError` where these
     could not meet."""
-    from retort.train.layout import layout_of
+    from retort.stages.train.layout import layout_of
 
     layout = layout_of(spec.train)
     if layout.num_nodes == 1:

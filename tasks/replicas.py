@@ -23,8 +23,8 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelling
 
 from retort.events import Event, Reporter
-from retort.generate import help_generate
 from retort.job import Job
+from retort.stages.generate import help_generate
 from retort.store import Store
 from tasks.listeners import tell
 from tasks.slots import slot

@@ -1,11 +1,10 @@
 """Examples and responses written by hand and curated, for the tests of `curate`."""
 
-from retort import context
-from retort.context import Stage
-from retort.curate import curate
 from retort.events import SILENT
 from retort.records import Example, Response, write_lines
 from retort.spec import build
+from retort.stages.curate import curate
+from retort.stages.stage import Stage, read_decisions
 from retort.store import open_store
 
 
@@ -42,7 +41,7 @@ def curated(home, examples, responses, filters=("finished", "verified"), generat
     inputs = {s: store.artifact(s, "a").commit({"facts": {}}) for s in ("prepare", "generate")}
     stage = Stage("curate", spec, store, inputs, out, SILENT, home / "log")
     facts = curate(stage)
-    return facts, context.read_decisions(out)
+    return facts, read_decisions(out)
 
 
 def why(decisions) -> dict[str, str | None]:

@@ -9,14 +9,14 @@ import torch
 import transformers
 
 from retort import losses
-from retort.context import Stage, read_examples
 from retort.data import encoding
 from retort.losses import Target
-from retort.prepare import prepare
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage, read_examples
+from retort.stages.train.batches import Batch, Item
+from retort.stages.train.head import Sums, Term, losses_of, sums_of
+from retort.stages.train.objective import last_hidden, trusted_head
 from retort.store import model_folder
-from retort.train.batches import Batch, Item
-from retort.train.head import Sums, Term, losses_of, sums_of
-from retort.train.objective import last_hidden, trusted_head
 from tests import stages
 from tests.tiny import save_model, write_rows
 

@@ -8,13 +8,13 @@ import random
 from typing import Any
 
 from retort import metrics
-from retort.gate import judge
 from retort.metrics.comparison import compare
 from retort.records import Example
-from retort.report import slices
-from retort.report.answered import Answered
-from retort.report.examples import side_by_side
 from retort.spec import Evaluate, Gate
+from retort.stages.report import slices
+from retort.stages.report.answers import Answered
+from retort.stages.report.examples import side_by_side
+from retort.stages.report.gate import judge
 
 RATES = {"teacher": 0.97, "base": 0.41, "student": 0.93, "fine_tuning": 0.87}
 SIZES = {"teacher": 1_540_000_000, "base": 124_000_000, "student": 124_000_000}

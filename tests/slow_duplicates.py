@@ -6,7 +6,7 @@ surprise: it compares each text with every kept one, so give it a few hundred.
 
 import random
 
-from retort.duplicates import Pair
+from retort.stages.prepare.duplicates import Pair
 
 NUMBERS, NEGATIONS = ("3", "7", "12", "two"), ("not", "never")
 Row = tuple[str, str, str | None]  # text, scope, answer

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from retort import preflight
-from retort.context import Stage, read_responses
 from retort.events import SILENT, Reporter
-from retort.generate import generate
-from retort.prepare import prepare
 from retort.records import Response
 from retort.spec import build, recipes
+from retort.stages.generate import generate
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage, read_responses
 from retort.store import Folder, open_store
 
 RUNTIME = {"max_num_seqs": 4, "num_threads": 1}

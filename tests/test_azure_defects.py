@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 
 from flows.cli import main
-from retort.context import read_decisions, read_examples, read_responses
 from retort.inspection import quarantined
 from retort.records import Decision, Example, Response
 from retort.spec import build
+from retort.stages.stage import read_decisions, read_examples, read_responses
 from retort.store import open_store
 from tests.azure_rows import EASY, completion, make, row, spec_of, write_job
 from tests.misbehaving import Endpoint, endpoint

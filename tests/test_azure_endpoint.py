@@ -7,9 +7,9 @@ import orjson
 import pytest
 import yaml
 
-from retort.context import read_responses
 from retort.errors import StageError
 from retort.spec import load
+from retort.stages.stage import read_responses
 from tests.azure_job import without_key
 from tests.azure_rows import EASY, QUESTIONS, completion, make, row, spec_of, write_job
 from tests.misbehaving import SECRET, bad, endpoint

@@ -9,9 +9,9 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.cli import main
-from retort.context import read_decisions, read_examples
 from retort.engines import resolve
 from retort.spec import STAGES
+from retort.stages.stage import read_decisions, read_examples
 from retort.store import Folder
 from tests.answering import save_models
 from tests.real_data import AZURE, needs_azure

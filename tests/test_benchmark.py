@@ -24,8 +24,8 @@ from retort.benchmark.candidates import candidates, longest
 from retort.benchmark.results import gathered
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
-from retort.report.html import draw
 from retort.spec import JobSpec, load, recipes
+from retort.stages.report.html import draw
 from retort.store import open_store
 from tests import report_content
 from tests.misbehaving import SECRET, endpoint, running

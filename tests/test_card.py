@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 
-from retort import card
-from retort.card.steps import largest
-from retort.context import Stage
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import build
+from retort.stages.curate import data_card
+from retort.stages.curate.data_card.funnel import largest
+from retort.stages.stage import Stage
 from retort.store import Store
 
 LABELS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
@@ -88,14 +88,14 @@ def card_of(tmp_path, questions: list[str], kept: list[bool], **knobs) -> dict:
     examples = [Example(name, "train", chat(text)) for name, text in pairs]
     responses = [Response(name, "x", [], "stop", 7, 3, example_id=name) for name in names]
     decisions = [Decision(name, keep, "f", "r") for name, keep in zip(names, kept, strict=True)]
-    return card.write(stage_of(tmp_path, {}, examples, responses, **knobs), decisions)
+    return data_card.write(stage_of(tmp_path, {}, examples, responses, **knobs), decisions)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A job with weights, and its card."""
     stage, examples, responses, decisions = job(tmp_path_factory.mktemp("job"), weights=(0.5, 2.0))
-    return stage, examples, responses, decisions, card.write(stage, decisions)
+    return stage, examples, responses, decisions, data_card.write(stage, decisions)
 
 
 def rows_of(folder, prefix: str) -> list[dict]:
@@ -186,7 +186,7 @@ def test_lengths_are_those_of_the_responses_to_train_examples(whole):
 @pytest.mark.parametrize("counts", [True, False])
 def test_without_tokens_or_with_lessons_of_their_own_lengths_are_in_words(tmp_path, counts):
     stage, examples, responses, decisions = job(tmp_path, counts_tokens=counts, lessons=True)
-    made = card.write(stage, decisions)["lengths"]
+    made = data_card.write(stage, decisions)["lengths"]
     assert (made["prompts"]["unit"] == "tokens", made["answers"]["unit"]) == (counts, "words")
     words = [2 + len(e.messages[1]["content"].split()) for e in examples if e.split == "train"]
     assert counts or made["prompts"]["before"]["median"] == statistics.median(words)
@@ -199,7 +199,7 @@ def test_one_endless_answer_does_not_hide_the_others(tmp_path):
     _, examples, responses, decisions = job(tmp_path)
     responses[0] = replace(responses[0], num_tokens=100_000)
     stage = stage_of(tmp_path / "other", FACTS, examples, responses)
-    found = card.write(stage, decisions)["lengths"]["answers"]
+    found = data_card.write(stage, decisions)["lengths"]["answers"]
     assert found["edges"][-1] == 100_001
     assert max(found["before"]["counts"]) < 20
     assert found["before"]["counts"][-1] < 5
@@ -207,11 +207,11 @@ def test_one_endless_answer_does_not_hide_the_others(tmp_path):
 
 def test_several_responses_to_an_example_are_a_step_that_adds(tmp_path):
     stage, _, _, decisions = job(tmp_path, num_samples=3)
-    made = card.write(stage, decisions)
+    made = data_card.write(stage, decisions)
     assert adds_up(made)
     step = next(step for step in made["funnel"] if step["step"] == "responses")
     assert list(step.values()) == ["responses", 810, -540, "3 to an example on average"]
-    assert "+540" in texts_of(card.picture(made))
+    assert "+540" in texts_of(data_card.picture(made))
 
 
 def test_without_labels_prompts_are_clustered_and_both_sides_are_the_same_clusters(tmp_path):
@@ -228,7 +228,7 @@ def test_without_labels_prompts_are_clustered_and_both_sides_are_the_same_cluste
 
 
 def test_of_many_unlabelled_prompts_a_sample_is_clustered(tmp_path, monkeypatch):
-    monkeypatch.setattr("retort.card.tally.MOST_CLUSTERED", 100)
+    monkeypatch.setattr("retort.stages.curate.data_card.counts.MOST_CLUSTERED", 100)
     made = card_of(tmp_path, ["one two", "three four"] * 125, [True] * 250)
     found = made["balance"]
     assert found["num_sampled"] == sum(found["before"].values()) == 84
@@ -238,9 +238,9 @@ def test_of_many_unlabelled_prompts_a_sample_is_clustered(tmp_path, monkeypatch)
 
 def test_the_picture_and_the_page_hold_the_cards_texts_and_numbers(whole):
     stage, _, _, _, made = whole
-    texts, page = texts_of(stage.out.read("data_card.svg")), card.page(made)
+    texts, page = texts_of(stage.out.read("data_card.svg")), data_card.page(made)
     assert stage.out.read_json("data_card.json") == made
-    assert texts == texts_of(card.picture(made))
+    assert texts == texts_of(data_card.picture(made))
     for step in made["funnel"]:
         assert step["step"] in texts
         assert f"{step['count']:,}" in texts
@@ -259,7 +259,7 @@ def test_the_picture_and_the_page_hold_the_cards_texts_and_numbers(whole):
 def test_a_card_is_the_same_bytes_each_time(whole):
     stage, _, _, decisions, made = whole
     first = stage.out.read("data_card.svg")
-    assert card.write(stage, decisions[::-1]) == made
+    assert data_card.write(stage, decisions[::-1]) == made
     assert stage.out.read("data_card.svg") == first
 
 
@@ -268,20 +268,20 @@ def test_a_job_of_no_row_or_of_one_has_a_card_too(tmp_path, num_rows):
     made = card_of(tmp_path, ["why"] * num_rows, [True] * num_rows)
     assert adds_up(made)
     assert made["funnel"][-1]["count"] == num_rows
-    texts = texts_of(card.picture(made))
+    texts = texts_of(data_card.picture(made))
     assert "Nothing was rejected and no row was bad." in texts
     assert ("There are no train examples." in texts) == (num_rows == 0)
-    assert card.page(made).count("\n| learned from |") == 1
+    assert data_card.page(made).count("\n| learned from |") == 1
 
 
 def test_facts_that_do_not_add_up_are_shown_and_not_hidden(tmp_path):
     _, examples, responses, decisions = job(tmp_path)
     facts = {**FACTS, "num_left_out": 70}
-    made = card.write(stage_of(tmp_path / "other", facts, examples, responses), decisions)
+    made = data_card.write(stage_of(tmp_path / "other", facts, examples, responses), decisions)
     assert adds_up(made)
     step = next(step for step in made["funnel"] if step["step"] == "not accounted for")
     assert (step["count"], step["removed"]) == (290, 9)
-    assert "not accounted for" in card.page(made)
+    assert "not accounted for" in data_card.page(made)
 
 
 def test_long_odd_and_foreign_names_stay_one_line_within_their_panel(whole):
@@ -290,11 +290,11 @@ def test_long_odd_and_foreign_names_stay_one_line_within_their_panel(whole):
     odd = {"filter: $x^2$ <b>&\n\x00\ud800 " + "long " * 60: 5, "filter: 理由" * 20: 4, "ü": 3}
     made["reasons"] = {"rejected": odd, "quarantined": {f"r{n}": 1 for n in range(30)}}
     made["balance"]["before"] = made["balance"]["after"] = {"x" * n: 1 for n in range(50, 90)}
-    texts = texts_of(card.picture(made))
+    texts = texts_of(data_card.picture(made))
     assert any(text.startswith("filter: $x^2$ <b>& long long") for text in texts)
     assert sum(text.endswith("…") for text in texts) == 12
     assert max(len(text) for text in texts) <= 90
     assert {"and 23 more reasons, 23 in all", "and 30 more groups"} <= set(texts)
-    page = card.page(made)
+    page = data_card.page(made)
     assert "<b>" not in page
     assert all(len(re.findall(r"(?<!\\)\|", x)) in (0, 4, 5, 6, 7) for x in page.splitlines())

@@ -17,7 +17,7 @@ from retort.compare import compare, find, page
 from retort.errors import DataError, SpecError
 from retort.metrics.comparison import table
 from retort.records import write_lines
-from retort.report.answered import Answered
+from retort.stages.report.answers import Answered
 from retort.store import Store, open_store
 from tests import report_content
 

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from flows.terminal import print_report
-from retort.context import Stage
 from retort.errors import SpecError
-from retort.evaluate import evaluate
-from retort.evaluate.measure import measure
 from retort.events import SILENT
 from retort.job import Job
 from retort.metrics.comparison import compare, verdict, warnings
 from retort.preflight import check
-from retort.report import report
 from retort.spec import build, load, recipes, training_of
+from retort.stages.evaluate import evaluate
+from retort.stages.evaluate.measure import measure
+from retort.stages.report import report
+from retort.stages.stage import Stage
+from retort.stages.train.loop import fit
 from retort.store import Artifact, Folder, open_store
-from retort.train.loop import fit
 from tests.tiny import write_job
 from tests.training import made
 

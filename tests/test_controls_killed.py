@@ -13,8 +13,8 @@ from flows.cli import main
 from retort import inspection, preflight
 from retort.events import SILENT
 from retort.spec import load, recipes
+from retort.stages.train.loop import fit
 from retort.store import Folder, open_store
-from retort.train.loop import fit
 from tests.conftest import ask
 from tests.test_job_killed import kill_when
 from tests.tiny import write_job

@@ -7,10 +7,10 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from retort import preflight
-from retort.asking import judging, score_of
 from retort.errors import DataError, SpecError, StageError
 from retort.records import Example
 from retort.spec import Judge, build
+from retort.stages.judge import judging, score_of
 from retort.store import open_store
 from tests.curating import asked, curated, said, why
 from tests.misbehaving import SECRET, bad, endpoint

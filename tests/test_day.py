@@ -108,7 +108,7 @@ def test_a_cancelled_run_ends_its_processes_and_keeps_what_was_answered(day, wor
     run = workers.start(day.api, day.job("day"))
     workers.until(lambda: sum(day.teacher.answers("day", day.asked())) == 20)
     processes = worker.children(recursive=True)
-    assert any("retort.generate" in word for each in processes for word in each.cmdline())
+    assert any("retort.stages.generate" in word for each in processes for word in each.cmdline())
     assert workers.cancel(day.api, run)["name"] == "Cancelled"
     workers.until(lambda: not any(map(psutil.Process.is_running, processes)))
     assert workers.in_mlflow(day.mlflow, "day") == {

@@ -9,10 +9,10 @@ import numpy as np
 import orjson
 import pytest
 
-from retort.duplicates import Pair, find_duplicates, find_leaks
-from retort.duplicates.sketch import NUM_HASHES, bands
-from retort.duplicates.words import tokens
 from retort.spec.data import Decontaminate, Deduplicate
+from retort.stages.prepare.duplicates import Pair, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates.sketch import NUM_HASHES, bands
+from retort.stages.prepare.duplicates.words import tokens
 from tests.conftest import ROOT
 from tests.duplicate_texts import ASKS, CONTEXT, duplicates, gathered, leaks
 from tests.real_data import SHARED
@@ -241,8 +241,8 @@ def test_the_result_does_not_depend_on_the_process_or_on_when_rows_were_stored(m
     }
     assert len(results) == 1
     whole = gathered(corpus(3)).columns()
-    monkeypatch.setattr("retort.duplicates.texts.MAX_PENDING", 7)
-    monkeypatch.setattr("retort.duplicates.words.MAX_CACHED", 20)
+    monkeypatch.setattr("retort.stages.prepare.duplicates.texts.MAX_PENDING", 7)
+    monkeypatch.setattr("retort.stages.prepare.duplicates.words.MAX_CACHED", 20)
     again = gathered(corpus(3))
     for one, two in zip(whole, again.columns(), strict=True):
         assert np.array_equal(one, two)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from retort.context import Stage
 from retort.engines import Answer, Request
-from retort.evaluate import evaluate, load
-from retort.evaluate.measure import measure
 from retort.events import SILENT, Reporter
-from retort.prepare import prepare
+from retort.stages.evaluate import evaluate, load_test
+from retort.stages.evaluate.measure import measure
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage
 from retort.store import Artifact, Folder, model_folder
 from tests.stages import stage_of
 from tests.tiny import save_model
@@ -295,28 +295,32 @@ REQUESTS = [Request(f"r{n}", [{"role": "user", "content": str(n)}]) for n in ran
 @pytest.mark.parametrize("concurrency", [1, 4, 7])
 def test_a_level_keeps_as_many_requests_under_way_as_it_says(concurrency):
     engine = Watched()
-    level = load.closed_loop(engine, REQUESTS, concurrency, 0.0)
-    assert level.num_requests == load.LEVEL_ROUNDS * concurrency
+    level = load_test.closed_loop(engine, REQUESTS, concurrency, 0.0)
+    assert level.num_requests == load_test.LEVEL_ROUNDS * concurrency
     assert set(engine.seen[: level.num_requests]) == {concurrency}
     assert max(engine.seen) == concurrency
     assert level.requests_per_second > 0 and level.p95_seconds >= 0
 
 
 def test_load_rises_until_the_bound_is_passed_and_the_best_within_it_counts(monkeypatch):
-    monkeypatch.setattr(load, "LEVEL_SECONDS", 0.0)
-    free = load.rates(Watched(), REQUESTS, [0.1, 0.3], (float("inf"), 20))
+    monkeypatch.setattr(load_test, "LEVEL_SECONDS", 0.0)
+    free = load_test.rates(Watched(), REQUESTS, [0.1, 0.3], (float("inf"), 20))
     assert [level.concurrency for level in free] == [1, 4, 16, 20]
-    assert free[0] == load.Level(1, 5.0, pytest.approx(0.29), 2)
-    assert [v.concurrency for v in load.rates(Watched(), REQUESTS, [0.1], (0.05, 20))] == [1]
-    assert [v.concurrency for v in load.rates(Watched(), REQUESTS, [1e-9], (1e-8, 64))] == [1, 2, 4]
-    levels = [load.Level(c, r, p, 9) for c, r, p in ((1, 9, 0.1), (4, 20, 0.2), (16, 50, 0.4))]
-    assert load.within(levels, 0.3) == levels[1]
-    assert load.within(levels, 0.05) is None
+    assert free[0] == load_test.Level(1, 5.0, pytest.approx(0.29), 2)
+    assert [v.concurrency for v in load_test.rates(Watched(), REQUESTS, [0.1], (0.05, 20))] == [1]
+    assert [v.concurrency for v in load_test.rates(Watched(), REQUESTS, [1e-9], (1e-8, 64))] == [
+        1,
+        2,
+        4,
+    ]
+    levels = [load_test.Level(c, r, p, 9) for c, r, p in ((1, 9, 0.1), (4, 20, 0.2), (16, 50, 0.4))]
+    assert load_test.within(levels, 0.3) == levels[1]
+    assert load_test.within(levels, 0.05) is None
 
 
 def test_intervals_of_latency_are_those_of_scipys_percentile_bootstrap():
     samples = np.random.default_rng(1).lognormal(size=80)
-    found = load.summary(samples.tolist(), 5000, seed=0)
+    found = load_test.summary(samples.tolist(), 5000, seed=0)
     assert found["p50"] == pytest.approx(np.median(samples))
     assert found["p95"] == pytest.approx(np.quantile(samples, 0.95)) and found["n"] == 80
     for names, quantile in ((("low", "high"), 0.5), (("p95_low", "p95_high"), 0.95)):
@@ -328,4 +332,4 @@ def test_intervals_of_latency_are_those_of_scipys_percentile_bootstrap():
             random_state=2,
         ).confidence_interval
         assert [found[name] for name in names] == pytest.approx([*wanted], rel=0.05)
-    assert load.summary([], 100, 0) is None
+    assert load_test.summary([], 100, 0) is None

@@ -6,8 +6,8 @@ import pytest
 from aiohttp import web
 
 from retort.engines import Request, find_engine
-from retort.evaluate.measure import measure
 from retort.events import SILENT
+from retort.stages.evaluate.measure import measure
 from tests.misbehaving import SECRET, asking, bad, endpoint, settings
 from tests.test_evaluate import folder, stage
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from retort.context import Stage
 from retort.data.encoding import load_tokenizer, render_one
-from retort.evaluate import likelihood as measured
-from retort.evaluate.likelihood import likelihood
 from retort.events import SILENT
-from retort.prepare import prepare
 from retort.records import Response, write_lines
+from retort.stages.evaluate import likelihood as measured
+from retort.stages.evaluate.likelihood import likelihood
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage
 from retort.store import Folder, model_folder
 from tests.stages import stage_of
 from tests.tiny import save_model

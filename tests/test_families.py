@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from retort.context import Stage
 from retort.events import Event, Reporter
 from retort.spec import build
+from retort.stages.stage import Stage
+from retort.stages.train import loop
 from retort.store import Folder
-from retort.train import loop
 from tests.training import job, made
 from tests.zoo import FAMILIES, save_family
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from retort.gate import judge
 from retort.spec import Gate
+from retort.stages.report.gate import judge
 
 BESIDE = ("base", "fine_tuning", "champion")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from retort.context import read_signals
 from retort.errors import DataError, StageError
 from retort.events import SILENT, Reporter
-from retort.generate.parity import parity
+from retort.stages.generate.parity import parity
+from retort.stages.stage import read_signals
 from tests.stages import RUNTIME, job, run, segments, stage_of
 from tests.tiny import save_model, write_rows
 

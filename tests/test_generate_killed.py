@@ -78,7 +78,10 @@ def kill(process: "subprocess.Popen[bytes]", store: str) -> None:
 
 def captures(store: str) -> list[psutil.Process]:
     """The processes that ask a teacher for this very store: their log lies in it."""
-    wanted = {"retort.generate.capture:capture", str(open_store(store).local_state() / "log")}
+    wanted = {
+        "retort.stages.generate.capture:capture",
+        str(open_store(store).local_state() / "log"),
+    }
     return [p for p in psutil.process_iter(["cmdline"]) if wanted <= set(p.info["cmdline"] or [])]
 
 

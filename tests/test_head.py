@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from retort import losses
 from retort.losses import Target
-from retort.train import head as chunked
-from retort.train.head import Head, Term, losses_of, sums_of
-from retort.train.objective import agreement
+from retort.stages.train import head as chunked
+from retort.stages.train.head import Head, Term, losses_of, sums_of
+from retort.stages.train.objective import agreement
 
 N, H, V, K = 37, 16, 300, 8
 PADDED = V + 20

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from retort.duplicates import Pair
+from retort.stages.prepare.duplicates import Pair
 from tests.duplicate_texts import ASKS, CONTEXT, leaks
 from tests.slow_duplicates import corpus, slow_leaks
 

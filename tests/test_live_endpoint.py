@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from retort.asks import settings_of
-from retort.context import Stage, read_examples
 from retort.engines import Request, find_engine
 from retort.errors import SpecError, StageError
 from retort.events import Reporter
-from retort.train.batches import Item, collate
-from retort.train.rows import blank
-from retort.train.teacher import open_teacher
+from retort.stages.stage import Stage, read_examples
+from retort.stages.teacher_requests import settings_of
+from retort.stages.train.batches import Item, collate
+from retort.stages.train.teacher import open_teacher
+from retort.stages.train.training_rows import blank
 from tests.live import assert_alike, at, folder, items_of, learned, plain_logits, serving, size_of
 from tests.misbehaving import SECRET, bad
 from tests.scoring import scoring

@@ -10,15 +10,15 @@ import torch
 import transformers
 
 from retort import preflight
-from retort.context import Stage, read_examples
 from retort.errors import SpecError
 from retort.events import Event, Reporter
 from retort.records import Decision, Response, write_lines
+from retort.stages.stage import Stage, read_examples
+from retort.stages.train.batches import collate
+from retort.stages.train.endpoint_teacher import is_remote
+from retort.stages.train.loop import fit
+from retort.stages.train.teacher import open_teacher
 from retort.store import Folder
-from retort.train.batches import collate
-from retort.train.endpoint import is_remote
-from retort.train.loop import fit
-from retort.train.teacher import open_teacher
 from tests.live import (
     ANSWERS,
     assert_alike,
@@ -117,7 +117,7 @@ def test_a_teacher_of_other_tokens_or_too_large_is_refused_with_the_reason(
     with pytest.raises(SpecError, match="different chat templates"):
         open_teacher(stage, size_of(folder), "cpu")
     stage = staged(folder, folder / "teacher")
-    monkeypatch.setattr("retort.train.teacher._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("retort.stages.train.teacher._free_bytes", lambda device: 1000)
     with pytest.raises(SpecError, match=r"0\.0 GB left; set generate\.dtype: bfloat16"):
         open_teacher(stage, size_of(folder), "cpu")
 

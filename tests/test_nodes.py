@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from retort import preflight, processes
-from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.processes import nodes
 from retort.spec import build, load
+from retort.stages.stage import Stage
 from retort.store import Folder, open_store
 from tests.conftest import ROOT, environment, free_port
 from tests.test_child import HERE, gone

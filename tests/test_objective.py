@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retort import losses
 from retort.losses import Target
-from retort.train.head import Term
-from retort.train.objective import Objective, agreement, trusted_head
+from retort.stages.train.head import Term
+from retort.stages.train.objective import Objective, agreement, trusted_head
 from tests.conftest import ROOT, environment, free_port
 
 K = 8

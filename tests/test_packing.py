@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from retort import losses
-from retort.context import Stage
 from retort.data.encoding import Row, encode
 from retort.events import Event, Reporter
 from retort.spec import build
+from retort.stages.stage import Stage
+from retort.stages.train import batches
+from retort.stages.train.batches import Item, collate, micro_batches
+from retort.stages.train.head import Head, Term
+from retort.stages.train.loop import fit
+from retort.stages.train.objective import Objective, agreement, last_hidden, trusted_head
+from retort.stages.train.training_rows import build as build_rows
 from retort.store import Folder, model_folder
 from retort.store.signals import captured
-from retort.train import batches
-from retort.train.batches import Item, collate, micro_batches
-from retort.train.head import Head, Term
-from retort.train.loop import fit
-from retort.train.objective import Objective, agreement, last_hidden, trusted_head
-from retort.train.rows import build as build_rows
 from tests import zoo
 from tests.test_objective import FAMILIES, tiny
 from tests.tiny import save_model

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from retort.train.objective import packs_exactly
+from retort.stages.train.objective import packs_exactly
 from tests import zoo
 from tests.test_objective import FAMILIES, tiny
 from tests.test_packing import VOCABULARY, open_model

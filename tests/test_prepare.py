@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from retort.context import read_examples
 from retort.data.filters.candidate import Item
 from retort.data.task_types import qa
 from retort.errors import DataError, SpecError
 from retort.events import Reporter
-from retort.prepare import prepare
-from retort.prepare.rows import preview
 from retort.records import Quarantined, Removed, Response, read_lines
 from retort.spec import build
+from retort.stages.prepare import prepare
+from retort.stages.prepare.rows import preview
+from retort.stages.stage import read_examples
 from tests.real_data import AZURE, needs_azure
 from tests.stages import stage_of
 from tests.tiny import save_model

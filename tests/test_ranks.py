@@ -12,13 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.spec import Train, build
+from retort.stages.stage import Stage
+from retort.stages.train import train as train_stage
+from retort.stages.train.layout import Layout, layout_of
 from retort.store import Folder
-from retort.train import train as train_stage
-from retort.train.layout import Layout, layout_of
 from tests.test_train import ready
 
 __all__ = ["ready"]
@@ -103,8 +103,8 @@ def test_an_interrupt_of_two_processes_is_continued_by_one(ready, alone, tmp_pat
     raw["train"] |= {**KNOBS, "num_epochs": 2, "runtime": runtime}
     stage = dataclasses.replace(ready, spec=build(raw), out=Folder(str(tmp_path / "out")))
     program = (
-        "import sys, json; from retort.context import from_arguments; "
-        "from retort.events import Reporter; from retort.train import train; "
+        "import sys, json; from retort.stages.stage import from_arguments; "
+        "from retort.events import Reporter; from retort.stages.train import train; "
         "say = Reporter(lambda event: print(json.dumps(event), flush=True)); "
         "train(from_arguments(json.loads(sys.argv[1]), say))"
     )

@@ -18,20 +18,20 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retort.context import Stage
-from retort.curate import curate
 from retort.errors import StageError
-from retort.evaluate import evaluate
-from retort.evaluate.measure import measure
 from retort.events import SILENT
 from retort.job import Job
-from retort.prepare import prepare
 from retort.records import Response, read_lines
-from retort.release import generation_config, release
-from retort.report import report
 from retort.spec import build
+from retort.stages.curate import curate
+from retort.stages.evaluate import evaluate
+from retort.stages.evaluate.measure import measure
+from retort.stages.prepare import prepare
+from retort.stages.release import generation_config, release
+from retort.stages.report import report
+from retort.stages.stage import Stage
+from retort.stages.train.loop import fit
 from retort.store import Artifact, Folder, open_store
-from retort.train.loop import fit
 from tests import training
 from tests.servers import environment
 from tests.tiny import save_model

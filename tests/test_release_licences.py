@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retort import licences
+from retort.stages.report import licences
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import pytest
 
 from retort import metrics
 from retort.records import Example
-from retort.report.answered import Answered
-from retort.report.content import MOST_POINTS, _public, _spread
-from retort.report.costs import per_1000_requests, price_of
-from retort.report.examples import MOST_CHARACTERS, cut, embedded, question, side_by_side
-from retort.report.slices import MOST_VALUES, slices, warnings
 from retort.spec import Price, build
+from retort.stages.report.answers import Answered
+from retort.stages.report.content import MOST_POINTS, _public, _spread
+from retort.stages.report.examples import MOST_CHARACTERS, cut, embedded, question, side_by_side
+from retort.stages.report.measurements import per_1000_requests, price_of
+from retort.stages.report.slices import MOST_VALUES, slices, warnings
 from retort.store import urls
 from tests import report_content
 from tests.report_content import KNOBS

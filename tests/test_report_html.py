@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from retort.report import views
-from retort.report.answered import Answered
-from retort.report.examples import embedded, side_by_side
-from retort.report.html import page
-from retort.report.markdown import markdown
-from retort.report.slices import slices
+from retort.stages.report import views
+from retort.stages.report.answers import Answered
+from retort.stages.report.examples import embedded, side_by_side
+from retort.stages.report.html import page
+from retort.stages.report.markdown import markdown
+from retort.stages.report.slices import slices
 from tests import report_content
 from tests.report_content import KNOBS
 

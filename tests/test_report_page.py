@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from retort.context import Stage
-from retort.evaluate import evaluate
 from retort.events import SILENT
 from retort.metrics.comparison import verdict
-from retort.report import report
-from retort.report.examples import side_by_side
-from retort.report.html import page, page_of
 from retort.spec import load
+from retort.stages.evaluate import evaluate
+from retort.stages.report import report
+from retort.stages.report.examples import side_by_side
+from retort.stages.report.html import page, page_of
+from retort.stages.stage import Stage
+from retort.stages.train.loop import fit
 from retort.store import Artifact, Folder
-from retort.train.loop import fit
 from tests import report_content
 from tests.browser import needs_browser, see, shoot
 from tests.stages import stage_of

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from retort.errors import StageError
 from retort.events import SILENT, Reporter
-from retort.generate import help_generate
+from retort.stages.generate import help_generate
 from tests.conftest import environment
 from tests.misbehaving import endpoint, openai_body
 from tests.stages import job, run, segments
@@ -26,7 +26,7 @@ HELP = """
 import json, sys
 from pathlib import Path
 from retort.events import SILENT
-from retort.generate import help_generate
+from retort.stages.generate import help_generate
 help_generate(json.loads(sys.stdin.read()), Path(sys.argv[1]), SILENT)
 """
 RUNTIME = {"max_concurrency": AT_ONCE, "request_timeout_seconds": 300.0, "replicas": 3}

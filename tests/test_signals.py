@@ -8,10 +8,10 @@ import pytest
 
 from retort.data.encoding import IGNORED, encode, render, with_end
 from retort.errors import DataError
+from retort.stages.train.alignment import aligned
+from retort.stages.train.batches import collate
+from retort.stages.train.training_rows import audit
 from retort.store.signals import Signal, captured, pack, tail_logprob, unpack
-from retort.train.batches import collate
-from retort.train.joining import aligned
-from retort.train.rows import audit
 from tests.tiny import make_tokenizer
 
 PROMPT, RESPONSE = [1, 10, 11, 5], [20, 21, 22, 2]

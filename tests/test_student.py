@@ -10,17 +10,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from retort.context import Stage
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import SILENT
 from retort.losses import Target, cross_entropy
 from retort.spec import Train, build
+from retort.stages.stage import Stage
+from retort.stages.train import checkpoint
+from retort.stages.train.head import Term
+from retort.stages.train.objective import Objective, trusted_head
+from retort.stages.train.student import open_student, save_student
 from retort.store import Folder, open_store
-from retort.train import checkpoint
-from retort.train.head import Term
-from retort.train.objective import Objective, trusted_head
-from retort.train.student import open_student, save_student
 from tests.tiny import make_tokenizer
 from tests.zoo import save_family
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retort.context import Stage
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
 from retort.plugins import check_options
 from retort.spec import build, load
+from retort.stages.stage import Stage
+from retort.stages.train.alignment import within
+from retort.stages.train.loop import fit
 from retort.store import Artifact, Folder, model_folder, open_store
 from retort.store.signals import captured
-from retort.train.joining import within
-from retort.train.loop import fit
 from tests.tiny import save_model, write_job
 
 

@@ -7,16 +7,16 @@ import pytest
 import yaml
 
 from retort import preflight
-from retort.context import Stage
 from retort.data import encoding
 from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
 from retort.job import Job
 from retort.records import Example
 from retort.spec import build, load
+from retort.stages.stage import Stage
+from retort.stages.train import batches, training_rows
+from retort.stages.train.loop import fit
 from retort.store import Folder, model_folder, open_store
-from retort.train import batches, rows
-from retort.train.loop import fit
 from tests.test_train import ready, train
 from tests.tiny import make_tokenizer, write_job
 
@@ -55,7 +55,7 @@ def scored(tmp_path_factory) -> Stage:
 
 def test_each_answer_knows_where_its_label_is_decided_and_the_labels_ids_there(scored):
     base = model_folder.check(scored.spec.train.student, "train.student")
-    data = rows.build(scored, base, [2])
+    data = training_rows.build(scored, base, [2])
     tokenizer = encoding.load_tokenizer(scored.spec.train.student)
     assert len(data.train) > 12
     for row, _ in data.train:
@@ -84,7 +84,7 @@ def test_the_label_distribution_is_learned_and_logged(scored, tmp_path):
 def chosen(text: str, options: dict[str, str] | None) -> tuple[int, list[str]] | None:
     tokenizer = make_tokenizer()
     example = Example("e", "train", [{"role": "user", "content": "?"}], options=options)
-    found = rows.choices(tokenizer, example, text, tokenizer(text)["input_ids"])
+    found = training_rows.choices(tokenizer, example, text, tokenizer(text)["input_ids"])
     return found and (found[0], [tokenizer.decode([i]) for i in found[1]])
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from retort.events import Event, Reporter
 from retort.spec import Train
+from retort.stages.train.curve import Curve
+from retort.stages.train.optimizer import share
 from retort.store import Folder
-from retort.train.curve import Curve
-from retort.train.schedule import share
 from tests.test_train import ready, same, train
 
 __all__ = ["ready"]

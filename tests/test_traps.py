@@ -11,14 +11,14 @@ from tokenizers.processors import TemplateProcessing
 
 from retort import losses
 from retort.data import encoding
-from retort.gate import judge
 from retort.losses import Target
 from retort.plugins import function_names
 from retort.records import Decision, Response
 from retort.spec import Gate
-from retort.train import rows
-from retort.train.batches import collate
-from retort.train.head import Head, losses_of
+from retort.stages.report.gate import judge
+from retort.stages.train import training_rows
+from retort.stages.train.batches import collate
+from retort.stages.train.head import Head, losses_of
 from tests.conftest import ROOT
 from tests.test_head import TERMS, V, case
 from tests.tiny import make_tokenizer
@@ -200,8 +200,8 @@ def test_the_teachers_own_ids_are_learned_where_tokenizers_agree(tmp_path):
     spelled = [i for letter in text for i in tokenizer(letter)["input_ids"]]
     assert spelled != whole and tokenizer.decode(spelled) == text
     response, decision = Response("r", text, spelled, "stop", 1, 1), Decision("r", True)
-    assert rows.learned(tokenizer, response, decision, own_ids=True)[1] == spelled
-    assert rows.learned(tokenizer, response, decision, own_ids=False)[1] == whole
+    assert training_rows.learned(tokenizer, response, decision, own_ids=True)[1] == spelled
+    assert training_rows.learned(tokenizer, response, decision, own_ids=False)[1] == whole
 
 
 @pytest.mark.parametrize("name", sorted({*function_names("retort.losses")} - {"cross_entropy"}))
@@ -289,4 +289,4 @@ def test_a_tokenizer_that_adds_its_own_begin_does_not_add_a_second():
     assert (ids.count(1), ids.count(2)) == (1, 0)
     assert encoding.response_ids(tokenizer, "hi") == [*tokenizer("hi")["input_ids"][1:-1], 2]
     response, decision = Response("r", "hi", [], "stop", 1, 1), Decision("r", True)
-    assert rows.learned(tokenizer, response, decision, own_ids=True)[1].count(1) == 0
+    assert training_rows.learned(tokenizer, response, decision, own_ids=True)[1].count(1) == 0

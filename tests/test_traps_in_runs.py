@@ -14,26 +14,25 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from retort.asks import settings_of
-from retort.context import Stage, read_signals
 from retort.data.encoding import Row, encode
 from retort.engines import Request, find_engine
 from retort.errors import DataError, StageError
-from retort.evaluate import check_template
 from retort.events import SILENT, Event, Reporter
-from retort.generate.parity import parity
 from retort.records import Response, read_lines, write_lines
 from retort.spec import build
+from retort.stages.evaluate import check_template
+from retort.stages.generate.parity import parity
+from retort.stages.stage import Stage, read_signals
+from retort.stages.teacher_requests import settings_of
+from retort.stages.train import training_rows
+from retort.stages.train.alignment import ends_well
+from retort.stages.train.distributed import Ranks
+from retort.stages.train.layout import Layout
+from retort.stages.train.loop import Trainer, fit
+from retort.stages.train.objective import Objective, terms_of
+from retort.stages.train.student import open_student
 from retort.store import Folder, model_folder, signals
 from retort.store.signals import Signal, captured
-from retort.train import rows
-from retort.train.joining import ends_well
-from retort.train.layout import Layout
-from retort.train.loop import Trainer, fit
-from retort.train.objective import Objective
-from retort.train.ranks import Ranks
-from retort.train.student import open_student
-from retort.train.terms import terms_of
 from tests.test_train import train
 from tests.tiny import save_model
 from tests.training import job, made
@@ -128,9 +127,9 @@ def test_parity_notices_distributions_that_moved_beneath_their_tokens(ready, tmp
         parity(asked_of(moved), "float32", SILENT)
 
 
-def built(stage: Stage) -> rows.Data:
+def built(stage: Stage) -> training_rows.Data:
     base = model_folder.check(stage.spec.train.student, "train.student")
-    return rows.build(stage, base, [END])
+    return training_rows.build(stage, base, [END])
 
 
 def test_text_and_signal_are_joined_by_id_in_whatever_order_they_stand(ready, tmp_path):
@@ -242,7 +241,7 @@ def test_the_teachers_mass_in_the_top_k_is_logged_and_little_of_it_is_an_alarm(r
     assert masses[1][1][0].startswith("warning: the top k holds only")
 
 
-def trained_on(stage: Stage, out: Path, data: rows.Data) -> list[torch.Tensor]:
+def trained_on(stage: Stage, out: Path, data: training_rows.Data) -> list[torch.Tensor]:
     """The weights after a run, as `fit` makes it, on these items."""
     stage = dataclasses.replace(stage, out=Folder(str(out)))
     model, terms = open_student(stage.spec.train, "cpu"), terms_of(stage.spec)
@@ -255,7 +254,7 @@ def test_a_run_without_a_supervised_token_is_refused_and_a_step_without_one_is_n
     ready, tmp_path
 ):
     data = built(ready)
-    masked = [rows.blank(item) for item in data.train]
+    masked = [training_rows.blank(item) for item in data.train]
     with pytest.raises(StageError, match="no supervised token; nothing would be learned"):
         trained_on(ready, tmp_path / "a", dataclasses.replace(data, train=masked))
     raw = ready.spec.model_dump(mode="json")

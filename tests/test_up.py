@@ -102,7 +102,7 @@ def holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(jobs, sp
     jobs.create_or_update(spec)
     until(jobs, "long", "train")
     # Of this store: others may train at the same time.
-    children = ["pgrep", "-f", f"retort.processes retort.train.* {jobs.get('long').store}/"]
+    children = ["pgrep", "-f", f"retort.processes retort.stages.train.* {jobs.get('long').store}/"]
     deadline = time.monotonic() + 60
     while subprocess.run(children, stdout=subprocess.DEVNULL, check=False).returncode:
         assert time.monotonic() < deadline

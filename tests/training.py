@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retort.context import Stage
-from retort.curate import curate
 from retort.events import SILENT
-from retort.generate.capture import capture
-from retort.prepare import prepare
+from retort.stages.curate import curate
+from retort.stages.generate.capture import capture
+from retort.stages.prepare import prepare
+from retort.stages.stage import Stage
 from retort.store import Artifact
 from tests.stages import stage_of
 

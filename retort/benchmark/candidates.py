@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retort import asks, inspection, preflight
+from retort import inspection, preflight
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, did_you_mean
 from retort.spec import JobSpec, recipes, training_of
+from retort.stages import teacher_requests
 from retort.store import Folder, Store, model_folder
 
 GIVEN = ("teacher", "base")
@@ -67,9 +68,9 @@ def _given(spec: JobSpec, role: str) -> Candidate:
     if not engine.REMOTE:
         model_folder.check(model, "generate.teacher")
         return Candidate(role, model, model_folder.digest(model, "generate.teacher"))
-    settings = replace(asks.settings_of(spec, ""), runtime=_live(spec))
+    settings = replace(teacher_requests.settings_of(spec, ""), runtime=_live(spec))
     engine.check(settings)
-    return Candidate(role, model, asks.teacher_digest(spec), vars(settings), name)
+    return Candidate(role, model, teacher_requests.teacher_digest(spec), vars(settings), name)
 
 
 def _live(spec: JobSpec) -> dict[str, Any]:

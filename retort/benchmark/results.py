@@ -172,7 +172,7 @@ def refresh(spec: JobSpec, store: Store, content: dict[str, Any]) -> bool:
     reported = store.artifact("report", report["fingerprints"]["report"])
     if not reported.has("pictures.json"):
         return False  # made by an earlier Retort
-    from retort.report.html import page_of
+    from retort.stages.report.html import page_of
 
     report["benchmarks"] = content
     job.write_json("report.json", report)

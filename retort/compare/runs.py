@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retort.context import read_examples
 from retort.errors import DataError, SpecError, StoreError, did_you_mean
 from retort.records import sha256_of
+from retort.stages.stage import read_examples
 from retort.store import Folder, Store, read_url
 
 REPORT = "report.json"

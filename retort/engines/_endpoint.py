@@ -1,5 +1,4 @@
-"""One endpoint behind HTTP: its address, its key, one call to it (timed to its first token where that
-is measured), and what its errors mean.
+"""One endpoint behind HTTP: its address, its key, one call, its time, and what its errors mean.
 
 The only door to aiohttp. The surprise: the key is held here alone, and is cut out of everything
 that an endpoint says of an error, because some endpoints repeat it.

@@ -21,9 +21,9 @@ class Target:
     The teacher is stored (`ids_NK`, `logprobs_NK` and `tail_N`, the log-probability of all other
     ids) or dense: `teacher_logits_NV`, logits or log-probabilities over the student's own ids; the
     dense one counts where both are given. `teacher_hidden_NH` are a live teacher's last hidden
-    states, of which `retort.train.head` makes dense logits a chunk at a time. `choices_NC` are the
-    ids with which the labels of a closed set begin, at the token where the label is written, -1
-    where there is none (see `retort.losses.choices`). No id stands twice in a row.
+    states, of which `retort.stages.train.head` makes dense logits a chunk at a time. `choices_NC`
+    are the ids with which the labels of a closed set begin, at the token where the label is
+    written, -1 where there is none (see `retort.losses.choices`). No id stands twice in a row.
     """
 
     labels_N: Tensor

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from retort.context import Stage
 from retort.errors import SpecError, StoreError
 from retort.records import sha256_of
 from retort.spec import JobSpec, Recipe, recipes
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
+from retort.stages.stage import Stage
 from retort.store import Artifact, Folder, open_store
 from retort.tracking import Tracker
 

@@ -13,7 +13,7 @@ from typing import Any
 from retort.store import Folder
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
-GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"
+GATE, SOURCE, TRAIN = "retort.stages.report.gate", "retort.source", "retort.stages.train"
 CONTENT, COMPARED, FORMER = "retort.content", "retort.tracking.champion", "retort.former_champion"
 # What mlflow calls the tag that leads from a logged model to its versions.
 VERSIONS_OF_MODEL = "mlflow.modelVersions"

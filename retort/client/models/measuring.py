@@ -1,7 +1,7 @@
 """From a model and a file of questions to scores, by the very functions of the stages.
 
-The surprise: to `retort.evaluate` the model is the base of a job of one stage, whose store lasts as
-long as the call.
+The surprise: to `retort.stages.evaluate` the model is the base of a job of one stage, whose
+store lasts as long as the call.
 """
 
 import copy
@@ -16,20 +16,20 @@ from typing import Any
 from retort import metrics, processes
 from retort.client.models import Evaluation, Rows, Score
 from retort.client.models.finding import Found
-from retort.context import Stage
 from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
-from retort.evaluate.contestants import asked_examples, read_answers
-from retort.evaluate.load import summary
 from retort.events import Event, Reporter
 from retort.metrics.scoring import AGREEMENT
 from retort.metrics.scoring import find as find_metric
 from retort.plugins import module_names
-from retort.prepare.rows import Reader, check_counts, new_counts
 from retort.records import Example, write_lines
 from retort.spec import JobSpec, build_at
 from retort.spec.flat import put
+from retort.stages.evaluate.compared_models import asked_examples, read_answers
+from retort.stages.evaluate.load_test import summary
+from retort.stages.prepare.rows import Reader, check_counts, new_counts
+from retort.stages.stage import Stage
 from retort.store import Store, model_folder, open_store
 
 TIME, ALIASES = "inference_time", {"bleu_score": "bleu"}
@@ -65,7 +65,7 @@ def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
         model_folder.check(folder, "model_name")
         stage = _stage(spec, rows, open_store(scratch), log)
         measures = processes.run(
-            "retort.evaluate.measure:measure",
+            "retort.stages.evaluate.measure:measure",
             {"arguments": stage.arguments(), "role": ROLE, "model": folder, "number": 1},
             stage.report,
             log,

@@ -1,0 +1,189 @@
+"""curate: which responses the student may learn from. Kept + rejected = responses, always.
+
+Filters run one after the other, each over all that is left: so a judge or a second teacher is only
+asked about what the filters before it let through, and peers are those still standing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from retort.data import balance, reasoning, task_types
+from retort.data.filters.candidate import Item, check, item_of
+from retort.data.task_types import TaskType
+from retort.errors import DataError
+from retort.records import Decision, Response, read_lines, write_lines
+from retort.spec import JobSpec
+from retort.stages.curate import data_card, judging
+from retort.stages.stage import Stage, read_examples
+
+Chosen = list[tuple[str, Callable[[Item], str | None]]]
+
+
+def curate(stage: Stage) -> dict[str, Any]:
+    """Writes one decision for each response; returns counts, reasons and the balance of groups.
+
+    Raises `DataError` when fewer train responses are kept than `curate.min_kept`.
+    """
+    task_type = task_types.load(stage.spec.prepare.task_type)
+    chosen = _chosen(stage.spec, task_type)
+    items = list(_items(stage, task_type))
+    reasons, scores = _sift(stage, items, chosen)
+    decisions = [_decision(item, stage.spec, reasons, scores) for item in items]
+    groups = _groups(stage.spec, items)
+    spread = _weigh(decisions, groups, stage.spec.curate.balance)
+    stage.out.write("decisions.jsonl", write_lines(decisions))
+    counted = Counter(f"{d.filter}: {d.reason}" for d in decisions if not d.kept)
+    num_kept_train = sum(spread["balance_after"].values())
+    _check_enough(stage.spec, num_kept_train, counted)
+    data_card.write(stage, decisions)
+    return {
+        "num_responses": len(decisions),
+        "num_kept": len(decisions) - counted.total(),
+        "num_kept_train": num_kept_train,
+        "num_rejected": counted.total(),
+        "reasons": dict(counted.most_common()),
+        "filters": [name for name, _ in chosen],
+        **spread,
+    }
+
+
+def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
+    """Returns the filters in order with their options, and where it is due the check that a text
+    has an answer after its reasoning: behind `finished`, so that a cut text is said to be cut.
+
+    Raises `SpecError` for an option that a filter does not have.
+    """
+    knobs = spec.curate
+    named = [(chosen.name, chosen.options) for chosen in knobs.filters]
+    found: Chosen = []
+    for name, given in named or [(name, {}) for name in task_types.filters_of(task_type)]:
+        # The budget of a summary is the one that the teacher was given.
+        known = {"max_words": spec.prepare.max_summary_words} if name == "summary_length" else {}
+        options = {**known, **given}
+        found.append((name, partial(check(name, options), **options)))
+    if spec.generate.reasoning != "none" or knobs.rationale != "keep":
+        at = 1 + max((i for i, (name, _) in enumerate(found) if name == "finished"), default=-1)
+        found.insert(at, ("rationale", partial(_no_answer, spec)))
+    return found
+
+
+def _no_answer(spec: JobSpec, item: Item) -> str | None:
+    """Rejects a text in which nothing marks an answer though it was asked to, and one that ends
+    before it comes to its answer."""
+    whole = item.response.text
+    if not whole.strip():
+        return None
+    unmarked = item.rationale is None and item.text == whole and spec.generate.reasoning != "none"
+    return "no answer found after the reasoning" if unmarked or not item.text.strip() else None
+
+
+def _items(stage: Stage, task_type: TaskType) -> Iterator[Item]:
+    """Yields every response with its example, in order; answers to one question share their peers.
+
+    Raises `DataError` when responses and examples do not belong together.
+    """
+    examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
+    peers: dict[tuple[str, int], list[Item]] = {}
+    answered: set[str] = set()
+    for response in _responses(stage):
+        answered.add(response.example_id)
+        if response.example_id not in examples:
+            break
+        group = peers.setdefault((response.example_id, response.turn), [])
+        item = item_of(stage.spec, task_type, examples[response.example_id], response)
+        item = replace(item, peers=group)
+        group.append(item)
+        yield item
+    if answered != set(examples):
+        raise DataError("generate: responses and examples do not match by id; use --force generate")
+
+
+def _responses(stage: Stage) -> Iterator[Response]:
+    """Yields all responses without their token ids, which are most of their memory."""
+    generated = stage.input("generate")
+    for name in generated.files():
+        if name.startswith("responses-"):
+            for response in read_lines(Response, generated.read(name)):
+                yield replace(response, token_ids=[])
+
+
+def _sift(
+    stage: Stage, items: list[Item], chosen: Chosen
+) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
+    """Returns why responses are rejected (filter, reason), and the judge's scores, by their id."""
+    reasons: dict[str, tuple[str, str]] = {}
+    scores: dict[str, float] = {}
+    standing = items
+    for number, (name, rejects) in enumerate(chosen):
+        if name == "judged":
+            standing = judging.judge(stage, standing)
+            scores |= {i.response.id: i.score for i in standing if i.score is not None}
+        elif name == "teachers_agree":
+            standing = judging.second_teacher(stage, standing)
+        verdicts = [(item, rejects(item)) for item in standing]
+        for item, reason in verdicts:
+            if reason is not None:
+                reasons[item.response.id] = (name, reason)
+                item.peers.remove(item)
+        standing = [item for item, reason in verdicts if reason is None]
+        note = f"{name}: {len(standing):,} of {len(items):,} responses left"
+        stage.report.progress(number + 1, len(chosen), "filters", note)
+    return reasons, scores
+
+
+def _decision(
+    item: Item, spec: JobSpec, reasons: dict[str, tuple[str, str]], scores: dict[str, float]
+) -> Decision:
+    """Returns the decision on one response, with the lesson where it is not the text as it is."""
+    name = item.response.id
+    score = scores.get(name)
+    if name in reasons:
+        return Decision(name, False, *reasons[name], score=score)
+    if spec.curate.rationale == "keep":
+        return Decision(name, True, score=score)
+    text, kept = reasoning.lesson(item.response.text, spec.curate.rationale)
+    lesson = None if text == item.response.text else text
+    return Decision(name, True, lesson=lesson, rationale=kept, score=score)
+
+
+def _groups(spec: JobSpec, items: list[Item]) -> dict[int, str]:
+    """Returns the group, as `prepare.balance.by` says, of each train response by its place."""
+    knobs = spec.prepare.balance
+    trained = {at: item.example for at, item in enumerate(items) if item.example.split == "train"}
+    if knobs.by != "cluster":
+        return {at: balance.group_of(example, knobs.by) for at, example in trained.items()}
+    texts = {example.id: balance.text_of(example) for example in trained.values()}
+    names = balance.clusters(list(texts.values()), knobs.num_clusters)[0]
+    of_example = dict(zip(texts, names, strict=True))
+    return {at: of_example[example.id] for at, example in trained.items()}
+
+
+def _weigh(
+    decisions: list[Decision],
+    groups: dict[int, str],
+    mode: Literal["none", "oversample", "weights"],
+) -> dict[str, dict[str, int]]:
+    """Gives kept train responses their weights; returns how many train responses each group has
+    before and after curation."""
+    kept = [at for at in groups if decisions[at].kept]
+    kept_groups = [groups[at] for at in kept]
+    for at, weight in zip(kept, balance.weights(kept_groups, mode), strict=True):
+        decisions[at] = replace(decisions[at], weight=weight)
+    return {
+        "balance_before": balance.largest(balance.spread(groups.values())),
+        "balance_after": balance.largest(balance.spread(kept_groups)),
+    }
+
+
+def _check_enough(spec: JobSpec, num_kept_train: int, reasons: Counter[str]) -> None:
+    """Raises `DataError` when too few train responses are left to learn from."""
+    if num_kept_train < spec.curate.min_kept:
+        most = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+        raise DataError(
+            f"curate kept {num_kept_train:,} train responses, fewer than curate.min_kept="
+            f"{spec.curate.min_kept:,}; rejected: {most or 'none'}. `retort rows SPEC --rejected` "
+            "shows them; changing a filter asks the teacher nothing"
+        )

@@ -1,0 +1,63 @@
+"""What curation asks of further models: a judge's score, a second teacher's answer."""
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from retort.data import reasoning
+from retort.data.filters.candidate import Item
+from retort.engines import Request
+from retort.stages.judge import ask, judging, score_of
+from retort.stages.stage import Stage
+from retort.stages.teacher_requests import as_put, instruction_of
+
+
+def judge(stage: Stage, items: list[Item]) -> list[Item]:
+    """Returns the items with the judge's scores; without one where it gave none."""
+    who = stage.spec.curate.judge
+    assert who, "the spec refuses the filter judged without a judge"
+    requests = [
+        Request(
+            i.response.id,
+            judging(who.rubric, i.response.messages or i.example.messages, _given(i)),
+        )
+        for i in items
+    ]
+    said = ask(stage, who, requests, "judge")
+    scores = {name: score_of(text) for name, text in said.items()}
+    return [_told(item, score=scores.get(item.response.id)) for item in items]
+
+
+def second_teacher(stage: Stage, items: list[Item]) -> list[Item]:
+    """Returns the items with what the second teacher answers to the very same chats."""
+    who = stage.spec.curate.second_teacher
+    assert who, "the spec refuses the filter teachers_agree without a second teacher"
+    instruction = instruction_of(stage.spec)
+    requests = [
+        Request(
+            item.response.id,
+            as_put(item.response.messages or item.example.messages, instruction),
+            item.example.tools,
+        )
+        for item in items
+    ]
+    said = ask(stage, who, requests, "second_teacher")
+    answers = {
+        name: reasoning.split(text)[1] if instruction or "</think>" in text else text
+        for name, text in said.items()
+    }
+    return [_told(item, second=answers.get(item.response.id)) for item in items]
+
+
+def _given(item: Item) -> str:
+    """Returns a response as a judge reads it, with the tools it calls."""
+    calls = item.response.tool_calls
+    return item.text + (f"\n{orjson.dumps(calls).decode()}" if calls else "")
+
+
+def _told(item: Item, **facts: Any) -> Item:
+    """Returns an item with more facts, in its old place among its peers."""
+    told = replace(item, **facts)
+    item.peers[item.peers.index(item)] = told
+    return told

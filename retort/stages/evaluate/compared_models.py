@@ -1,0 +1,105 @@
+"""Who is compared, where each model lies, and how it is asked: all the same way.
+
+Both sides of a child process read it. The surprise: a stage that is given a champion measures the
+champion alone, as another evaluation measured the job's own models.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from retort.engines import EngineModule, Request, Settings, find_engine, resolve
+from retort.errors import DataError, StageError
+from retort.records import Example, Response, read_lines
+from retort.spec import JobSpec, training_of
+from retort.stages.stage import Stage, held_out_split, read_examples
+from retort.store import model_folder
+
+# The models that no stage of this job has made.
+GIVEN = ("teacher", "base")
+CHAMPION = "champion"
+
+
+def roles_of(stage: Stage) -> tuple[str, ...]:
+    """Returns which models the stage measures, in their order."""
+    return (CHAMPION,) if CHAMPION in stage.inputs else stage.spec.roles
+
+
+def title(spec: JobSpec, role: str) -> str:
+    """Returns what a role's model is called in the report."""
+    if role in GIVEN:
+        return _address(spec, role)
+    return spec.name if role == "student" else f"{spec.name}, {role}"
+
+
+@contextmanager
+def model_of(stage: Stage, role: str) -> Iterator[str]:
+    """Gives where a role's model is: a hub id, a name at the endpoint, or a folder here."""
+    if role in GIVEN:
+        yield _address(stage.spec, role)
+        return
+    made, prefix = (CHAMPION, "model") if role == CHAMPION else (training_of(role), "student")
+    with stage.input(made).local_copy(prefix) as local:
+        yield str(local)
+
+
+def engine_of(spec: JobSpec, role: str) -> EngineModule:
+    """Returns the engine that answers for a model: one for all, but a teacher behind an endpoint
+    can only be asked there."""
+    teachers = find_engine(resolve(spec.generate.engine, 0))
+    if role == "teacher" and teachers.REMOTE:
+        return teachers
+    return find_engine(resolve(spec.evaluate.engine, 0))
+
+
+def settings_of(spec: JobSpec, model: str) -> Settings:
+    """Returns the engine settings of the comparison: greedy, and the same for all models."""
+    knobs = spec.evaluate
+    return Settings(
+        model=model,
+        temperature=0.0,
+        top_p=1.0,
+        max_tokens=knobs.max_tokens or spec.generate.max_tokens,
+        max_model_len=knobs.max_model_len or spec.generate.max_model_len,
+        top_k=0,
+        dtype=knobs.dtype,
+        seed=knobs.seed,
+        # A provider's batch takes up to a day: of its answers nothing could be timed.
+        runtime=knobs.runtime.model_dump(mode="json") | {"batch": False},
+        endpoint=spec.generate.endpoint,
+        api_key_env=spec.generate.api_key_env,
+    )
+
+
+def check_template(stage: Stage, student: Path, role: str = "student") -> None:
+    """Raises `StageError` when the student would be asked in another form than it learned."""
+    if model_folder.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
+        raise StageError(f"the {role}'s chat template is not the one it was trained with")
+
+
+def asked_examples(stage: Stage) -> list[Example]:
+    """Returns the held-out examples that are asked."""
+    examples = read_examples(stage.input("prepare"), held_out_split(stage.spec))
+    return examples[: stage.spec.evaluate.limit]
+
+
+def requests_of(examples: list[Example]) -> list[Request]:
+    """Returns what every model is asked."""
+    return [Request(e.id, e.messages, e.tools) for e in examples]
+
+
+def read_answers(stage: Stage, role: str) -> dict[str, Response]:
+    """Returns a model's stored answers by example's id, in the examples' order.
+
+    Raises `DataError` where they are not those of the examples.
+    """
+    lines = read_lines(Response, stage.out.read(f"answers-{role}.jsonl"))
+    found = {response.id: response for response in lines}
+    examples = asked_examples(stage)
+    if set(found) != {e.id for e in examples}:
+        raise DataError(f"evaluate: the answers of {role} do not match the examples by id")
+    return {e.id: found[e.id] for e in examples}
+
+
+def _address(spec: JobSpec, role: str) -> str:
+    return spec.generate.teacher if role == "teacher" else spec.train.student

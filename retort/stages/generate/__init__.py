@@ -1,0 +1,130 @@
+"""generate: the teacher answers every train and validation example, its signal captured with it.
+
+Answers go to the ledger as they finish and are never asked twice; the artifact is a view on it.
+A dead engine is started again on what is missing, with half the sequences. With replicas, an event
+`shared` says with which arguments others may call `help_generate`.
+"""
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from retort import processes
+from retort.errors import EngineDiedError, StageError
+from retort.events import Reporter
+from retort.stages.stage import Stage, from_arguments
+from retort.stages.teacher_requests import engine_of
+from retort.store import SCRATCH
+
+MIN_TOP_K_MASS = 0.9
+
+
+def generate(stage: Stage) -> dict[str, Any]:
+    """Writes responses and signals; returns counts, the engine's facts and what it cost.
+
+    Raises `StageError` when too few responses were accepted, when the pilot or the budget stopped
+    the run, or when a plain forward pass does not confirm the signal.
+    """
+    facts = _answers(stage)
+    _check_success(stage, facts)
+    facts["parity"] = _parity(stage, facts)
+    stage.report.metrics(_flat(facts), step=facts["num_responses"])
+    mass = facts["top_k_mass"]
+    if mass is not None and mass < MIN_TOP_K_MASS:
+        stage.report.note(
+            f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
+            "mass; raise generate.top_k for a truer signal"
+        )
+    return facts
+
+
+def help_generate(given: dict[str, Any], log: Path, report: Reporter) -> int:
+    """Answers a share of another run's examples; returns how many requests it sent.
+
+    `given` is of that run's event `shared`. Raises as `generate` does; what this process had leased
+    is then taken over by the others.
+    """
+    stage = from_arguments({**given["arguments"], "log": str(log)}, report)
+    rest = {name: given[name] for name in ("since", "meeting")}
+    return int(_restarted(stage, "help_capture", rest)[0])
+
+
+def _answers(stage: Stage) -> dict[str, Any]:
+    """Runs the capture in a child process."""
+    meeting = None
+    if stage.spec.generate.runtime.replicas > 1:
+        meeting = f"{stage.out.uri}/{SCRATCH}meetings/{uuid.uuid4().hex[:12]}"
+    given = {"since": time.time(), "meeting": meeting}
+    facts, restarts = _restarted(stage, "capture", given)
+    return {**facts, "num_restarts": restarts}
+
+
+def _restarted(stage: Stage, function: str, given: dict[str, Any]) -> tuple[Any, int]:
+    """Returns what a function of the capture returns, and how often it was started again because
+    its engine had died."""
+    runtime = stage.spec.generate.runtime
+    sequences, watched = runtime.max_num_seqs, runtime.model_dump()
+    if engine_of(stage.spec).REMOTE:
+        watched.pop("stall_seconds")  # requests have time limits of their own
+    for attempt in range(runtime.max_restarts + 1):
+        try:
+            found = processes.run(
+                f"retort.stages.generate.capture:{function}",
+                {"arguments": stage.arguments(), "max_num_seqs": sequences, **given},
+                stage.report,
+                stage.log,
+                watched,
+            )
+            return found, attempt
+        except EngineDiedError as error:
+            if attempt == runtime.max_restarts:
+                raise
+            sequences = max(1, sequences // 2)
+            stage.report.note(
+                f"{error}; starting it again on what is missing, {sequences} sequences at a time"
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
+    """Raises `StageError` when fewer responses were accepted than the spec asks for."""
+    states, total = facts["states"], facts["num_responses"]
+    accepted, least = states.get("accepted", 0), stage.spec.generate.min_success_ratio
+    if accepted < least * total:
+        counted = ", ".join(f"{n} {state}" for state, n in states.items() if state != "accepted")
+        cause = facts["most_failed_for"]
+        failed = f"; most failed for: {cause}" if cause else ""
+        raise StageError(
+            f"{accepted} of {total} responses are accepted, fewer than generate.min_success_ratio="
+            f"{least:g} asks for ({counted}{failed}); `retort rows --state ...` shows them. What "
+            "failed for a passing reason, a teacher that cannot be reached, is asked again when "
+            "the run is retried, other failures with --retry failed; raise generate.max_tokens for "
+            "truncated ones (only they are asked again), or lower the ratio. What stands is never "
+            "paid for twice"
+        )
+
+
+def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
+    """Has a plain forward pass confirm some signals; returns the distances, None if none were."""
+    runtime = stage.spec.generate.runtime
+    if not (facts["num_signals"] and runtime.parity_samples):
+        return None
+    found: dict[str, float] = processes.run(
+        "retort.stages.generate.parity:parity",
+        {"arguments": stage.arguments(), "dtype": facts["dtype"]},
+        stage.report,
+        stage.log,
+        {**runtime.model_dump(), "stall_seconds": None},
+    )
+    return found
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, float]:
+    """Returns the facts that are numbers, for MLflow."""
+    found = {f"responses.{state}": float(count) for state, count in facts["states"].items()}
+    found |= {f"forecast.{name}": value for name, value in facts["forecast"].items()}
+    found |= {f"parity.{name}": value for name, value in (facts["parity"] or {}).items()}
+    if facts["top_k_mass"] is not None:
+        found["top_k_mass"] = facts["top_k_mass"]
+    return {**found, **facts["spending"]}

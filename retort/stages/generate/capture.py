@@ -1,0 +1,81 @@
+"""The child's side: opens the teacher, asks what the ledger lacks, commits answers as they finish.
+
+`capture` is the job's own process. `help_capture` is that of a replica, which answers a share of
+the same examples into the same ledger, and leaves the artifact to the job.
+"""
+
+import contextlib
+from typing import Any
+
+from retort.events import Reporter
+from retort.stages.generate import write_artifact
+from retort.stages.generate.capture_session import Session
+from retort.stages.generate.work_sharing import Share
+from retort.stages.stage import Stage, from_arguments
+from retort.stages.teacher_requests import engine_of, ledger_name, manner
+from retort.store import Folder
+from retort.store.ledger import Ledger
+
+
+def capture(
+    arguments: dict[str, Any],
+    since: float,
+    max_num_seqs: int,
+    report: Reporter,
+    meeting: str | None = None,
+) -> dict[str, Any]:
+    """Asks what is missing and writes the artifact; returns the stage's facts.
+
+    `meeting` is the folder where processes that share the work meet; None where none do.
+    """
+    stage = from_arguments(arguments, report)
+    session = _loaded(stage, since, max_num_seqs)
+    with Share(Folder(meeting), leads=True) if meeting else contextlib.nullcontext() as share:
+        _ask(session, share)
+    top_k_mass, forecast = session.top_k_mass(), session.forecast
+    if share:  # what the others did is in the ledger
+        session = _loaded(stage, since, max_num_seqs)
+    ledger, knobs = session.ledger, stage.spec.generate
+    counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
+    return {
+        **manner(stage.spec),
+        **ledger.engine(),
+        "ledger": ledger.folder.uri.rsplit("/", 1)[-1],
+        **counts,
+        "num_asked": session.num_asked,
+        "spending": session.meter.facts(),
+        "forecast": forecast,
+        "top_k_mass": top_k_mass,
+    }
+
+
+def help_capture(
+    arguments: dict[str, Any], since: float, max_num_seqs: int, report: Reporter, meeting: str
+) -> int:
+    """Asks what is free of a job's examples; returns how many requests it sent."""
+    stage = from_arguments(arguments, report)
+    with Share(Folder(meeting), leads=False) as share:
+        session = _loaded(stage, since, max_num_seqs)
+        before = session.num_asked
+        if share.has_room():
+            _ask(session, share)
+        share.finish()
+    return session.num_asked - before
+
+
+def _loaded(stage: Stage, since: float, max_num_seqs: int) -> Session:
+    name = ledger_name(manner(stage.spec))
+    ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse)
+    session = Session(stage, ledger, since, max_num_seqs)
+    session.load()
+    return session
+
+
+def _ask(session: Session, share: Share | None) -> None:
+    """Asks what is missing, and commits all that is finished, whatever ends the run."""
+    try:
+        if session.num_missing:
+            session.ledger.folder.write_json("manner.json", manner(session.spec))
+            session.ask_all(share)
+    finally:
+        session.close()

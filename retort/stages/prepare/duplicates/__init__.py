@@ -1,0 +1,10 @@
+"""Exact and near duplicates, and leaks of held-out texts, among up to millions of texts.
+
+Texts are added one by one and only hashes of their words are kept. The surprise: near duplicates
+that differ in a number, a negation or a short last line are none, as they ask something else.
+"""
+
+from retort.stages.prepare.duplicates.pairs import Pair, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates.texts import Texts
+
+__all__ = ["Pair", "Texts", "find_duplicates", "find_leaks"]

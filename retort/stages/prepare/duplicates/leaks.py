@@ -1,0 +1,168 @@
+"""Held-out texts that stand in other texts, whole or in great part: found by their rarest words.
+
+A text that holds 60% of a held-out one's sequences holds at least two of any 40% (and one) of
+them. So only the rarest of each are looked for first, and nothing is missed by chance.
+"""
+
+# S sequences, H held-out texts
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from retort.stages.prepare.duplicates.near import Edges, joined
+from retort.stages.prepare.duplicates.sequences import (
+    F64,
+    Lookup,
+    Ragged,
+    batches,
+    common_sequences,
+    distinct,
+    num_words,
+    overlaps,
+    sequences,
+    spread,
+)
+from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+
+MIN_HITS = 2  # rare sequences in common before a pair is compared
+MORE_HITS, MIN_LOOKED_AT = 3, 64  # times as many texts may be looked at, or these few
+MAX_HITS = 1 << 21  # of one batch
+
+
+class Side(NamedTuple):
+    """Of each pair its text on one side."""
+
+    columns: Columns
+    texts: I64
+
+
+class Index(NamedTuple):
+    """The rarest sequences of the held-out texts, and which texts have each."""
+
+    lookup: Lookup
+    ends: I64  # of each sequence's owners
+    owners: I64
+    least: I64  # how many of its rarest a text that leaks has
+
+
+def find_parts(texts: Columns, held_out: Columns, overlap: float, numbers_matter: bool) -> Edges:
+    """Returns the texts that hold `overlap` of a held-out one, each with the one it holds most of.
+
+    `earlier` of the edges is the held-out text, `later` the one that leaks it.
+    """
+    every = np.arange(len(texts.scopes))
+    common = common_sequences(texts, every)
+    index = _index(texts, held_out, common, overlap)
+    parts = [Edges(every[:0], every[:0], np.zeros(0))]
+    for part in batches(num_words(texts, every)) if len(index.owners) else ():
+        for leaking, held in _candidates(texts, every[part], index):
+            if numbers_matter:
+                has = held_out.numbers[held] & ~texts.numbers[leaking] == 0
+                leaking, held = leaking[has], held[has]  # noqa: PLW2901
+            share = _shares(Side(texts, leaking), Side(held_out, held), common)
+            enough = np.flatnonzero(share >= overlap)
+            if numbers_matter:
+                sides = Side(texts, leaking[enough]), Side(held_out, held[enough])
+                enough = enough[_same_numbers(*sides)]
+            parts.append(Edges(held[enough], leaking[enough], share[enough]))
+    found = joined(parts)
+    order = np.lexsort((found.earlier, -found.similarity, found.later))
+    _, first = np.unique(found.later[order], return_index=True)
+    return found.at(order[first])
+
+
+def _index(texts: Columns, held_out: Columns, common: Lookup, overlap: float) -> Index:
+    num_held = len(held_out.scopes)
+    found = sequences(held_out, np.arange(num_held), common)
+    values, places = np.unique(found.values, return_inverse=True)
+    owners, places = _unpacked(distinct(found.owners() << 32 | places))
+    sizes_H = np.bincount(owners, minlength=num_held)
+    in_texts = _occurrences(texts, values)
+    order = np.lexsort((places, in_texts[places], owners))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes_H) - sizes_H, sizes_H)
+    needed_H = np.ceil(overlap * sizes_H - 1e-9).astype(np.int64)
+    spare_H = sizes_H - needed_H  # so many may lack
+    least_H = _least_hits(Ragged(in_texts[places[order]], sizes_H), spare_H, needed_H)
+    rare = order[rank < (spare_H + least_H)[owners]]
+    rare = rare[in_texts[places[rare]] > 0]
+    rare = rare[np.lexsort((owners[rare], places[rare]))]
+    used, counts = np.unique(places[rare], return_counts=True)
+    return Index(Lookup(values[used]), np.cumsum(counts), owners[rare], least_H)
+
+
+def _least_hits(times: Ragged, spare_H: I64, needed_H: I64) -> I64:
+    """Returns how many of its rarest sequences must be found for a held-out text to be compared.
+
+    More are asked where it costs little, as further sequences are as rare: in texts made by a
+    template. `times` says how often each sequence stands in the texts, the rarest first.
+    """
+    least_H = np.minimum(MIN_HITS, needed_H)
+    totals = np.concatenate([[0], np.cumsum(times.values)])
+    starts = np.cumsum(times.counts) - times.counts
+    affordable_H = MORE_HITS * (totals[starts + spare_H + least_H] - totals[starts]) + MIN_LOOKED_AT
+    owners = times.owners()
+    cheap = totals[1:] - totals[starts][owners] <= affordable_H[owners]
+    num_cheap_H = np.bincount(owners[cheap], minlength=len(starts))
+    return np.clip(num_cheap_H - spare_H, least_H, needed_H)
+
+
+def _occurrences(texts: Columns, values: U64) -> I64:
+    """Returns how often each of the sorted values stands in the texts."""
+    lookup, counts = Lookup(values), np.zeros(len(values), dtype=np.int64)
+    every = np.arange(len(texts.scopes))
+    for part in batches(num_words(texts, every)):
+        np.add.at(counts, lookup.find(sequences(texts, every[part]).values)[1], 1)
+    return counts
+
+
+def _candidates(texts: Columns, part: I64, index: Index) -> Iterator[tuple[I64, I64]]:
+    """Yields pairs of a text of this part and a held-out one with enough rare sequences."""
+    found = sequences(texts, part)
+    at, places = index.lookup.find(found.values)
+    rows, places = _unpacked(distinct(found.owners()[at] << 32 | places))
+    num_owners = np.diff(index.ends, prepend=0)[places]
+    hits = np.bincount(rows, weights=num_owners, minlength=len(part))
+    for some in batches(hits, MAX_HITS):
+        span = slice(*np.searchsorted(rows, [some.start, some.stop]))
+        counts = num_owners[span]
+        held = index.owners[spread(index.ends[places[span]] - counts, counts)]
+        pairs, times = np.unique(np.repeat(rows[span], counts) << 32 | held, return_counts=True)
+        leaking, held = _unpacked(pairs)
+        enough = times >= index.least[held]
+        yield part[leaking[enough]], held[enough]
+
+
+def _unpacked(pairs: I64) -> tuple[I64, I64]:
+    return pairs >> 32, pairs & 0xFFFFFFFF
+
+
+def _shares(texts: Side, held_out: Side, common: Lookup) -> F64:
+    """Returns for each pair how much of the held-out text's sequences stands in the text."""
+    parts = [np.zeros(0)]
+    for part in batches(num_words(*texts) + num_words(*held_out)):
+        sets = (sequences(side.columns, side.texts[part], common) for side in (texts, held_out))
+        shared, _, sizes = overlaps(*sets)
+        parts.append(shared / np.maximum(sizes, 1))
+    return np.concatenate(parts)
+
+
+def _same_numbers(texts: Side, held_out: Side) -> npt.NDArray[np.bool_]:
+    """Returns for each pair whether all numbers of the held-out text stand in the text."""
+    shared, _, sizes = overlaps(_numbers(texts), _numbers(held_out))
+    same: npt.NDArray[np.bool_] = shared == sizes
+    return same
+
+
+def _numbers(side: Side) -> Ragged:
+    """Returns the numbers of texts; the second 5 of a text is another one than its first."""
+    columns, texts = side
+    counts = num_words(columns, texts)
+    words = columns.words[spread(columns.starts[texts].astype(np.int64), counts)]
+    found = Ragged(words.astype(np.uint64), counts).only(words & 1 == 1)
+    keys = np.sort(found.owners().astype(np.uint64) << np.uint64(32) | found.values)
+    changes = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
+    repeats = np.arange(len(keys)) - np.repeat(changes, np.diff(changes, append=len(keys)))
+    values = keys & np.uint64(0xFFFFFFFF) | repeats.astype(np.uint64) << np.uint64(32)
+    return Ragged(mixed(values), found.counts)

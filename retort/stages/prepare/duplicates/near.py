@@ -1,0 +1,215 @@
+"""Near duplicates: candidates by MinHash in bands, each pair then compared word by word.
+
+Only texts that could ask the same meet in a bucket: what tells questions apart (numbers, scope,
+a short last line ...) is part of its key. That keeps buckets of texts made by a template small.
+"""
+
+# P pairs, N texts, B bands
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from retort.spec.data import Deduplicate
+from retort.stages.prepare.duplicates.lines import LastLines, last_lines
+from retort.stages.prepare.duplicates.sequences import (
+    F64,
+    Lookup,
+    Ragged,
+    batches,
+    common_sequences,
+    distinct,
+    jaccard,
+    num_words,
+    overlaps,
+    sequences,
+    sequences_between,
+    spread,
+)
+from retort.stages.prepare.duplicates.sketch import buckets, mates, may_be_similar, sketched
+from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+
+SEEN = 1 << 22  # pairs that are remembered
+MAX_SWEEPS = 4
+LINE_SIMILARITY = 0.5
+
+
+class Field(NamedTuple):
+    """The texts that are compared, and what is needed to do so."""
+
+    columns: Columns
+    common: Lookup
+    lines: LastLines
+    groups: U64  # of each text; those of different groups ask different things
+    similarity: float
+
+
+class Edges(NamedTuple):
+    """Pairs of similar texts, and how similar they are."""
+
+    earlier: I64
+    later: I64
+    similarity: F64
+
+    def at(self, picked: I64) -> "Edges":
+        """Returns the pairs at these indices."""
+        return Edges(self.earlier[picked], self.later[picked], self.similarity[picked])
+
+
+_NONE = Edges(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def joined(parts: list[Edges]) -> Edges:
+    """Returns all pairs, in order."""
+    return Edges(
+        np.concatenate([part.earlier for part in parts]),
+        np.concatenate([part.later for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+    )
+
+
+def find_near(columns: Columns, texts: I64, knobs: Deduplicate) -> Edges:
+    """Returns of these texts those to remove, each with the most similar one that is kept.
+
+    Which is kept is decided in order: the earliest of several stays.
+    """
+    lines = last_lines(columns, texts)
+    groups = _groups(columns, lines, texts, knobs.numbers_matter)
+    common = common_sequences(columns, texts)
+    field = Field(columns, common, lines, groups, knobs.similarity)
+    texts, sketches = sketched(columns, texts, common, (groups, knobs.similarity))
+    seen = np.zeros(SEEN, dtype=np.uint64)
+    active, alive = np.arange(len(texts)), np.ones(len(texts), dtype=np.bool_)
+    met = np.zeros(len(texts), dtype=np.bool_)
+    every, chosen = _NONE, _NONE
+    for _ in range(MAX_SWEEPS):
+        num_before = len(every.later)
+        for band in range(len(sketches.keys_BN)):
+            rows, bucket = buckets(sketches.keys_BN[band], active)
+            met[rows] = True
+            here = alive[rows]
+            pairs = mates(sketches.keys_BN, band, rows[here], bucket[here])
+            pairs = may_be_similar(sketches, *_unseen(*pairs, seen), knobs.similarity)
+            found = _similar(field, texts[pairs[0]], texts[pairs[1]])
+            every = joined([every, found])
+            # For now: what is left meets others in the next band.
+            sure = found.later[~np.isin(found.earlier, found.later)]
+            alive[np.searchsorted(texts, sure)] = False
+        if len(every.later) == num_before:
+            break
+        every, chosen = _settled(field, every)
+        active, alive[:] = np.flatnonzero(met), True
+        alive[np.searchsorted(texts, chosen.later)] = False
+    return chosen
+
+
+def _settled(field: Field, every: Edges) -> tuple[Edges, Edges]:
+    """Returns the pairs, and some more, and which of them count, so that each other text is kept.
+
+    A text whose other text goes is compared with the one that this goes for.
+    """
+    while True:
+        chosen = _kept_first(every)
+        other = np.full(len(field.groups), -1)
+        other[chosen.later] = chosen.earlier
+        left = other[every.later] < 0
+        pairs = distinct(other[every.earlier[left]] << 32 | every.later[left])
+        pairs = pairs[~np.isin(pairs, every.earlier << 32 | every.later)]
+        found = _similar(field, pairs >> 32, pairs & 0xFFFFFFFF)
+        if not len(found.later):
+            return every, chosen
+        every = joined([every, found])
+
+
+def _groups(columns: Columns, lines: LastLines, texts: I64, numbers_matter: bool) -> U64:
+    parts = [columns.scopes, columns.negations.astype(np.uint64), lines.kinds]
+    if numbers_matter:
+        parts.append(columns.marks)
+    if columns.answers[texts].all():
+        parts.append(columns.answers)
+    groups = np.zeros(len(columns.scopes), dtype=np.uint64)
+    for part in parts:
+        groups = mixed(groups + part + np.uint64(0x9E3779B97F4A7C15))
+    return groups
+
+
+def _unseen(earlier: I64, later: I64, seen: U64) -> tuple[I64, I64]:
+    """Returns the pairs that are not remembered, and remembers them.
+
+    A pair whose place is taken by another is forgotten, and only compared once more.
+    """
+    keys = (earlier << 32 | later).astype(np.uint64)
+    places = mixed(keys) % np.uint64(SEEN)
+    new = seen[places] != keys
+    seen[places] = keys
+    return earlier[new], later[new]
+
+
+def _similar(field: Field, earlier: I64, later: I64) -> Edges:
+    """Returns those of the pairs that ask the same, by comparing all their sequences."""
+    answers = field.columns.answers
+    may = (answers[earlier] == answers[later]) | (answers[earlier] == 0) | (answers[later] == 0)
+    may &= field.groups[earlier] == field.groups[later]
+    earlier, later = earlier[may], later[may]
+    parts = [_NONE]
+    sizes = num_words(field.columns, earlier) + num_words(field.columns, later)
+    for part in batches(sizes):
+        one, two = (sequences(field.columns, side[part], field.common) for side in (earlier, later))
+        similarity = jaccard(one, two)
+        near = np.flatnonzero(similarity >= field.similarity)
+        found = Edges(earlier[part], later[part], similarity).at(near)
+        parts.append(found.at(np.flatnonzero(_same_lines(field, found.earlier, found.later))))
+    return joined(parts)
+
+
+def _same_lines(field: Field, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
+    """Returns for each pair whether its last lines, and what is before them, are similar too.
+
+    Of other last lines, neither may stand in what is before the other: a premise and a hypothesis
+    that changed places ask something else. A text of one line has nothing to compare.
+    """
+    same = np.ones(len(earlier), dtype=np.bool_)
+    several = np.flatnonzero(field.lines.kinds[earlier])
+    if not len(several):
+        return same
+    one, two = earlier[several], later[several]
+    words = [_line_words(field, texts) for texts in (one, two)]
+    fine = jaccard(words[0], words[1]) >= LINE_SIMILARITY
+    bodies = [_before_last(field, texts) for texts in (one, two)]
+    fine &= jaccard(bodies[0], bodies[1]) >= field.similarity
+    lasts = [_last(field, texts) for texts in (one, two)]
+    for own, other in ((0, 1), (1, 0)):
+        in_last, num_own, _ = overlaps(lasts[own], lasts[other])
+        in_body, _, _ = overlaps(lasts[own], bodies[other])
+        moved = (in_body >= in_last) & (in_body > num_own / 2)
+        fine &= ~moved | (field.lines.hashes[one] == field.lines.hashes[two])
+    same[several] = fine
+    return same
+
+
+def _last(field: Field, texts: I64) -> Ragged:
+    lines = field.lines
+    return sequences_between(field.columns, lines.starts[texts], lines.counts[texts], field.common)
+
+
+def _before_last(field: Field, texts: I64) -> Ragged:
+    starts = field.columns.starts[texts].astype(np.int64)
+    counts = field.lines.starts[texts] - starts
+    return sequences_between(field.columns, starts, counts, field.common)
+
+
+def _line_words(field: Field, texts: I64) -> Ragged:
+    counts = field.lines.counts[texts]
+    words = field.columns.words[spread(field.lines.starts[texts], counts)]
+    return Ragged(mixed(words.astype(np.uint64)), counts)
+
+
+def _kept_first(every: Edges) -> Edges:
+    """Returns for each text that is similar to an earlier, kept one the most similar of these."""
+    order = np.lexsort((every.earlier, -every.similarity, every.later))
+    chosen: dict[int, int] = {}
+    both = zip(every.earlier[order].tolist(), every.later[order].tolist(), strict=True)
+    for index, (earlier, later) in zip(order.tolist(), both, strict=True):
+        if later not in chosen and earlier not in chosen:
+            chosen[later] = index
+    return every.at(np.array(list(chosen.values()), dtype=np.int64))

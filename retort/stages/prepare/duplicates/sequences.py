@@ -1,0 +1,167 @@
+"""Three-word sequences of texts, those that all texts share, and how much of them two texts share.
+
+A sequence is a 64-bit hash of its words; sets of them are compared one by one, never by a sketch.
+"""
+
+# S sequences, P pairs
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+
+WIDTH = 3  # words of a sequence
+SAMPLE = 10_000  # texts
+MIN_TEXTS = 50
+COMMON_SHARE = 0.1
+BATCH = 1 << 18  # sequences that are worked on at once: what the processor holds in its cache
+F64 = npt.NDArray[np.float64]
+Integer = TypeVar("Integer", np.int64, np.uint64)
+NEVER = 2**64 - 1
+FACTORS = mixed(np.arange(1, WIDTH + 1, dtype=np.uint64)) | np.uint64(1)
+
+
+class Ragged(NamedTuple):
+    """The sequences, or words, of several texts one after the other, and how many each has."""
+
+    values: npt.NDArray[Any]
+    counts: I64
+
+    def owners(self) -> I64:
+        """Returns for each value which of the texts it is of."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def only(self, wanted: npt.NDArray[np.bool_]) -> "Ragged":
+        """Returns the values for which `wanted` is true."""
+        before = np.concatenate([[0], np.cumsum(wanted)])
+        ends = np.cumsum(self.counts)
+        return Ragged(self.values[wanted], before[ends] - before[ends - self.counts])
+
+
+class Lookup:
+    """Finds values among many, most of which are not there: a table of bits says so at once."""
+
+    def __init__(self, values: U64) -> None:
+        self.values = distinct(values)
+        bits = min(max(len(self.values).bit_length(), 8), 23)
+        self._shift, self._slot = np.uint64(60 - bits), np.uint64(64 - bits)
+        self._table = np.zeros(1 << (bits + 4), dtype=np.bool_)
+        self._table[self.values >> self._shift] = True
+        # Where to begin to look; about one value is in each slot, and none is after the last.
+        slots = np.arange(1 << bits, dtype=np.uint64) << self._slot
+        self._starts = np.searchsorted(self.values, slots)
+        self._ended = np.append(self.values, np.uint64(NEVER))
+
+    def find(self, asked: U64) -> tuple[I64, I64]:
+        """Returns which of the asked values are there, and their places in `values`."""
+        at = np.flatnonzero(self._table[asked >> self._shift])
+        found = asked[at]
+        places = self._starts[found >> self._slot]
+        smaller = np.flatnonzero(self._ended[places] < found)
+        while len(smaller):
+            places[smaller] += 1
+            smaller = smaller[self._ended[places[smaller]] < found[smaller]]
+        there = (self._ended[places] == found) & (places < len(self.values))
+        return at[there], places[there]
+
+    def lacks(self, asked: U64) -> npt.NDArray[np.bool_]:
+        """Returns for each asked value whether it is not there."""
+        absent = np.ones(len(asked), dtype=np.bool_)
+        absent[self.find(asked)[0]] = False
+        return absent
+
+
+def sequences(columns: Columns, texts: I64, common: Lookup | None = None) -> Ragged:
+    """Returns the sequences of these texts, as often as they stand there, without common ones."""
+    starts = columns.starts[texts].astype(np.int64)
+    return sequences_between(columns, starts, num_words(columns, texts), common)
+
+
+def sequences_between(
+    columns: Columns, starts: I64, counts: I64, common: Lookup | None = None
+) -> Ragged:
+    """Returns the sequences of so many words from each start on."""
+    counts = np.maximum(counts - (WIDTH - 1), 0)
+    at = spread(starts, counts)
+    values = np.zeros(len(at), dtype=np.uint64)
+    for place, factor in enumerate(FACTORS):
+        values += columns.words[at + place] * factor
+    found = Ragged(mixed(values), counts)
+    return found if common is None else found.only(common.lacks(found.values))
+
+
+def distinct(values: npt.NDArray[Integer]) -> npt.NDArray[Integer]:
+    """Returns the different values in order; much faster than numpy's own, which hashes."""
+    ordered = np.sort(values)
+    found: npt.NDArray[Integer] = ordered[
+        np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+    ]
+    return found
+
+
+def spread(starts: I64, counts: I64) -> I64:
+    """Returns start, start + 1 ... for each start, as many as its count says."""
+    shifts = starts - (np.cumsum(counts) - counts)
+    found: I64 = np.arange(counts.sum()) + np.repeat(shifts, counts)
+    return found
+
+
+def common_sequences(columns: Columns, texts: I64) -> Lookup:
+    """Returns the sequences of more than a tenth of these texts: instructions, or a template."""
+    sample = spread_sample(texts)
+    found = sequences(columns, sample)
+    values, places = np.unique(found.values, return_inverse=True)
+    once = distinct(places << 32 | found.owners())
+    return Lookup(
+        values[np.bincount(once >> 32, minlength=len(values)) > COMMON_SHARE * len(sample)]
+    )
+
+
+def spread_sample(texts: I64) -> I64:
+    """Returns evenly spread texts on which is measured what texts share; none of a few texts."""
+    count = min(SAMPLE, len(texts)) if len(texts) >= MIN_TEXTS else 0
+    sample: I64 = texts[np.arange(count) * len(texts) // max(count, 1)]
+    return sample
+
+
+def overlaps(first: Ragged, second: Ragged) -> tuple[I64, I64, I64]:
+    """Returns of each pair of sets how many values both have, and how many each of the two."""
+    sides = []
+    for side, ragged in enumerate((first, second)):
+        # 42 bits of a value are enough to tell a pair's own apart.
+        low = ragged.values >> np.uint64(22) << np.uint64(1) | np.uint64(side)
+        sides.append(ragged.owners().astype(np.uint64) << np.uint64(43) | low)
+    keys = distinct(np.concatenate(sides))
+    num_pairs = len(first.counts)
+    owners = (keys >> np.uint64(43)).astype(np.int64)
+    is_second = keys & np.uint64(1) != 0
+    both = keys[1:] >> np.uint64(1) == keys[:-1] >> np.uint64(1)
+    sizes = np.bincount(owners, minlength=num_pairs)
+    seconds = np.bincount(owners[is_second], minlength=num_pairs)
+    shared = np.bincount(owners[1:][both], minlength=num_pairs)
+    return shared, sizes - seconds, seconds
+
+
+def jaccard(first: Ragged, second: Ragged) -> F64:
+    """Returns how similar the sets of each pair are, from 0 to 1; two empty ones are equal."""
+    shared, one, two = overlaps(first, second)
+    either = one + two - shared
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
+
+
+def batches(sizes: npt.NDArray[Any], limit: int = BATCH) -> Iterator[slice]:
+    """Yields slices whose sizes sum to at most `limit`, or that hold one item."""
+    totals = np.cumsum(sizes)
+    start = 0
+    while start < len(totals):
+        before = totals[start - 1] if start else 0
+        stop = max(int(np.searchsorted(totals, before + limit, side="right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+def num_words(columns: Columns, texts: I64) -> I64:
+    """Returns the lengths of these texts."""
+    return (columns.starts[texts + 1] - columns.starts[texts]).astype(np.int64)

@@ -1,0 +1,188 @@
+"""The word sequences of many texts: four bytes a word, and a few hashes a text; no text is kept.
+
+Words of the same 31 bits look alike when sequences are compared, at a chance of one in two
+billion each; whether whole texts, their numbers and their scopes are equal is told by 64 bits.
+"""
+
+# T tokens, W words, N texts
+from array import array
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from retort.stages.prepare.duplicates.words import (
+    BRACKET,
+    BREAK,
+    KIND_BITS,
+    LINE,
+    NEGATION,
+    NUMBER,
+    OPERATOR,
+    Pieces,
+    hash64,
+)
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+MAX_PENDING = 4096  # texts
+MAX_PENDING_CHARS = 1 << 22
+MAX_SCOPES = 1 << 16
+# The type of each column in an `array`, which grows in place.
+TYPES = {
+    "words": "I",
+    "starts": "Q",
+    "lines": "Q",
+    "wholes": "Q",
+    "marks": "Q",
+    "scopes": "Q",
+    "answers": "Q",
+    "numbers": "Q",
+    "negations": "B",
+}
+
+
+class Columns(NamedTuple):
+    """What is known of N texts: W words, and where texts and lines with words start.
+
+    `wholes` says which texts are equal, `marks` which have the same numbers and operators in the
+    same order, `scopes` and `answers` which have the same of these (no answer is 0). `numbers` has
+    a bit set for each number of a text, and `negations` counts its words such as "not".
+    """
+
+    words: npt.NDArray[np.uint32]  # the lowest bit: is a number
+    starts: U64  # N + 1
+    lines: U64
+    wholes: U64
+    marks: U64
+    scopes: U64
+    answers: U64
+    numbers: U64
+    negations: npt.NDArray[np.uint8]
+
+
+class Texts:
+    """Word sequences of many texts, in the order they were added."""
+
+    def __init__(self) -> None:
+        self._pieces = Pieces()
+        self._scopes: dict[str, int] = {}
+        self._pending: list[str] = []
+        self._num_chars = 0
+        self._columns: dict[str, array[int]] = {name: array(code) for name, code in TYPES.items()}
+        self._columns["starts"].append(0)
+
+    def add(self, text: str, scope: str = "", answer: str | None = None) -> None:
+        """Adds a text; `scope` is what else says what is asked, such as the system prompt."""
+        self._pending.append(text)
+        self._num_chars += len(text)
+        if scope not in self._scopes:
+            if len(self._scopes) >= MAX_SCOPES:
+                self._scopes.clear()
+            self._scopes[scope] = hash64(scope)
+        self._columns["scopes"].append(self._scopes[scope])
+        known = 0 if answer is None else hash64(" ".join(answer.casefold().split()))
+        self._columns["answers"].append(known)
+        if len(self._pending) >= MAX_PENDING or self._num_chars >= MAX_PENDING_CHARS:
+            self._store()
+
+    def __len__(self) -> int:
+        return len(self._columns["scopes"])
+
+    def columns(self) -> Columns:
+        """Returns all texts; no text can be added while one of the arrays is held."""
+        self._store()
+        return Columns(
+            **{
+                name: np.frombuffer(held, dtype=held.typecode)
+                for name, held in self._columns.items()
+            }
+        )
+
+    def _store(self) -> None:
+        if not self._pending:
+            return
+        find = self._pieces.__getitem__
+        rows = []
+        for text in self._pending:
+            split = text.replace("\n", f" {BREAK} ") if "\n" in text else text
+            rows.append(b"".join(map(find, split.split())))
+        tokens_T = np.frombuffer(b"".join(rows), dtype="<u8").astype(np.uint64, copy=False)
+        counts_N = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 8
+        made = _columns(tokens_T, counts_N)
+        for row in np.flatnonzero(np.diff(made["starts"], prepend=0) == 0).tolist():
+            # Punctuation alone is told apart by itself.
+            made["wholes"][row] = hash64("".join(self._pending[row].split()))
+        done = len(self._columns["words"])
+        for name in ("starts", "lines"):
+            made[name] += np.uint64(done)
+        for name, column in made.items():
+            self._columns[name].frombytes(column.tobytes())
+        self._pending, self._num_chars = [], 0
+        self._pieces.trim()
+
+
+def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns of texts of so many tokens each; `starts` lacks its first, 0."""
+    num_texts = len(counts_N)
+    kinds_T = (tokens_T & np.uint64((1 << KIND_BITS) - 1)).astype(np.uint8)
+    text_T = np.repeat(np.arange(num_texts), counts_N)
+    is_word_T = kinds_T < BRACKET
+    words_W, kinds_W, text_W = tokens_T[is_word_T], kinds_T[is_word_T], text_T[is_word_T]
+    ends_N = np.cumsum(np.bincount(text_W, minlength=num_texts))
+    starts_N = np.concatenate([[0], ends_N[:-1]])
+    before_T: I64 = np.cumsum(is_word_T) - is_word_T  # words
+    is_mark_T = (kinds_T == NUMBER) | (kinds_T == OPERATOR)
+    marks_before_T = np.cumsum(is_mark_T) - is_mark_T
+    first_mark_N = np.concatenate([[0], np.cumsum(is_mark_T)])[np.cumsum(counts_N) - counts_N]
+
+    def ordered(at: I64, places: I64) -> U64:
+        return ordered_sums(tokens_T[at], places, np.bincount(text_T[at], minlength=num_texts))
+
+    word_at, mark_at = np.flatnonzero(is_word_T), np.flatnonzero(is_mark_T)
+    wholes_N = ordered(word_at, np.arange(len(words_W)) - starts_N[text_W])
+    marks_N = ordered(mark_at, np.arange(len(mark_at)) - first_mark_N[text_T[mark_at]])
+    # Brackets are punctuation, but not where something is calculated.
+    calculates_N = np.bincount(text_W[kinds_W == OPERATOR], minlength=num_texts) > 0
+    at = np.flatnonzero(kinds_T == BRACKET)
+    at = at[calculates_N[text_T[at]]]
+    wholes_N += ordered(at, before_T[at] - starts_N[text_T[at]])
+    marks_N += ordered(at, marks_before_T[at] - first_mark_N[text_T[at]])
+    lines = np.concatenate([starts_N[starts_N < ends_N], before_T[kinds_T == LINE]])
+    is_number_W = kinds_W == NUMBER
+    negations_N = np.bincount(text_W[kinds_W == NEGATION], minlength=num_texts)
+    return {
+        "words": (words_W >> np.uint64(33) << np.uint64(1) | is_number_W).astype(np.uint32),
+        "starts": ends_N.astype(np.uint64),
+        "lines": np.unique(lines[lines < len(words_W)]).astype(np.uint64),
+        "wholes": wholes_N,
+        "marks": marks_N,
+        "numbers": _bits(words_W[is_number_W], text_W[is_number_W], num_texts),
+        "negations": np.minimum(negations_N, 255).astype(np.uint8),
+    }
+
+
+def _bits(numbers: U64, groups: I64, num_groups: int) -> U64:
+    """Returns a bit for each number of each ascending group."""
+    found = np.zeros(num_groups, dtype=np.uint64)
+    present, first = np.unique(groups, return_index=True)
+    if len(present):
+        bits = np.uint64(1) << (numbers >> np.uint64(KIND_BITS) & np.uint64(63))
+        found[present] = np.bitwise_or.reduceat(bits, first)
+    return found
+
+
+def mixed(values: U64) -> U64:
+    """Returns values of which each bit depends on all bits before (splitmix64's last steps)."""
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+def ordered_sums(values: U64, places: I64, counts: I64) -> U64:
+    """Returns a hash of each run of so many values, which tells their order at these places."""
+    factors = mixed(places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+    totals = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * factors)])
+    ends = np.cumsum(counts)
+    sums: U64 = totals[ends] - totals[ends - counts]
+    return sums

@@ -1,0 +1,214 @@
+"""Which of the rows that were read are asked: not twice, none of the comparison's, in balance.
+
+The rows themselves lie in a file on the local disk; here are only numbers about them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from retort.data import balance
+from retort.data.sources import RawRow
+from retort.records import Example, Removed, Split, content_id
+from retort.spec import JobSpec, Prepare
+from retort.spec.data import Deduplicate
+from retort.stages.prepare.duplicates import Pair, Texts, find_duplicates, find_leaks
+from retort.stages.prepare.rows import Read
+
+SHOWN_CHARACTERS = 2000
+EXACT_ONLY = Deduplicate(near=False)
+
+
+class Spool:
+    """Lines on the local disk, in the order they came; found by number."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="retort-")  # noqa: SIM115 - see close()
+        self._ends = array("Q", [0])
+
+    def add(self, line: bytes) -> int:
+        """Adds a line and returns its number."""
+        self._file.write(line)
+        self._ends.append(self._ends[-1] + len(line))
+        return len(self._ends) - 2
+
+    def read(self, number: int) -> bytes:
+        """Returns a line."""
+        start, end = self._ends[number], self._ends[number + 1]
+        self._file.seek(start)
+        return self._file.read(end - start)
+
+    def close(self) -> None:
+        """Gives the disk back."""
+        self._file.close()
+
+
+@dataclass
+class Rows:
+    """The rows of one split, or of the files that must not be learned from, as columns."""
+
+    texts: Texts = field(default_factory=Texts)
+    numbers: array[int] = field(default_factory=lambda: array("Q"))
+    lines: array[int] = field(default_factory=lambda: array("Q"))
+    files: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+class Selection:
+    """All rows of a job, and which of them are removed for which reason."""
+
+    def __init__(self, spec: JobSpec):
+        self._knobs = spec.prepare
+        self._spool = Spool()
+        # Clusters are found once all rows are here.
+        by = spec.prepare.balance.by
+        self._by = "auto" if by == "cluster" else by
+        self.rows: dict[str, Rows] = {}
+        self.removed: dict[str, dict[int, Pair]] = {}
+        self._against: dict[tuple[str, int], str] = {}
+        self._left_out: set[int] = set()
+
+    def add(self, read: Read) -> None:
+        """Takes one good row."""
+        example = read.example
+        assert example
+        rows = self.rows.setdefault(read.split, Rows())
+        scope = content_id([example.tools, *_system(example)])
+        rows.texts.add(read.text, scope, example.expected)
+        rows.numbers.append(self._spool.add(read.line))
+        rows.lines.append(read.raw.line)
+        rows.files.append(read.raw.file)
+        rows.ids.append(example.id)
+        rows.groups.append(balance.group_of(example, self._by))
+
+    def add_foreign(self, raw: RawRow, text: str) -> None:
+        """Takes one row of a file that must not be learned from."""
+        rows = self.rows.setdefault("against", Rows())
+        rows.texts.add(text)
+        rows.numbers.append(self._spool.add(text.encode()[:SHOWN_CHARACTERS]))
+        rows.lines.append(raw.line)
+        rows.files.append(raw.file)
+
+    def choose(self) -> None:
+        """Decides on every row: copies, leaks, and what balance and limit leave out."""
+        for split, rows in self.rows.items():
+            knobs = EXACT_ONLY if split == "test" else self._knobs.deduplicate
+            pairs = find_duplicates(rows.texts, knobs) if split != "against" else []
+            self.removed[split] = {pair.index: pair for pair in pairs}
+        for split, held_out in _comparisons(self._knobs):
+            self._remove_leaks(split, held_out)
+        if "train" in self.rows:
+            self._balance(self.rows["train"])
+
+    def _remove_leaks(self, split: Split, held_out: str) -> None:
+        rows, other = self.rows.get(split), self.rows.get(held_out)
+        if not (rows and other):
+            return
+        matters = self._knobs.deduplicate.numbers_matter
+        for pair in find_leaks(rows.texts, other.texts, self._knobs.decontaminate, matters):
+            self.removed[split].setdefault(pair.index, pair)
+            if self.removed[split][pair.index] is pair:
+                self._against[split, pair.index] = held_out
+
+    def _balance(self, rows: Rows) -> None:
+        """Leaves out train rows above the cap of their group, then above the limit."""
+        knobs = self._knobs
+        chosen = self.standing("train")
+        if knobs.balance.by == "cluster":
+            texts = [balance.text_of(self.example("train", index)) for index in chosen]
+            for index, name in zip(
+                chosen, balance.clusters(texts, knobs.balance.num_clusters)[0], strict=True
+            ):
+                rows.groups[index] = name
+        for choose, most in ((balance.cap, knobs.balance.cap), (balance.pick, knobs.limit)):
+            if most is not None:
+                groups = [rows.groups[index] for index in chosen]
+                ids = [rows.ids[index] for index in chosen]
+                kept = choose(groups, ids, most)
+                self._left_out |= {i for i, keep in zip(chosen, kept, strict=True) if not keep}
+                chosen = [i for i, keep in zip(chosen, kept, strict=True) if keep]
+
+    def standing(self, split: str) -> list[int]:
+        """Returns the rows of a split that are asked, in order."""
+        if split not in self.rows:
+            return []
+        gone = self.removed[split]
+        left = self._left_out if split == "train" else set()
+        return [i for i in range(len(self.rows[split].lines)) if i not in gone and i not in left]
+
+    def line(self, split: str, index: int) -> bytes:
+        """Returns a row's example as it is stored."""
+        return self._spool.read(self.rows[split].numbers[index])
+
+    def example(self, split: str, index: int) -> Example:
+        """Returns a row's example."""
+        return Example(**orjson.loads(self.line(split, index)))
+
+    def reports(self, *splits: str) -> Iterator[Removed]:
+        """Yields each copy and each leak of some splits, with the row that it repeats."""
+        for split in splits:
+            for index, pair in sorted(self.removed.get(split, {}).items()):
+                yield self._report(split, index, pair)
+
+    def _report(self, split: str, index: int, pair: Pair) -> Removed:
+        where = self._against.get((split, index), split)
+        rows, other = self.rows[split], self.rows[where]
+        shown = self._spool.read(other.numbers[pair.other])
+        text = (
+            shown.decode(errors="ignore")
+            if where == "against"
+            else _question(self.example(where, pair.other))
+        )
+        return Removed(
+            file=rows.files[index],
+            line=rows.lines[index],
+            reason={"exact": "copy", "near": "near copy", "leak": f"leak of {where}"}[pair.kind],
+            example=orjson.loads(self.line(split, index)),
+            other=f"{other.files[pair.other]}:{other.lines[pair.other]}",
+            other_text=text[:SHOWN_CHARACTERS],
+            similarity=round(pair.similarity, 4),
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Returns how many rows were removed for each reason, and how the rest spreads."""
+        kinds = [pair.kind for pairs in self.removed.values() for pair in pairs.values()]
+        groups = self.rows["train"].groups if "train" in self.rows else []
+        return {
+            "num_duplicates": kinds.count("exact"),
+            "num_near_duplicates": kinds.count("near"),
+            "num_contaminated": kinds.count("leak"),
+            "num_left_out": len(self._left_out),
+            "balance": balance.largest(
+                balance.spread(groups[index] for index in self.standing("train"))
+            ),
+        }
+
+    def close(self) -> None:
+        """Gives the disk back."""
+        self._spool.close()
+
+
+def _comparisons(knobs: Prepare) -> Iterable[tuple[Split, str]]:
+    """Returns which split must hold nothing of which other rows."""
+    own: list[tuple[Split, str]] = [
+        ("validation", "test"),
+        ("train", "test"),
+        ("train", "validation"),
+    ]
+    foreign: list[tuple[Split, str]] = [("validation", "against"), ("train", "against")]
+    return [*(own if knobs.decontaminate.enabled else []), *foreign]
+
+
+def _system(example: Example) -> list[str]:
+    return [turn["content"] for turn in example.messages if turn["role"] == "system"]
+
+
+def _question(example: Example) -> str:
+    return str(example.messages[-1]["content"])

@@ -1,0 +1,90 @@
+"""release: the student as a Hugging Face folder with its model card, ready to be registered.
+
+The weights lie once, here; the registry points to them. A refused student is kept and tagged, so
+that it can be looked at, and is never promoted. Nothing in the folder runs code when it is loaded.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from retort.data.encoding import load_tokenizer
+from retort.errors import StageError
+from retort.stages.release.model_card import model_card
+from retort.stages.stage import Stage
+from retort.tracking.champion import MODEL, name_of
+
+# Loading these can execute whatever they hold (pickle).
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".py")
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+def release(stage: Stage) -> dict[str, Any]:
+    """Writes `model/` and `gate.json`; returns what the registry is told."""
+    reported = stage.input("report").read_json("report.json")
+    stage.out.write_json("gate.json", reported["gate"])
+    with stage.input("train").local_copy("student") as student:
+        _check_safe(student)
+        generation = generation_config(student)
+        stage.out.put_tree(student, MODEL)
+    stage.out.write_json(f"{MODEL}/{GENERATION}", generation)
+    stage.out.write(f"{MODEL}/README.md", model_card(stage, reported).encode())
+    stage.report.progress(1, 1, "model")
+    return {
+        "registered_model": name_of(stage.spec),
+        "source": f"{stage.out.uri}/{MODEL}",
+        "gate_passed": reported["gate"]["passed"],
+        "scores": scores(reported),
+    }
+
+
+def generation_config(student: Path) -> dict[str, Any]:
+    """Returns the student's generation config, completed by what ends an answer: without that an
+    engine writes on to its limit. Raises `StageError` where the student names no end token."""
+    found, config = _json(student / GENERATION), _json(student / CONFIG)
+    if found.get("eos_token_id") is None:
+        ends = config.get("eos_token_id")
+        ends = load_tokenizer(str(student)).eos_token_id if ends is None else ends
+        if ends is None:
+            raise StageError(
+                "release: neither the student's configuration nor its tokenizer says "
+                "which token ends an answer"
+            )
+        found["eos_token_id"] = ends
+    return found
+
+
+def scores(reported: dict[str, Any]) -> dict[str, float]:
+    """Returns the student's scores with their intervals and what it takes, for its page in MLflow.
+
+    Seconds, bytes and requests a second; what is unknown is left out.
+    """
+    student, compared = reported["models"]["student"], reported["comparison"]
+    found: dict[str, float | None] = {}
+    for name, metric in student["metrics"].items():
+        found |= {
+            name: metric["value"],
+            f"{name}_low": metric["low"],
+            f"{name}_high": metric["high"],
+        }
+    found |= {name: compared.get(name) for name in ("retention", "gain")}
+    latency = student["latency_seconds"] or {}
+    found |= {f"latency_seconds_{name}": latency.get(name) for name in ("p50", "p95")}
+    measured = ("requests_per_second", "tokens_per_second", "weights_bytes", "peak_memory_bytes")
+    found |= {name: student.get(name) for name in measured}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _check_safe(student: Path) -> None:
+    """Raises `StageError` for a file that could run code where the student is loaded."""
+    unsafe = sorted(path.name for path in student.rglob("*") if path.suffix in UNSAFE)
+    if unsafe:
+        raise StageError(
+            f"release: {', '.join(unsafe)} may run code when the student is loaded; the weights "
+            "must be *.safetensors alone: take a base without such files (train.student)"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found

@@ -1,0 +1,108 @@
+"""What was measured of all models: evaluate's facts, the champion's beside them, and the costs."""
+
+from typing import Any
+
+from retort import metrics
+from retort.data import task_types
+from retort.metrics import Statistics
+from retort.records import Response, read_lines
+from retort.spec import JobSpec, Price
+from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
+from retort.stages.stage import Stage, held_out_split, read_examples
+from retort.store import Folder
+
+
+def measured(stage: Stage) -> dict[str, Any]:
+    """Returns evaluate's facts, with the champion where it was measured, and each model's
+    `cost_per_1000_requests`."""
+    evaluated = stage.facts("evaluate")
+    if EVALUATE_CHAMPION in stage.inputs:
+        evaluated = _with_champion(stage, evaluated)
+    num = evaluated["num_examples"]
+    models = {
+        role: {
+            **model,
+            "cost_per_1000_requests": per_1000_requests(model, price_of(stage.spec, role), num),
+        }
+        for role, model in evaluated["models"].items()
+    }
+    return {**evaluated, "models": models}
+
+
+def answers_of(stage: Stage, role: str) -> dict[str, str]:
+    """Returns the texts of a model's answers by the examples' ids."""
+    lines = _folder(stage, role).read(f"answers-{role}.jsonl")
+    return {response.id: response.text for response in read_lines(Response, lines)}
+
+
+def statistics_of(stage: Stage, role: str) -> Statistics:
+    """Returns the statistics of a model's answers. The champion, which was asked apart, is held
+    against the teacher here."""
+    found: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
+    if role == CHAMPION:
+        task_type = task_types.load(stage.spec.prepare.task_type)
+        own, teachers = answers_of(stage, role), answers_of(stage, "teacher")
+        held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
+        asked = [example for example in held_out if example.id in own and example.id in teachers]
+        found["agreement"] = metrics.statistics(task_type, asked, own, teachers)["agreement"]
+    return found
+
+
+def _folder(stage: Stage, role: str) -> Folder:
+    return stage.input(EVALUATE_CHAMPION if role == CHAMPION else "evaluate")
+
+
+def _with_champion(stage: Stage, evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts with the champion among the models, and the student's differences to it."""
+    resampling = (stage.spec.evaluate.num_bootstrap, stage.spec.evaluate.seed)
+    own, champions = (statistics_of(stage, role) for role in ("student", CHAMPION))
+    champion = dict(stage.facts(EVALUATE_CHAMPION)["models"][CHAMPION])
+    champion["metrics"] = {
+        name: champion["metrics"].get(name) or metrics.interval(name, found, *resampling)
+        for name, found in champions.items()
+    }
+    differences = {
+        name: metrics.difference(name, own[name], champions[name], *resampling)
+        for name in own
+        if own[name].keys() & champions.get(name, {}).keys()
+    }
+    return {
+        **evaluated,
+        "models": {**evaluated["models"], CHAMPION: champion},
+        "differences": {**evaluated["differences"], CHAMPION: differences},
+    }
+
+
+def price_of(spec: JobSpec, role: str) -> Price | None:
+    """Returns a model's price; the student's is also its base's and the controls'."""
+    if role != "teacher":
+        return spec.report.prices.student
+    if spec.report.prices.teacher is not None:
+        return spec.report.prices.teacher
+    spending = spec.generate.spending
+    return Price(**{name: getattr(spending, name) for name in Price.model_fields})
+
+
+def per_1000_requests(model: dict[str, Any], price: Price | None, num: int) -> float | None:
+    """Returns the money for 1,000 requests; None where no price is given or a number is unknown.
+
+    By the hour: at the measured requests a second. By the token: as many to a request as the `num`
+    test examples took on average, prompts and answers.
+    """
+    if price is None or not any(price.model_dump().values()):
+        return None
+    cost = 0.0
+    if price.price_per_hour:
+        rate = model.get("requests_per_second")
+        if not rate:
+            return None
+        cost += price.price_per_hour / (rate * 3600) * 1000
+    for tokens, each in (
+        ("num_prompt_tokens", price.price_per_million_input_tokens),
+        ("num_tokens", price.price_per_million_output_tokens),
+    ):
+        if each:
+            if not model.get(tokens) or not num:
+                return None
+            cost += each / 1e6 * model[tokens] / num * 1000
+    return cost

@@ -1,0 +1,301 @@
+"""The training loop: every knob's effect is on this page, in the order in which it happens.
+
+Losses are sums; each optimizer step divides once by its supervised tokens, so micro-batches,
+processes and checkpoints change nothing. A run checks itself on the first step and refuses to train
+in vain. Every process runs this page on its part; the first one alone writes and speaks.
+"""
+
+# B batch, T time, N supervised tokens, V vocabulary, L terms of the objective
+import contextlib
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retort import processes
+from retort.data import encoding
+from retort.engines.transformers import end_ids
+from retort.errors import StageError
+from retort.events import Reporter
+from retort.stages.stage import Stage, from_arguments
+from retort.stages.train import batches, checkpoint, training_rows
+from retort.stages.train.batches import Batch, Item
+from retort.stages.train.curve import Curve
+from retort.stages.train.distributed import Ranks, accumulating, join, whole
+from retort.stages.train.head import Sums, Term
+from retort.stages.train.objective import Objective, packs_exactly, terms_of, trusted_head
+from retort.stages.train.optimizer import optimizer_of, share
+from retort.stages.train.student import open_student, save_student
+from retort.stages.train.teacher import Teacher, open_teacher
+from retort.store import model_folder
+
+# Steps for which a teacher behind an endpoint is asked ahead.
+AHEAD = 8
+
+
+def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """The child's side of the train stage: returns its facts, writes `student/`."""
+    stage = from_arguments(arguments, report)
+    knobs = stage.spec.train
+    ranks = join(knobs)
+    if os.path.isdir(knobs.student):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
+    torch.manual_seed(knobs.seed)
+    base = model_folder.check(knobs.student, "train.student")
+    # Where it is cut up among the processes, no device holds all of it.
+    device = "cpu" if ranks.layout.shards else ranks.device
+    model = open_student(knobs, device)
+    tokenizer = encoding.load_tokenizer(knobs.student)
+    data = training_rows.build(stage, base, end_ids(model, tokenizer))
+    if ranks.is_first:
+        stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
+    # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
+    vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
+    probe = batches.collate(data.train[:1], device)
+    head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
+    report.note(note)
+    packs = knobs.runtime.packing
+    if packs:
+        packs, note = packs_exactly(model, probe.input_ids_BT)
+        report.note(note)
+    teacher = open_teacher(stage, vocabulary, ranks.device) if stage.spec.is_live else None
+    objective = Objective(
+        model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
+    )
+    trainer = Trainer(stage, objective, ranks, teacher, packs)
+    with contextlib.closing(teacher) if teacher else contextlib.nullcontext():
+        last = trainer.run(data)
+    weights = checkpoint.trained(model, ranks.is_first) if ranks.layout.shards else None
+    if ranks.is_first:
+        save_student(stage, model, base, weights)
+    return {
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
+        "num_too_long": data.num_too_long,
+        "num_steps": trainer.num_steps,
+        "device": ranks.device,
+        "num_processes": ranks.size,
+        "template_sha256": model_folder.template_sha256(base),
+        **last,
+        "warnings": [*data.warnings, *last["warnings"]],
+    }
+
+
+class Trainer:
+    """Holds the objective with its model, and the optimizer, of one run."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        objective: Objective,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
+        packs: bool = False,
+    ):
+        self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
+        self.ranks, self.device, self.teacher, self.packs = ranks, ranks.device, teacher, packs
+        self.objective = ranks.wrap(objective)
+        self.model = objective.model
+        self.terms: list[Term] = objective.parts[1]
+        self.num_steps = 0
+        self.optimizer = optimizer_of(self.model, self.knobs)
+
+    def run(self, data: training_rows.Data) -> dict[str, Any]:
+        """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
+        knobs, out = self.knobs, self.stage.out
+        per_epoch = math.ceil(data.num_draws / knobs.batch_size)
+        self.num_steps = per_epoch * knobs.num_epochs
+        step = checkpoint.resume(out, self.model, self.optimizer)
+        self.ranks.meet(step)
+        if step:
+            self.report.note(f"continuing after step {step} of {self.num_steps}")
+        curve = Curve(out, step)
+        # A term over labels needs a row that has some.
+        first = sorted(data.train[:10_000], key=lambda item: not training_rows.has_choices(item[0]))
+        self._probe = next(batches.micro_batches(first[:16], knobs.runtime.micro_batch_tokens))
+        self._check_gradients()
+        with checkpoint.interrupts_held() as interrupted:
+            self._passes(data, curve, step, interrupted)
+        if self.ranks.is_first:
+            curve.write()
+        best = curve.best_step
+        if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
+            checkpoint.load_best(out, self.model)
+            self.report.note(f"kept: the student after step {best}, of the lowest validation loss")
+        for text in curve.warnings():
+            self.report.note(f"warning: {text}")
+        return {**curve.last(), "best_step": best, "warnings": curve.warnings()}
+
+    def _passes(
+        self, data: training_rows.Data, curve: Curve, step: int, interrupted: Sequence[int]
+    ) -> None:
+        """Makes all steps after `step`. Raises `KeyboardInterrupt` once what is done is saved."""
+        knobs, out = self.knobs, self.stage.out
+        per_epoch = self.num_steps // knobs.num_epochs
+        saved = said = time.monotonic()
+        for epoch in range(step // per_epoch, knobs.num_epochs):
+            if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
+                self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
+                return
+            order = training_rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
+            for within in range(step - epoch * per_epoch, per_epoch):
+                soon = (index for part in order[within : within + AHEAD] for index in part)
+                self._expect([data.train[index] for index in soon])
+                record = self._step(step, [data.train[index] for index in order[within]])
+                step += 1
+                end_of_epoch = within + 1 == per_epoch
+                if end_of_epoch:
+                    record |= self._end_of_epoch(data)
+                now = time.monotonic()
+                if end_of_epoch or now - said > 1:
+                    said = now
+                    curve.add(step, record)
+                    self.report.metrics(record, step)
+                    note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {knobs.num_epochs}"
+                    self.report.progress(step, self.num_steps, "steps", note)
+                if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
+                    checkpoint.write_best(out, self.model, self.ranks.is_first)
+                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
+                due, stops = self.ranks.agree(due, bool(interrupted))
+                if due or stops:
+                    saved = now
+                    if self.ranks.is_first:
+                        curve.write()
+                    checkpoint.write(out, step, self.model, self.optimizer, self.ranks.is_first)
+                if stops:
+                    self.ranks.meet(step)  # who leaves earlier ends the first one as it writes
+                    raise KeyboardInterrupt
+
+    def _step(self, step: int, items: list[Item]) -> dict[str, float]:
+        """Makes one optimizer step; returns its losses per supervised token and its norms."""
+        started = time.monotonic()
+        self.model.train()
+        # Seeded by step, so that dropout is the same after a resume.
+        torch.manual_seed(self.knobs.seed * 1_000_003 + step)
+        num_valid = training_rows.supervised(items)
+        # The last is the teacher's mass in its top k.
+        sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
+        parts = self._parts(items)
+        for number, part in enumerate(parts, start=1):
+            batch = self._batch(part)
+            with accumulating(self.objective, is_last=number == len(parts)):
+                found = self._losses(batch)
+                # The processes' gradients are averaged; the sum of them all is wanted.
+                (found.total_ * (self.ranks.size / max(num_valid, 1))).backward()
+            sums_M[:-1] += found.values_L.cpu()
+            if batch.target.tail_N is not None:
+                sums_M[-1] += (1 - batch.target.tail_N.exp()).sum().cpu()
+        norm = self._clipped_norm(self.knobs.max_grad_norm)
+        if not math.isfinite(norm):
+            raise StageError(
+                f"the gradient is {norm} at step {step + 1}; lower train.learning_rate "
+                f"(now {self.knobs.learning_rate:g}) or look at the data of this step"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.knobs.learning_rate * share(step, self.num_steps, self.knobs)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums_M = self.ranks.sum(sums_M)
+        record = self._record(sums_M[:-1], num_valid)
+        if sums_M[-1]:
+            record["teacher_top_k_mass"] = float(sums_M[-1]) / num_valid
+        return record | {
+            "gradient_norm": norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens": float(num_valid),
+            "tokens_per_second": num_valid / (time.monotonic() - started),
+        }
+
+    def _losses(self, batch: Batch, terms: list[Term] | None = None) -> Sums:
+        """Returns the sums of the terms, or of these, over the supervised tokens of a batch."""
+        precision: Any = contextlib.nullcontext()
+        if self.knobs.dtype == "bfloat16":
+            precision = torch.autocast(self.device.split(":")[0], torch.bfloat16)
+        with precision:
+            found: Sums = self.objective(
+                batch.input_ids_BT,
+                batch.attention_mask_BT,
+                (batch.rows_N, batch.times_N),
+                batch.target,
+                terms,
+                batch.position_ids_BT,
+            )
+        return found
+
+    def _expect(self, items: list[Item]) -> None:
+        """Has a teacher behind an endpoint asked for what comes next, while the student learns."""
+        if self.teacher and self.ranks.size == 1:  # of several processes, each asks for its own
+            self.teacher.expect(items)
+
+    def _batch(self, part: list[Item]) -> Batch:
+        """Returns a micro-batch with what the teacher says of it."""
+        batch = batches.collate(part, self.device, self.packs)
+        return replace(batch, target=self.teacher.targets(batch)) if self.teacher else batch
+
+    def _parts(self, items: list[Item]) -> list[list[Item]]:
+        """Returns this process's micro-batches of a step's items; each process has equally many."""
+        size, most = self.ranks.size, self.knobs.runtime.micro_batch_tokens
+        shares = [
+            list(batches.micro_batches(items[rank::size], most, self.packs)) for rank in range(size)
+        ]
+        number = max(len(share) for share in shares)
+        mine = shares[self.ranks.rank]
+        return mine + [[training_rows.blank(items[0])]] * (number - len(mine))
+
+    def _end_of_epoch(self, data: training_rows.Data) -> dict[str, float]:
+        """Returns what is measured once a pass: validation, each term's own gradient, memory."""
+        record = self._validate(data.validation) if data.validation else {}
+        record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
+        return record | {"peak_memory_bytes": float(processes.peak_memory_bytes())}
+
+    def _validate(self, items: list[Item]) -> dict[str, float]:
+        """Returns the objective and its terms per supervised token of the validation items."""
+        self.model.eval()
+        sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
+        self._expect(items)
+        with torch.no_grad():
+            for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
+                sums_L += self._losses(self._batch(part)).values_L.cpu()
+        found = self._record(self.ranks.sum(sums_L), training_rows.supervised(items))
+        return {f"validation_{k}": v for k, v in found.items()}
+
+    def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
+        """Returns the objective and each term, per supervised token."""
+        means = (sums_L / max(num_valid, 1)).tolist()
+        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
+        return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
+
+    def _check_gradients(self) -> None:
+        """Raises `StageError` when a term of the objective moves nothing: it would be off."""
+        batch = self._batch(self._probe)
+        if not training_rows.supervised(self._probe):
+            raise StageError("the first batch has no supervised token; nothing would be learned")
+        if batch.target.tail_N is not None:
+            mass = (1 - batch.target.tail_N.exp()).mean().item()
+            if mass < 0.5:
+                self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
+        for name, norm in self._gradient_norms(self._probe).items():
+            if not norm > 0:
+                raise StageError(f"loss {name} has no gradient (norm {norm}); it is off")
+
+    def _gradient_norms(self, items: list[Item]) -> dict[str, float]:
+        """Returns the norm of each term's own gradient, per supervised token, unweighted."""
+        self.model.train()
+        batch, norms = self._batch(items), {}
+        for term in (term for term in self.terms if term.weight):
+            with accumulating(self.objective, is_last=True):
+                total_ = self._losses(batch, [replace(term, weight=1.0)]).total_
+                (total_ / max(training_rows.supervised(items), 1)).backward()
+            norms[term.name] = self._clipped_norm(float("inf"))
+            self.optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def _clipped_norm(self, most: float) -> float:
+        """Returns the norm of the whole gradient, which is cut to `most`."""
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)))

@@ -1,0 +1,272 @@
+"""Student and losses in one forward, so that whatever wraps it (DDP, FSDP) sees every parameter.
+
+A head is called beside the model's own forward, so what a family does between its last hidden
+states and its logits must be known: `trusted_head` measures it, and refuses what it cannot follow.
+`packs_exactly` measures as well whether items that share a row stay apart.
+"""
+
+# B batch, T time, N supervised tokens, V vocabulary, H hidden size, K teacher top-k
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retort.losses import Target
+from retort.plugins import find_function
+from retort.spec import JobSpec, Loss
+from retort.stages.train.head import Head, Sums, Term, losses_of, sums_of
+
+
+def terms_of(spec: JobSpec) -> list[Term]:
+    """Returns the objective's terms; last, of weight 0, how often teacher and student agree."""
+    terms = [term_of(loss) for loss in spec.losses if loss.weight > 0]
+    return [*terms, Term("agreement", agreement, 0.0)] if spec.distils else terms
+
+
+def term_of(loss: Loss) -> Term:
+    """Returns a term of the objective: its function with temperature and options bound to it."""
+    function = find_function("loss", loss.name, "retort.losses")
+    return Term(
+        loss.name, partial(function, temperature=loss.temperature, **loss.options), loss.weight
+    )
+
+
+# Largest gap between the head's logits and the model's own, as a share of the largest logit.
+MOST_GAP = {torch.float64: 1e-9, torch.float32: 1e-5}
+# Largest change of a token's logits by packing, as a share of their norm. In bf16 rounding alone
+# changed up to 0.1 of a random model's (48 layers), a wrong position or a leak 0.8 and more.
+MOST_CHANGE = {torch.float64: 1e-9, torch.float32: 1e-4}
+MOST_CHANGE_ROUNDED = 0.2
+# The length of the longer row on which packing is tried.
+PROBE_TOKENS = 32
+
+
+class Objective(nn.Module):  # type: ignore[misc]
+    """The student and what it is trained on; call it, or what wraps it, never the parts.
+
+    `head` None: the model's own logits are taken, of the whole batch (the unfused path). `teacher`
+    makes the logits of a target that holds a live teacher's hidden states.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        head: Head | None,
+        terms: list[Term],
+        vocabulary: int,
+        teacher: Head | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        # A plain tuple: the head's layer is the model's, and must not be registered twice.
+        self.parts = (head, terms, vocabulary, teacher)
+
+    def forward(  # noqa: PLR0913, PLR0917 - a wrapper calls it, with all that a batch holds
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None,
+        places: tuple[Tensor, Tensor],
+        target: Target,
+        terms: list[Term] | None = None,
+        position_ids_BT: Tensor | None = None,
+    ) -> Sums:
+        """Returns the sums of the terms (or of these) over the tokens at the places (row, time).
+
+        Rows with positions and no mask may hold several items, each with positions from 0.
+        """
+        head, own, vocabulary, teacher = self.parts
+        inputs = (input_ids_BT, attention_mask_BT, position_ids_BT)
+        if head is None:
+            logits_NV = self.model(**_named(*inputs)).logits[places][:, :vocabulary]
+            return sums_of(logits_NV, _with_logits(target, teacher), terms or own)
+        hidden_BTH = last_hidden(self.model, *inputs)
+        return losses_of(hidden_BTH[places], head, target, terms or own, teacher)
+
+
+def last_hidden(
+    model: Any,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor | None = None,
+    position_ids_BT: Tensor | None = None,
+) -> Tensor:
+    """Returns what a causal model, with or without adapters, gives its head, (B, T, H)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = inner.base_model(**_named(input_ids_BT, attention_mask_BT, position_ids_BT))
+    hidden_BTH: Tensor = found.last_hidden_state
+    return hidden_BTH
+
+
+def _named(
+    input_ids_BT: Tensor, attention_mask_BT: Tensor | None, position_ids_BT: Tensor | None
+) -> dict[str, Any]:
+    """Returns a model's arguments; what is None is left out, for not every family knows it."""
+    inputs = {
+        "input_ids": input_ids_BT,
+        "attention_mask": attention_mask_BT,
+        "position_ids": position_ids_BT,
+    }
+    return {"use_cache": False} | {k: v for k, v in inputs.items() if v is not None}
+
+
+def _with_logits(target: Target, teacher: Head | None) -> Target:
+    """Returns a target in which a live teacher's hidden states have become its logits."""
+    if teacher is None or target.teacher_hidden_NH is None:
+        return target
+    with torch.no_grad():
+        logits_NV = teacher.logits(target.teacher_hidden_NH)
+    return replace(target, teacher_logits_NV=logits_NV, teacher_hidden_NH=None)
+
+
+def trusted_head(
+    model: Any, vocabulary: int, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None
+) -> tuple[Head | None, str]:
+    """Returns the model's head, once it gave the model's own logits on this batch; and a note.
+
+    None where it did not, or where there is none: the note says why, and the unfused path serves.
+    Scale and cap are read from the configuration: `logit_scale` (Cohere), `logits_scaling`
+    (Granite, a divisor), `final_logit_softcapping` (Gemma).
+    """
+    project = model.get_output_embeddings()
+    if project is None:
+        return None, "the model names no output embedding; the whole batch's logits are computed"
+    config = model.config.get_text_config()
+    head = Head(
+        project,
+        vocabulary,
+        scale=_number(config, "logit_scale", 1.0) / _number(config, "logits_scaling", 1.0),
+        softcap=_number(config, "final_logit_softcapping", 0.0) or None,
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        gap = _gap(model, head, input_ids_BT, attention_mask_BT)
+    finally:
+        model.train(was_training)
+    most = MOST_GAP.get(project.weight.dtype, 1e-2)
+    if gap <= most:
+        return head, f"the head alone gives the model's logits (gap {gap:.1g}); losses run chunked"
+    return None, (
+        f"{type(model).__name__} does more than its head between hidden states and logits (gap "
+        f"{gap:.1g}, at most {most:.0g}); the whole batch's logits are computed"
+    )
+
+
+def _number(config: Any, name: str, default: float) -> float:
+    value = getattr(config, name, None)
+    return default if value is None else float(value)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _gap(model: Any, head: Head, input_ids_BT: Tensor, attention_mask_BT: Tensor | None) -> float:
+    """Returns the largest gap of the two ways to the logits; infinity where one cannot be gone."""
+    own_BTV = model(**_named(input_ids_BT, attention_mask_BT, None)).logits[..., : head.vocabulary]
+    seen = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
+    seen = seen.bool()
+    try:
+        hidden_BTH = last_hidden(model, input_ids_BT, attention_mask_BT)
+        ours_NV = head.logits(hidden_BTH[seen])
+    except (AttributeError, RuntimeError, TypeError):  # another family's backbone or widths
+        return float("inf")
+    own_NV = own_BTV[seen].double()
+    if ours_NV.shape != own_NV.shape:
+        return float("inf")
+    gap = (ours_NV.double() - own_NV).abs().max() / own_NV.abs().max().clamp(min=1e-6)
+    return float(gap.nan_to_num(nan=float("inf")))
+
+
+def packs_exactly(model: Any, input_ids_BT: Tensor) -> tuple[bool, str]:
+    """Returns whether rows that share a row give what each gives alone; and a note that says why.
+
+    Tried on the first row of a batch and on its tokens in another order, in two rows of both: their
+    logits are compared, and no token's gradient may reach another item, exactly, in any precision.
+    Where it does not hold, packing must be off: state-space models, positions that are not taken,
+    flash attention (which tells items apart in a batch of one row alone).
+    """
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None):  # its chunks are cut by places in the row
+        return False, f"not packed: {name} attends within chunks of a row, whoever stands in it"
+    first = input_ids_BT[0, :PROBE_TOKENS]
+    second = first.flip(0)[: max(1, 2 * len(first) // 3)]
+    was_training = model.training
+    model.eval()
+    try:
+        change, leak = _change(model, first, second), _leak(model, first, second)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return False, f"not packed: {name} could not be tried with position_ids ({error})"
+    finally:
+        model.train(was_training)
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    most = max(MOST_CHANGE.get(dtype, MOST_CHANGE_ROUNDED) for dtype in dtypes)
+    if leak == 0 and change <= most:
+        return True, f"packed: items that share a row do not see one another (gap {change:.1g})"
+    return False, (
+        f"not packed: in {name} items that share a row see one another or lose their positions "
+        f"(gap {change:.1g}, at most {most:.0g}; gradient across {leak:.1g}, must be 0)"
+    )
+
+
+def _shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ids and positions of two rows: both items and a place of padding, in either order."""
+    pad, places = first.new_zeros(1), torch.arange(len(first), device=first.device)
+    one, other = places, places[: len(second)]
+    ids_BT = torch.stack([torch.cat([first, second, pad]), torch.cat([second, first, pad])])
+    return ids_BT, torch.stack([torch.cat([one, other, pad]), torch.cat([other, one, pad])])
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _change(model: Any, first: Tensor, second: Tensor) -> float:
+    """Returns the largest change of a token's centred logits by packing, over their norm."""
+
+    def logits(ids_BT: Tensor, position_ids_BT: Tensor | None = None) -> Tensor:
+        own_BTV = model(**_named(ids_BT, None, position_ids_BT)).logits.double()
+        return own_BTV - own_BTV.mean(dim=-1, keepdim=True)
+
+    alone = (logits(first[None])[0], logits(second[None])[0])
+    own_BTV = torch.stack([torch.cat(alone), torch.cat(alone[::-1])])
+    gap_BT = (logits(*_shared(first, second))[:, :-1] - own_BTV).norm(dim=-1)
+    share_BT = gap_BT / own_BTV.norm(dim=-1).clamp(min=1e-12)
+    return float(share_BT.nan_to_num(nan=float("inf")).max())
+
+
+def _leak(model: Any, first: Tensor, second: Tensor) -> float:
+    """Returns the largest gradient of an item's logits by what else stands in its row.
+
+    It is exactly 0 where no way leads from one to the other, also in bf16, in which a small leak
+    would hide behind the rounding of the logits.
+    """
+    found: list[Tensor] = []
+
+    def follow(module: nn.Module, inputs: Any, embedded_BTH: Tensor) -> Tensor:
+        found.append(embedded_BTH.detach().requires_grad_())
+        return found[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(follow)
+    try:
+        with torch.enable_grad():
+            ids_BT, position_ids_BT = _shared(first, second)
+            logits_BTV = model(**_named(ids_BT, None, position_ids_BT)).logits.float()
+            one_, other_ = logits_BTV[0, len(first) : -1], logits_BTV[1, len(second) : -1]
+            total_ = one_.square().sum() + other_.square().sum()
+            (grad_BTH,) = torch.autograd.grad(total_, found[0])
+    finally:
+        hook.remove()
+    outside = (grad_BTH[0, : len(first)], grad_BTH[1, : len(second)], grad_BTH[:, -1])
+    return max(float(part.abs().nan_to_num(nan=float("inf")).max()) for part in outside)
+
+
+def agreement(logits_NV: Tensor, target: Target) -> Tensor:
+    """Returns at how many tokens the student's first choice is the teacher's: a term of weight 0.
+
+    Raises `ValueError` where the target holds no teacher.
+    """
+    if target.teacher_logits_NV is not None:
+        teacher_N = target.teacher_logits_NV.argmax(dim=1)
+    elif target.ids_NK is not None and target.logprobs_NK is not None:
+        first_N1 = target.logprobs_NK.argmax(dim=1, keepdim=True)
+        teacher_N = target.ids_NK.gather(1, first_N1)[:, 0]
+    else:
+        raise ValueError("agreement compares with a teacher, but the target holds no signal")
+    return (logits_NV.argmax(dim=1) == teacher_N).sum().float()

@@ -1,0 +1,177 @@
+"""The student: opened for training, with or without adapters, and saved as a plain model folder.
+
+Adapters are never merged into the model that trains: on saving they are added to a second copy of
+the base, in fp32, so that neither its precision in training nor 4-bit weights cost the student any.
+"""
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from retort.errors import SpecError, did_you_mean
+from retort.spec import Lora, Train
+from retort.stages.stage import Stage
+from retort.stages.train.checkpoint import put
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def open_student(knobs: Train, device: str) -> Any:
+    """Returns the model to train, on the device; its trainable parameters are always fp32.
+
+    With `lora` those are the adapters alone, drawn by the seed on the CPU (beside 4 bits: on the
+    device), and the frozen weights are in `knobs.dtype`, or in 4 bits. Raises `SpecError` for
+    target modules that the model has not, or that cannot be merged, and where 4 bits cannot be.
+    In a mixture of experts peft's own choice of layers holds: experts and router, no dense MLP.
+    """
+    if knobs.lora is None:
+        model = _load(knobs, torch.float32).to(device)
+    else:
+        model = _with_adapters(knobs, knobs.lora, device)
+    if knobs.gradient_checkpointing:
+        # Not re-entrant: the other kind loses the gradient where a block's input is frozen. It
+        # follows the adapters, for peft would have the embedding's output ask for a gradient.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def save_student(
+    stage: Stage, model: Any, base: Path, trained: dict[str, Tensor] | None = None
+) -> None:
+    """Writes `student/`, with the base's own tokenizer files, so the template cannot drift.
+
+    With adapters `student/` is the merged model, for evaluation and release load a plain folder;
+    the adapters, in fp32 and unmerged, stand beside it in `adapter/`. Without them the model itself
+    is cast to the precision in which it is saved: training ends here. `trained` are its weights
+    where the model itself is cut up among processes: a second one on the CPU takes them in.
+    """
+    knobs = stage.spec.train
+    if trained is not None:
+        model = open_student(knobs, "cpu")
+        put(model, trained)
+    stored = transformers.AutoConfig.from_pretrained(knobs.student).dtype or torch.float32
+    dtype = stored if knobs.save_dtype == "base" else getattr(torch, knobs.save_dtype)
+    plain = (
+        model if knobs.lora is None else _merged(knobs, model, torch.promote_types(stored, dtype))
+    )
+    with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        plain.to(dtype).save_pretrained(scratch)
+        for pattern in TOKENIZER_FILES:
+            for path in base.glob(pattern):
+                shutil.copy(path, scratch)
+        stage.out.put_tree(Path(scratch), "student")
+    if knobs.lora is not None:
+        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+            model.save_pretrained(scratch, save_embedding_layers=False)
+            weights, config = (Path(scratch) / name for name in ADAPTER_FILES)  # no model card
+            stage.out.write(f"adapter/{weights.name}", weights.read_bytes())
+            # peft writes a set, in another order each time: equal runs give equal files.
+            written = json.loads(config.read_bytes())
+            if isinstance(written["target_modules"], list):
+                written["target_modules"].sort()
+            stage.out.write_json(f"adapter/{config.name}", written)
+
+
+def _load(knobs: Train, dtype: torch.dtype, **more: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(knobs.student, dtype=dtype, **more)
+
+
+def _with_adapters(knobs: Train, lora: Lora, device: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    dtype = getattr(torch, knobs.dtype)
+    more = {} if lora.quantize == "none" else _four_bits(dtype, device)
+    model = _load(knobs, dtype, **more)
+    _check_targets(model, lora.target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+        # GPT-2's layers keep their weights the other way round.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    torch.manual_seed(knobs.seed)
+    try:
+        found = get_peft_model(model, config, autocast_adapter_dtype=True)  # adapters in fp32
+    except ValueError as error:  # fused experts take no dropout
+        raise SpecError(f"train.lora: peft cannot adapt {knobs.student} so: {error}") from error
+    return found.to(device)
+
+
+def _four_bits(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Returns how to load linear layers as NormalFloat4 (QLoRA, arXiv:2305.14314, section 3)."""
+    where = "train.lora.quantize: nf4"
+    if not device.startswith("cuda"):
+        raise SpecError(
+            f"{where} needs a CUDA device, but the student trains on {device}; "
+            "set train.lora.quantize: none, or train on a machine with a GPU"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SpecError(
+            f"{where} needs the package bitsandbytes, which is not installed; "
+            "run `pip install bitsandbytes`, or set train.lora.quantize: none"
+        )
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    """Raises `SpecError` unless each name is that of linear layers, and none of a tied head."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    modules = dict(model.named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    for target in targets:
+        meant = {name for name in modules if f".{name}".endswith(f".{target}")}
+        if not meant or meant - linear:
+            allowed = sorted({name.rpartition(".")[2] for name in linear})
+            raise SpecError(
+                f"train.lora.target_modules: '{target}' names no linear layer of the student"
+                f"{did_you_mean(target, allowed)}; its layers are {', '.join(allowed)}"
+            )
+        if any(modules[name] is head for name in meant) and head.weight is embedding.weight:
+            raise SpecError(
+                f"train.lora.target_modules: '{target}' is the student's head, whose weights are "
+                "its input embedding's too: an adapter on one cannot be merged; leave it out"
+            )
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _merged(knobs: Train, model: Any, dtype: torch.dtype) -> Any:
+    """Returns a copy of the base on the CPU that gives what the model with its adapters gives.
+
+    `dtype` is one that both the base's stored weights and the student's fit in; sums are in fp32.
+    Layers in 4 bits give back what they stand for: the adapters have learned beside that.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    trained, plain = model.get_base_model(), _load(knobs, dtype)
+    for name, module in trained.named_modules():
+        is_adapter = isinstance(module, LoraLayer)
+        layer = module.get_base_layer() if is_adapter else module
+        in_bits = hasattr(getattr(layer, "weight", None), "quant_state")
+        if in_bits and not name.endswith(".base_layer"):
+            plain.get_submodule(name).weight.copy_(dequantize_module_weight(layer))
+        if is_adapter:
+            # Fused experts carry an adapter for each of their parameters, one around the other.
+            inner = plain.get_submodule(name.replace(".base_layer", ""))
+            weight = getattr(inner, getattr(module, "parameter_name", "weight"))
+            delta: Tensor = module.get_delta_weight("default")
+            weight.copy_(weight.float() + delta.float().cpu())
+    return plain

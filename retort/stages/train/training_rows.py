@@ -1,0 +1,252 @@
+"""What the student is fed: token ids, shifted labels and the signal that belongs to each label.
+
+Joined by example id; every join is checked, so that a signal can never sit beside another token.
+"""
+
+# T time, K teacher top-k
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retort.data import encoding
+from retort.data.encoding import IGNORED, Row
+from retort.errors import DataError
+from retort.losses.choices import label_choices
+from retort.records import Decision, Example, Response, Split, ids_sha256
+from retort.spec import JobSpec
+from retort.stages.stage import Stage, read_decisions, read_examples, read_responses, read_signals
+from retort.stages.teacher_requests import instruction_of
+from retort.stages.train.alignment import aligned, check_pairing, ends_well, within
+from retort.stages.train.batches import Item
+from retort.store import model_folder
+from retort.store.signals import Signal
+
+# An answer without a label, in a job that looks at labels.
+NO_CHOICES: tuple[int, list[int]] = (0, [])
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training and validation items, and what was left out.
+
+    `weights` says how often a pass shows each training item, on average; `warnings` what a person
+    should know of them.
+    """
+
+    train: list[Item]
+    validation: list[Item]
+    num_too_long: int
+    weights: list[float]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_draws(self) -> int:
+        """Returns how many items a pass shows."""
+        return max(1, round(sum(self.weights)))
+
+
+def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
+    """Returns the items of both splits, encoded for the student.
+
+    Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
+    its text is tokenized again, which a signal forbids. Raises `DataError` on a false join.
+    """
+    tokenizer = encoding.load_tokenizer(stage.spec.train.student)
+    captured = stage.facts("generate")
+    token_map, vocabulary = model_folder.token_map(base)
+    shared = captured.get("token_map_sha256") == token_map
+    uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
+    # Of a teacher behind an endpoint nothing is known here: who asks it live compares.
+    if stage.spec.distils and "token_map_sha256" in captured:
+        check_pairing(shared, captured["template_sha256"], base)
+    examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
+    decisions = read_decisions(stage.input("curate"))
+    kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
+    if stage.spec.train.text == "expected":
+        kept, decisions = with_own_answers(kept, examples, decisions)
+    signals = read_signals(stage.input("generate")) if uses_signal else {}
+    asked = [examples[r.example_id] for r in kept]
+    chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
+    prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
+    items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
+    num_too_long, num_other, num_odd_ends, weights = 0, 0, 0, []
+    for response, prompt_ids in zip(kept, prompts, strict=True):
+        decision = decisions[response.id]
+        text, ids = learned(tokenizer, response, decision, shared and not stage.spec.generate.stop)
+        if response.state == "accepted":
+            ids = encoding.with_end(ids, end_ids)
+        row = encoding.encode(response.id, prompt_ids, ids)
+        if not ends_well(row, end_ids, response.state):
+            num_odd_ends += 1
+            continue
+        num_other += uses_signal and _differs(prompt_ids, response)
+        if chooses:
+            found = choices(tokenizer, examples[response.example_id], text, ids)
+            row = replace(row, choices=found or NO_CHOICES)
+        if len(row.input_ids) >= stage.spec.train.max_length:
+            num_too_long += 1
+            continue
+        signal = None
+        if uses_signal:
+            signal = within(vocabulary, aligned(row, signals.get(response.id)))
+        split = examples[response.example_id].split
+        items[split].append((row, signal))
+        if split == "train":
+            weights.append(decision.weight)
+    _check(stage.spec, items["train"])
+    warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, num_odd_ends)
+    for text in warnings:
+        stage.report.note(f"warning: {text}")
+    return Data(items["train"], items["validation"], num_too_long, weights, warnings)
+
+
+def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
+    """Returns what a person should know of the rows."""
+    found = []
+    if num_other:
+        found.append(
+            f"{num_other:,} prompts are rendered otherwise than when the teacher was asked, so its "
+            "signal follows another prompt; does the chat template write the date? --force "
+            "generate asks again"
+        )
+    if num_odd_ends:
+        found.append(
+            f"{num_odd_ends:,} responses are not learned from: they hold an end token elsewhere "
+            "than at their end, for a text may spell one out"
+        )
+    return found
+
+
+def with_own_answers(
+    kept: list[Response], examples: dict[str, Example], decisions: dict[str, Decision]
+) -> tuple[list[Response], dict[str, Decision]]:
+    """Returns the responses whose row has an answer of its own, with that as what is learned.
+
+    A reply inside a conversation is left out: the row's own answer is the last one's.
+    """
+    found, lessons = [], {}
+    for response in kept:
+        example = examples[response.example_id]
+        own = example.expected if example.reference is None else example.reference
+        if own is not None and response.messages is None:
+            found.append(replace(response, state="accepted"))
+            lessons[response.id] = replace(decisions[response.id], lesson=own)
+    return found, lessons
+
+
+def learned(
+    tokenizer: Any, response: Response, decision: Decision, own_ids: bool
+) -> tuple[str, list[int]]:
+    """Returns the text that is learned and its ids: the teacher's own, unless curation rewrote the
+    text, or `own_ids` says that they are not the student's or not those of the text."""
+    text = response.text if decision.lesson is None else decision.lesson
+    ids = response.token_ids if own_ids and decision.lesson is None else []
+    return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _differs(prompt_ids: list[int], response: Response) -> bool:
+    """Whether the teacher was asked with another prompt than the student sees."""
+    return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
+
+
+def _check(spec: JobSpec, train: list[Item]) -> None:
+    """Raises `DataError` when there is nothing to learn from."""
+    if not train:
+        raise DataError(
+            f"train: no response fits train.max_length={spec.train.max_length}; raise it"
+            if spec.train.text == "teacher"
+            else "train.text: expected finds no row with an answer of its own that fits "
+            f"train.max_length={spec.train.max_length}"
+        )
+    if _chooses(spec) and not any(has_choices(row) for row, _ in train):
+        raise DataError(
+            "train.losses: label_distribution finds no label in any kept answer; it is for nli and "
+            "multiple choice, where the rows or prepare.labels say which answers there are"
+        )
+
+
+def has_choices(row: Row) -> bool:
+    """Whether a label of a closed set is decided in a row's answer."""
+    return row.choices is not None and bool(row.choices[1])
+
+
+def _chooses(spec: JobSpec) -> bool:
+    """Whether a term of the objective looks at the labels of a closed set."""
+    return any(loss.name == "label_distribution" for loss in spec.losses)
+
+
+def choices(
+    tokenizer: Any, example: Example, text: str, ids: list[int]
+) -> tuple[int, list[int]] | None:
+    """Returns at which of an answer's tokens its label is decided, and the labels' ids there.
+
+    The label is the last one written, in any case. None where the example has no closed set, no
+    label is written, or the tokens are not those of the text.
+    """
+    folded, labels = text.lower(), list(example.options or {})
+    places = {label: folded.rfind(label.lower()) for label in labels}
+    label = max(places, key=lambda name: (places[name], len(name)), default=None)
+    if label is None or places[label] < 0 or len(folded) != len(text):
+        return None
+    start, end = places[label], places[label] + len(label)
+    written = text[start:end]
+    if written[:1].isupper():
+        labels = [name[:1].upper() + name[1:] for name in labels]
+
+    def encode(whole: str) -> list[int]:
+        return list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+    return label_choices(encode, ids, (text[:start], written, text[end:]), labels)
+
+
+def supervised(items: list[Item]) -> int:
+    """Returns how many tokens of the items are learned."""
+    return sum(len(row.labels) - row.first for row, _ in items)
+
+
+def blank(item: Item) -> Item:
+    """Returns the item with nothing to learn: what a process is fed that has no part of a step."""
+    row, signal = item
+    choices = row.choices and NO_CHOICES
+    row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=choices)
+    return row, signal and Signal(*(column[:0] for column in vars(signal).values()))
+
+
+def draws(weights: list[float], random: np.random.Generator) -> Any:
+    """Returns item numbers in which an item of weight w stands floor(w) or ceil(w) times.
+
+    Systematic resampling: as many draws as the weights add up to, each item in its exact share on
+    average. Source: Kitagawa, "Monte Carlo Filter and Smoother" (1996), appendix.
+    """
+    ends = np.cumsum(np.asarray(weights, dtype=np.float64))
+    number = max(1, round(float(ends[-1])))
+    points = (random.random() + np.arange(number)) * (ends[-1] / number)
+    return np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
+
+
+def steps_of_epoch(data: Data, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Returns the item numbers of each optimizer step of an epoch: shuffled, then grouped by
+    length within windows of 16 steps, so that little is padded. Depends on nothing else."""
+    random, items = np.random.default_rng([seed, epoch]), data.train
+    even = all(weight == 1.0 for weight in data.weights)
+    order = random.permutation(len(items) if even else draws(data.weights, random))
+    lengths = np.array([len(row.input_ids) for row, _ in items])
+    window = batch_size * 16
+    steps: list[list[int]] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        steps += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+    return [steps[index] for index in random.permutation(len(steps))]
+
+
+def audit(items: list[Item], tokenizer: Any) -> str:
+    """Returns a few rows decoded: what is only read, and what is learned, token by token."""
+    lines = []
+    for row, _ in items[:4]:
+        read = tokenizer.decode(row.input_ids[: row.first + 1])
+        learned = [tokenizer.decode([label]) for label in row.labels[row.first :]]
+        lines += [f"example {row.id}", f"  read:    {read!r}", f"  learned: {learned}", ""]
+    return "\n".join(lines)
