@@ -22,9 +22,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import Measure, http_engine, show
-from retort import preflight
 from retort.data import encoding
 from retort.events import SILENT
+from retort.jobs import preflight
 from retort.spec import JobSpec, build, recipes
 from retort.stages import teacher_requests
 from retort.stages.generate import capture

@@ -47,7 +47,7 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort benchmark`: asks what is missing, prints a table, and renews the job's report."""
-    from retort.benchmark import Asked, benchmark, refresh
+    from retort.jobs.benchmark import Asked, benchmark, refresh
 
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise errors.SpecError(f"--num-fewshot: {options.num_fewshot}; 0 or more")
@@ -101,7 +101,7 @@ def _print(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from retort.benchmark import table
+    from retort.jobs.benchmark import table
 
     console = Console(soft_wrap=True)
     heading, *rows = table(content)

@@ -26,7 +26,7 @@ from flows.options import (
     several,
 )
 from retort import errors
-from retort.preflight import check
+from retort.jobs.preflight import check
 from retort.records import STATES
 from retort.spec import STAGES, JobSpec
 from retort.store import Store, open_store
@@ -119,7 +119,7 @@ def validate(options: argparse.Namespace) -> int:
 
 def why(options: argparse.Namespace) -> int:
     """`retort why`: one line per stage, cached or not, and which ingredient changed."""
-    from retort import inspection
+    from retort.jobs import inspection
 
     spec, _ = load_spec(options)
     store = open_store(options.store)

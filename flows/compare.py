@@ -28,7 +28,7 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort compare`: prints tables and what they say of each two students."""
-    from retort.compare import compare, find, page
+    from retort.jobs.compare import compare, find, page
 
     if len(options.runs) < 2:
         raise SpecError("compare: one run is named; name two or more")

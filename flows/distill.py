@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
-from retort.job import Job
+from retort.jobs.run import Job
 from retort.metrics.comparison import table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 def examine(options: argparse.Namespace) -> int:
     """`retort doctor`: a line for each finding; fails where something is bad."""
-    from retort import doctor
+    from retort.jobs import doctor
 
     spec = None
     if options.spec:

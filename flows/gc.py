@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.options import DONE
-from retort import gc
 from retort.errors import StoreError
+from retort.jobs import cleanup
 from retort.store import open_store
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     it.add_argument(
         "--keep-days",
         type=float,
-        default=gc.KEEP_DAYS,
+        default=cleanup.KEEP_DAYS,
         metavar="N",
         help="what changed in so many days stays (default: %(default)g)",
     )
@@ -49,14 +49,14 @@ def add(commands: Any) -> None:
 
 def collect(options: argparse.Namespace) -> int:
     """`retort gc`: prints what would go and what stays, or removes it and says what is gone."""
-    made = gc.plan(
+    made = cleanup.plan(
         open_store(options.store),
         options.keep_days,
         registry=not options.no_registry,
         ledgers=options.ledger,
     )
     gone = _removed(made) if options.delete else None
-    left = gc.leftovers(made.store, delete=options.delete)
+    left = cleanup.leftovers(made.store, delete=options.delete)
     if options.json:
         content = {**_content(made, gone), "leftovers": left}
         print(json.dumps(content, indent=2, ensure_ascii=False))
@@ -68,11 +68,11 @@ def collect(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _removed(made: gc.Plan) -> list[gc.Item]:
+def _removed(made: cleanup.Plan) -> list[cleanup.Item]:
     """Removes what a plan says; returns what is gone. A store that fails says how far it came."""
-    gone: list[gc.Item] = []
+    gone: list[cleanup.Item] = []
     try:
-        for item, is_gone in gc.remove(made):
+        for item, is_gone in cleanup.remove(made):
             gone += [item] if is_gone else []
     except StoreError as error:
         if gone:
@@ -81,7 +81,7 @@ def _removed(made: gc.Plan) -> list[gc.Item]:
     return gone
 
 
-def _content(made: gc.Plan, gone: list[gc.Item] | None) -> dict[str, Any]:
+def _content(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> dict[str, Any]:
     """Returns the command's JSON: sizes in bytes, ages in days; `removed` without --delete is
     null."""
     shown = made.goes if gone is None else gone
@@ -107,7 +107,7 @@ def _content(made: gc.Plan, gone: list[gc.Item] | None) -> dict[str, Any]:
     }
 
 
-def _print(made: gc.Plan, gone: list[gc.Item] | None) -> None:
+def _print(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if made.goes:
         console.print(_table(made, gone))
@@ -126,7 +126,7 @@ def _print(made: gc.Plan, gone: list[gc.Item] | None) -> None:
         console.print(f"[yellow]note[/]: {escape(made.unknown)}: all releases are shown as kept")
 
 
-def _table(made: gc.Plan, gone: list[gc.Item] | None) -> Table:
+def _table(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> Table:
     shown = Table()
     for heading in ("stage", "name", "age", "size", ""):
         is_number = heading in ("age", "size")
@@ -141,11 +141,11 @@ def _table(made: gc.Plan, gone: list[gc.Item] | None) -> Table:
     return shown
 
 
-def _days(made: gc.Plan, item: gc.Item) -> float:
+def _days(made: cleanup.Plan, item: cleanup.Item) -> float:
     return round((made.at - item.changed_at) / 86_400, 2)
 
 
-def _sum(items: Sequence[gc.Item]) -> str:
+def _sum(items: Sequence[cleanup.Item]) -> str:
     """Returns how many folders there are, and how large they are together."""
     folders = "folder" if len(items) == 1 else "folders"
     return f"{len(items):,} {folders}, {_size(sum(item.num_bytes for item in items))}"

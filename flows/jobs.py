@@ -12,7 +12,7 @@ from rich.table import Table
 from flows.options import DONE, FAILED, load_spec, say
 from retort.client import JobState, RetortClient
 from retort.errors import USER_ERRORS, StoreError
-from retort.preflight import check
+from retort.jobs.preflight import check
 from retort.store import open_store
 
 

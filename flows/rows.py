@@ -62,7 +62,7 @@ def show(options: argparse.Namespace) -> int:
 
 def answers(options: argparse.Namespace) -> Iterator[Shown]:
     """Yields the state, the line and the whole row of each of the teacher's responses."""
-    from retort import inspection
+    from retort.jobs import inspection
 
     spec, _ = load_spec(options)
     for example, response in inspection.rows(spec, open_store(options.store)):
@@ -74,7 +74,7 @@ def answers(options: argparse.Namespace) -> Iterator[Shown]:
 
 def left_out(options: argparse.Namespace) -> Iterator[Shown]:
     """Yields the reason, the line and the whole row of all that is not learned from."""
-    from retort import inspection
+    from retort.jobs import inspection
 
     spec, _ = load_spec(options)
     store = open_store(options.store)

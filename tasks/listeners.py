@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from retort.events import Event
-from retort.job import Listener
+from retort.jobs.run import Listener
 
 LOG_EVERY_SECONDS = 5.0
 MOVE_EVERY_SECONDS = 5.0

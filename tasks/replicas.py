@@ -23,7 +23,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelling
 
 from retort.events import Event, Reporter
-from retort.job import Job
+from retort.jobs.run import Job
 from retort.stages.generate import help_generate
 from retort.store import Store
 from tasks.listeners import tell

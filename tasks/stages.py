@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from retort.job import Job
+from retort.jobs.run import Job
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.store import Artifact

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import gc as command
-from retort import gc
+from retort.jobs import cleanup
 from retort.store import Store
 
 DAY = 86_400.0
@@ -41,13 +41,13 @@ def refer(store: Store, name: str, **artifacts: int) -> None:
     store.job(name).write_json("artifacts.json", named)
 
 
-def going(made: gc.Plan) -> set[tuple[str, str]]:
+def going(made: cleanup.Plan) -> set[tuple[str, str]]:
     return {item.key for item in made.goes}
 
 
-def delete(made: gc.Plan) -> set[tuple[str, str]]:
+def delete(made: cleanup.Plan) -> set[tuple[str, str]]:
     """Removes what a plan says; what is gone."""
-    return {item.key for item, is_gone in gc.remove(made) if is_gone}
+    return {item.key for item, is_gone in cleanup.remove(made) if is_gone}
 
 
 def path_of(store: Store, key: tuple[str, str]) -> Path:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from retort import preflight
 from retort.events import SILENT, Reporter
+from retort.jobs import preflight
 from retort.records import Response
 from retort.spec import build, recipes
 from retort.stages.generate import generate

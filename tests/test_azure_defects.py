@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from flows.cli import main
-from retort.inspection import quarantined
+from retort.jobs.inspection import quarantined
 from retort.records import Decision, Example, Response
 from retort.spec import build
 from retort.stages.stage import read_decisions, read_examples, read_responses

@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows import benchmark as command
 from flows.options import on_spec
-from retort import benchmark, preflight, processes
-from retort.benchmark.candidates import candidates, longest
-from retort.benchmark.results import gathered
+from retort import processes
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
+from retort.jobs import benchmark, preflight
+from retort.jobs.benchmark.candidates import candidates, longest
+from retort.jobs.benchmark.results import gathered
 from retort.spec import JobSpec, load, recipes
 from retort.stages.report.html import draw
 from retort.store import open_store
@@ -279,7 +280,7 @@ def test_data_that_cannot_be_fetched_are_named(job):
     settings = {"include_path": str(job["root"] / "tasks"), "num_fewshot": None, "limit": 2}
     with pytest.raises(DataError, match=r"task tiny_far: .*--include-path DIR"):
         processes.run(
-            "retort.benchmark.harness:plan",
+            "retort.jobs.benchmark.harness:plan",
             {"tasks": ["tiny_far"], "settings": settings},
             SILENT,
             job["root"] / "log",

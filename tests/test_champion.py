@@ -20,7 +20,7 @@ from prefect.settings import (
 )
 
 from flows.distill import distill
-from retort import inspection
+from retort.jobs import inspection
 from retort.spec import STAGES, JobSpec, load
 from retort.spec.fingerprint import EVALUATE_CHAMPION
 from retort.store import Folder, open_store

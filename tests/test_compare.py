@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 
 from flows import compare as command
 from flows.options import on_spec
-from retort.compare import compare, find, page
 from retort.errors import DataError, SpecError
+from retort.jobs.compare import compare, find, page
 from retort.metrics.comparison import table
 from retort.records import write_lines
 from retort.stages.report.answers import Answered

@@ -14,9 +14,9 @@ import pytest
 from flows.terminal import print_report
 from retort.errors import SpecError
 from retort.events import SILENT
-from retort.job import Job
+from retort.jobs.preflight import check
+from retort.jobs.run import Job
 from retort.metrics.comparison import compare, verdict, warnings
-from retort.preflight import check
 from retort.spec import build, load, recipes, training_of
 from retort.stages.evaluate import evaluate
 from retort.stages.evaluate.measure import measure

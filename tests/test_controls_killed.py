@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.cli import main
-from retort import inspection, preflight
 from retort.events import SILENT
+from retort.jobs import inspection, preflight
 from retort.spec import load, recipes
 from retort.stages.train.loop import fit
 from retort.store import Folder, open_store

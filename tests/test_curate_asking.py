@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from tokenizers import Tokenizer, models
 
-from retort import preflight
 from retort.errors import DataError, SpecError, StageError
+from retort.jobs import preflight
 from retort.records import Example
 from retort.spec import Judge, build
 from retort.stages.judge import judging, score_of

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from retort import gc
 from retort.errors import DataError, SpecError, StoreError
+from retort.jobs import cleanup
 from retort.store import Store, open_store
 from retort.store.leases import Holder
 from tests.aged import age, delete, going, hexed, ledger, make, path_of, refer, run
@@ -40,7 +40,7 @@ def test_what_jobs_lead_to_stays_and_all_else_goes_as_a_slow_search_says(store):
         stays |= {n for kept in list(stays) for n in made_from[kept][1]}
     assert 4 < len(stays) < 50
     wanted = {key for number, (key, _) in made_from.items() if number not in stays}
-    made = gc.plan(store)
+    made = cleanup.plan(store)
     assert going(made) == wanted
     sizes = [sum(f.stat().st_size for f in path_of(store, key).iterdir()) for key in wanted]
     assert made.num_bytes == sum(sizes)
@@ -51,7 +51,7 @@ def test_what_jobs_lead_to_stays_and_all_else_goes_as_a_slow_search_says(store):
     assert delete(made) == wanted
     assert not any(path_of(store, key).exists() for key in wanted)
     assert all(store.artifact(*made_from[number][0]).finished() for number in stays)
-    assert gc.plan(store).goes == ()
+    assert cleanup.plan(store).goes == ()
 
 
 def test_a_control_a_champion_and_the_latest_report_count_too(store):
@@ -66,8 +66,8 @@ def test_a_control_a_champion_and_the_latest_report_count_too(store):
     store.job("job").write_json("report.json", {"fingerprints": {"report": hexed(3)}})
     other = make(store, "train", 5)
     age(store, 90)
-    assert going(gc.plan(store)) == {other}
-    assert delete(gc.plan(store)) == {other}
+    assert going(cleanup.plan(store)) == {other}
+    assert delete(cleanup.plan(store)) == {other}
     assert all(store.artifact(*key).finished() for key in (control, evaluated, reported, gold))
 
 
@@ -75,14 +75,14 @@ def test_recent_artifacts_stay_with_what_they_were_made_from(store):
     old, older = make(store, "prepare", 1), make(store, "prepare", 2)
     age(store, 90)
     recent = make(store, "generate", 3, inputs={"prepare": 1})
-    assert going(gc.plan(store)) == {older}
+    assert going(cleanup.plan(store)) == {older}
     age(store, 10, "artifacts/generate")
-    assert going(gc.plan(store, 30)) == {older}
-    assert going(gc.plan(store, 5)) == {recent, old, older}
+    assert going(cleanup.plan(store, 30)) == {older}
+    assert going(cleanup.plan(store, 5)) == {recent, old, older}
     with pytest.raises(SpecError, match="--keep-days: -1; give a number of days, 0 or more"):
-        gc.plan(store, -1)
+        cleanup.plan(store, -1)
     with pytest.raises(SpecError, match="--keep-days: nan"):
-        gc.plan(store, float("nan"))
+        cleanup.plan(store, float("nan"))
 
 
 def test_what_is_not_finished_stays_for_two_days_whatever_is_asked_for(store):
@@ -91,7 +91,7 @@ def test_what_is_not_finished_stays_for_two_days_whatever_is_asked_for(store):
         folder.write_json("scratch/inputs.json", {})
         Path(folder.uri, "checkpoint.123.part").write_bytes(b"half")
         age(store, days, f"artifacts/train/{hexed(number)}")
-    made = gc.plan(store, 0)
+    made = cleanup.plan(store, 0)
     assert going(made) == {("train", hexed(2))}
     assert made.stays == {"not finished, maybe under way": (1, made.goes[0].num_bytes)}
     assert delete(made) == {("train", hexed(2))}
@@ -106,7 +106,7 @@ def test_what_retort_did_not_make_is_never_touched(store):
         path.parent.mkdir(parents=True)
         path.write_text("mine")
     age(store, 900)
-    assert gc.plan(store, 0, ledgers=True).goes == ()
+    assert cleanup.plan(store, 0, ledgers=True).goes == ()
 
 
 def test_paid_answers_go_only_when_asked_for_and_no_artifact_that_stays_has_them(store):
@@ -116,13 +116,13 @@ def test_paid_answers_go_only_when_asked_for_and_no_artifact_that_stays_has_them
     gone = make(store, "generate", 3, facts={"ledger": hexed(13)})
     refer(store, "job", generate=1, curate=2)
     age(store, 90)
-    assert going(gc.plan(store)) == {gone}
-    made = gc.plan(store, ledgers=True)
+    assert going(cleanup.plan(store)) == {gone}
+    made = cleanup.plan(store, ledgers=True)
     assert going(made) == {gone, other}
     age(store, 0.5, f"ledger/{hexed(13)}")  # somebody pays right now
-    assert going(gc.plan(store, 0, ledgers=True)) == {gone}
+    assert going(cleanup.plan(store, 0, ledgers=True)) == {gone}
     age(store, 90, f"ledger/{hexed(13)}")
-    assert delete(gc.plan(store, ledgers=True)) == {gone, other}
+    assert delete(cleanup.plan(store, ledgers=True)) == {gone, other}
     assert {key: store.ledger(key[1]).has("manner.json") for key in (named, judge, other)} == {
         named: True,
         judge: True,
@@ -138,8 +138,8 @@ def test_on_s3_what_is_not_referred_to_is_removed_over_http(s3_here, monkeypatch
     unfinished.write("part.bin", b"x")
     ledger(store, 4)
     refer(store, "job", prepare=1)
-    assert gc.plan(store).goes == ()
-    made = gc.plan(store, 0, ledgers=True)
+    assert cleanup.plan(store).goes == ()
+    made = cleanup.plan(store, 0, ledgers=True)
     assert going(made) == {gone}
     assert made.goes[0].num_bytes == sum(
         map(store.artifact(*gone).size, ("data.bin", "manifest.json"))
@@ -156,7 +156,7 @@ def test_a_manifest_or_report_that_is_no_json_is_said_and_nothing_goes(store):
     with pytest.raises(
         DataError, match=r"jobs/job/artifacts\.json is no JSON .* mend it or remove"
     ):
-        gc.plan(store)
+        cleanup.plan(store)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -164,7 +164,7 @@ def test_a_job_that_may_not_be_read_is_an_error(store):
     refer(store, "job", prepare=1)
     os.chmod(f"{store.uri}/jobs/job/artifacts.json", 0)
     with pytest.raises(StoreError, match="access denied"):
-        gc.plan(store)
+        cleanup.plan(store)
 
 
 def test_the_command_shows_first_and_removes_with_delete(store, capsys):

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from retort import gc
 from retort.errors import StoreError
-from retort.gc import roots
+from retort.jobs import cleanup
+from retort.jobs.cleanup import roots
 from retort.store import Store, open_store
 from retort.tracking import Candidate, Tracker, open_registry
 from tests.aged import age, delete, going, hexed, make, path_of, refer, run
@@ -26,7 +26,7 @@ def test_what_a_job_takes_up_after_the_plan_stays(store):
     unfinished = store.artifact("curate", hexed(4))
     unfinished.write("data.bin", b"x")
     age(store, 90)
-    made = gc.plan(store)
+    made = cleanup.plan(store)
     assert going(made) == {*keys, ("curate", hexed(4))}
     refer(store, "late", prepare=1)
     store.artifact("prepare", hexed(2)).write_json("scratch/inputs.json", {})  # begun anew
@@ -36,10 +36,10 @@ def test_what_a_job_takes_up_after_the_plan_stays(store):
 
 
 def test_a_job_that_takes_up_an_artifact_while_others_are_removed_keeps_it(store, monkeypatch):
-    monkeypatch.setattr(gc, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(cleanup, "AGAIN_SECONDS", 0.0)
     keys = [make(store, "prepare", n) for n in (1, 2, 3)]
     age(store, 90)
-    steps = gc.remove(gc.plan(store))
+    steps = cleanup.remove(cleanup.plan(store))
     assert next(steps)[1]
     refer(store, "late", prepare=2)
     assert {item.key: is_gone for item, is_gone in steps} == {keys[1]: False, keys[0]: True}
@@ -68,7 +68,7 @@ def test_a_removal_that_is_cut_off_leaves_nothing_readable_and_is_ended_by_the_n
     assert store.artifact(*small).finished() is None
     assert [path.name for path in path_of(store, small).iterdir()] == ["data.bin"]
     age(store, 90)
-    assert delete(gc.plan(store)) == {small}
+    assert delete(cleanup.plan(store)) == {small}
     assert not path_of(store, small).exists()
 
 
@@ -88,13 +88,13 @@ def test_a_run_that_begins_in_a_folder_while_it_is_removed_keeps_its_own_files(
 
     def removing(files: LocalFileSystem, path: str) -> None:
         remove(files, path)
-        if path.endswith("a.jsonl"):  # now the run begins, as `retort.job` does
+        if path.endswith("a.jsonl"):  # now the run begins, as `retort.jobs.run` does
             folder.write_json("scratch/inputs.json", {})
             folder.write("b.jsonl", b"new")
 
     with monkeypatch.context() as beside:
         beside.setattr(LocalFileSystem, "rm_file", removing)
-        assert delete(gc.plan(store)) == set()
+        assert delete(cleanup.plan(store)) == set()
     assert folder.read("b.jsonl") == b"new" and folder.finished() is None
 
 
@@ -116,16 +116,16 @@ def test_registered_models_stay_with_all_that_made_them_wherever_the_store_was(
     other = make(store, "release", 2)
     register(store, 1)
     age(store, 90)
-    made = gc.plan(store)
+    made = cleanup.plan(store)
     assert going(made) == {other}
     moved = tmp_path / "moved"
     os.rename(store.uri, moved)
     there = open_store(str(moved))
-    assert going(gc.plan(there)) == {other}
-    assert release in going(gc.plan(there, registry=False))
+    assert going(cleanup.plan(there)) == {other}
+    assert release in going(cleanup.plan(there, registry=False))
     client = open_registry(there)
     client.delete_model_version("name", "1")
-    assert {item.stage for item in gc.plan(there).goes} == {"train", "release"}
+    assert {item.stage for item in cleanup.plan(there).goes} == {"train", "release"}
     # And of as many versions as no page holds, each is read.
     monkeypatch.setattr(roots, "PAGE", 2)
     for number in range(2, 7):
@@ -139,12 +139,12 @@ def test_where_mlflow_does_not_answer_nothing_is_removed(store, monkeypatch):
     age(store, 90)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:a-secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    made = gc.plan(store)
+    made = cleanup.plan(store)
     assert going(made) == {old} and "maybe of a registered model" in made.stays
     with pytest.raises(StoreError, match=r"MLflow at http://127\.0\.0\.1:9.*--no-registry") as said:
         delete(made)
     assert "a-secret" not in str(said.value) and store.artifact(*old).finished()
-    assert delete(gc.plan(store, registry=False)) == {release, old}
+    assert delete(cleanup.plan(store, registry=False)) == {release, old}
 
 
 @pytest.mark.parametrize("place", ["http://mlflow.example:5000", "sqlite:////gone/mlflow.db"])
@@ -153,7 +153,7 @@ def test_a_model_that_this_mlflow_does_not_know_makes_the_registry_unknown(store
     told = {"registered": {"name": "tiny", "version": "3"}, "mlflow": {"tracking_uri": place}}
     store.job("job").write_json("report.json", told)
     age(store, 90)
-    made = gc.plan(store)
+    made = cleanup.plan(store)
     assert f"tiny version 3 of job job was registered at {place}" in (made.unknown or "")
     with pytest.raises(StoreError, match="nothing was removed"):
         delete(made)

@@ -17,7 +17,7 @@ DOORS = {
     "aiohttp": {"retort/engines/_endpoint.py"},
     "vllm": {"retort/engines/vllm.py"},
     "lm_eval": {
-        f"retort/benchmark/{name}.py" for name in ("harness", "opening", "scoring", "endpoint")
+        f"retort/jobs/benchmark/{name}.py" for name in ("harness", "opening", "scoring", "endpoint")
     },
     "s3fs": set(),
 }
@@ -75,6 +75,6 @@ def test_a_violation_is_noticed():
     assert violations("retort/stages/curate/__init__.py", "from retort.stages import generate") == [
         "retort/stages/curate/__init__.py is a stage and imports retort.stages.generate"
     ]
-    assert violations("retort/job.py", "def f():\n    import prefect")
+    assert violations("retort/jobs/run.py", "def f():\n    import prefect")
     assert violations("tasks/stages.py", "from flows import distill")
     assert violations("retort/report.py", "import mlflow.tracking")

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from retort import preflight
 from retort.errors import SpecError
 from retort.events import Event, Reporter
+from retort.jobs import preflight
 from retort.records import Decision, Response, write_lines
 from retort.stages.stage import Stage, read_examples
 from retort.stages.train.batches import collate

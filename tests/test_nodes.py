@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retort import preflight, processes
+from retort import processes
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
+from retort.jobs import preflight
 from retort.processes import nodes
 from retort.spec import build, load
 from retort.stages.stage import Stage

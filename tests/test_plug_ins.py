@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
-from retort import preflight
 from retort.errors import SpecError
+from retort.jobs import preflight
 from retort.plugins import source_digest
 from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT

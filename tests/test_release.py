@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retort.errors import StageError
 from retort.events import SILENT
-from retort.job import Job
+from retort.jobs.run import Job
 from retort.records import Response, read_lines
 from retort.spec import build
 from retort.stages.curate import curate

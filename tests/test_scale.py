@@ -19,7 +19,7 @@ from flows.cli import parser
 from retort import processes
 from retort.errors import SpecError
 from retort.events import SILENT
-from retort.preflight import check
+from retort.jobs.preflight import check
 from retort.spec.load import load
 from retort.store import open_store
 from tests.child_functions import answered_by

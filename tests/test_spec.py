@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from retort.errors import SpecError
-from retort.preflight import check, sources
+from retort.jobs.preflight import check, sources
 from retort.spec import STAGES, JobSpec, build, load, recipes
 from retort.store import open_store
 from tests.tiny import write_job

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
-from retort.job import Job
+from retort.jobs.run import Job
 from retort.plugins import check_options
 from retort.spec import build, load
 from retort.stages.stage import Stage

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from retort import preflight
 from retort.data import encoding
 from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
-from retort.job import Job
+from retort.jobs import preflight
+from retort.jobs.run import Job
 from retort.records import Example
 from retort.spec import build, load
 from retort.stages.stage import Stage

@@ -164,7 +164,7 @@ class RetortClient:
 
             self.jobs = Jobs(ServerJobs(url, deployment, store))
         else:
-            from retort.client.here import JobsHere
+            from retort.client.local import JobsHere
 
             self.jobs = Jobs(JobsHere(store or ".retort"))
 

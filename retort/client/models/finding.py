@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.errors import SpecError, did_you_mean
-from retort.gc import versions
+from retort.jobs.cleanup import versions
 from retort.store import MANIFEST, Folder, Store, model_folder
 from retort.tracking import Version, open_registry, tracking_uri
 from retort.tracking.registry import CHALLENGER, CHAMPION, by_alias, by_number, find_model

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from retort import processes
-from retort.benchmark.candidates import Candidate, candidates, is_folder, longest
-from retort.benchmark.results import gathered
 from retort.engines import resolve
 from retort.errors import SpecError
 from retort.events import Reporter
+from retort.jobs.benchmark.candidates import Candidate, candidates, is_folder, longest
+from retort.jobs.benchmark.results import gathered
 from retort.records import content_id
 from retort.spec import JobSpec
 from retort.store import Store, model_folder
@@ -87,7 +87,7 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
 
 def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Plan:
     found: Plan = processes.run(
-        "retort.benchmark.harness:plan",
+        "retort.jobs.benchmark.harness:plan",
         {"tasks": list(asked.tasks), "settings": asked.settings},
         report.part("reading", 0, 1),
         _log(spec, store),
@@ -140,7 +140,7 @@ def _measure(
         }
         tasks = [{"name": task, "key": key, **planned[task]} for task, key in missing.items()]
         processes.run(
-            "retort.benchmark.harness:measure",
+            "retort.jobs.benchmark.harness:measure",
             {
                 "model": model,
                 "tasks": tasks,

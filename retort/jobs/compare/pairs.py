@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from retort import metrics
-from retort.compare.runs import Run
+from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import outcome
 from retort.metrics.comparison.formatting import gap, gaps, unit
 from retort.spec import Evaluate

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from retort.errors import StoreError
-from retort.gc.reading import Item, Job, Key, folder_of, read_json
+from retort.jobs.cleanup.reading import Item, Job, Key, folder_of, read_json
 from retort.spec import STAGES
 from retort.store import MANIFEST, Store
 from retort.tracking import open_registry, tracking_uri, without_secrets

@@ -4,8 +4,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from retort import preflight
 from retort.errors import DataError
+from retort.jobs import preflight
 from retort.records import (
     Decision,
     Example,

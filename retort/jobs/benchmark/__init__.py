@@ -21,7 +21,7 @@ task that was not asked of a model is missing there. A difference is student - r
 by question, of the metrics that are means.
 """
 
-from retort.benchmark.results import of_student, refresh, table
-from retort.benchmark.run import Asked, benchmark
+from retort.jobs.benchmark.results import of_student, refresh, table
+from retort.jobs.benchmark.run import Asked, benchmark
 
 __all__ = ["Asked", "benchmark", "of_student", "refresh", "table"]

@@ -6,7 +6,8 @@ Tasks asked earlier, of the same student in the same manner, stay in it beside t
 import math
 from typing import Any
 
-from retort import metrics, preflight
+from retort import metrics
+from retort.jobs import preflight
 from retort.spec import JobSpec, recipes
 from retort.store import Folder, Store
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retort import inspection, preflight
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, did_you_mean
+from retort.jobs import inspection, preflight
 from retort.spec import JobSpec, recipes, training_of
 from retort.stages import teacher_requests
 from retort.store import Folder, Store, model_folder

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from retort import parallel
 from retort.data import sources as data
 from retort.data import task_types
 from retort.data.filters import candidate
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, StoreError
+from retort.jobs import devices
 from retort.plugins import check_function, check_options, source_digest
 from retort.processes import nodes
 from retort.records import SPLITS, sha256_of
@@ -139,7 +139,7 @@ def _check_models(spec: JobSpec) -> list[str]:
             _check_pair(spec, teacher, student)
             lines.append("teacher and student share their token map and chat template")
     lines += [_check_asked(spec, where, who) for where, who in spec.asked.items()]
-    lines += parallel.check(spec)
+    lines += devices.check(spec)
     return [*lines, _line("train.student", spec.train.student, student)]
 
 

@@ -20,8 +20,8 @@ Facts = dict[str, Any]
 def open_model(model: Facts, generates: bool) -> Any:
     """Returns the model as the harness's class for its kind."""
     if model["kind"] == "endpoint":
-        from retort.benchmark.endpoint import EndpointModel
         from retort.engines import Settings
+        from retort.jobs.benchmark.endpoint import EndpointModel
 
         return EndpointModel(model["engine"], Settings(**model["settings"]))
     shared = {

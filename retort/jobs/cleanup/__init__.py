@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from retort.errors import SpecError, StoreError
-from retort.gc.reading import (
+from retort.jobs.cleanup.reading import (
     ARTIFACTS,
     LEASES,
     LEDGER,
@@ -26,7 +26,7 @@ from retort.gc.reading import (
     items_in,
     jobs_of,
 )
-from retort.gc.roots import held_by, reached_from, registered_in, used_by, versions
+from retort.jobs.cleanup.roots import held_by, reached_from, registered_in, used_by, versions
 from retort.store import Folder, Store
 
 __all__ = ["KEEP_DAYS", "Item", "Plan", "leftovers", "plan", "remove", "versions"]

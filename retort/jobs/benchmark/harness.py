@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retort.benchmark.opening import open_model
-from retort.benchmark.scoring import OTHER_SEED, scored, seed
 from retort.errors import DataError, SpecError, did_you_mean
 from retort.events import Reporter
+from retort.jobs.benchmark.opening import open_model
+from retort.jobs.benchmark.scoring import OTHER_SEED, scored, seed
 from retort.records import sha256_of
 from retort.store import Folder
 

@@ -5,8 +5,7 @@ The surprise: nothing is measured or asked again. All is read from the jobs' rep
 of two students comes from the scores of each example, which lie in the stores.
 """
 
-from retort.compare.page import page
-from retort.compare.runs import Run, find
-from retort.compare.tables import compare
+from retort.jobs.compare.runs import Run, find
+from retort.jobs.compare.tables import compare, page
 
 __all__ = ["Run", "compare", "find", "page"]

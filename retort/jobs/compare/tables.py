@@ -3,10 +3,14 @@
 A teacher or base that several runs have in common, with the same scores, has one column.
 """
 
+from importlib.resources import files
 from typing import Any
 
-from retort.compare.pairs import pairs
-from retort.compare.runs import Run
+from jinja2 import Environment
+from markupsafe import Markup
+
+from retort.jobs.compare.pairs import pairs
+from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import details, table
 from retort.metrics.comparison.formatting import gap, known, times, unit
 
@@ -153,3 +157,15 @@ def _notes(runs: list[Run]) -> list[str]:
     if len(runs) > 2:
         notes.append("p-values are of each pair by itself, not corrected for the number of pairs")
     return notes
+
+
+def page(content: dict[str, Any]) -> bytes:
+    """Returns the page of what `compare` returned."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_text("retort.jobs.compare", "page.html"))
+    style = Markup(_text("retort.stages.report", "page.css"))
+    return template.render(content=content, style=style).encode("utf-8", "replace")
+
+
+def _text(package: str, name: str) -> str:
+    return (files(package) / name).read_text("utf-8")

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from retort import __version__, preflight
+from retort import __version__
 from retort.data import sources
 from retort.events import Event, Reporter
+from retort.jobs import preflight
 from retort.metrics.comparison import flat_differences
 from retort.plugins import outside
 from retort.records import SPLITS
@@ -138,7 +139,7 @@ class Job:
 
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
         """
-        from retort.benchmark import of_student
+        from retort.jobs.benchmark import of_student
         from retort.stages.report.html import page_of
 
         reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
