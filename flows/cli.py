@@ -13,8 +13,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows import benchmark, compare, databases, doctor, gc, jobs, node, promote, rows, up
-from flows.options import (
+from flows import databases
+from flows.commands import benchmark, compare, doctor, gc, jobs, node, promote, rows, up
+from flows.commands.options import (
     BAD_INPUT,
     DONE,
     FAILED,
@@ -89,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
     store = open_store(options.store)
     check(spec, store)
     surround(store)
+    from flows.commands.terminal import print_report, watching
     from flows.distill import distill
-    from flows.terminal import print_report, watching
 
     # Whatever a library prints belongs on stderr: stdout is for the report alone.
     log = store.local_state() / "logs" / f"{spec.name}.log"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows import gc as command
+from flows.commands import gc as command
 from retort.jobs import cleanup
 from retort.store import Store
 

@@ -17,8 +17,8 @@ import yaml
 from aiohttp import web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows import benchmark as command
-from flows.options import on_spec
+from flows.commands import benchmark as command
+from flows.commands.options import on_spec
 from retort import processes
 from retort.errors import DataError, SpecError
 from retort.events import SILENT

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from flows import compare as command
-from flows.options import on_spec
+from flows.commands import compare as command
+from flows.commands.options import on_spec
 from retort.errors import DataError, SpecError
 from retort.jobs.compare import compare, find, page
 from retort.metrics.comparison import table

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.terminal import print_report
+from flows.commands.terminal import print_report
 from retort.errors import SpecError
 from retort.events import SILENT
 from retort.jobs.preflight import check

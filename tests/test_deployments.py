@@ -11,7 +11,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.bootstrap import POOLS
+from flows.server_setup import POOLS
 from tests.conftest import ask
 from tests.servers import BIN, ROOT, environment
 
@@ -20,7 +20,7 @@ from tests.servers import BIN, ROOT, environment
 def bootstrap(prefect_url):
     def run(*words: str, **env: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "deployments.bootstrap", *words],
+            [sys.executable, "-m", "flows.server_setup", *words],
             capture_output=True,
             text=True,
             timeout=120,

@@ -115,7 +115,7 @@ def test_a_flag_that_a_program_does_not_know_is_noticed():
 
 
 def test_the_deployment_and_the_pool_that_the_stack_names_are_those_that_are_made():
-    from deployments.bootstrap import POOLS
+    from flows.server_setup import POOLS
 
     made = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
     pools = {deployment["name"]: deployment["work_pool"]["name"] for deployment in made}
@@ -223,7 +223,7 @@ class Absent:
         if owned and not owned & allowed and "retort" not in owned:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-import flows.distill, deployments.bootstrap
+import flows.distill, flows.server_setup
 from prefect.utilities.callables import parameter_schema
 print(sorted(parameter_schema(flows.distill.distill).properties))
 try:

@@ -17,8 +17,8 @@ from prefect.utilities.collections import visit_collection
 from prefect.utilities.schema_tools import validate
 from prefect.workers.base import BaseJobConfiguration
 
-from deployments.bootstrap import POOLS
-from flows import node
+from flows.commands import node
+from flows.server_setup import POOLS
 from retort.processes import nodes
 from tests.servers import ROOT
 from tests.test_docker import SECRETS, parsed, programs

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from flows import promote as command
-from flows.options import on_spec
+from flows.commands import promote as command
+from flows.commands.options import on_spec
 from retort.errors import SpecError, StoreError
 from retort.store import Store, open_store
 from retort.tracking import Candidate, Tracker, Version, open_registry, promote, rollback

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from deployments.bootstrap import POOLS
 from flows.cli import parser
+from flows.server_setup import POOLS
 from retort import processes
 from retort.errors import SpecError
 from retort.events import SILENT

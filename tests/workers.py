@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from mlflow import MlflowClient
 
-from flows.up import POOL, prepare_server
+from flows.commands.up import POOL, prepare_server
 from retort.spec import JobSpec, load
 from retort.store import open_store
 from tests import servers

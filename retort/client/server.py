@@ -182,7 +182,9 @@ class ServerJobs:
                     ) from None
                 time.sleep(WAIT_SECONDS * 2**attempt)
         if answer.status_code == 404 and missing:
-            raise SpecError(f"{missing} at {place}; `retort up` makes it, or deployments/bootstrap")
+            raise SpecError(
+                f"{missing} at {place}; `retort up` makes it, or `python -m flows.server_setup`"
+            )
         if answer.status_code in (401, 403):
             raise StageError(f"the Prefect server at {place} does not let this client in")
         if answer.status_code in (409, 422):

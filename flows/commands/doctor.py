@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows.options import DONE, FAILED, look_beside
+from flows.commands.options import DONE, FAILED, look_beside
 from retort.spec import load
 from retort.store import open_store
 

@@ -7,7 +7,7 @@ import argparse
 import json
 from typing import Any
 
-from flows.options import DONE, load_spec, say
+from flows.commands.options import DONE, load_spec, say
 from retort import errors
 from retort.events import Event, Reporter
 from retort.store import open_store

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.options import DONE, FAILED, load_spec, say
+from flows.commands.options import DONE, FAILED, load_spec, say
 from retort.client import JobState, RetortClient
 from retort.errors import USER_ERRORS, StoreError
 from retort.jobs.preflight import check

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.options import DONE
+from flows.commands.options import DONE
 from retort.errors import StoreError
 from retort.jobs import cleanup
 from retort.store import open_store

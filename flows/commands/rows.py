@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from flows.options import DONE, load_spec, say, several
+from flows.commands.options import DONE, load_spec, say, several
 from retort import errors
 from retort.records import STATES, Example, Response
 from retort.store import open_store

@@ -1,6 +1,6 @@
 """Prepares a Prefect server for Retort: work pools, a limit, automations, a block. Idempotent.
 
-`python -m deployments.bootstrap` makes what is missing and brings what is there up to date; what it
+`python -m flows.server_setup` makes what is missing and brings what is there up to date; what it
 did not make it leaves alone, also a limit or pool that someone has changed by hand. A self-hosted
 server never notices by itself that a run's machine has died: the first automation does.
 """
@@ -34,7 +34,9 @@ POOLS = {
 GPU_LIMIT = "gpu"
 # Failures are told to an address that takes JSON with a `text`, as Slack and Mattermost do.
 NOTIFY_URL, BLOCK = "RETORT_NOTIFY_URL", "retort-failures"
-KUBERNETES_TEMPLATE = Path(__file__).parent / "kubernetes" / "gpu-job-template.json"
+KUBERNETES_TEMPLATE = (
+    Path(__file__).parent.parent / "deployments" / "kubernetes" / "gpu-job-template.json"
+)
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 BEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -42,7 +44,7 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and prints a line for each thing that was made, changed or there."""
-    parser = argparse.ArgumentParser(prog="deployments.bootstrap", description=__doc__)
+    parser = argparse.ArgumentParser(prog="flows.server_setup", description=__doc__)
     parser.add_argument("--pool", action="append", choices=POOLS, help="only these work pools")
     parser.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
     parser.add_argument(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import databases
-from flows.options import DONE, FAILED, say
+from flows.commands.options import DONE, FAILED, say
 from retort.errors import SpecError, StageError
 from retort.store import Store, open_store
 
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
 
 def services(options: argparse.Namespace, store: Store) -> tuple[list[Service], Service]:
     """Returns the two servers, and the worker that needs them."""
-    from deployments.bootstrap import GPU_LIMIT
+    from flows.server_setup import GPU_LIMIT
     from tasks.slots import SLOT
 
     state, program = store.local_state(), Path(sys.executable).parent
@@ -165,7 +165,7 @@ def prepare_server(
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.types.entrypoint import EntrypointType
 
-    from deployments.bootstrap import bootstrap
+    from flows.server_setup import bootstrap
 
     async def prepare() -> None:
         knobs = {"pool": [POOL], "gpus": gpus, "crashed_after": crashed_after, "notify": None}

@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-from flows.options import DONE, say
+from flows.commands.options import DONE, say
 from retort.processes.node_follower import follow
 from retort.processes.nodes import VARIABLE
 

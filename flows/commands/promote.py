@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from flows.options import DONE, REFUSED
+from flows.commands.options import DONE, REFUSED
 from retort.store import open_store
 from retort.tracking import Outcome, open_registry, promote, rollback
 

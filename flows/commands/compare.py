@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.options import DONE, say
+from flows.commands.options import DONE, say
 from retort.errors import SpecError
 from retort.store import open_store
 

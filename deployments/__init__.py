@@ -1,1 +1,0 @@
-"""How Retort runs on a Prefect server: deployments, and what the server needs for them."""
