@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import Measure, show
-from retort.spec.data import Decontaminate, Deduplicate
+from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates import Texts, find_duplicates, find_leaks
 
 ROWS, HELD_OUT, PEER_ROWS = 1_000_000, 10_000, 20_000

@@ -1,6 +1,6 @@
 """Texts, and what is found among them, for the tests of duplicates and of leaks."""
 
-from retort.spec.data import Decontaminate, Deduplicate
+from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates import Pair, Texts, find_duplicates, find_leaks
 from tests.slow_duplicates import Row
 

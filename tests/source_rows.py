@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from retort.data.sources import read
-from retort.spec.data import HubDataset
+from retort.spec.prepare import HubDataset
 
 ROWS = [{"question": f"Was ist {n} + {n}?\n“ü”", "answer": str(2 * n)} for n in range(600)]
 MOST = 1_000_000

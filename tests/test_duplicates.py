@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from retort.spec.data import Decontaminate, Deduplicate
+from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates import Pair, find_duplicates, find_leaks
 from retort.stages.prepare.duplicates.sketch import NUM_HASHES, bands
 from retort.stages.prepare.duplicates.words import tokens

@@ -7,7 +7,7 @@ import pytest
 
 from retort.data.sources import digest
 from retort.errors import SpecError
-from retort.spec.data import HubDataset
+from retort.spec.prepare import HubDataset
 from tests.source_rows import ROWS, jsonl, rows_of, values
 
 

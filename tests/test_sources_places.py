@@ -10,7 +10,7 @@ import pytest
 
 from retort.data.sources import describe, digest
 from retort.errors import SpecError, StoreError
-from retort.spec.data import HubDataset
+from retort.spec.prepare import HubDataset
 from retort.store import find_urls, open_url, read_url
 from tests.source_rows import FORMS, ROWS, as_csv, as_parquet, jsonl, rows_of, values
 

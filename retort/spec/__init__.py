@@ -1,12 +1,15 @@
 """The job spec: knobs, loading, fingerprint. Importing it loads nothing heavy."""
 
-from retort.spec.comparison import Evaluate, Gate, Price, Report
-from retort.spec.data import Asked, Curate, HubDataset, Judge, Prepare, Source
+from retort.spec.curate import Asked, Curate, Judge
 from retort.spec.engine import EngineRuntime
+from retort.spec.evaluate import Evaluate
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
+from retort.spec.generate import Generate
 from retort.spec.job import CONTROLS, STAGES, JobSpec, StageName, training_of
 from retort.spec.load import build, build_at, load
-from retort.spec.sections import Generate, Lora, Loss, Train
+from retort.spec.prepare import HubDataset, Prepare, Source
+from retort.spec.report import Gate, Price, Report
+from retort.spec.train import Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",

@@ -12,7 +12,7 @@ from typing import Any
 from retort.errors import SpecError, did_you_mean
 from retort.spec.azure_keys import CONNECTION_KEYS, HUB_IDS, IGNORED, READ, SETTINGS, TASK_TYPES
 from retort.spec.flat import Expansion, mapping, number, place, put, refuse_unknown
-from retort.spec.sections import Train
+from retort.spec.train import Train
 
 KEY_ENV = "RETORT_TEACHER_API_KEY"
 NO_KEYS = ("", "EXAMPLE_API_KEY")

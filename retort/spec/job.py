@@ -5,11 +5,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from retort.spec import azure
-from retort.spec.comparison import Evaluate, Release, Report
-from retort.spec.data import Asked, Curate, Prepare
+from retort.spec.curate import Asked, Curate
+from retort.spec.evaluate import Evaluate
 from retort.spec.flat import expand, is_flat
+from retort.spec.generate import Generate
+from retort.spec.prepare import Prepare
+from retort.spec.report import Release, Report
 from retort.spec.section import Section, knob
-from retort.spec.sections import Generate, Loss, Train
+from retort.spec.train import Loss, Train
 
 StageName = Literal["prepare", "generate", "curate", "train", "evaluate", "report", "release"]
 STAGES: tuple[StageName, ...] = (

@@ -17,7 +17,7 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, State, read_lines, write_lines
 from retort.spec import Asked, JobSpec
-from retort.spec.sections import Generate, GenerateRuntime
+from retort.spec.generate import Generate, GenerateRuntime
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import Ask, Plan, engine_of, ledger_name, manner, settings_of
 from retort.store.ledger import Entry, Ledger

@@ -17,7 +17,7 @@ from retort.data.sources.json_lines import line_rows
 from retort.data.sources.source_row import RawRow
 from retort.errors import SpecError
 from retort.records import sha256_of
-from retort.spec.data import HubDataset, Source
+from retort.spec.prepare import HubDataset, Source
 from retort.store import find_urls, is_glob, open_url
 
 __all__ = ["RawRow", "describe", "digest", "read"]

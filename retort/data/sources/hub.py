@@ -12,7 +12,7 @@ from typing import Any
 from retort.data.sources.source_row import RawRow
 from retort.errors import SpecError, did_you_mean
 from retort.records import sha256_of
-from retort.spec.data import HubDataset
+from retort.spec.prepare import HubDataset
 from retort.store import find_urls, read_url
 
 DICT, ONE = "dataset_dict.json", "state.json"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from retort.errors import SpecError
 from retort.plugins import find_file
 from retort.records import Example, Message, Prompt, Row
-from retort.spec.data import Prepare
+from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty")
 METRICS = ("accuracy",)

@@ -7,7 +7,7 @@ is the agreement of student and teacher, which is the same text.
 from retort.data.reasoning import think
 from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
-from retort.spec.data import Prepare
+from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty", "roles_alternate")
 METRICS = (

@@ -11,7 +11,7 @@ from fractions import Fraction
 from retort.data.reasoning import json_answer, marks, think
 from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
-from retort.spec.data import Prepare
+from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty", "verified")
 METRICS = ("accuracy",)

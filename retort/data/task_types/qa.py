@@ -11,7 +11,7 @@ from typing import Any
 from retort.data.reasoning import conclusion
 from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
-from retort.spec.data import Prepare
+from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty", "option_valid", "verified")
 METRICS = ("accuracy", "exact_match", "token_f1", "macro_f1")

@@ -6,7 +6,7 @@ Two good summaries are rarely the same text: agreement with the teacher is ROUGE
 from retort.data.reasoning import conclusion
 from retort.data.task_types import asked
 from retort.records import Example, Prompt, Row
-from retort.spec.data import Prepare
+from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty", "summary_length")
 METRICS = ("rouge_l", "rouge_1", "rouge_2", "bleu", "length_ratio", "entity_coverage")

@@ -17,7 +17,7 @@ from retort.data import balance
 from retort.data.sources import RawRow
 from retort.records import Example, Removed, Split, content_id
 from retort.spec import JobSpec, Prepare
-from retort.spec.data import Deduplicate
+from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.duplicates import Pair, Texts, find_duplicates, find_leaks
 from retort.stages.prepare.rows import Read
 

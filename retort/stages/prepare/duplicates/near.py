@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.spec.data import Deduplicate
+from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.duplicates.lines import LastLines, last_lines
 from retort.stages.prepare.duplicates.sequences import (
     F64,

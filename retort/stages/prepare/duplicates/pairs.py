@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from retort.spec.data import Decontaminate, Deduplicate
+from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates.leaks import find_parts
 from retort.stages.prepare.duplicates.near import find_near
 from retort.stages.prepare.duplicates.sequences import WIDTH, num_words

@@ -1,4 +1,4 @@
-"""Every knob of the teacher and the student: its unit, its default, what it does.
+"""The knobs of the teacher: who answers, how, and what it may cost.
 
 `runtime` sub-sections hold what changes speed or place but not results; they stay out of the
 fingerprint, so that moving a job to a larger machine keeps what was already paid for.
@@ -6,7 +6,7 @@ fingerprint, so that moving a job to a larger machine keeps what was already pai
 
 from typing import Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import model_validator
 
 from retort.records import State
 from retort.spec.engine import EngineRuntime
@@ -134,128 +134,3 @@ class Generate(Section):
         if self.endpoint and "@" in self.endpoint:
             raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
         return self
-
-
-class Loss(Section):
-    """One term of the objective: the loss, its weight and temperature, and its own options."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    name: str = knob(..., "name", "The loss, by the name of its function.")
-    weight: float = knob(1.0, "1", "Its share of the objective.", ge=0)
-    temperature: float = knob(
-        1.0, "1", "Distillation temperature; the term is multiplied by its square.", gt=0, le=20
-    )
-
-    @property
-    def options(self) -> dict[str, float]:
-        """What is given besides: the alpha, beta or mu of its function."""
-        return dict(self.model_extra or {})
-
-
-class TrainRuntime(Section):
-    """Where and how fast the student trains; never what it learns."""
-
-    device: Literal["auto", "cpu", "cuda"] = knob("auto", "name", "Where the student trains.")
-    num_threads: int | None = knob(None, "threads", "CPU threads; all cores if not given.", ge=1)
-    micro_batch_tokens: int = knob(
-        8192, "tokens", "Padded tokens in one forward and backward; bounds the memory.", ge=1
-    )
-    checkpoint_seconds: float = knob(
-        300.0, "seconds", "Time between checkpoints; a killed run resumes at the last.", ge=0
-    )
-    packing: bool = knob(
-        False, "yes or no", "Several examples share a row and see only themselves: less padding."
-    )
-    num_processes: int = knob(
-        1, "processes", "Processes that train together on each machine, each on its part.", ge=1
-    )
-    num_nodes: int = knob(
-        1, "machines", "Machines that train together; `retort node` runs on each other one.", ge=1
-    )
-    accelerate_config: str | None = knob(
-        None, "path", "A file of `accelerate config`, for FSDP2; its processes and machines count."
-    )
-    timeout_seconds: float = knob(
-        604_800.0, "seconds", "The stage is ended and fails after this time.", gt=0
-    )
-
-
-class Lora(Section):
-    """Low-rank adapters are trained in place of the whole student, and merged into it.
-
-    Source: Hu et al. 2022 (arXiv:2106.09685); QLoRA: Dettmers et al. 2023 (arXiv:2305.14314).
-    """
-
-    rank: int = knob(16, "dimensions", "Rank of each adapter.", ge=1)
-    alpha: int = knob(32, "1", "An adapter's output is multiplied by alpha / rank.", ge=1)
-    dropout: float = knob(0.0, "probability", "Dropout before each adapter.", ge=0, lt=1)
-    target_modules: tuple[str, ...] = knob(
-        (), "names", "Layers that get one; empty: every linear layer but the head."
-    )
-    quantize: Literal["none", "nf4"] = knob(
-        "none", "name", "nf4: the frozen weights in 4 bits (QLoRA); needs CUDA and bitsandbytes."
-    )
-
-
-class Train(Section):
-    """The student learns from the kept responses and, where stored, the teacher's signal."""
-
-    student: str = knob(..., "path or hub id", "The base model that becomes the student.")
-    losses: tuple[Loss, ...] = knob(
-        (),
-        "terms",
-        "The objective. Empty: 0.2 cross_entropy + 0.8 forward_kl with a signal, "
-        "cross_entropy without.",
-    )
-    teacher: Literal["stored", "live"] = knob(
-        "stored",
-        "name",
-        "Where its distribution comes from. stored: the captured signal; live: the teacher is "
-        "asked while the student learns, in memory or, with engine openai, at generate.endpoint.",
-    )
-    live_top_k: int = knob(
-        16, "tokens", "Log-probabilities that a live endpoint gives for each token.", ge=1, le=100
-    )
-    text: Literal["teacher", "expected"] = knob(
-        "teacher", "name", "What is learned: the teacher's text, or the rows' own answers."
-    )
-    controls: tuple[Literal["fine_tuning", "gold"], ...] = knob(
-        (),
-        "names",
-        "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
-        "the teacher's text (fine_tuning) or on the rows' own answers (gold).",
-    )
-    learning_rate: float = knob(
-        2e-5, "1", "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual.", gt=0
-    )
-    batch_size: int = knob(32, "examples", "Examples in one optimizer step.", ge=1)
-    num_epochs: int = knob(3, "passes", "Passes over the kept responses.", ge=1)
-    warmup_ratio: float = knob(
-        0.03, "ratio of steps", "Steps of linear warm-up before the decay.", ge=0, lt=1
-    )
-    schedule: Literal["cosine", "linear", "constant"] = knob(
-        "cosine", "name", "How the learning rate decays after the warm-up."
-    )
-    min_learning_rate_ratio: float = knob(0.0, "ratio of peak", "Where the decay ends.", ge=0, le=1)
-    keep: Literal["best", "last"] = knob(
-        "best", "name", "best: the student after the pass with the lowest validation loss."
-    )
-    early_stopping: int | None = knob(
-        None, "passes", "Stop after so many passes without a lower validation loss.", ge=1
-    )
-    lora: Lora | None = knob(None, "section", "Train adapters in place of all weights.")
-    gradient_checkpointing: bool = knob(
-        False, "yes or no", "Compute activations again in the backward pass: less memory, slower."
-    )
-    weight_decay: float = knob(0.0, "1", "Decoupled decay of weight matrices.", ge=0)
-    adam_beta2: float = knob(0.999, "1", "Decay of the squared gradient's average.", gt=0, lt=1)
-    max_grad_norm: float = knob(1.0, "L2 norm", "Gradients are clipped to this norm.", gt=0)
-    max_length: int = knob(2048, "tokens", "Longer prompt plus response is left out.", ge=2)
-    dtype: Literal["float32", "bfloat16"] = knob(
-        "float32", "name", "Precision in which the student trains."
-    )
-    save_dtype: Literal["base", "float32", "bfloat16", "float16"] = knob(
-        "base", "name", "Precision in which it is saved, evaluated and released; base: the base's."
-    )
-    seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0)
-    runtime: TrainRuntime = TrainRuntime()

@@ -1,0 +1,44 @@
+"""The knobs of the comparison: how teacher, base and student are measured."""
+
+from retort.spec.curate import Judge
+from retort.spec.engine import EngineRuntime
+from retort.spec.section import Section, knob
+
+
+class Evaluate(Section):
+    """Teacher, base and student on the same held-out examples, prompts and decoding."""
+
+    engine: str = knob("auto", "name", "One engine for all models; auto: vllm if installed.")
+    max_tokens: int | None = knob(
+        None, "tokens", "Longest answer; as in generate if not given.", ge=1
+    )
+    max_model_len: int | None = knob(
+        None, "tokens", "Longest prompt plus answer; as in generate if not given.", ge=2
+    )
+    dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
+    limit: int | None = knob(None, "examples", "Use only the first test examples.", ge=1)
+    metrics: tuple[str, ...] = knob(
+        (), "names", "Further metrics beside the task type's own, yours as package.module:name."
+    )
+    judge: Judge | None = knob(None, "section", "A model that rates every answer of every model.")
+    likelihood: bool = knob(
+        True, "yes or no", "Measure perplexity, and the KL divergence to the teacher."
+    )
+    rounds: int = knob(
+        2, "rounds", "Fresh processes in which each model is measured; the models take turns.", ge=1
+    )
+    latency_samples: int = knob(
+        32, "requests", "Requests of a round answered one at a time to measure latency.", ge=2
+    )
+    latency_bound_seconds: float | None = knob(
+        None,
+        "seconds",
+        "How long 95% of whole answers may take where requests a second are counted; twice what "
+        "95% of the teacher's take alone if not given.",
+        gt=0,
+    )
+    num_bootstrap: int = knob(
+        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100
+    )
+    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0)
+    runtime: EngineRuntime = EngineRuntime()
