@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import Measure, http_engine, show
 from retort.data import encoding
 from retort.events import SILENT
-from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.spec import JobSpec, build, recipes
-from retort.stages import teacher_requests
+from retort.stages import engine_settings
 from retort.stages.generate import capture
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage, read_examples
@@ -84,7 +84,7 @@ def tiny_model(folder: Path) -> Path:
 def prepared(spec: JobSpec, folder: Path) -> Stage:
     """Returns the stage generate of a job whose examples are prepared, on a store of its own."""
     store = Store(str(folder))
-    made = recipes(spec, preflight.sources(spec))
+    made = recipes(spec, source_digests(spec))
     out = store.artifact("prepare", made["prepare"].name)
     stage = Stage("prepare", spec, store, {}, out, SILENT, folder / "log")
     inputs = {"prepare": out.commit({"facts": prepare(stage)})}
@@ -94,7 +94,7 @@ def prepared(spec: JobSpec, folder: Path) -> Stage:
 
 def durable(stage: Stage, engine: Any) -> tuple[int, float]:
     """Returns the tokens of the job's answers, and the seconds until all stand in the artifact."""
-    module: Any = teacher_requests.engine_of(stage.spec)
+    module: Any = engine_settings.engine_of(stage.spec)
     module.open_engine = lambda settings: engine  # it is open: only the capture is measured
     started = time.monotonic()
     facts = capture.capture(stage.arguments(), time.time(), 128, SILENT)
@@ -108,8 +108,8 @@ def vllm_measures(folder: Path) -> list[Measure]:
     model, train = tiny_model(folder / "model"), QUESTIONS / "train.jsonl"
     specs = {k: spec_of("vllm", model, train, k) for k in (0, TOP_K)}
     stages = {k: prepared(spec, folder / str(k)) for k, spec in specs.items()}
-    settings = teacher_requests.settings_of(specs[TOP_K], "")
-    engine: Any = teacher_requests.engine_of(specs[TOP_K]).open_engine(settings)
+    settings = engine_settings.settings_of(specs[TOP_K], "")
+    engine: Any = engine_settings.engine_of(specs[TOP_K]).open_engine(settings)
     plain = copy.copy(engine)
     plain._settings = replace(settings, top_k=0)
     plain._parameters = engine._parameters.clone()

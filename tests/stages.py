@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.events import SILENT, Reporter
-from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.records import Response
 from retort.spec import build, recipes
 from retort.stages.generate import generate
@@ -52,7 +52,7 @@ def stage_of(
 ) -> Stage:
     """A stage of a job, about to run."""
     spec, opened = build(raw), open_store(store)
-    folder = opened.artifact(name, recipes(spec, preflight.sources(spec))[name].name)
+    folder = opened.artifact(name, recipes(spec, source_digests(spec))[name].name)
     return Stage(name, spec, opened, inputs, folder, report, opened.local_state() / "log")
 
 

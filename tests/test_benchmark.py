@@ -22,9 +22,11 @@ from flows.commands.options import on_spec
 from retort import processes
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
-from retort.jobs import benchmark, preflight
+from retort.jobs import benchmark
+from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import candidates, longest
 from retort.jobs.benchmark.results import gathered
+from retort.jobs.source_digests import source_digests
 from retort.spec import JobSpec, load, recipes
 from retort.stages.report.html import draw
 from retort.store import open_store
@@ -101,7 +103,7 @@ def write_spec(folder: Path, url: str) -> Path:
 def make_student(spec: JobSpec, uri: str, student: Path) -> None:
     """Puts finished artifacts into a store, up to that which holds the student."""
     store, made = open_store(uri), dict[str, str]()
-    for name, recipe in recipes(spec, preflight.sources(spec)).items():
+    for name, recipe in recipes(spec, source_digests(spec)).items():
         if name not in ("prepare", "generate", "curate", "train"):
             continue
         folder = store.artifact(recipe.stage, recipe.name)
@@ -280,7 +282,7 @@ def test_data_that_cannot_be_fetched_are_named(job):
     settings = {"include_path": str(job["root"] / "tasks"), "num_fewshot": None, "limit": 2}
     with pytest.raises(DataError, match=r"task tiny_far: .*--include-path DIR"):
         processes.run(
-            "retort.jobs.benchmark.harness:plan",
+            harness.plan,
             {"tasks": ["tiny_far"], "settings": settings},
             SILENT,
             job["root"] / "log",

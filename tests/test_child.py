@@ -11,9 +11,9 @@ import pytest
 from retort import processes
 from retort.errors import DataError, SpecError, StageError, StoreError
 from retort.events import SILENT, Reporter
+from tests.child_functions import crash, double, fail, killed, sleep_with_grandchild
 from tests.conftest import ROOT, environment
 
-HERE = "tests.child_functions"
 RUNTIME = {"timeout_seconds": 60.0}
 
 
@@ -30,7 +30,7 @@ def gone(pids: list[int]) -> bool:
 def test_a_result_and_events_come_back_and_chatter_goes_to_the_log(tmp_path, capfd):
     events = []
     log = tmp_path / "log"
-    value = processes.run(f"{HERE}:double", {"value": 21}, Reporter(events.append), log, RUNTIME)
+    value = processes.run(double, {"value": 21}, Reporter(events.append), log, RUNTIME)
     assert value == 42
     assert events == [{"kind": "progress", "done": 1, "total": 2, "unit": "things", "note": ""}]
     assert "chatter on stdout" in log.read_text()
@@ -44,26 +44,26 @@ def test_a_result_and_events_come_back_and_chatter_goes_to_the_log(tmp_path, cap
 )
 def test_an_error_keeps_its_kind_and_its_words(tmp_path, kind, error):
     with pytest.raises(error) as raised:
-        processes.run(f"{HERE}:fail", {"kind": kind}, SILENT, tmp_path / "log", RUNTIME)
+        processes.run(fail, {"kind": kind}, SILENT, tmp_path / "log", RUNTIME)
     assert type(raised.value) is error
     assert getattr(raised.value, "transient", None) is (True if kind == "store" else None)
 
 
 def test_a_crash_names_its_exit_code_and_its_log(tmp_path):
     with pytest.raises(StageError, match=r"exit code 7.*log"):
-        processes.run(f"{HERE}:crash", {}, SILENT, tmp_path / "log", RUNTIME)
+        processes.run(crash, {}, SILENT, tmp_path / "log", RUNTIME)
 
 
 def test_being_killed_is_said_to_be_for_want_of_memory(tmp_path):
     with pytest.raises(StageError, match="memory"):
-        processes.run(f"{HERE}:killed", {}, SILENT, tmp_path / "log", RUNTIME)
+        processes.run(killed, {}, SILENT, tmp_path / "log", RUNTIME)
 
 
 def test_a_timeout_ends_the_whole_process_group(tmp_path):
     pids = tmp_path / "pids"
     with pytest.raises(StageError, match="timeout_seconds=3"):
         processes.run(
-            f"{HERE}:sleep_with_grandchild",
+            sleep_with_grandchild,
             {"pids": str(pids)},
             SILENT,
             tmp_path / "log",
@@ -76,7 +76,8 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
     pids = tmp_path / "pids"
     code = (
         "from pathlib import Path\nfrom retort import processes\nfrom retort.events import SILENT\n"
-        f"processes.run('{HERE}:sleep_with_grandchild', {{'pids': {str(pids)!r}}}, SILENT, "
+        f"from tests.child_functions import sleep_with_grandchild as sleep\n"
+        f"processes.run(sleep, {{'pids': {str(pids)!r}}}, SILENT, "
         f"Path({str(tmp_path / 'log')!r}), {{'timeout_seconds': 500.0}})\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment(), cwd=ROOT)

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from flows.cli import main
 from retort.events import SILENT
-from retort.jobs import inspection, preflight
+from retort.jobs import inspection
+from retort.jobs.source_digests import source_digests
 from retort.spec import load, recipes
 from retort.stages.train.loop import fit
 from retort.store import Folder, open_store
@@ -28,7 +29,7 @@ def test_a_control_killed_with_9_goes_on_and_is_seen_in_prefect_mlflow_and_why(
 ):
     path = write_job(tmp_path, engine="echo", num_epochs=40, controls=["gold"], runtime=RUNTIME)
     store, (spec, _) = tmp_path / "store", load(path)
-    name = recipes(spec, preflight.sources(spec))["train-gold"].name
+    name = recipes(spec, source_digests(spec))["train-gold"].name
     kill_when(path, store, prefect_url, f"artifacts/train/{name}/scratch/step-*.safetensors")
     assert not (store / f"artifacts/train/{name}/manifest.json").exists()
     why = inspection.why(spec, open_store(str(store)))

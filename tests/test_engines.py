@@ -45,9 +45,7 @@ def answered(request, tmp_path_factory):
     }
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
-    found = processes.run(
-        "tests.test_engines:answer_and_time", arguments, SILENT, folder / "log", runtime
-    )
+    found = processes.run(answer_and_time, arguments, SILENT, folder / "log", runtime)
     return model, found
 
 

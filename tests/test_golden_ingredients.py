@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retort.jobs.preflight import sources
+from retort.jobs.source_digests import source_digests
 from retort.spec import load, recipes
 from retort.stages.teacher_requests import manner
 
@@ -24,7 +24,9 @@ JOBS = {
 def ingredients(job):
     path, student = JOBS[job]
     spec, _ = load(path, student=student)
-    found = {name: recipe.ingredients for name, recipe in recipes(spec, sources(spec)).items()}
+    found = {
+        name: recipe.ingredients for name, recipe in recipes(spec, source_digests(spec)).items()
+    }
     return json.loads(json.dumps({**found, "ledger": manner(spec)}))
 
 

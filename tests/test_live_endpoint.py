@@ -11,8 +11,8 @@ import torch
 from retort.engines import Request, find_engine
 from retort.errors import SpecError, StageError
 from retort.events import Reporter
+from retort.stages.engine_settings import settings_of
 from retort.stages.stage import Stage, read_examples
-from retort.stages.teacher_requests import settings_of
 from retort.stages.train.batches import Item, collate
 from retort.stages.train.teacher import open_teacher
 from retort.stages.train.training_rows import blank

@@ -150,8 +150,10 @@ def test_a_teacher_in_memory_speaks_of_packed_items_in_their_own_order(folder):
     ],
 )
 def test_an_engine_that_cannot_score_ids_is_refused_before_the_run(
-    folder, engine, endpoint, message
+    folder, engine, endpoint, message, monkeypatch
 ):
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a-key")
     stage = staged(folder, folder / "teacher", engine, endpoint=endpoint)
     with pytest.raises(SpecError, match=message):
         is_remote(stage.spec)

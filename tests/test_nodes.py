@@ -24,8 +24,9 @@ from retort.processes import nodes
 from retort.spec import build, load
 from retort.stages.stage import Stage
 from retort.store import Folder, open_store
+from tests.child_functions import double, killed
 from tests.conftest import ROOT, environment, free_port
-from tests.test_child import HERE, gone
+from tests.test_child import gone
 from tests.test_ranks import notes, run
 from tests.tiny import write_job
 from tests.training import made
@@ -35,8 +36,8 @@ TWO = {"num_nodes": 2}
 # Enough steps that none of what happens to a machine on the way comes too late.
 KNOBS = {"num_epochs": 30}
 NODE = (
-    "import argparse, sys; from flows import node; from retort import processes; "
-    "processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); "
+    "import argparse, sys; from flows.commands import node; "
+    "from retort import processes; processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); "
     "node.add(top.add_subparsers()); options = top.parse_args(); sys.exit(options.command(options))"
 )
 
@@ -165,9 +166,9 @@ def test_a_machine_that_goes_is_said_to_and_the_next_try_goes_on_with_another(
     assert student(out) == student(on_one_machine)
 
 
-def called(function: str, log: Path, report: Reporter = SILENT, **arguments: object) -> object:
+def called(function: Callable, log: Path, report: Reporter = SILENT, **arguments: object) -> object:
     runtime = {"timeout_seconds": WAIT_SECONDS, **TWO}
-    return processes.run(f"{HERE}:{function}", arguments, report, log, runtime)
+    return processes.run(function, arguments, report, log, runtime)
 
 
 def test_a_machine_waits_to_be_called_again_when_the_first_one_or_a_process_was_killed(
@@ -176,7 +177,8 @@ def test_a_machine_waits_to_be_called_again_when_the_first_one_or_a_process_was_
     log, pids = tmp_path / "node", tmp_path / "pids"
     code = (
         "from pathlib import Path\nfrom tests.test_nodes import called\n"
-        f"called('sleep_with_grandchild', Path({str(tmp_path / 'log')!r}), pids={str(pids)!r})\n"
+        "from tests.child_functions import sleep_with_grandchild\n"
+        f"called(sleep_with_grandchild, Path({str(tmp_path / 'log')!r}), pids={str(pids)!r})\n"
     )
     with following(log) as node:
         first = subprocess.Popen([sys.executable, "-c", code], env=environment(), cwd=ROOT)
@@ -191,7 +193,7 @@ def test_a_machine_waits_to_be_called_again_when_the_first_one_or_a_process_was_
         until(log, "waiting to be called again")
         assert gone([process.pid for process in ours])
         with pytest.raises(nodes.LostNodeError, match=r"a process on .* ended"):
-            called("killed", tmp_path / "log")
+            called(killed, tmp_path / "log")
 
 
 def test_who_does_not_come_or_has_another_version_is_said(tmp_path, rendezvous, monkeypatch):
@@ -212,14 +214,14 @@ def test_who_does_not_come_or_has_another_version_is_said(tmp_path, rendezvous, 
         with pytest.raises(
             StageError, match=r"0 of 1 other machines came to port .* `retort node`"
         ):
-            called("double", tmp_path / "log", Reporter(others), value=1)
+            called(double, tmp_path / "log", Reporter(others), value=1)
         assert b"use the same image" in visitors[1].recv(1000)
     finally:
         for visitor in visitors:
             visitor.close()
     assert any("has Retort 0.0.0" in note for note in notes(said))
     with socket.create_server(("", port)), pytest.raises(StageError, match="another job may be"):
-        called("double", tmp_path / "log", value=1)
+        called(double, tmp_path / "log", value=1)
 
 
 def test_a_job_on_several_machines_is_refused_where_they_could_not_meet(ready, monkeypatch):

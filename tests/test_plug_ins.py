@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from retort.errors import SpecError
-from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.plugins import source_digest
 from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT
@@ -72,8 +72,8 @@ def test_a_filters_file_stands_beside_the_job_and_counts_by_its_content(tmp_path
         (tmp_path / "answer.json").write_text(schema)
         spec, _ = load(path)
         assert spec.curate.filters[0].options == {"schema_file": str(tmp_path / "answer.json")}
-        names.append(recipes(spec, preflight.sources(spec))["curate"].name)
+        names.append(recipes(spec, source_digests(spec))["curate"].name)
     assert names[0] == names[2] != names[1]
     (tmp_path / "answer.json").unlink()
     with pytest.raises(SpecError, match=r"answer\.json"):
-        preflight.sources(load(path)[0])
+        source_digests(load(path)[0])

@@ -199,7 +199,7 @@ def found(tmp_path_factory) -> dict:
         "large in stages": settings(folder / "large", tensor_parallel_size=8, **stages),
     }
     return processes.run(
-        "tests.test_scale:asked_of_vllm",
+        asked_of_vllm,
         {"cases": cases, "answering": [settings(tiny), settings(tiny, **TWO)]},
         SILENT,
         folder / "log",

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel
 
 from retort.errors import SpecError
-from retort.jobs.preflight import check, sources
+from retort.jobs.preflight import check
+from retort.jobs.source_digests import source_digests
 from retort.spec import STAGES, JobSpec, build, load, recipes
 from retort.store import open_store
 from tests.tiny import write_job
@@ -159,14 +160,14 @@ def test_moving_the_job_its_data_and_models_keeps_every_fingerprint(tmp_path):
     text = job.read_text().replace("max_tokens: 12", "max_tokens: 12\n  top_k: 0")
     job.write_text(text)
     spec = load(job)[0]
-    before = recipes(spec, sources(spec))
+    before = recipes(spec, source_digests(spec))
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = load(tmp_path / "there/job.yaml")[0]
     assert moved.prepare.train != spec.prepare.train
-    assert recipes(moved, sources(moved)) == before
+    assert recipes(moved, source_digests(moved)) == before
     with (tmp_path / "there/data/train.jsonl").open("a") as stream:
         stream.write('{"question": "1 + 1 = ?"}\n')
-    assert recipes(moved, sources(moved))["prepare"] != before["prepare"]
+    assert recipes(moved, source_digests(moved))["prepare"] != before["prepare"]
 
 
 def test_importing_the_spec_loads_nothing_heavy():

@@ -20,10 +20,10 @@ from retort.errors import DataError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.records import Response, read_lines, write_lines
 from retort.spec import build
+from retort.stages.engine_settings import settings_of
 from retort.stages.evaluate import check_template
 from retort.stages.generate.parity import parity
 from retort.stages.stage import Stage, read_signals
-from retort.stages.teacher_requests import settings_of
 from retort.stages.train import training_rows
 from retort.stages.train.alignment import ends_well
 from retort.stages.train.distributed import Ranks

@@ -56,8 +56,7 @@ def answered(folder):
     models = [(str(save_family(name, folder)), 256) for name in FAMILIES]
     models.append((str(folder / "phi-3-mini-128k"), 5000))
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
-    function = "tests.test_zoo:answer_each"
-    answers = processes.run(function, {"models": models}, SILENT, folder / "log", runtime)
+    answers = processes.run(answer_each, {"models": models}, SILENT, folder / "log", runtime)
     return dict(zip([*FAMILIES, "longer context"], answers, strict=True))
 
 

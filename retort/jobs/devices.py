@@ -16,7 +16,7 @@ from retort.errors import SpecError
 from retort.processes import machine
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
-from retort.stages import teacher_requests
+from retort.stages import engine_settings
 from retort.store import model_folder
 
 
@@ -49,7 +49,7 @@ def _uses(spec: JobSpec) -> Iterator[Use]:
     """Yields the places where vllm opens models."""
     teacher = {"generate.teacher": spec.generate.teacher}
     compared = {"train.student": spec.train.student}
-    if not teacher_requests.engine_of(spec).REMOTE:
+    if not engine_settings.engine_of(spec).REMOTE:
         compared |= teacher
     if resolve(spec.generate.engine, spec.generate.top_k) == "vllm":
         yield Use("generate.runtime", spec.generate.runtime, teacher)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from retort.errors import DataError
-from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.records import (
     Decision,
     Example,
@@ -17,8 +17,9 @@ from retort.records import (
 )
 from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
 from retort.spec.fingerprint import CHAMPION
+from retort.stages.engine_settings import engine_of
 from retort.stages.stage import read_decisions, read_responses, stream_examples
-from retort.stages.teacher_requests import Plan, engine_of, ledger_name, manner
+from retort.stages.teacher_requests import Plan, ledger_name, manner
 from retort.store import Store
 from retort.store.ledger import Ledger
 from retort.tracking import Tracker
@@ -34,7 +35,7 @@ def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
     warn = logging.getLogger("retort").warning
-    sources, tracker = preflight.sources(spec), Tracker(store, warn)
+    sources, tracker = source_digests(spec), Tracker(store, warn)
     wanted, against = with_champion(spec, sources, tracker, warn)
     digests = {CHAMPION: against.artifact.digest} if against else {}
     for name, recipe in wanted.items():
@@ -83,7 +84,7 @@ def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, D
 
     Of a job that stopped because too few were kept there are decisions too.
     """
-    wanted = recipes(spec, preflight.sources(spec))
+    wanted = recipes(spec, source_digests(spec))
     prepared, generated, curated = (
         store.artifact(stage, wanted[stage].name) for stage in INPUTS["report"][:3]
     )
@@ -109,7 +110,7 @@ def removed(spec: JobSpec, store: Store) -> Iterator[Removed]:
 
 
 def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> list[Record]:
-    recipe = recipes(spec, preflight.sources(spec))["prepare"]
+    recipe = recipes(spec, source_digests(spec))["prepare"]
     prepared = store.artifact("prepare", recipe.name)
     return read_lines(shape, prepared.read(name)) if prepared.has(name) else []
 
@@ -148,7 +149,7 @@ def _changed_manner(spec: JobSpec, store: Store, ledger: Ledger) -> str:
 
 
 def _plan(spec: JobSpec, store: Store) -> tuple[Plan, Ledger, Iterator[Example]]:
-    recipe = recipes(spec, preflight.sources(spec))["prepare"]
+    recipe = recipes(spec, source_digests(spec))["prepare"]
     prepared = store.artifact("prepare", recipe.name)
     if prepared.manifest() is None:
         raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")

@@ -18,6 +18,7 @@ from retort import __version__
 from retort.data import sources
 from retort.events import Event, Reporter
 from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import flat_differences
 from retort.plugins import outside
 from retort.records import SPLITS
@@ -41,7 +42,7 @@ class Job:
     def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
         self.spec, self.store, self.listen = spec, store, listener
         preflight.check(spec, store)
-        self.sources = preflight.sources(spec)
+        self.sources = source_digests(spec)
         self.tracker = Tracker(store, self._warn)
         self.recipes, self.champion = champion.with_champion(
             spec, self.sources, self.tracker, self._warn

@@ -16,13 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retort import errors
 from retort.events import Event, Reporter
 from retort.processes import nodes
+
+Result = TypeVar("Result")
 
 GRACE_SECONDS = 15.0
 # What is waited for once something went wrong: the other processes may be saving what is done, or
@@ -35,13 +37,16 @@ DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryE
 
 
 def run(
-    function: str,
+    function: Callable[..., Result],
     arguments: dict[str, Any],
     report: Reporter,
     log: Path,
     runtime: dict[str, Any],
-) -> Any:
-    """Returns what `module:function(report=..., **arguments)` returns; both sides are JSON.
+) -> Result:
+    """Returns what `function(report=..., **arguments)` returns in a process of its own.
+
+    The function stands at the top of a module, which the child imports anew; its arguments and its
+    result are JSON.
 
     `runtime` is the section's runtime: `timeout_seconds`, and `num_threads`, `num_processes`,
     `num_nodes` and `stall_seconds` where given. The last is how long a child that said it is alive
@@ -53,7 +58,8 @@ def run(
     it ran out of time. In every case no process of its group is left behind.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    call = {"function": function, "arguments": arguments, "runtime": runtime}
+    name = _name_of(function)
+    call = {"function": name, "arguments": arguments, "runtime": runtime}
     said: list[Event] = []
     with (
         nodes.gathered(call, runtime.get("num_nodes", 1), report) as (place, others),
@@ -61,7 +67,7 @@ def run(
     ):
         process = start(call, place, log, scratch)
         try:
-            for event in _events(process, others, runtime, function):
+            for event in _events(process, others, runtime, name):
                 if event["kind"] in ("result", "error"):
                     said.append(event)
                 elif event["kind"] != "alive":
@@ -72,8 +78,16 @@ def run(
             end(process, GRACE_SECONDS)
     outcome = min(said, key=_weight, default=None)
     if outcome and outcome["kind"] == "result":
-        return outcome["value"]
+        result: Result = outcome["value"]
+        return result
     raise _error(outcome, process.returncode, log, place.num_nodes)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Returns "module:name" of a function, where the main module goes by the name it was run as."""
+    module = sys.modules[function.__module__]
+    name = module.__spec__.name if module.__name__ == "__main__" and module.__spec__ else ""
+    return f"{name or module.__name__}:{function.__name__}"
 
 
 def start(

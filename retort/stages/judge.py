@@ -12,14 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from retort import processes
-from retort.engines import Request
+from retort.engines import Request, find_engine, resolve
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, State, read_lines, write_lines
-from retort.spec import Asked, JobSpec
+from retort.spec import Asked, JobSpec, StageName
 from retort.spec.generate import Generate, GenerateRuntime
+from retort.stages.engine_settings import engine_of, model_line, settings_of
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.teacher_requests import Ask, Plan, engine_of, ledger_name, manner, settings_of
+from retort.stages.teacher_requests import Ask, Plan, ledger_name, manner
+from retort.store import model_folder
 from retort.store.ledger import Entry, Ledger
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
@@ -31,6 +33,20 @@ SCORE = re.compile(
     re.IGNORECASE,
 )
 LEAST, MOST = 1.0, 5.0
+
+
+def check(spec: JobSpec, stage: StageName) -> list[str]:
+    """Returns a line for each further model that a stage asks. Raises `SpecError`."""
+    lines = []
+    for where, who in spec.asked.items():
+        if where.partition(".")[0] != stage:
+            continue
+        engine = find_engine(resolve(who.engine, 0))
+        if engine.REMOTE:
+            lines.append(f"{where}: {engine.check(settings_of(as_teacher(spec, who), ''))}")
+        else:
+            lines.append(model_line(where, who.model, model_folder.check(who.model, where)))
+    return lines
 
 
 def ask(stage: Stage, who: Asked, requests: list[Request], name: str) -> dict[str, str]:
@@ -49,7 +65,7 @@ def ask(stage: Stage, who: Asked, requests: list[Request], name: str) -> dict[st
         waiting = f"scratch/{name}.jsonl"
         stage.out.write(waiting, write_lines(missing))
         processes.run(
-            "retort.stages.judge:answer",
+            answer,
             {"arguments": asking.arguments(), "waiting": waiting, "since": since},
             stage.report,
             stage.log,

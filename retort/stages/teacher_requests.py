@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retort.data import reasoning, task_types
-from retort.engines import EngineModule, Request, Settings, find_engine, resolve
+from retort.engines import Request, resolve
 from retort.errors import DataError
 from retort.records import Example, Message, Response, sha256_of
 from retort.spec import JobSpec
+from retort.stages.engine_settings import engine_of, teacher_digest
 from retort.store import model_folder
 from retort.store.ledger import NO_LIMIT, Entry, Ledger, Standing
 from retort.store.signals import Signal
@@ -46,24 +47,6 @@ class Cut:
     token_ids: list[int]
     signal: Signal | None
     limits: tuple[int, int]
-
-
-def engine_of(spec: JobSpec) -> EngineModule:
-    """Returns the module of the teacher's engine."""
-    return find_engine(resolve(spec.generate.engine, spec.generate.top_k))
-
-
-def teacher_digest(spec: JobSpec) -> str:
-    """Returns what names the teacher: a folder's content, a hub commit, or endpoint and name."""
-    knobs = spec.generate
-    return model_digest(engine_of(spec), knobs.teacher, knobs.endpoint, "generate.teacher")
-
-
-def model_digest(engine: EngineModule, model: str, endpoint: str | None, where: str) -> str:
-    """Returns what names a model. Raises `SpecError` that names the knob where there is none."""
-    if engine.REMOTE:
-        return f"{endpoint or 'default endpoint'}: {model}"
-    return model_folder.digest(model, where)
 
 
 def manner(spec: JobSpec) -> dict[str, Any]:
@@ -108,29 +91,6 @@ def instruction_of(spec: JobSpec) -> str | None:
 def as_put(messages: list[Message], instruction: str | None) -> list[Message]:
     """Returns a chat as the teacher sees it."""
     return reasoning.instructed(messages, instruction) if instruction else messages
-
-
-def settings_of(spec: JobSpec, state: str) -> Settings:
-    """Returns the teacher's engine settings; `state` is the URI of its ledger."""
-    knobs = spec.generate
-    return Settings(
-        model=knobs.teacher,
-        temperature=knobs.temperature,
-        top_p=knobs.top_p,
-        max_tokens=knobs.max_tokens,
-        max_model_len=knobs.max_model_len,
-        top_k=knobs.top_k,
-        dtype=knobs.dtype,
-        seed=knobs.seed,
-        runtime=knobs.runtime.model_dump(mode="json"),
-        endpoint=knobs.endpoint,
-        api_key_env=knobs.api_key_env,
-        state=state,
-        scores=knobs.mode == "score",
-        frequency_penalty=knobs.frequency_penalty,
-        presence_penalty=knobs.presence_penalty,
-        stop=knobs.stop,
-    )
 
 
 class Plan:

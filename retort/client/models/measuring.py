@@ -26,6 +26,7 @@ from retort.plugins import module_names
 from retort.records import Example, write_lines
 from retort.spec import JobSpec, build_at
 from retort.spec.flat import put
+from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import asked_examples, read_answers
 from retort.stages.evaluate.load_test import summary
 from retort.stages.prepare.rows import Reader, check_counts, new_counts
@@ -65,7 +66,7 @@ def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
         model_folder.check(folder, "model_name")
         stage = _stage(spec, rows, open_store(scratch), log)
         measures = processes.run(
-            "retort.stages.evaluate.measure:measure",
+            measure.measure,
             {"arguments": stage.arguments(), "role": ROLE, "model": folder, "number": 1},
             stage.report,
             log,

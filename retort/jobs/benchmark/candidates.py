@@ -12,9 +12,10 @@ from typing import Any
 
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, did_you_mean
-from retort.jobs import inspection, preflight
+from retort.jobs import inspection
+from retort.jobs.source_digests import source_digests
 from retort.spec import JobSpec, recipes, training_of
-from retort.stages import teacher_requests
+from retort.stages import engine_settings
 from retort.store import Folder, Store, model_folder
 
 GIVEN = ("teacher", "base")
@@ -68,9 +69,9 @@ def _given(spec: JobSpec, role: str) -> Candidate:
     if not engine.REMOTE:
         model_folder.check(model, "generate.teacher")
         return Candidate(role, model, model_folder.digest(model, "generate.teacher"))
-    settings = replace(teacher_requests.settings_of(spec, ""), runtime=_live(spec))
+    settings = replace(engine_settings.settings_of(spec, ""), runtime=_live(spec))
     engine.check(settings)
-    return Candidate(role, model, teacher_requests.teacher_digest(spec), vars(settings), name)
+    return Candidate(role, model, engine_settings.teacher_digest(spec), vars(settings), name)
 
 
 def _live(spec: JobSpec) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _live(spec: JobSpec) -> dict[str, Any]:
 def _made(spec: JobSpec, store: Store, role: str) -> Candidate:
     """Returns a model that this job has trained: its recipe names the artifact."""
     name = training_of(role)
-    recipe = recipes(spec, preflight.sources(spec))[name]
+    recipe = recipes(spec, source_digests(spec))[name]
     artifact = store.artifact(recipe.stage, recipe.name).finished()
     if artifact is None:
         reasons = "; ".join(inspection.why(spec, store)[name])

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from retort import metrics
-from retort.jobs import preflight
+from retort.jobs.source_digests import source_digests
 from retort.spec import JobSpec, recipes
 from retort.store import Folder, Store
 
@@ -55,7 +55,7 @@ def gathered(
 
 def student_of(spec: JobSpec) -> str:
     """Returns the name of the train artifact that holds a job's student."""
-    return recipes(spec, preflight.sources(spec))["train"].name
+    return recipes(spec, source_digests(spec))["train"].name
 
 
 def _read(job: Folder, keys: Keys) -> Results:

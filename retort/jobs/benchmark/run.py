@@ -13,6 +13,7 @@ from retort import processes
 from retort.engines import resolve
 from retort.errors import SpecError
 from retort.events import Reporter
+from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import Candidate, candidates, is_folder, longest
 from retort.jobs.benchmark.results import gathered
 from retort.records import content_id
@@ -87,7 +88,7 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
 
 def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Plan:
     found: Plan = processes.run(
-        "retort.jobs.benchmark.harness:plan",
+        harness.plan,
         {"tasks": list(asked.tasks), "settings": asked.settings},
         report.part("reading", 0, 1),
         _log(spec, store),
@@ -140,7 +141,7 @@ def _measure(
         }
         tasks = [{"name": task, "key": key, **planned[task]} for task, key in missing.items()]
         processes.run(
-            "retort.jobs.benchmark.harness:measure",
+            harness.measure,
             {
                 "model": model,
                 "tasks": tasks,

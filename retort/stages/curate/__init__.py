@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Literal
 
 from retort.data import balance, reasoning, task_types
-from retort.data.filters.candidate import Item, check, item_of
+from retort.data.filters import candidate
+from retort.data.filters.candidate import Item, item_of
 from retort.data.task_types import TaskType
 from retort.errors import DataError
 from retort.records import Decision, Response, read_lines, write_lines
@@ -63,7 +64,7 @@ def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
         # The budget of a summary is the one that the teacher was given.
         known = {"max_words": spec.prepare.max_summary_words} if name == "summary_length" else {}
         options = {**known, **given}
-        found.append((name, partial(check(name, options), **options)))
+        found.append((name, partial(candidate.check(name, options), **options)))
     if spec.generate.reasoning != "none" or knobs.rationale != "keep":
         at = 1 + max((i for i, (name, _) in enumerate(found) if name == "finished"), default=-1)
         found.insert(at, ("rationale", partial(_no_answer, spec)))

@@ -12,6 +12,7 @@ from retort import processes
 from retort.errors import EngineDiedError
 from retort.metrics import Statistics
 from retort.processes import machine
+from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import (
     asked_examples,
     check_template,
@@ -21,7 +22,6 @@ from retort.stages.evaluate.compared_models import (
     settings_of,
 )
 from retort.stages.evaluate.judging import judged
-from retort.stages.evaluate.measure import bound_seconds
 from retort.stages.evaluate.scores import (
     differences_of,
     flat,
@@ -60,7 +60,7 @@ def _take_turns(stage: Stage) -> None:
         with model_of(stage, role) as model:
             arguments = {"arguments": stage.arguments(), "role": role, "model": model}
             measures = processes.run(
-                "retort.stages.evaluate.measure:measure",
+                measure.measure,
                 {**arguments, "number": number},
                 stage.report.part(role, index, len(turns)),
                 stage.log,
@@ -88,7 +88,7 @@ def _likelihood(stage: Stage) -> dict[str, Any]:
             folders = {role: copies.enter_context(model_of(stage, role)) for role in here}
             try:
                 found = processes.run(
-                    "retort.stages.evaluate.likelihood:likelihood",
+                    measure.likelihood,
                     {"arguments": stage.arguments(), "folders": folders},
                     stage.report,
                     stage.log,
@@ -121,7 +121,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
         "main_metric": main,
         "hardware": machine.hardware(),
         "versions": machine.versions(),
-        "latency_bound_seconds": bound_seconds(stage),
+        "latency_bound_seconds": measure.bound_seconds(stage),
         "perplexity_of": likelihood.get("perplexity_of"),
         "notes": likelihood.get("notes", []),
         "models": models,

@@ -131,3 +131,12 @@ def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:
         "peak_memory_bytes": processes.peak_host_memory_bytes(),
         "peak_gpu_memory_bytes": processes.peak_gpu_memory_bytes(),
     }
+
+
+def likelihood(
+    arguments: dict[str, Any], folders: dict[str, str], report: Reporter
+) -> dict[str, Any]:
+    """The child's side: what `likelihood.likelihood` returns; torch is loaded there alone."""
+    from retort.stages.evaluate import likelihood as measured
+
+    return measured.likelihood(arguments, folders, report)

@@ -7,14 +7,16 @@ A dead engine is started again on what is missing, with half the sequences. With
 
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from retort import processes
 from retort.errors import EngineDiedError, StageError
 from retort.events import Reporter
+from retort.stages.engine_settings import engine_of
+from retort.stages.generate import capture, parity
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.teacher_requests import engine_of
 from retort.store import SCRATCH
 
 MIN_TOP_K_MASS = 0.9
@@ -47,7 +49,7 @@ def help_generate(given: dict[str, Any], log: Path, report: Reporter) -> int:
     """
     stage = from_arguments({**given["arguments"], "log": str(log)}, report)
     rest = {name: given[name] for name in ("since", "meeting")}
-    return int(_restarted(stage, "help_capture", rest)[0])
+    return int(_restarted(stage, capture.help_capture, rest)[0])
 
 
 def _answers(stage: Stage) -> dict[str, Any]:
@@ -56,11 +58,13 @@ def _answers(stage: Stage) -> dict[str, Any]:
     if stage.spec.generate.runtime.replicas > 1:
         meeting = f"{stage.out.uri}/{SCRATCH}meetings/{uuid.uuid4().hex[:12]}"
     given = {"since": time.time(), "meeting": meeting}
-    facts, restarts = _restarted(stage, "capture", given)
+    facts, restarts = _restarted(stage, capture.capture, given)
     return {**facts, "num_restarts": restarts}
 
 
-def _restarted(stage: Stage, function: str, given: dict[str, Any]) -> tuple[Any, int]:
+def _restarted(
+    stage: Stage, function: Callable[..., Any], given: dict[str, Any]
+) -> tuple[Any, int]:
     """Returns what a function of the capture returns, and how often it was started again because
     its engine had died."""
     runtime = stage.spec.generate.runtime
@@ -70,7 +74,7 @@ def _restarted(stage: Stage, function: str, given: dict[str, Any]) -> tuple[Any,
     for attempt in range(runtime.max_restarts + 1):
         try:
             found = processes.run(
-                f"retort.stages.generate.capture:{function}",
+                function,
                 {"arguments": stage.arguments(), "max_num_seqs": sequences, **given},
                 stage.report,
                 stage.log,
@@ -110,14 +114,13 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
     runtime = stage.spec.generate.runtime
     if not (facts["num_signals"] and runtime.parity_samples):
         return None
-    found: dict[str, float] = processes.run(
-        "retort.stages.generate.parity:parity",
+    return processes.run(
+        parity.parity,
         {"arguments": stage.arguments(), "dtype": facts["dtype"]},
         stage.report,
         stage.log,
         {**runtime.model_dump(), "stall_seconds": None},
     )
-    return found
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, float]:

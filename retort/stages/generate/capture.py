@@ -8,11 +8,12 @@ import contextlib
 from typing import Any
 
 from retort.events import Reporter
+from retort.stages.engine_settings import engine_of
 from retort.stages.generate import write_artifact
 from retort.stages.generate.capture_session import Session
 from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.teacher_requests import engine_of, ledger_name, manner
+from retort.stages.teacher_requests import ledger_name, manner
 from retort.store import Folder
 from retort.store.ledger import Ledger
 

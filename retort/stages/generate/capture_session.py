@@ -17,12 +17,13 @@ from retort.engines import Answer, Engine, Request
 from retort.errors import StageError
 from retort.records import Example, Response
 from retort.spec import JobSpec
+from retort.stages.engine_settings import engine_of, settings_of
 from retort.stages.generate import pilot
 from retort.stages.generate.budget import Meter, forecast
 from retort.stages.generate.heartbeat import pulse
 from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, stream_examples
-from retort.stages.teacher_requests import Ask, Cut, Plan, engine_of, settings_of
+from retort.stages.teacher_requests import Ask, Cut, Plan
 from retort.store.ledger import Entry, Ledger
 from retort.store.signals import join
 

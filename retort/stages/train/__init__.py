@@ -8,6 +8,7 @@ processes in layout.py and ranks.py, what survives a kill in checkpoint.py and c
 from typing import Any
 
 from retort import processes
+from retort.events import Reporter
 from retort.stages.stage import Stage
 from retort.stages.train.layout import layout_of
 
@@ -17,11 +18,17 @@ def train(stage: Stage) -> dict[str, Any]:
     runtime = stage.spec.train.runtime.model_dump()
     layout = layout_of(stage.spec.train)
     runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
-    facts: dict[str, Any] = processes.run(
-        "retort.stages.train.loop:fit",
+    return processes.run(
+        fit,
         {"arguments": stage.arguments()},
         stage.report,
         stage.log,
         runtime,
     )
-    return facts
+
+
+def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """The child's side: what `loop.fit` returns. torch is loaded in the child alone."""
+    from retort.stages.train import loop
+
+    return loop.fit(arguments, report)

@@ -18,7 +18,7 @@ from retort.engines._request_pool import Flow
 from retort.errors import SpecError, StageError
 from retort.records import Example
 from retort.spec import JobSpec
-from retort.stages import teacher_requests
+from retort.stages import engine_settings
 from retort.stages.train.prompt_logprobs import check_words, kept, listed
 from retort.store.signals import Signal, captured
 
@@ -79,7 +79,7 @@ class Endpoint:
 
     def __init__(self, spec: JobSpec, vocabulary: int):
         self.k, self.vocabulary = min(spec.train.live_top_k, vocabulary), vocabulary
-        self._settings = replace(teacher_requests.settings_of(spec, ""), top_k=self.k)
+        self._settings = replace(engine_settings.settings_of(spec, ""), top_k=self.k)
         self._door = open_door(self._settings, openai.API)
         self.shown = self._door.shown
         self._signals: dict[str, Signal] = {}

@@ -1,0 +1,60 @@
+"""The digests of everything a spec points to: rows, models, plug-ins, files of filters.
+
+They are ingredients of the artifacts' names, so that content counts and addresses do not.
+"""
+
+from retort.data import sources
+from retort.engines import find_engine, resolve
+from retort.plugins import source_digest
+from retort.records import SPLITS, sha256_of
+from retort.spec import JobSpec, StageName
+from retort.stages import engine_settings
+from retort.store import model_folder
+
+
+def source_digests(spec: JobSpec) -> dict[str, str]:
+    """Returns the digest of everything the spec points to, by the knob that points to it.
+
+    Raises `SpecError` for a file or a model that is not there.
+    """
+    found: dict[str, str] = {}
+    for split in SPLITS:
+        source, where = getattr(spec.prepare, split), f"prepare.{split}"
+        found[where] = sources.digest(source, where) if source is not None else "none"
+    if against := spec.prepare.decontaminate.against:
+        where = "prepare.decontaminate.against"
+        found[where] = sources.digest(against, where)
+    for stage, names in _plug_ins(spec).items():
+        digests = {name: source_digest(name) for name in names if ":" in name or "." in name}
+        digests |= _filter_files(spec) if stage == "curate" else {}
+        if digests:
+            found[f"{stage}.plug_ins"] = sha256_of(digests)
+    for where, model in spec.asked.items():
+        engine = resolve(model.engine, 0)
+        name = engine_settings.model_digest(find_engine(engine), model.model, model.endpoint, where)
+        found[where] = f"{engine}: {name}"
+    found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
+    found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
+    found["generate.teacher"] = engine_settings.teacher_digest(spec)
+    found["train.student"] = model_folder.digest(spec.train.student, "train.student")
+    return found
+
+
+def _plug_ins(spec: JobSpec) -> dict[StageName, list[str]]:
+    """Returns the names of all plug-ins of a job by the stage whose result they decide."""
+    return {
+        "prepare": [spec.prepare.task_type, spec.prepare.format, *spec.prepare.scrub],
+        "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],
+        "train": [loss.name for loss in spec.losses],
+        "evaluate": [spec.prepare.task_type, *spec.evaluate.metrics],
+    }
+
+
+def _filter_files(spec: JobSpec) -> dict[str, str]:
+    """Returns the digest of each file that an option of a filter names: those ending in _file."""
+    return {
+        f"{chosen.name}.{option}": sources.digest(path, f"curate.filters {chosen.name}.{option}")
+        for chosen in spec.curate.filters
+        for option, path in chosen.options.items()
+        if option.endswith("_file") and path
+    }

@@ -1,0 +1,53 @@
+"""From a job's knobs to an engine: which one answers, what names its model, how it is opened."""
+
+from pathlib import Path
+
+from retort.engines import EngineModule, Settings, find_engine, resolve
+from retort.spec import JobSpec
+from retort.store import model_folder
+
+
+def model_line(key: str, model: str, folder: Path) -> str:
+    """Returns a line on a model folder: the knob that names it, and its size."""
+    return f"{key} {model}: {model_folder.size(folder)['parameters']:,} parameters"
+
+
+def engine_of(spec: JobSpec) -> EngineModule:
+    """Returns the module of the teacher's engine."""
+    return find_engine(resolve(spec.generate.engine, spec.generate.top_k))
+
+
+def teacher_digest(spec: JobSpec) -> str:
+    """Returns what names the teacher: a folder's content, a hub commit, or endpoint and name."""
+    knobs = spec.generate
+    return model_digest(engine_of(spec), knobs.teacher, knobs.endpoint, "generate.teacher")
+
+
+def model_digest(engine: EngineModule, model: str, endpoint: str | None, where: str) -> str:
+    """Returns what names a model. Raises `SpecError` that names the knob where there is none."""
+    if engine.REMOTE:
+        return f"{endpoint or 'default endpoint'}: {model}"
+    return model_folder.digest(model, where)
+
+
+def settings_of(spec: JobSpec, state: str) -> Settings:
+    """Returns the teacher's engine settings; `state` is the URI of its ledger."""
+    knobs = spec.generate
+    return Settings(
+        model=knobs.teacher,
+        temperature=knobs.temperature,
+        top_p=knobs.top_p,
+        max_tokens=knobs.max_tokens,
+        max_model_len=knobs.max_model_len,
+        top_k=knobs.top_k,
+        dtype=knobs.dtype,
+        seed=knobs.seed,
+        runtime=knobs.runtime.model_dump(mode="json"),
+        endpoint=knobs.endpoint,
+        api_key_env=knobs.api_key_env,
+        state=state,
+        scores=knobs.mode == "score",
+        frequency_penalty=knobs.frequency_penalty,
+        presence_penalty=knobs.presence_penalty,
+        stop=knobs.stop,
+    )

@@ -1,0 +1,42 @@
+"""What of `generate` can fail later, checked before a run: the teacher, what its engine can do."""
+
+from pathlib import Path
+
+from retort.engines import resolve
+from retort.errors import SpecError
+from retort.spec import JobSpec
+from retort.stages import teacher_requests
+from retort.stages.engine_settings import engine_of, model_line, settings_of
+from retort.store import model_folder
+
+
+def check(spec: JobSpec) -> list[str]:
+    """Returns a line for each thing that was checked and is well; raises `SpecError`."""
+    engine = engine_of(spec)
+    teacher_requests.instruction_of(spec)
+    if spec.generate.mode == "score" and not engine.SCORES:
+        raise SpecError(
+            "generate.mode: score needs the teacher's distribution of given text, which this "
+            "engine does not give; use vllm or transformers"
+        )
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(spec.generate, name) and not getattr(engine, "PENALTIES", True):
+            raise SpecError(f"generate.{name}: this engine does not know it; set it to 0")
+    name = f"engine {resolve(spec.generate.engine, spec.generate.top_k)} for the teacher"
+    if engine.REMOTE:
+        return [name, engine.check(settings_of(spec, ""))]
+    teacher = model_folder.check(spec.generate.teacher, "generate.teacher")
+    _check_length(spec, teacher)
+    return [name, model_line("generate.teacher", spec.generate.teacher, teacher)]
+
+
+def _check_length(spec: JobSpec, teacher: Path) -> None:
+    knobs, short = spec.generate, model_folder.short_length(teacher)
+    is_vllm = resolve(knobs.engine, knobs.top_k) == "vllm"
+    if short and knobs.top_k and is_vllm and (knobs.max_model_len or short + 1) > short:
+        raise SpecError(
+            f"generate.max_model_len: {knobs.max_model_len}; {teacher} has two sets of rope "
+            f"factors, and above {short} vllm uses the long set for short chats too, which the "
+            f"student does not: the signal would be off. Set it to at most {short}, use engine: "
+            "transformers, or set generate.top_k: 0"
+        )
