@@ -17,7 +17,7 @@ COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --
 
 # A file of tests beside another, the longest first (tests/conftest.py), one more than there are cores,
 # for many wait for a server; one file alone needs no more than `.venv/bin/python -m pytest
-# tests/test_X.py`.
+# tests/unit/test_X.py`.
 NUM_FILES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SIDE_BY_SIDE := --numprocesses $(NUM_FILES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

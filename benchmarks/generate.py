@@ -31,7 +31,7 @@ from retort.stages.generate import capture
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage, read_examples
 from retort.store import Store
-from tests import zoo
+from tests.support import zoo
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "data"
 ROUNDS, ROWS, MAX_TOKENS, TOP_K, ECHO_ROWS = 5, 2000, 64, 16, 1_000_000

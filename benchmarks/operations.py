@@ -29,9 +29,9 @@ import psutil
 from benchmarks import Measure, show
 from retort.spec import JobSpec, load
 from retort.store import Store
-from tests.servers import free_port
-from tests.tiny import write_job
-from tests.upping import up
+from tests.support.servers import free_port
+from tests.support.tiny import write_job
+from tests.support.upping import up
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 # Before memory is first read: whatever is made once has been made.

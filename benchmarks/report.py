@@ -21,8 +21,8 @@ import yaml
 from benchmarks import show
 from retort.stages.report.html import page
 from retort.store import Folder
-from tests.browser import see
-from tests.tiny import write_job
+from tests.support.browser import see
+from tests.support.tiny import write_job
 
 NUM_ROWS = 10_000
 NUM_OPENINGS = 5

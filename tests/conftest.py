@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests import servers
-from tests.servers import BIN, ROOT, environment, free_port, vllm_serving
+from tests.support import servers
+from tests.support.servers import BIN, ROOT, environment, free_port, vllm_serving
 
 __all__ = ["BIN", "ROOT", "ask", "environment", "free_port", "vllm_serving"]
 # Begun first, so that no core is left with a long one at the end.

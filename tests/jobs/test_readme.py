@@ -1,0 +1,130 @@
+"""Every command in the README and every spec in examples/ and in the README runs."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retort.spec import JobSpec
+from tests.support.servers import BIN, ROOT, environment
+
+README = (ROOT / "README.md").read_text()
+# `make demo` runs it whole and through vLLM.
+SMALL = [
+    "prepare.limit=64",
+    "train.num_epochs=1",
+    "evaluate.limit=16",
+    "curate.filters=[non_empty]",
+]
+SMALL += ["generate.engine=transformers", "evaluate.engine=echo"]
+SMALL += ["generate.runtime.parity_samples=0", "evaluate.latency_samples=2"]
+SMALL += ["evaluate.rounds=1", "evaluate.likelihood=false"]
+
+
+# They need jobs that have run: those that the lines before them ran.
+OF_FINISHED_JOBS = ("compare", "benchmark", "promote")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split() for line in lines if line.startswith(f"{program} ")]
+
+
+IN_ORDER = sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS)
+
+
+def test_the_readme_shows_commands_of_both_kinds():
+    assert commands("make")
+    assert {"validate", "run", "why", "rows", "schema", *OF_FINISHED_JOBS} == {
+        words[1] for words in commands("retort")
+    }
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
+def test_every_make_target_of_the_readme_is_there(words):
+    subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, prefect_url):
+    """A folder with the examples, in which commands run as a user would run them."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    return folder
+
+
+@pytest.fixture
+def say(place, prefect_url):
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(BIN / "retort"), *words],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=environment(PREFECT_API_URL=prefect_url),
+            cwd=place,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS),
+    ids=" ".join,
+)
+def test_every_retort_command_of_the_readme_runs(words, say):
+    small = [f"--set={knob}" for knob in SMALL]
+    if words[1] == "compare":
+        # The other job that the line names.
+        named = f"--set=name={words[3]}"
+        assert say("run", "examples/quickstart/job.yaml", *small, named).returncode == 3
+    more = {"run": small, "benchmark": [*small, "--limit=4", "--engine=transformers"]}
+    done = say(*words[1:], *more.get(words[1], []))
+    # So little training does not pass the gate, and what did not pass is not promoted.
+    assert done.returncode == (3 if words[1] in ("run", "promote") else 0), done.stderr
+    assert done.stdout or words[1] == "rows"
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_every_spec_of_the_readme_is_a_valid_job(text):
+    spec = JobSpec.model_validate(yaml.safe_load(text))
+    assert spec.train.student == "./models/base"
+    assert spec.generate.teacher in ("./models/teacher", "gpt-4o")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/job.yaml")), ids=str)
+def test_every_example_says_what_it_shows_costs_and_what_to_expect(path: Path):
+    opening = path.read_text().split("\nname:")[0]
+    assert all(word in opening for word in ("Shows", "Costs", "Expect"))
+
+
+def test_the_wheel_holds_the_four_packages_and_gives_the_command(tmp_path):
+    import zipfile
+
+    uv = ROOT / ".venv/bin/uv"
+    subprocess.run([uv, "build", "--wheel", "-q", "-o", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        entry = next(n for n in names if n.endswith("entry_points.txt"))
+        assert "retort = flows.cli:main" in archive.read(entry).decode()
+    tops = {name.split("/")[0] for name in names if not name.startswith("retort-")}
+    assert tops == {"retort", "tasks", "flows", "deployments"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_no_package_index_is_named_in_a_lock():
+    for lock in ROOT.glob("requirements*.lock"):
+        text = lock.read_text()
+        assert "://" not in text
+        assert re.search(r"^prefect==", text, flags=re.M)
+        assert re.search(r"^vllm(-cpu)?==", text, flags=re.M)

@@ -1,0 +1,1 @@
+"""Tests of servers, workers, the compose stack and Kubernetes."""

@@ -1,0 +1,269 @@
+"""The manifests of deployments/kubernetes/ and the job template of its pool, checked without a
+cluster: by Prefect's own code, by the schemas of Kubernetes, and against one another."""
+
+import argparse
+import asyncio
+import copy
+import json
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.collections import visit_collection
+from prefect.utilities.schema_tools import validate
+from prefect.workers.base import BaseJobConfiguration
+
+from flows.commands import node
+from flows.server_setup import POOLS
+from retort.processes import nodes
+from tests.operations.test_docker import SECRETS, parsed, programs
+from tests.support.servers import ROOT
+
+FOLDER = ROOT / "deployments" / "kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+MANIFESTS: list[dict[str, Any]] = [
+    manifest
+    for name in KUSTOMIZATION["resources"]
+    for manifest in yaml.safe_load_all((FOLDER / name).read_text())
+]
+# Applied when a student trains on several machines, and not before.
+SERVICE, FOLLOWERS = yaml.safe_load_all((FOLDER / "nodes.yaml").read_text())
+PODS = {
+    manifest["metadata"]["name"]: manifest["spec"]["template"]
+    for manifest in MANIFESTS
+    if manifest["kind"] in ("Deployment", "Job")
+}
+TEMPLATE = json.loads((FOLDER / "gpu-job-template.json").read_text())
+DEPLOYMENT = next(
+    deployment
+    for deployment in yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
+    if deployment["work_pool"]["name"] == "retort-kubernetes"
+)
+VARIABLES = DEPLOYMENT["work_pool"]["job_variables"]
+
+
+class KubernetesJob(BaseJobConfiguration):
+    """Prefect's configuration of a job, with the field that its Kubernetes worker adds."""
+
+    job_manifest: dict[str, Any]
+
+
+def job(**values: Any) -> dict[str, Any]:
+    """The job that the pool makes of a run with these job variables."""
+    assert validate(values, TEMPLATE["variables"], raise_on_error=True) == []
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nothing is asked there
+        made = asyncio.run(KubernetesJob.from_template_and_values(TEMPLATE, values))
+    return made.job_manifest
+
+
+def pod(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"]["template"]["spec"]
+
+
+def found(manifest: Any, key: str) -> list[Any]:
+    """All values of a key, however deep."""
+    values = []
+
+    def look(node: Any) -> Any:
+        if isinstance(node, dict) and key in node:
+            values.append(node[key])
+        return node
+
+    visit_collection(manifest, look)
+    return values
+
+
+def test_a_run_gets_its_gpus_shared_memory_and_a_place_on_a_node_with_gpus():
+    made = job(**VARIABLES, gpus=4, shared_memory="32Gi", node_selector={"gpu": "h100"})
+    run = pod(made)
+    assert run["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 4
+    shared = next(v for v in run["volumes"] if v["name"] == "shared-memory")
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "32Gi"}
+    mounted = {v["name"]: v["mountPath"] for v in run["containers"][0]["volumeMounts"]}
+    assert mounted["shared-memory"] == "/dev/shm"
+    assert mounted.keys() == {volume["name"] for volume in run["volumes"]}
+    assert run["nodeSelector"] == {"gpu": "h100"}
+    assert run["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert made["spec"]["activeDeadlineSeconds"] == 7 * 24 * 3600
+
+
+def test_what_is_not_given_is_left_out_and_what_is_wrong_is_refused():
+    run = pod(job())
+    assert not {"nodeSelector", "runtimeClassName"} & run.keys()
+    assert run["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 1}
+    assert next(v for v in run["volumes"] if v["name"] == "cache") == {"name": "cache"}
+    claim = {"claimName": "models"}
+    cached = pod(job(cache_claim=claim))["volumes"]
+    assert {"name": "cache", "persistentVolumeClaim": claim} in cached
+    for wrong in ({"gpus": -1}, {"gpus": "two"}, {"active_deadline_seconds": 1}):
+        assert validate(wrong, TEMPLATE["variables"]), wrong
+
+
+def test_the_pool_takes_the_template_and_all_that_its_own_would_take():
+    from prefect.server.api import collections_data
+
+    views = f"{collections_data.__path__[0]}/views/aggregate-worker-metadata.json"
+    with open(views) as stream:
+        kinds = json.load(stream)["prefect-kubernetes"]
+    default = kinds[POOLS["retort-kubernetes"]]["default_base_job_configuration"]
+    assert WorkPoolCreate(name="gpu", type="kubernetes", base_job_template=TEMPLATE)
+    ours, theirs = TEMPLATE["variables"]["properties"], default["variables"]["properties"]
+    assert {
+        name for name in theirs if ours[name] | {"default": 0} != theirs[name] | {"default": 0}
+    } == set()
+    kept = default["job_configuration"] | {"job_manifest": None}
+    assert TEMPLATE["job_configuration"] | {"job_manifest": None} == kept
+    named = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(TEMPLATE["job_configuration"])))
+    assert named == ours.keys()
+
+
+def test_no_pod_runs_as_root_or_may_become_it():
+    templates = [pod({"spec": {"template": template}}) for template in PODS.values()]
+    for spec in [*templates, pod(job()), pod(FOLLOWERS)]:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [*MANIFESTS, SERVICE, FOLLOWERS],
+    ids=lambda m: f"{m['kind']} {m['metadata']['name']}",
+)
+def test_a_manifest_holds_to_the_schema_of_its_kind(manifest):
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_job_of_a_run_holds_to_the_schema():
+    made = copy.deepcopy(job(**VARIABLES))
+    # Prefect's worker wants these two in the pod as well, where Kubernetes passes over them.
+    assert pod(made).pop("parallelism") == pod(made).pop("completions") == 1
+    made["metadata"]["name"] = made["metadata"].pop("generateName") + "x"
+    pod(made)["containers"][0] |= {"env": [], "args": ["prefect", "flow-run", "execute"]}
+    kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_file_is_applied_and_every_thing_lies_in_the_namespace():
+    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "nodes.yaml"}
+    assert files == set(KUSTOMIZATION["resources"])
+    assert {m["metadata"].get("namespace") for m in MANIFESTS[1:]} == {"retort"}
+    assert job()["metadata"]["namespace"] == VARIABLES["namespace"] == "retort"
+
+
+def test_services_accounts_and_settings_that_are_named_exist():
+    named = {(m["kind"], m["metadata"]["name"]) for m in MANIFESTS}
+    for template in PODS.values():
+        assert ("ServiceAccount", template["spec"]["serviceAccountName"]) in named
+    assert ("ServiceAccount", VARIABLES["service_account_name"]) in named
+    settings = next(m for m in MANIFESTS if m["kind"] == "ConfigMap")
+    for reference in found([*MANIFESTS, job()], "configMapRef"):
+        assert reference["name"] == settings["metadata"]["name"]
+    services = {m["metadata"]["name"]: m["spec"] for m in MANIFESTS if m["kind"] == "Service"}
+    for name, service in services.items():
+        ports = {port["name"]: port for port in pod_ports(PODS[name])}
+        assert PODS[name]["metadata"]["labels"].items() >= service["selector"].items()
+        assert (
+            ports[service["ports"][0]["targetPort"]]["containerPort"]
+            == (service["ports"][0]["port"])
+        )
+    urls = f"{json.dumps(settings)} {json.dumps(VARIABLES)}"
+    for name, port in re.findall(r"http://(\w+)\.retort:(\d+)", urls):
+        assert services[name]["ports"][0]["port"] == int(port)
+
+
+def pod_ports(template: dict[str, Any]) -> list[dict[str, Any]]:
+    return template["spec"]["containers"][0]["ports"]
+
+
+def test_images_have_the_projects_version_and_commands_are_read_by_their_programs():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    assert [image["newTag"] for image in KUSTOMIZATION["images"]] == [version]
+    assert pod(job())["containers"][0]["image"] == VARIABLES["image"] == f"retort-gpu:{version}"
+    for template in PODS.values():
+        container = template["spec"]["containers"][0]
+        assert container["image"] == f"retort-orchestrator:{version}"
+        for words in programs(container.get("command") or container["args"]):
+            parsed(words)
+
+
+def test_the_other_machines_of_a_student_are_like_the_runs_own_and_find_it():
+    made, settings = job(**VARIABLES), next(m for m in MANIFESTS if m["kind"] == "ConfigMap")
+    own, other = pod(made), pod(FOLLOWERS)
+    for name in ("tolerations", "securityContext", "restartPolicy", "serviceAccountName"):
+        assert other[name] == own[name], name
+    mine, theirs = own["containers"][0], other["containers"][0]
+    for name in ("image", "imagePullPolicy", "envFrom", "securityContext", "volumeMounts"):
+        assert theirs[name] == mine[name], name
+    assert theirs["resources"]["limits"] == mine["resources"]["limits"]
+    assert other["volumes"][0] == own["volumes"][0]
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= SERVICE["spec"]["selector"].items()
+    assert not SERVICE["spec"]["selector"].items() <= FOLLOWERS["metadata"]["labels"].items()
+    port = SERVICE["spec"]["ports"][0]["port"]
+    assert nodes.endpoint(settings["data"][nodes.VARIABLE]) == ("first-node.retort", port)
+    for manifest in (SERVICE, FOLLOWERS):
+        assert manifest["metadata"]["namespace"] == made["metadata"]["namespace"]
+    assert SERVICE["metadata"]["name"] == "first-node"
+
+
+def test_the_other_machines_run_the_command_and_leave_as_kubernetes_expects():
+    spec, run = FOLLOWERS["spec"], pod(FOLLOWERS)
+    assert spec["completions"] == spec["parallelism"]
+    assert run["terminationGracePeriodSeconds"] > nodes.LEAVE_SECONDS
+    ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"][1:]]
+    assert [code["values"] for code in ignored] == [[node.ENDED]]
+    assert {code["containerName"] for code in ignored} == {run["containers"][0]["name"]}
+    program, *words = run["containers"][0]["args"]
+    top = argparse.ArgumentParser()
+    node.add(top.add_subparsers())
+    assert (program, top.parse_args(words).command) == ("retort", node.run)
+
+
+def test_the_worker_may_start_and_watch_jobs_and_nothing_else():
+    role = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Role")
+    rights = {
+        (resource, verb)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert rights >= {
+        ("jobs", "create"),
+        ("jobs", "delete"),
+        ("pods", "watch"),
+        ("pods/log", "get"),
+    }
+    assert {resource for resource, verb in rights if verb not in ("get", "list", "watch")} <= {
+        "jobs",
+        "jobs/status",
+    }
+    assert not any("*" in pair or "secrets" in pair for pair in rights)
+    assert not any(manifest["kind"].startswith("Cluster") for manifest in MANIFESTS)
+    assert pod(job())["automountServiceAccountToken"] is False
+
+
+def test_secrets_are_named_and_none_is_held():
+    assert "Secret" not in {manifest["kind"] for manifest in MANIFESTS}
+    how = (FOLDER / "kustomization.yaml").read_text()
+    everything = [*MANIFESTS, job(), FOLLOWERS]
+    for reference in found(everything, "secretKeyRef") + found(everything, "secretRef"):
+        assert f"create secret generic {reference['name']} " in how
+    for reference in found(MANIFESTS, "secretKeyRef"):
+        assert f"{reference['key']}=" in how
+    for variables in found(MANIFESTS, "env"):
+        for variable in variables:
+            plain = "value" in variable and SECRETS.search(variable["name"])
+            assert not plain or variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
+
+
+def test_no_index_and_no_foreign_host_is_named():
+    for path in FOLDER.iterdir():
+        hosts = set(re.findall(r"://(?:\w+:\w+@)?([\w.-]+)", path.read_text()))
+        assert hosts <= {"prefect.retort", "mlflow.retort", "127.0.0.1", "retort", "HOST"}, path

@@ -1,0 +1,121 @@
+"""Leases: of several processes one holds a name, and what a lost one held is taken over."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from retort.store import Folder
+from retort.store.leases import Holder
+from tests.support.servers import environment
+
+HOLDS_FOR_EVER = """
+import sys, time
+from retort.store import Folder
+from retort.store.leases import Holder
+with Holder(Folder(sys.argv[1]), beat_seconds=0.1) as holder:
+    assert holder.take("it")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path, s3_here):
+    return Folder(str(tmp_path) if request.param == "local" else f"s3://retort/{tmp_path.name}")
+
+
+def test_of_many_who_try_at_once_one_gets_each_name(folder):
+    taken, barrier = [], threading.Barrier(4)
+
+    def race(number):
+        with Holder(folder) as holder:
+            barrier.wait()
+            taken.extend(name for name in map(str, range(5)) if holder.take(name))
+            barrier.wait()
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [str(number) for number in range(5)]
+
+
+def test_what_was_held_is_free_again_afterwards_unless_it_was_finished(folder):
+    with Holder(folder) as first, Holder(folder) as other:
+        assert first.take("it") and first.take("it")
+        assert not other.take("it") and other.states(["it"])["it"] == "held"
+        assert other.states(["else"])["else"] == "free"
+    with Holder(folder) as second:
+        assert second.take("it")
+        second.finish()
+    with Holder(folder) as third:
+        assert third.states(["it"])["it"] == "done" and not third.take("it")
+
+
+def test_what_is_done_in_error_is_free(folder):
+    def fail():
+        with Holder(folder) as holder:
+            holder.take("it")
+            holder.finish()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with Holder(folder) as other:
+        assert other.take("it")
+
+
+def test_others_see_what_a_holder_tells(folder):
+    with Holder(folder, beat_seconds=0.05) as one, Holder(folder, beat_seconds=0.05) as other:
+        one.told = {"done": 3}
+        deadline = time.monotonic() + 60
+        while other.others() != [{"done": 3}]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def holding(path):
+    command = [sys.executable, "-c", HOLDS_FOR_EVER, path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_what_a_killed_process_of_this_machine_held_is_free_at_once(tmp_path):
+    process = holding(str(tmp_path))
+    with Holder(Folder(str(tmp_path))) as other:
+        assert not other.take("it")
+        process.kill()
+        process.wait()
+        assert other.take("it")
+
+
+def test_a_silent_holder_loses_what_it_held_and_learns_of_it(tmp_path):
+    process = holding(str(tmp_path))
+    process.send_signal(signal.SIGSTOP)  # as a machine that cannot be reached
+    try:
+        with Holder(Folder(str(tmp_path)), beat_seconds=0.1, lost_seconds=0.5) as other:
+            deadline = time.monotonic() + 60
+            while not other.take("it"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert other.states(["it"])["it"] == "held"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_whoever_was_silent_for_too_long_is_told_that_another_holds_it(tmp_path):
+    folder, told = Folder(str(tmp_path)), threading.Event()
+    with Holder(folder, told.set, beat_seconds=0.2) as slow:
+        assert slow.take("it")
+        with Holder(folder, lost_seconds=0.0) as other:  # every holder is lost to this one
+            while not other.take("it"):
+                time.sleep(0.01)
+            assert told.wait(60)
+            assert not slow.take("it")

@@ -1,0 +1,173 @@
+"""The page as bytes: what it says, what no text can break, and that it needs no network."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from retort.stages.report import views
+from retort.stages.report.answers import Answered
+from retort.stages.report.examples import embedded, side_by_side
+from retort.stages.report.html import page
+from retort.stages.report.markdown import markdown
+from retort.stages.report.slices import slices
+from tests.support import report_content
+from tests.support.report_content import KNOBS
+
+HOSTILE = (
+    "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)> | `x` &amp;"
+)
+
+
+@pytest.fixture(scope="module")
+def answered() -> Answered:
+    return report_content.answered(200)
+
+
+class Page(HTMLParser):
+    """Reads a page: its elements, its visible text and its scripts."""
+
+    def __init__(self, data: bytes):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.scripts, self._open = "", [""], ""
+        self.feed(data.decode())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._open = tag
+        self.scripts += [""] * (tag == "script")
+
+    def handle_endtag(self, tag):
+        self._open = ""
+
+    def handle_data(self, data):
+        if self._open == "script":
+            self.scripts[-1] += data
+        elif self._open != "style":
+            self.text += data
+
+
+def test_embedded_json_reads_back_the_same_and_ends_no_element():
+    value = {"text": HOSTILE + "\u2028\u2029<!--", "n": 1.5, "none": None}
+    text = embedded(value)
+    assert json.loads(text) == value
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+@pytest.fixture(scope="module")
+def hostile(answered):
+    """Content and examples with markup wherever a user or a model can put it, and their page."""
+    found = report_content.answered(40)
+    found.texts["student"]["row-1"] = HOSTILE
+    first = replace(found.examples[0], metadata={"topic": HOSTILE, "length": "short"})
+    found.examples[0] = replace(first, messages=[{"role": "user", "content": HOSTILE}])
+    content = report_content.content(report_content.answered(40))
+    content |= {"name": HOSTILE, "warnings": [HOSTILE], "slices": slices(found, KNOBS)}
+    content["ran"] = content["ran"] | {"spec": {"note": HOSTILE}, "hardware": {"cpu": HOSTILE}}
+    content["models"]["base"]["model"] = HOSTILE
+    curves = content["training"]["curves"]
+    curves["student"] = [{**record, HOSTILE: 1.0} for record in curves["student"]]
+    examples = side_by_side(found)
+    return content, examples, page(content, examples)
+
+
+def test_no_text_of_anyone_becomes_markup(hostile):
+    content, examples, data = hostile
+    shown = Page(data)
+    tags = [tag for tag, _ in shown.elements]
+    assert tags.count("script") == 2 and "img" not in tags
+    assert not [a for _, attributes in shown.elements for a in attributes if a.startswith("on")]
+    rows = json.loads(shown.scripts[1])["rows"]
+    assert HOSTILE in {row["answers"]["student"] for row in rows}
+    # The name, a warning, a slice, a model, hardware and the spec, each as text.
+    assert shown.text.count("<img src=x onerror=alert(1)>") >= 6
+    text = markdown(content, examples["rows"])
+    assert "<img" not in text and "<script" not in text
+
+
+def test_the_page_needs_no_network_and_is_the_same_bytes_each_time(hostile):
+    content, examples, first = hostile
+    assert first == page(content, examples)
+    shown = Page(first)
+    for tag, attributes in shown.elements:
+        assert tag not in ("link", "iframe", "object"), tag
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert b"@import" not in first and b"url(http" not in first
+
+
+def test_each_picture_is_drawn_in_the_pages_colours(answered):
+    content = report_content.content(answered)
+    data = page(content, side_by_side(answered)).decode()
+    figures = data.split("<figure>")[1:]
+    pictures = [f[f.index("<svg") : f.rindex("</svg>") + 6] for f in figures if "<svg" in f]
+    # Trade-off, differences; whole answer, first token; three terms; four panels of the data.
+    assert len(pictures) == 2 + 2 + 3 + 4
+    ids = []
+    for picture in pictures:
+        root = ElementTree.fromstring(picture)
+        marks = [each for each in root.iter() if each.tag.endswith(("path", "use", "text"))]
+        assert len(marks) > 3 or picture.count("#data-card") == 1
+        assert root.get("aria-label")
+        ids += [each.get("id") for each in root.iter() if each.get("id")]
+    assert len(ids) == len(set(ids))
+    assert "var(--blue)" in pictures[0] and "#0072b2" not in "".join(pictures)
+
+
+def test_the_page_says_all_that_the_content_holds(answered):
+    content = report_content.content(answered)
+    task = {"arc_easy": {"acc": {"value": 0.512, "stderr": 0.014}}}
+    content["benchmarks"] = {"models": {"teacher": task, "student": {}}, "notes": ["limited"]}
+    content |= {"fingerprints": {"train": "0123abcd"}, "prefect": {"flow_run_id": None}}
+    content["registered"] = {"name": "trains", "version": "3", "compared_with": "2"}
+    text = " ".join(Page(page(content, side_by_side(answered))).text.split())
+    for said in (
+        *("beware of the night", "of the teacher's accuracy kept", "95% of whole answers within"),
+        *("weather", "contradiction", "arc_easy, acc", "0.512 ± 0.0140", "limited", "0123abcd"),
+        *("unknown: nothing measured it", "apache-2.0; allows distillation", "cost unknown"),
+        *("cores 2, memory 25.3 GB, gpus none", "trains, version 3, compared with version 2"),
+        *("generate 440 s", "flow run id unknown", "12,700 rows in, 11,201 responses learned"),
+    ):
+        assert said in text, said
+
+
+def test_a_page_without_slices_curves_latencies_or_closed_answers_leaves_them_out(answered):
+    content = report_content.content(answered)
+    content |= {"slices": [], "warnings": []}
+    content["training"] = {"warnings": [], "controls": {}, "curves": {"student": []}}
+    for model in content["models"].values():
+        model |= {"latencies": None, "confusion": None}
+    ids = {
+        attributes.get("id")
+        for _, attributes in Page(page(content, side_by_side(answered))).elements
+    }
+    assert not {"slices", "training", "latency", "confusion", "benchmarks"} & ids
+    assert {"comparison", "gate", "data", "examples", "ran"} <= ids
+
+
+def test_of_many_labels_the_most_frequent_are_shown_and_the_rest_summed(answered):
+    content = report_content.content(answered)
+    counts = [[0] * 21 for _ in range(20)]
+    for at in range(20):
+        counts[at][at] = 20 - at
+        counts[at][19] += 1
+    labels = [f"label {at}" for at in range(20)]
+    content["models"]["student"]["confusion"] = {"labels": labels, "counts": counts}
+    text = Page(page(content, side_by_side(answered))).text
+    assert "label 11" in text and "label 12" not in text
+    assert "8 rarer labels are not shown." in text
+
+
+def test_less_perplexity_is_better_and_shown_so(answered):
+    content = report_content.content(answered)
+    lower = {"value": -0.5, "low": -0.8, "high": -0.2, "n": 200, "p_value": 0.0004}
+    content["all_differences"] = {"base": {"perplexity": lower, "accuracy": lower}}
+    rows = views.differences(content)
+    assert [(row["outcome"], row["tone"]) for row in rows] == [
+        ("below", "above"),
+        ("below", "below"),
+    ]
+    assert rows[0]["p"] == "< 0.001" and rows[0]["value"] == "-0.500"

@@ -1,0 +1,1 @@
+"""Tests without a process of their own and without a server: a module each."""

@@ -1,0 +1,285 @@
+"""One spec, one home for each knob; the fingerprint follows what matters and nothing else."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from retort.errors import SpecError
+from retort.jobs.preflight import check
+from retort.jobs.source_digests import source_digests
+from retort.spec import STAGES, JobSpec, build, load, recipes
+from retort.store import open_store
+from tests.support.tiny import write_job
+from tests.support.zoo import save_family
+
+MINIMAL = {
+    "name": "job",
+    "prepare": {"train": "a.jsonl", "test": "b.jsonl"},
+    "generate": {"teacher": "t"},
+    "train": {"student": "s"},
+}
+FLAT = {
+    "teacher_model": "t",
+    "student_model": "s",
+    "training_data": "a.jsonl",
+    "validation_data": "v.jsonl",
+    "task_type": "conversation",
+    "hyperparameters": {
+        "learning_rate": 2e-5,
+        "batch_size": 2,
+        "num_epochs": 3,
+        "temperature": 0.7,
+    },
+}
+
+
+def changed(**sections: dict) -> dict:
+    return {**MINIMAL, **{k: {**MINIMAL.get(k, {}), **v} for k, v in sections.items()}}
+
+
+def names(raw: dict) -> dict[str, str]:
+    return {stage: recipe.name for stage, recipe in recipes(build(raw), {}).items()}
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_name_at_every_depth():
+    for raw, hint in [
+        (changed(generate={"temprature": 1}), "generate.temprature.*'temperature'"),
+        (changed(train={"losses": [{"nam": "x"}]}), r"train\.losses\.0\.nam.*'name'"),
+        ({**MINIMAL, "evalute": {}}, "evalute.*'evaluate'"),
+        (changed(generate={"runtime": {"devise": "cpu"}}), "devise.*'device'"),
+    ]:
+        with pytest.raises(SpecError, match=hint):
+            build(raw)
+
+
+def test_every_knob_says_its_unit_and_what_it_does():
+    def walk(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                walk(inner)
+                continue
+            assert field.description, f"{model.__name__}.{name}"
+            assert field.json_schema_extra["unit"], f"{model.__name__}.{name}"
+
+    walk(JobSpec)
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        build(MINIMAL).generate.top_k = 3
+
+
+def test_the_flat_form_is_the_same_spec_in_other_words(tmp_path):
+    sectioned = {
+        "name": "s-distilled",
+        "prepare": {"train": "a.jsonl", "validation": "v.jsonl", "task_type": "conversation"},
+        "generate": {"teacher": "t", "temperature": 0.7},
+        "train": {
+            "student": "s",
+            "learning_rate": 2e-5,
+            "batch_size": 2,
+            "num_epochs": 3,
+            "losses": [
+                {"name": "cross_entropy", "weight": 0.2},
+                {"name": "forward_kl", "weight": 0.8, "temperature": 0.7},
+            ],
+        },
+    }
+    assert JobSpec.model_validate(FLAT) == build(sectioned)
+
+
+def test_an_unknown_flat_key_is_refused():
+    with pytest.raises(SpecError, match=r"'teacher_modell'.*did you mean 'teacher_model'"):
+        build({**FLAT, "teacher_modell": "x"})
+
+
+def test_set_overrides_one_knob_and_a_bad_one_is_refused(tmp_path):
+    job = write_job(tmp_path, engine="echo")
+    assert load(job, ["train.num_epochs=9"])[0].train.num_epochs == 9
+    with pytest.raises(SpecError, match=r"section\.key=value"):
+        load(job, ["train.num_epochs"])
+
+
+def test_a_signal_loss_without_a_signal_is_refused():
+    with pytest.raises(SpecError, match=r"generate\.top_k is 0"):
+        build(changed(generate={"top_k": 0}, train={"losses": [{"name": "forward_kl"}]}))
+
+
+def test_without_a_signal_the_objective_is_cross_entropy():
+    spec = build(changed(generate={"top_k": 0}))
+    assert [loss.name for loss in spec.losses] == ["cross_entropy"]
+    assert not spec.uses_signal
+
+
+def test_a_runtime_knob_changes_no_fingerprint():
+    before = names(MINIMAL)
+    for section in ("generate", "evaluate"):
+        assert names(changed(**{section: {"runtime": {"max_num_seqs": 7}}})) == before
+    assert names(changed(train={"runtime": {"micro_batch_tokens": 7}})) == before
+
+
+def test_any_other_knob_changes_its_stage_and_those_that_read_it():
+    before, after = names(MINIMAL), names(changed(curate={"min_kept": 2}))
+    differing = {stage for stage in STAGES if before[stage] != after[stage]}
+    assert differing == {"curate", "train", "evaluate", "report", "release"}
+
+
+def test_what_only_judges_or_shows_the_measurements_measures_nothing_anew():
+    before, gate = names(MINIMAL), {"min_retention": 0.5, "on_bound": ["retention"]}
+    prices = {"student": {"price_per_hour": 2}}
+    now = names(changed(report={"gate": gate, "prices": prices, "slices": ["topic"]}))
+    assert {stage for stage in STAGES if now[stage] != before[stage]} == {"report", "release"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"beat_fine_tuning": True}, "add fine_tuning to train.controls"),
+        ({"max_cost_per_1000_requests": 1}, "set prices.student.price_per_hour"),
+        ({"on_bound": ["memory"]}, "on_bound"),
+    ],
+)
+def test_a_gate_that_could_never_be_judged_is_refused(gate, words):
+    with pytest.raises(SpecError, match=words):
+        build(changed(report={"gate": gate}))
+
+
+def test_a_metric_that_there_is_not_is_refused_before_a_run(tmp_path):
+    spec, _ = load(write_job(tmp_path, "echo"), ["evaluate.metrics=[token_f]"])
+    with pytest.raises(SpecError, match="did you mean 'token_f1'"):
+        check(spec, open_store(str(tmp_path / "store")))
+
+
+def test_moving_the_job_its_data_and_models_keeps_every_fingerprint(tmp_path):
+    job = write_job(tmp_path / "here", engine="echo", losses=[{"name": "cross_entropy"}])
+    text = job.read_text().replace("max_tokens: 12", "max_tokens: 12\n  top_k: 0")
+    job.write_text(text)
+    spec = load(job)[0]
+    before = recipes(spec, source_digests(spec))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = load(tmp_path / "there/job.yaml")[0]
+    assert moved.prepare.train != spec.prepare.train
+    assert recipes(moved, source_digests(moved)) == before
+    with (tmp_path / "there/data/train.jsonl").open("a") as stream:
+        stream.write('{"question": "1 + 1 = ?"}\n')
+    assert recipes(moved, source_digests(moved))["prepare"] != before["prepare"]
+
+
+def test_importing_the_spec_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'prefect', 'mlflow', 'vllm', 'fsspec'}"
+    code = f"import sys, retort.spec; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated(tmp_path):
+    path = write_job(tmp_path, engine="echo")
+    with pytest.raises(SpecError, match="give the name of an environment variable") as raised:
+        load(path, ["generate.api_key_env=sk-secret-123"])
+    assert "sk-secret" not in str(raised.value)
+    with pytest.raises(SpecError, match="must not hold credentials"):
+        load(path, ["generate.endpoint=http://me:secret@host/v1"])
+
+
+def test_a_section_with_a_mistake_in_it_is_not_repeated_whole():
+    endpoint = {"endpoint": "http://me:a-secret@host/v1", "teacher": "t", "engine": "openai"}
+    with pytest.raises(SpecError, match="must not hold credentials") as raised:
+        build(changed(generate=endpoint))
+    assert "a-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"dataset": "org/rows", "splt": "x"}, r"prepare.train.splt: unknown key.*'split'"),
+        (["a.jsonl", 3], r"prepare.train.1: Input should be a valid string \(it is 3\)"),
+        (5, r"prepare.train: Input should be a valid string \(it is 5\)"),
+    ],
+)
+def test_of_the_forms_of_a_source_only_the_one_that_was_meant_is_spoken_of(train, words):
+    with pytest.raises(SpecError, match=words) as raised:
+        build(changed(prepare={"train": train}))
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_paths_start_at_the_job_file_in_every_form_of_source(tmp_path):
+    judge = {"model": "models/judge"}
+    remote = {"model": "models/second", "engine": "openai", "endpoint": "http://localhost:1/v1"}
+    raw = changed(
+        prepare={
+            "train": ["a/*.jsonl", "s3://bucket/rows.jsonl", "/b.csv"],
+            "validation": {"dataset": "./saved"},
+            "test": {"dataset": "org/rows"},
+            "decontaminate": {"against": ["bench.jsonl"]},
+        },
+        curate={"judge": judge, "second_teacher": remote},
+    )
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    spec, _ = load(tmp_path / "job.yaml")
+    here = str(tmp_path.resolve())
+    rows, curated = spec.prepare, spec.curate
+    assert rows.train == (f"{here}/a/*.jsonl", "s3://bucket/rows.jsonl", "/b.csv")
+    assert (rows.validation.dataset, rows.test.dataset) == (f"{here}/saved", "org/rows")
+    assert rows.decontaminate.against == (f"{here}/bench.jsonl",)
+    assert curated.judge.model == f"{here}/models/judge"
+    assert curated.second_teacher.model == "models/second"
+
+
+def test_a_mistake_in_the_flat_form_is_named_by_its_own_key():
+    hot = {**FLAT["hyperparameters"], "temperature": "hot", "n_epochs": 3}
+    with pytest.raises(SpecError, match=r"hyperparameters.n_epochs'.*'num_epochs'"):
+        build({**FLAT, "hyperparameters": hot})
+    del hot["n_epochs"]
+    with pytest.raises(
+        SpecError, match=r"hyperparameters.temperature \(generate.temperature\): .*\"hot\""
+    ):
+        build({**FLAT, "hyperparameters": hot})
+    with pytest.raises(SpecError, match=r"hyperparameters must be a mapping .* not a list"):
+        build({**FLAT, "hyperparameters": [1]})
+
+
+def test_a_teacher_of_the_command_line_is_asked_instead_of_the_endpoint(tmp_path):
+    raw = changed(
+        generate={"engine": "openai", "endpoint": "http://a/v1", "api_key_env": "A", "top_k": 0}
+    )
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    local = load(tmp_path / "job.yaml", teacher="org/t")[0].generate
+    assert (local.teacher, local.engine, local.endpoint) == ("org/t", "auto", None)
+    moved = load(tmp_path / "job.yaml", ["generate.api_key_env=B"], teacher="http://b/v1")[0]
+    asked = moved.generate
+    assert (asked.teacher, asked.engine, asked.endpoint) == ("t", "openai", "http://b/v1")
+    assert asked.api_key_env == "B"
+    assert load(tmp_path / "job.yaml", teacher="http://b/v1")[0].generate.api_key_env is None
+    path = write_job(tmp_path / "other", engine="transformers")
+    assert load(path, teacher="org/t")[0].generate.engine == "transformers"
+    assert load(path, teacher="http://b/v1")[0].generate.top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        (["generate.n=2"], "set a temperature above 0"),
+        (["generate.max_tokens_retry=12"], "must be above max_tokens"),
+        (["generate.mode=score", "generate.n=2", "generate.temperature=1"], "set n: 1"),
+        (["generate.runtime.retry=[bad]"], "accepted"),
+    ],
+)
+def test_knobs_of_generate_that_do_not_fit_together_are_refused(tmp_path, knobs, words):
+    with pytest.raises(SpecError, match=words):
+        load(write_job(tmp_path, engine="echo"), knobs)
+
+
+def test_a_long_rope_teacher_is_bound_to_its_short_length_where_vllm_gives_the_signal(tmp_path):
+    teacher = save_family("phi-3-mini-128k", tmp_path)
+    write_job(tmp_path, engine="vllm")
+    knobs = [f"generate.teacher={teacher}", f"train.student={teacher}"]
+    for refused in ("null", "8192"):
+        spec, _ = load(tmp_path / "job.yaml", [*knobs, f"generate.max_model_len={refused}"])
+        with pytest.raises(SpecError, match="Set it to at most 4096"):
+            check(spec, open_store(str(tmp_path / "store")))
+    spec, _ = load(tmp_path / "job.yaml", [*knobs, "generate.max_model_len=4096"])
+    assert check(spec, open_store(str(tmp_path / "store")))
