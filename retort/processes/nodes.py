@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import retort
 from retort.errors import SpecError, StageError
 from retort.events import Event, Reporter
+from retort.processes import machine
 
 VARIABLE = "RETORT_RENDEZVOUS"
 # How long the first machine waits for the others, which may still be starting.
@@ -176,8 +176,9 @@ def _is_welcome(line: Line, report: Reporter) -> bool:
     if hello is None:
         return False
     line.name, theirs = f"{hello.get('name')} ({line.peer})", hello.get("retort")
-    if theirs != retort.__version__:
-        text = f"{line.name} has Retort {theirs}, the job's machine {retort.__version__}"
+    ours = machine.version_of("retort")
+    if theirs != ours:
+        text = f"{line.name} has Retort {theirs}, the job's machine {ours}"
         report.note(f"warning: {text}: it is sent away")
         line.send({"refused": f"{text}; use the same image or lock on all machines"})
         return False
@@ -230,7 +231,7 @@ def connect(where: tuple[str, int], until: float) -> Line | None:
     while time.monotonic() < until:
         with contextlib.suppress(OSError):  # nobody listens, or the name is nobody's yet
             line = Line(socket.create_connection(where, timeout=HELLO_SECONDS))
-            line.send({"retort": retort.__version__, "name": socket.gethostname()})
+            line.send({"retort": machine.version_of("retort"), "name": socket.gethostname()})
             return line
         time.sleep(POLL_SECONDS)
     return None

@@ -103,6 +103,11 @@ class JobSpec(Section):
         return self
 
     @property
+    def registered_name(self) -> str:
+        """The name under which the job's students are registered."""
+        return self.release.registered_model or self.name
+
+    @property
     def controls(self) -> tuple[str, ...]:
         """The controls asked for, each once, in the order in which they are trained."""
         return tuple(name for name in CONTROLS if name in self.train.controls)

@@ -15,7 +15,7 @@ import fsspec
 from retort.errors import SpecError
 from retort.store import s3
 from retort.store.files import SCRATCH
-from retort.store.folder import MANIFEST, Artifact, Folder, folder_of
+from retort.store.folder import MANIFEST, MODEL, Artifact, Folder, folder_of
 from retort.store.urls import (
     filesystem,
     find_urls,
@@ -28,6 +28,7 @@ from retort.store.urls import (
 
 __all__ = [
     "MANIFEST",
+    "MODEL",
     "SCRATCH",
     "Artifact",
     "Folder",

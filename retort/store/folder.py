@@ -14,6 +14,7 @@ from retort.errors import StoreError
 from retort.store.files import SCRATCH, Files, as_json
 from retort.store.urls import is_missing, store_errors
 
+MODEL = "model"  # the part of a release that is the Hugging Face folder
 MANIFEST = "manifest.json"
 # Files up to this size are fetched many at a time to be digested.
 SMALL_BYTES, BLOCK_BYTES = 1 << 20, 1 << 20

@@ -6,17 +6,14 @@ are asked once. Where the folder is gone the job goes on, and the gate refuses f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from retort.errors import SpecError, StoreError
 from retort.records import sha256_of
 from retort.spec import JobSpec, Recipe, recipes
-from retort.spec.fingerprint import CHAMPION, UNREADABLE
-from retort.stages.stage import Stage
-from retort.store import Artifact, Folder, open_store
+from retort.spec.fingerprint import UNREADABLE
+from retort.store import MODEL, Artifact, Folder, open_store
 from retort.tracking import Tracker
 
-MODEL = "model"  # the part of the release's artifact that is the Hugging Face folder
 # What decides a model's answers; its card and the like do not.
 FILES = (".safetensors", ".json", ".jinja", ".model")
 
@@ -32,11 +29,6 @@ class Champion:
     artifact: Artifact
 
 
-def name_of(spec: JobSpec) -> str:
-    """Returns the name under which a job's students are registered."""
-    return spec.release.registered_model or spec.name
-
-
 def find(
     spec: JobSpec, train: Recipe, tracker: Tracker, warn: Callable[[str], None]
 ) -> Champion | None:
@@ -44,14 +36,14 @@ def find(
 
     One that cannot be read is returned as such, with a warning.
     """
-    found = tracker.champion(name_of(spec), train.name)
+    found = tracker.champion(spec.registered_name, train.name)
     if found is None:
         return None
     root = found.source.rpartition("/")[0]
     try:
         digest = _digest(root)
     except (ValueError, StoreError) as error:  # gone, no store of ours, or no JSON
-        who = f"the champion of {name_of(spec)}, version {found.version}, cannot be read"
+        who = f"the champion of {spec.registered_name}, version {found.version}, cannot be read"
         warn(f"warning: {who}: {error}; the student is not compared with it")
         digest = UNREADABLE
     return Champion(found.version, Artifact("release", digest, root, digest))
@@ -64,14 +56,6 @@ def with_champion(
     plain = recipes(spec, sources)
     found = find(spec, plain["train"], tracker, warn)
     return (recipes(spec, sources, found.artifact.name) if found else plain), found
-
-
-def told(stage: Stage) -> dict[str, Any] | None:
-    """Returns what the report says of the champion: where it lies, and whether it could be read."""
-    found = stage.inputs.get(CHAMPION)
-    if found is None:
-        return None
-    return {"source": f"{found.uri}/{MODEL}", "is_readable": found.name != UNREADABLE}
 
 
 def _digest(root: str) -> str:

@@ -1,80 +1,158 @@
-"""Who may know whom, enforced on the imports of the whole repository."""
+"""Who may know whom, read from the imports of the whole house, those inside functions too."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {"prepare", "generate", "curate", "train", "evaluate", "report", "release"}
-DOORS = {
-    "mlflow": {f"retort/tracking/{path.name}" for path in (ROOT / "retort/tracking").glob("*.py")},
-    "fsspec": {"retort/store/__init__.py", "retort/store/urls.py"},
-    "datasets": {"retort/data/sources/hub.py"},
-    "pyarrow": {"retort/data/sources/parquet_rows.py"},
-    "matplotlib": {"retort/stages/report/drawing.py"},
-    "sklearn": {"retort/data/balance.py"},
-    "py3langid": {"retort/data/text_stats.py"},
-    "jsonschema": {"retort/data/text_stats.py"},
-    "aiohttp": {"retort/engines/_endpoint.py"},
-    "vllm": {"retort/engines/vllm.py"},
-    "lm_eval": {
-        f"retort/jobs/benchmark/{name}.py" for name in ("harness", "opening", "scoring", "endpoint")
-    },
-    "s3fs": set(),
+ROOMS = ("retort", "tasks", "flows")
+# From the ground up: a box knows those on floors below it, and nothing beside or above it.
+FLOORS = (
+    ("retort.errors", "retort.events", "retort.records", "retort.plugins"),
+    ("retort.spec", "retort.losses", "retort.processes"),
+    ("retort.store",),
+    ("retort.data", "retort.tracking"),
+    ("retort.engines", "retort.metrics"),
+    ("retort.stages",),
+    ("retort.jobs",),
+    ("retort.client",),
+    ("retort",),  # the front door hands out the client
+    ("tasks",),
+    ("flows",),
+)
+# The nouns are four files of one box.
+NOUNS = set(FLOORS[0])
+SHARED = {"stage", "teacher_requests", "judge", "engine_settings"}
+# The one place of each heavy library: a box, or some files of it.
+PLACES = {
+    "prefect": ("tasks", "flows"),
+    "mlflow": ("retort.tracking",),
+    "fsspec": ("retort.store",),
+    "s3fs": ("retort.store",),
+    "datasets": ("retort.data.sources.hub",),
+    "pyarrow": ("retort.data.sources",),
+    "sklearn": ("retort.data.balance",),
+    "py3langid": ("retort.data.text_stats",),
+    "jsonschema": ("retort.data.text_stats",),
+    "aiohttp": ("retort.engines",),
+    "vllm": ("retort.engines.vllm",),
+    "lm_eval": ("retort.jobs.benchmark",),
+    "matplotlib": ("retort.stages.report.drawing",),
+    "torch": ("retort.losses", "retort.engines", "retort.stages", "retort.jobs.benchmark"),
 }
 
 
-# Files that meet another stage by import until the card and the licences are read from artifacts.
-TO_MEND = {
-    "retort/stages/curate/data_card/drawing.py",
-    "retort/stages/report/markdown.py",
-    "retort/stages/report/html.py",
-    "retort/stages/release/model_card.py",
-}
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(source: str) -> set[str]:
-    """The full names of all modules that a file imports, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+@cache
+def modules() -> dict[str, ast.Module]:
+    paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    return {name_of(path): ast.parse(path.read_text()) for path in paths}
+
+
+def imported(tree: ast.Module, known: set[str]) -> set[str]:
+    """The modules that a file imports, by their full names: of `from a import b` it is a.b where
+    that is a module."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def violations(path: str, source: str) -> list[str]:
-    """What a file of the repository imports and may not."""
-    room, names = path.split("/", maxsplit=1)[0], imported(source)
-    tops = {name.split(".")[0] for name in names}
-    forbidden = {"retort": {"prefect", "tasks", "flows"}, "tasks": {"flows"}}.get(room, set())
-    found = [f"{path} imports {top}" for top in sorted(tops & forbidden)]
-    found += [f"{path} imports {top}" for top in DOORS if top in tops and path not in DOORS[top]]
-    own = path.removeprefix("retort/stages/").removesuffix(".py").split("/")[0]
-    if path.startswith("retort/stages/") and own in STAGES and path not in TO_MEND:
-        others = {name for stage in STAGES - {own} for name in names if is_stage(name, stage)}
-        found += [f"{path} is a stage and imports {name}" for name in sorted(others)]
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
     return found
 
 
-def is_stage(name: str, stage: str) -> bool:
-    return name == f"retort.stages.{stage}" or name.startswith(f"retort.stages.{stage}.")
+def box_of(module: str) -> str:
+    """The longest name among the boxes that the module stands in."""
+    boxes = [box for floor in FLOORS for box in floor]
+    inside = [box for box in boxes if module == box or module.startswith(f"{box}.")]
+    return max(inside, key=len)
 
 
-def test_every_import_stays_within_its_layer():
-    files = [p for room in ("retort", "tasks", "flows") for p in (ROOT / room).rglob("*.py")]
-    assert len(files) > 30
-    found = [v for p in files for v in violations(str(p.relative_to(ROOT)), p.read_text())]
+def floor_of(module: str) -> int:
+    box = box_of(module)
+    return next(index for index, floor in enumerate(FLOORS) if box in floor)
+
+
+def stage_of(module: str) -> str | None:
+    """The stage's folder that a module stands in; None for what stages share."""
+    inside = module.removeprefix("retort.stages.").split(".")[0]
+    is_stage = module.startswith("retort.stages.") and inside not in SHARED
+    return inside if is_stage else None
+
+
+def violations(module: str, tree: ast.Module, known: set[str]) -> list[str]:
+    found = []
+    for other in sorted(imported(tree, known)):
+        top = other.split(".")[0]
+        if top in PLACES and not any(f"{module}.".startswith(f"{p}.") for p in PLACES[top]):
+            found.append(f"{module} imports {top}")
+        if top not in ROOMS or other == module:
+            continue
+        mine, theirs = box_of(module), box_of(other)
+        both_nouns = {mine, theirs} <= NOUNS
+        if floor_of(other) > floor_of(module):
+            found.append(f"{module} imports {other}, which is above it")
+        elif mine != theirs and floor_of(other) == floor_of(module) and not both_nouns:
+            found.append(f"{module} imports {other}, which is beside it")
+        stages = stage_of(module), stage_of(other)
+        if mine == theirs == "retort.stages" and stages[1] and stages[0] != stages[1]:
+            found.append(f"{module} imports {other}, which is another stage's")
+    return found
+
+
+def test_every_import_goes_down_and_stages_never_meet():
+    known = set(modules())
+    assert len(known) > 150
+    found = [v for name, tree in modules().items() for v in violations(name, tree, known)]
     assert found == []
 
 
-def test_a_violation_is_noticed():
-    assert violations(
-        "retort/stages/curate/__init__.py", "from retort.stages.generate import capture"
-    )
-    assert violations("retort/stages/curate/__init__.py", "from retort.stages import generate") == [
-        "retort/stages/curate/__init__.py is a stage and imports retort.stages.generate"
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("retort.stages.curate", "from retort.stages.generate import capture"),
+        ("retort.stages.curate.check", "from retort.stages import generate"),
+        ("retort.stages.judge", "def f():\n    from retort.stages.train import loop"),
+        ("retort.jobs.run", "def f():\n    import prefect"),
+        ("retort.store.files", "from retort.data import sources"),
+        ("retort.spec.load", "from retort.losses import Target"),
+        ("retort.errors", "from retort import spec"),
+        ("tasks.stages", "from flows import distill"),
+        ("retort.stages.report.html", "import mlflow.tracking"),
+    ],
+)
+def test_a_violation_is_noticed(module, source):
+    assert violations(module, ast.parse(source), set(modules()))
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    known = set(modules())
+    graph = {name: imported(tree, known) & known - {name} for name, tree in modules().items()}
+    while free := [name for name, needs in graph.items() if not needs & set(graph)]:
+        for name in free:
+            del graph[name]
+    assert graph == {}
+
+
+def test_a_child_process_is_given_a_function_never_its_name():
+    calls = [
+        node
+        for tree in modules().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "processes.run"
     ]
-    assert violations("retort/jobs/run.py", "def f():\n    import prefect")
-    assert violations("tasks/stages.py", "from flows import distill")
-    assert violations("retort/report.py", "import mlflow.tracking")
+    assert len(calls) > 5
+    for call in calls:
+        assert isinstance(call.args[0], ast.Name | ast.Attribute), ast.unparse(call)
+
+
+def test_the_deployments_folder_holds_configuration_only():
+    assert not list((ROOT / "deployments").rglob("*.py"))
+

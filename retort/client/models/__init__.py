@@ -5,53 +5,12 @@ asked as that job asks (task type, prompts, lengths, engine), so that its scores
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
+from retort.client.models.results import Evaluation, ModelVersion, Rows, Score
 from retort.store import open_store
 
 __all__ = ["Evaluation", "ModelVersion", "Models", "Rows", "Score"]
-
-Rows = str | Path | list[str] | dict[str, Any]
-
-
-class Score(TypedDict):
-    """A metric's value with its 95% interval, over `n` rows; None where no row tells it.
-
-    Of `inference_time` it is the median in seconds of rows answered one at a time, with `p95`.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    p95: NotRequired[float]
-
-
-class Evaluation(TypedDict):
-    """Which model was asked, how many rows, and its scores by the metrics' names."""
-
-    model: str
-    n: int
-    metrics: dict[str, Score]
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A version of a registered model.
-
-    `gate` is "passed" or "refused". `score` is the student's in its job's main `metric`; None where
-    the folder of the release (`source`) is gone.
-    """
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    gate: str
-    source: str
-    metric: str | None = None
-    score: float | None = None
 
 
 class Models:

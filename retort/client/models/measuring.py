@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from retort import metrics, processes
-from retort.client.models import Evaluation, Rows, Score
 from retort.client.models.finding import Found
+from retort.client.models.results import Evaluation, Rows, Score
 from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError

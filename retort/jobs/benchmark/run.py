@@ -4,7 +4,6 @@ The surprise: a result stands for as long as model, questions and manner are the
 it is their content, so nothing else (the spec, the store's place, other tasks) makes it anew.
 """
 
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from retort.events import Reporter
 from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import Candidate, candidates, is_folder, longest
 from retort.jobs.benchmark.results import gathered
+from retort.processes import machine
 from retort.records import content_id
 from retort.spec import JobSpec
 from retort.store import Store, model_folder
@@ -65,7 +65,7 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
         "engine": engine,
         "dtype": spec.evaluate.dtype,
         "max_length": longest(spec, asked.max_length),
-        "lm_eval_version": importlib.metadata.version("lm_eval"),
+        "lm_eval_version": machine.version_of("lm_eval"),
     }
     planned = _planned(spec, store, asked, report)
     job, left_out = store.job(spec.name), list[str]()

@@ -12,7 +12,7 @@ from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
-from retort.tracking.champion import MODEL, name_of
+from retort.store import MODEL
 
 # Loading these can execute whatever they hold (pickle).
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".py")
@@ -31,7 +31,7 @@ def release(stage: Stage) -> dict[str, Any]:
     stage.out.write(f"{MODEL}/README.md", model_card(stage, reported).encode())
     stage.report.progress(1, 1, "model")
     return {
-        "registered_model": name_of(stage.spec),
+        "registered_model": stage.spec.registered_name,
         "source": f"{stage.out.uri}/{MODEL}",
         "gate_passed": reported["gate"]["passed"],
         "scores": scores(reported),

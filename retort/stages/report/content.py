@@ -5,13 +5,12 @@ from typing import Any
 from retort.metrics.comparison import compare, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
-from retort.spec.fingerprint import CHAMPION
+from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.report import licences, slices
 from retort.stages.report.answers import Answered
 from retort.stages.report.gate import judge
 from retort.stages.stage import Stage
-from retort.store import urls
-from retort.tracking import champion
+from retort.store import MODEL, urls
 
 STAGES_READ = ("prepare", "generate", "curate", "train")
 MOST_POINTS = 200
@@ -32,7 +31,7 @@ def content_of(stage: Stage, evaluated: dict[str, Any], answered: Answered) -> d
         "perplexity_of": evaluated.get("perplexity_of"),
         "comparison": comparison,
         "all_differences": evaluated["differences"],
-        "champion": champion.told(stage),
+        "champion": _champion(stage),
         "slices": slices.slices(answered, stage.spec.evaluate),
         "training": training,
         "data": _data(stage, evaluated),
@@ -161,3 +160,11 @@ def _licence_warnings(found: dict[str, dict[str, Any]]) -> list[str]:
         for role, licence in found.items()
         if licence["distillation"] == "forbidden"
     ]
+
+
+def _champion(stage: Stage) -> dict[str, Any] | None:
+    """Returns what the report says of the champion: where it lies, and whether it could be read."""
+    found = stage.inputs.get(CHAMPION)
+    if found is None:
+        return None
+    return {"source": f"{found.uri}/{MODEL}", "is_readable": found.name != UNREADABLE}
