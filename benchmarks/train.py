@@ -23,9 +23,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from benchmarks import Measure, lessons, show
-from benchmarks.lessons import BATCH_SIZE, Shape
-from retort.data.encoding import IGNORED, Row
+from benchmarks import Measure, show, training_inputs
+from benchmarks.training_inputs import BATCH_SIZE, Shape
+from retort.data.encoding import IGNORED, EncodedRow
 from retort.events import SILENT
 from retort.stages.train.loop import fit
 
@@ -75,15 +75,15 @@ CASES = {
 def ours(folder: Path, way: str) -> tuple[Any, float]:
     """Trains with the stage's own function; returns the student, and its last loss."""
     teacher = way.replace("live", "teacher") if way.startswith("live") else None
-    spec = lessons.spec_of(folder, PLAIN if way == "plain" else MIX, teacher)
-    stage = lessons.stage_of(folder, "rows", spec, f"{way}-{os.getpid()}")
+    spec = training_inputs.spec_of(folder, PLAIN if way == "plain" else MIX, teacher)
+    stage = training_inputs.stage_of(folder, "rows", spec, f"{way}-{os.getpid()}")
     facts = fit(stage.arguments(), SILENT)
     student = LlamaForCausalLM.from_pretrained(Path(stage.out.uri) / "student")
     stage.out.clear()
     return student, facts["loss"]
 
 
-def theirs(folder: Path, way: str, steps: list[list[Row]]) -> tuple[Any, float]:
+def theirs(folder: Path, way: str, steps: list[list[EncodedRow]]) -> tuple[Any, float]:
     """Trains with TRL; returns the student, and the loss of the first step.
 
     Everything that TRL does beside training is off; the rows come tokenized and in our order.
@@ -140,7 +140,7 @@ def theirs(folder: Path, way: str, steps: list[list[Row]]) -> tuple[Any, float]:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def loss_of(model: Any, step: list[Row]) -> float:
+def loss_of(model: Any, step: list[EncodedRow]) -> float:
     """Returns the cross-entropy per supervised token, row by row in a plain forward."""
     model.eval()
     sums = [
@@ -155,7 +155,7 @@ def loss_of(model: Any, step: list[Row]) -> float:
     return float(sum(sums)) / _num_supervised([step])
 
 
-def _num_supervised(steps: list[list[Row]]) -> int:
+def _num_supervised(steps: list[list[EncodedRow]]) -> int:
     return sum(len(row.labels) - row.first for step in steps for row in step)
 
 
@@ -164,7 +164,7 @@ def measured(folder: Path, way: str, num_first: int) -> dict[str, float]:
     loss that it reports, and that of its student after the last step."""
     torch.set_num_threads(NUM_THREADS)
     marks: list[tuple[float, float]] = []
-    steps = lessons.steps_of(folder, "rows")
+    steps = training_inputs.steps_of(folder, "rows")
     register_optimizer_step_post_hook(
         lambda *_: marks.append((time.perf_counter(), time.process_time()))
     )
@@ -188,17 +188,21 @@ def in_fresh_process(folder: Path, way: str, num_first: int) -> dict[str, float]
 def set_up(folder: Path, case: Case) -> None:
     """Writes the models of a case and the rows of all its steps."""
     for seed, (name, shape) in enumerate(case.models.items()):
-        lessons.save_model(folder / name, shape, seed)
-    made = lessons.answered(folder / "student", case.num_steps * BATCH_SIZE)
-    lessons.write_inputs(folder, "rows", made, lessons.TOP_K)
+        training_inputs.save_model(folder / name, shape, seed)
+    made = training_inputs.answered(folder / "student", case.num_steps * BATCH_SIZE)
+    training_inputs.write_inputs(folder, "rows", made, training_inputs.TOP_K)
 
 
 def first_step(folder: Path, vocabulary: int) -> dict[str, float]:
     """Returns the losses of our trainer's first step, with every id of the teacher stored."""
-    wanted = {row.id for row in lessons.steps_of(folder, "rows")[0]}
-    made = [one for one in lessons.answered(folder / "student", 10_000) if one[0].id in wanted]
-    lessons.write_inputs(folder, "first", made, vocabulary)
-    stage = lessons.stage_of(folder, "first", lessons.spec_of(folder, MIX, None), "run")
+    wanted = {row.id for row in training_inputs.steps_of(folder, "rows")[0]}
+    made = [
+        one for one in training_inputs.answered(folder / "student", 10_000) if one[0].id in wanted
+    ]
+    training_inputs.write_inputs(folder, "first", made, vocabulary)
+    stage = training_inputs.stage_of(
+        folder, "first", training_inputs.spec_of(folder, MIX, None), "run"
+    )
     return fit(stage.arguments(), SILENT)
 
 

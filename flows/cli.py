@@ -129,7 +129,7 @@ def why(options: argparse.Namespace) -> int:
     for name, lines in found.items():
         print(f"{name:{width}}", "cached" if not lines else f"runs: {'; '.join(lines)}")
         if name == "generate" and lines:
-            print(f"{'':{width}} {inspection.asked(spec, store)}")
+            print(f"{'':{width}} {inspection.what_is_asked(spec, store)}")
     return DONE
 
 

@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.metrics.comparison import table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store
@@ -82,9 +82,9 @@ def distill(
 
 
 @contextmanager
-def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterator[Job]:
+def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterator[JobRun]:
     """Gives the checked job with its MLflow run open, and ends that run honestly."""
-    job = Job(spec, open_store(store), force, tell)
+    job = JobRun(spec, open_store(store), force, tell)
     flow_run_id = flow_run.get_id() or ""
     url = flow_run.get_flow_run_ui_url() or ""
     url = url if url.startswith("http") else ""  # an embedded server has no page
@@ -101,7 +101,7 @@ def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterato
         raise
 
 
-def end_what_is_lost(job: Job) -> None:
+def end_what_is_lost(job: JobRun) -> None:
     """Ends the MLflow runs of this job whose flow runs are over: their machines were lost."""
     for run_id, flow_run_id in (job.tracker.others_running(FLOW_RUN) or {}).items():
         with suppress(ObjectNotFound, ValueError), get_client(sync_client=True) as client:
@@ -110,7 +110,7 @@ def end_what_is_lost(job: Job) -> None:
                 job.tracker.end_lost(run_id)
 
 
-def page_in_mlflow(job: Job) -> str | None:
+def page_in_mlflow(job: JobRun) -> str | None:
     """Returns the address of the job's MLflow run, where MLflow has a web page.
 
     RETORT_MLFLOW_URL is MLflow's address for a browser, where that is another than for a job, such
@@ -126,14 +126,14 @@ def page_in_mlflow(job: Job) -> str | None:
     return f"{without_secrets(server).rstrip('/')}/{path}?{view}"
 
 
-def link_to_mlflow(job: Job) -> None:
+def link_to_mlflow(job: JobRun) -> None:
     """Leaves a link from the flow run to the job's MLflow run."""
     if url := page_in_mlflow(job):
         told = "The run in MLflow: knobs, curves, files, the registered model."
         create_link_artifact(url, link_text="MLflow run", key="mlflow-run", description=told)
 
 
-def publish(job: Job, content: dict[str, Any]) -> None:
+def publish(job: JobRun, content: dict[str, Any]) -> None:
     """Shows the comparison as a table among the flow run's artifacts, and the report as text that
     says where the page, the model and the MLflow run are."""
     heading, *rows = table(content)

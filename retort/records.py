@@ -123,7 +123,7 @@ class Response:
 class Decision:
     """What curation made of one response: kept, or rejected by the first filter that says why.
 
-    `lesson` is the text the student learns where that is not the response's own, `rationale` what
+    `target_text` is what the student learns where that is not the response's text, `rationale` what
     was taken from it, `weight` how often a pass over the data shows it, `score` the judge's.
     """
 
@@ -131,7 +131,7 @@ class Decision:
     kept: bool
     filter: str | None = None
     reason: str | None = None
-    lesson: str | None = None
+    target_text: str | None = None
     rationale: str | None = None
     weight: float = 1.0
     score: float | None = None

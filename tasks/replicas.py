@@ -23,7 +23,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelling
 
 from retort.events import Event, Reporter
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.stages.generate import help_generate
 from retort.store import Store
 from tasks.listeners import tell
@@ -33,7 +33,7 @@ GRACE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def with_replicas(job: Job) -> Iterator[None]:
+def with_replicas(job: JobRun) -> Iterator[None]:
     """While the block lasts, the job's wish for replicas is met; those it began end with it."""
     heard, begun = job.listen, list[UUID]()
 

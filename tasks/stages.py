@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.store import Artifact
@@ -48,17 +48,17 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    def run(job: Job, **inputs: Artifact) -> Any:
-        if standing := job.standing(name, inputs):
-            return _cached(standing)
+    def run(job: JobRun, **inputs: Artifact) -> Any:
+        if cached := job.cached(name, inputs):
+            return _completed(cached)
         with job.alone(name):
             # Another run of this job may have made it meanwhile.
-            if standing := job.standing(name, inputs):
-                return _cached(standing)
+            if cached := job.cached(name, inputs):
+                return _completed(cached)
             with slot(stage, partial(job.note, name)), with_replicas(job):
                 return job.make(name, inputs)
 
-    def call(job: Job, **inputs: Artifact) -> Artifact:
+    def call(job: JobRun, **inputs: Artifact) -> Artifact:
         # A task that returns a state gives that state to its caller; the flow wants the artifact.
         state = run(job, **inputs, return_state=True)
         return cast(Artifact, state.result())
@@ -66,8 +66,8 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
     return call
 
 
-def _cached(standing: Artifact) -> State[Artifact]:
-    return Completed(name="Cached", message=standing.uri, data=standing)
+def _completed(cached: Artifact) -> State[Artifact]:
+    return Completed(name="Cached", message=cached.uri, data=cached)
 
 
 prepare = stage_task("prepare")
@@ -81,12 +81,12 @@ report = stage_task("report")
 release = stage_task("release")
 
 
-def train_control(job: Job, control: str, **inputs: Artifact) -> Artifact:
+def train_control(job: JobRun, control: str, **inputs: Artifact) -> Artifact:
     """Returns the artifact of a control's student: trained as the student, by plain fine-tuning."""
     return _controls[control](job, **inputs)
 
 
-def evaluate_champion(job: Job, **inputs: Artifact) -> dict[str, Artifact]:
+def evaluate_champion(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
     """Returns what the report reads of the champion: its release, and what it answered and took.
 
     Nothing where there is no champion; no answers where it cannot be read.

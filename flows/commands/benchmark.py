@@ -47,11 +47,11 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort benchmark`: asks what is missing, prints a table, and renews the job's report."""
-    from retort.jobs.benchmark import Asked, benchmark, refresh
+    from retort.jobs.benchmark import BenchmarkRequest, benchmark, refresh
 
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise errors.SpecError(f"--num-fewshot: {options.num_fewshot}; 0 or more")
-    asked = Asked(
+    asked = BenchmarkRequest(
         tasks=_names(options.tasks, "--tasks"),
         roles=_names(options.models, "--models"),
         limit=options.limit,

@@ -68,9 +68,9 @@ def collect(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _removed(made: cleanup.Plan) -> list[cleanup.Item]:
+def _removed(made: cleanup.CleanupPlan) -> list[cleanup.StoredFolder]:
     """Removes what a plan says; returns what is gone. A store that fails says how far it came."""
-    gone: list[cleanup.Item] = []
+    gone: list[cleanup.StoredFolder] = []
     try:
         for item, is_gone in cleanup.remove(made):
             gone += [item] if is_gone else []
@@ -81,7 +81,7 @@ def _removed(made: cleanup.Plan) -> list[cleanup.Item]:
     return gone
 
 
-def _content(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> dict[str, Any]:
+def _content(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> dict[str, Any]:
     """Returns the command's JSON: sizes in bytes, ages in days; `removed` without --delete is
     null."""
     shown = made.goes if gone is None else gone
@@ -107,7 +107,7 @@ def _content(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> dict[str, A
     }
 
 
-def _print(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> None:
+def _print(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if made.goes:
         console.print(_table(made, gone))
@@ -126,7 +126,7 @@ def _print(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> None:
         console.print(f"[yellow]note[/]: {escape(made.unknown)}: all releases are shown as kept")
 
 
-def _table(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> Table:
+def _table(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> Table:
     shown = Table()
     for heading in ("stage", "name", "age", "size", ""):
         is_number = heading in ("age", "size")
@@ -141,11 +141,11 @@ def _table(made: cleanup.Plan, gone: list[cleanup.Item] | None) -> Table:
     return shown
 
 
-def _days(made: cleanup.Plan, item: cleanup.Item) -> float:
+def _days(made: cleanup.CleanupPlan, item: cleanup.StoredFolder) -> float:
     return round((made.at - item.changed_at) / 86_400, 2)
 
 
-def _sum(items: Sequence[cleanup.Item]) -> str:
+def _sum(items: Sequence[cleanup.StoredFolder]) -> str:
     """Returns how many folders there are, and how large they are together."""
     folders = "folder" if len(items) == 1 else "folders"
     return f"{len(items):,} {folders}, {_size(sum(item.num_bytes for item in items))}"

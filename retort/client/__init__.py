@@ -73,7 +73,7 @@ class Backend(Protocol):
         """Ends a job."""
 
 
-Job = DistillationJob | JobSpec | str | Path
+JobLike = DistillationJob | JobSpec | str | Path
 
 
 class Jobs:
@@ -82,7 +82,7 @@ class Jobs:
     def __init__(self, backend: Backend):
         self._backend = backend
 
-    def create_or_update(self, job: Job) -> JobState:
+    def create_or_update(self, job: JobLike) -> JobState:
         """Starts a job, or finds it under way, and returns how it stands.
 
         A job that ran before goes on with all that stands in its store: what has not changed is
@@ -115,18 +115,18 @@ class Jobs:
         """Ends a job's run: its processes end, what is finished is kept."""
         return self._backend.cancel(name)
 
-    def report(self, name: str) -> "Report":
+    def report(self, name: str) -> "JobReport":
         """Returns a finished job's report. Raises `SpecError` where there is none yet."""
         state = self.get(name)
         folder = open_store(state.store).job(name)
         if not folder.has("report.json"):
             raise SpecError(f"job {name} is {state.status} and has no report yet")
         page = folder.read("report.html").decode() if folder.has("report.html") else ""
-        return Report(folder.read_json("report.json"), page)
+        return JobReport(folder.read_json("report.json"), page)
 
 
 @dataclass(frozen=True)
-class Report:
+class JobReport:
     """A job's report: `content` as in report.json; a notebook shows the page."""
 
     content: dict[str, Any] = field(repr=False)
@@ -169,7 +169,7 @@ class RetortClient:
             self.jobs = Jobs(JobsHere(store or ".retort"))
 
 
-def spec_of(job: Job) -> JobSpec:
+def spec_of(job: JobLike) -> JobSpec:
     """Returns the spec of a job in any of its forms. Raises `SpecError`."""
     if isinstance(job, JobSpec):
         return job

@@ -10,7 +10,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedRow:
     """One training sequence. `labels[t]` is the token that position t must predict.
 
     `first` is the first supervised position: labels[first:] are the response's tokens, in order.
@@ -65,7 +65,7 @@ def response_ids(tokenizer: Any, response: str | list[int]) -> list[int]:
     return [*ids, end] if end is not None else list(ids)
 
 
-def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> Row:
+def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> EncodedRow:
     """Returns the training row of a prompt and the very ids that the teacher generated.
 
     Raises `DataError` when there is nothing to ask or nothing to learn.
@@ -74,7 +74,7 @@ def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> R
         raise DataError(f"example {example_id}: an empty prompt or response cannot be encoded")
     ids = prompt_ids + response_ids
     first = len(prompt_ids) - 1
-    return Row(example_id, ids[:-1], [IGNORED] * first + response_ids, first)
+    return EncodedRow(example_id, ids[:-1], [IGNORED] * first + response_ids, first)
 
 
 def with_end(token_ids: list[int], end_ids: list[int]) -> list[int]:

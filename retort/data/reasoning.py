@@ -1,6 +1,6 @@
 """Reasoning before the answer: how the teacher is told to, and how its text is split afterwards.
 
-The student is never told; it learns from `lesson`. Whatever a text holds, `split` returns: a text
+The student is never told; it learns from `target_text`. Whatever a text holds, `split` returns: a text
 in which nothing marks an answer is an answer as a whole.
 """
 
@@ -104,7 +104,7 @@ def conclusion(text: str) -> str:
     return split(spoken)[1] if answer is None else answer.strip()
 
 
-def lesson(text: str, style: Literal["drop", "field", "think"]) -> tuple[str, str | None]:
+def target_text(text: str, style: Literal["drop", "field", "think"]) -> tuple[str, str | None]:
     """Returns the text that the student learns, and what is kept beside it.
 
     The text is empty where there is no answer to learn.

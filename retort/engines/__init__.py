@@ -85,7 +85,7 @@ class Settings:
     stop: tuple[str, ...] = ()
 
 
-Generate = Callable[[Iterable[Request | None]], Iterator[Answer]]
+GenerateFunction = Callable[[Iterable[Request | None]], Iterator[Answer]]
 
 
 class Engine(Protocol):
@@ -132,7 +132,7 @@ class EngineModule(Protocol):
         """Returns what a raw answer says."""
 
 
-def timed_whole(generate: Generate, request: Request) -> Timing:
+def timed_whole(generate: GenerateFunction, request: Request) -> Timing:
     """Returns the time of a whole answer, of an engine that does not see single tokens."""
     started = time.monotonic()
     for _ in generate([request]):

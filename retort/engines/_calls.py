@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from retort.engines._endpoint import Data, Door, Reply, attempt, cause_of, connect
+from retort.engines._endpoint import Connection, Payload, Reply, attempt, cause_of, connect
 from retort.engines._request_pool import LONGEST_WAIT_SECONDS, backoff
 from retort.errors import StageError
 
@@ -25,9 +25,9 @@ class GoneError(StageError):
 class Caller:
     """Makes one call after another to paths below an endpoint."""
 
-    door: Door
+    door: Connection
 
-    def once(self, method: str, path: str, data: Data = None, query: str = "") -> Reply:
+    def once(self, method: str, path: str, data: Payload = None, query: str = "") -> Reply:
         """Returns what came of one call."""
 
         async def call() -> Reply:
@@ -36,7 +36,7 @@ class Caller:
 
         return asyncio.run(call())
 
-    def call(self, method: str, path: str, data: Data = None, query: str = "") -> bytes:
+    def call(self, method: str, path: str, data: Payload = None, query: str = "") -> bytes:
         """Returns what came of a call that may be made twice.
 
         Raises `GoneError`, or `StageError` when an hour of trying gave nothing.

@@ -41,7 +41,7 @@ REASON_OF = {
     "content filtering policy": "content_filter",
 }
 Error = dict[str, Any]
-Data = bytes | dict[str, str | bytes] | None  # JSON, or the fields of a form
+Payload = bytes | dict[str, str | bytes] | None  # JSON, or the fields of a form
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Api:
 
 
 @dataclass(frozen=True)
-class Door:
+class Connection:
     """An endpoint and how to be let in; `shown` is what may be seen of it."""
 
     shown: str
@@ -92,7 +92,7 @@ class Reply:
     wait_seconds: float | None = None
 
 
-def open_door(settings: Settings, api: Api) -> Door:
+def open_door(settings: Settings, api: Api) -> Connection:
     """Returns the endpoint of the settings. Raises `SpecError` for a bad one, or a missing key."""
     given = settings.endpoint or api.endpoint
     shown = given.rpartition("@")[2].partition("?")[0]
@@ -103,7 +103,7 @@ def open_door(settings: Settings, api: Api) -> Door:
             "a key goes into the environment variable that api_key_env names"
         )
     key_env, key = _key(settings, api, needed=given.startswith(api.endpoint))
-    return Door(
+    return Connection(
         shown=shown,
         key_env=key_env,
         base=f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix(api.path)}",
@@ -141,7 +141,7 @@ def described(settings: Settings, api: Api) -> str:
     return f"{api.name} at {door.shown}, {f'key in {door.key_env}' if door.key else 'no key'}"
 
 
-def facts_of(door: Door, api: Api) -> dict[str, Any]:
+def facts_of(door: Connection, api: Api) -> dict[str, Any]:
     """Returns what an artifact says of who answered."""
     return {
         "engine": api.name,
@@ -152,7 +152,7 @@ def facts_of(door: Door, api: Api) -> dict[str, Any]:
     }
 
 
-def connect(door: Door, connections: int, timeout_seconds: float) -> aiohttp.ClientSession:
+def connect(door: Connection, connections: int, timeout_seconds: float) -> aiohttp.ClientSession:
     """Returns a session of the running loop."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections),
@@ -164,7 +164,7 @@ def connect(door: Door, connections: int, timeout_seconds: float) -> aiohttp.Cli
 
 
 async def attempt(
-    session: aiohttp.ClientSession, door: Door, method: str, url: str, data: Data
+    session: aiohttp.ClientSession, door: Connection, method: str, url: str, data: Payload
 ) -> Reply:
     """Returns what came of one call. Raises `StageError` where the key is not let in."""
     headers = {"Content-Type": "application/json"} if isinstance(data, bytes) else None
@@ -198,7 +198,7 @@ def _form(fields: dict[str, str | bytes]) -> aiohttp.FormData:
     return form
 
 
-def as_json(door: Door, reply: Reply) -> Reply:
+def as_json(door: Connection, reply: Reply) -> Reply:
     """Returns a reply with its bytes read as a JSON object."""
     if reply.error is None:
         with suppress(ValueError):
@@ -233,7 +233,7 @@ def fault(kind: str, message: str, status: int | None = None, code: str = "") ->
     }
 
 
-def fault_of(status: int, body: bytes, door: Door) -> Error:
+def fault_of(status: int, body: bytes, door: Connection) -> Error:
     """Returns an endpoint's error, its message found in any of the usual shapes."""
     text, code = body.decode(errors="replace"), ""
     with suppress(ValueError):
@@ -287,7 +287,7 @@ EVENT = b"data:"
 WRITTEN = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
 
 
-def streamed(settings: Settings, api: Api, door: Door, request: Request) -> Timing | None:
+def streamed(settings: Settings, api: Api, door: Connection, request: Request) -> Timing | None:
     """Returns how long a streamed answer took; None where the endpoint streamed none."""
     try:
         body = {**api.body(settings, request), "stream": True}
@@ -300,7 +300,7 @@ def streamed(settings: Settings, api: Api, door: Door, request: Request) -> Timi
 
 
 async def _timed(
-    settings: Settings, api: Api, door: Door, body: dict[str, Any]
+    settings: Settings, api: Api, door: Connection, body: dict[str, Any]
 ) -> Timing | Error | None:
     """Returns the times, the endpoint's error, or None where nothing came as events."""
     payload, headers = orjson.dumps(body), {"Content-Type": "application/json"}

@@ -24,7 +24,7 @@ from retort.engines._endpoint import (
     BUSY,
     UNREADABLE,
     Api,
-    Door,
+    Connection,
     Error,
     Reply,
     as_json,
@@ -59,7 +59,7 @@ class HttpEngine:
         """Yields answers in the order in which they finish. Raises `StageError` for a bad key."""
         most = self._settings.runtime["max_concurrency"]
         source, more, outstanding = iter(requests), True, 0
-        flow = Flow(self._settings, self._api, self._door)
+        flow = RequestPool(self._settings, self._api, self._door)
         try:
             while more or outstanding:
                 # As many stand in line as are in flight: the loop never waits for the caller.
@@ -96,7 +96,7 @@ def _pull(source: Iterator[Request | None], room: int) -> tuple[list[Request], b
 
 
 @dataclass
-class Pace:
+class AimdLimiter:
     """How many requests may be in flight, between one and `most`."""
 
     most: int
@@ -118,7 +118,7 @@ class Pace:
 
 
 @dataclass(eq=False)
-class _Job:
+class _PendingRequest:
     request: Request
     renamed: bool = False
     attempts: int = 0
@@ -126,16 +126,16 @@ class _Job:
     waited_seconds: float = 0.0
 
 
-class Flow:
+class RequestPool:
     """Requests in flight. `add`, `take` and `end` are the caller's side, the rest is the loop's.
 
     A request that must wait holds no place in flight: it stands in line again.
     """
 
-    def __init__(self, settings: Settings, api: Api, door: Door):
+    def __init__(self, settings: Settings, api: Api, door: Connection):
         self._settings, self._api, self._door = settings, api, door
-        self._pace = Pace(settings.runtime["max_concurrency"])
-        self._line: deque[_Job] = deque()
+        self._pace = AimdLimiter(settings.runtime["max_concurrency"])
+        self._line: deque[_PendingRequest] = deque()
         self._answers: queue.SimpleQueue[list[Answer] | BaseException] = queue.SimpleQueue()
         self._finished: list[Answer] = []
         self._taken: deque[Answer] = deque()
@@ -197,7 +197,7 @@ class Flow:
             await self._loop.create_future()
 
     def _admit(self, requests: list[Request]) -> None:
-        self._line.extend(map(_Job, requests))
+        self._line.extend(map(_PendingRequest, requests))
         self._pump()
 
     def _pump(self) -> None:
@@ -211,7 +211,7 @@ class Flow:
             self._num_active += 1
             self._tasks.create_task(self._ask(self._line.popleft()))
 
-    async def _ask(self, job: _Job) -> None:
+    async def _ask(self, job: _PendingRequest) -> None:
         started = time.monotonic()
         reply = await self._call(job)
         self._num_active -= 1
@@ -227,7 +227,7 @@ class Flow:
             self._again(job, reply.error, reply.wait_seconds)
         self._pump()
 
-    async def _call(self, job: _Job) -> Reply:
+    async def _call(self, job: _PendingRequest) -> Reply:
         job.renamed = self._renamed
         try:
             body = self._api.body(self._settings, job.request)
@@ -237,7 +237,7 @@ class Flow:
         reply = await attempt(self._session, self._door, "POST", self._url, payload)
         return as_json(self._door, reply)
 
-    def _again(self, job: _Job, error: Error, told_seconds: float | None) -> None:
+    def _again(self, job: _PendingRequest, error: Error, told_seconds: float | None) -> None:
         """Puts a request in line again after a while, or gives its error where it is final.
 
         Only what the endpoint did not ask for counts as an attempt. Where it asked to wait,
@@ -257,11 +257,11 @@ class Flow:
         else:
             self._loop.call_later(seconds, self._return, job)
 
-    def _return(self, job: _Job) -> None:
+    def _return(self, job: _PendingRequest) -> None:
         self._line.appendleft(job)
         self._pump()
 
-    def _give(self, job: _Job, raw: dict[str, Any]) -> None:
+    def _give(self, job: _PendingRequest, raw: dict[str, Any]) -> None:
         if not self._finished:
             self._loop.call_later(HANDOVER_SECONDS, self._hand_over)
         self._finished.append(Answer(job.request.id, raw))

@@ -30,7 +30,7 @@ PENALTIES = False
 parse = parse_local
 
 # A request, its prompt's ids, and the ids of its answer that are there already.
-Row = tuple[Request, list[int], list[int]]
+DecodingRow = tuple[Request, list[int], list[int]]
 
 
 def open_engine(settings: Settings) -> "TransformersEngine":
@@ -114,9 +114,9 @@ class TransformersEngine:
                 signal = captured(*(part[0] for part in top))
                 yield Answer(request.id, local_raw(prompt, ids, "stop", text), signal)
 
-    def _fitting(self, batch: list[Request]) -> Generator[Answer, None, list[Row]]:
+    def _fitting(self, batch: list[Request]) -> Generator[Answer, None, list[DecodingRow]]:
         """Yields answers for what cannot be asked; returns the rows that can."""
-        rows: list[Row] = []
+        rows: list[DecodingRow] = []
         for request, prompt in zip(batch, render_each(self._tokenizer, batch), strict=True):
             if isinstance(prompt, str):
                 yield Answer(request.id, local_raw([], [], "error", cause=prompt))
@@ -133,7 +133,7 @@ class TransformersEngine:
                 yield Answer(request.id, local_raw(prompt, [], "prompt_too_long"))
         return rows
 
-    def _batch(self, rows: list[Row]) -> Iterator[Answer]:
+    def _batch(self, rows: list[DecodingRow]) -> Iterator[Answer]:
         torch, settings = self._torch, self._settings
         padded = self._tokenizer.pad(
             {"input_ids": [prompt + known for _, prompt, known in rows]}, return_tensors="pt"

@@ -2,8 +2,8 @@
 
 The engine core runs inside this very process (it is a child of Retort's already), which halves
 the start-up; prompts go in as token ids, so that what is stored is what the model saw. The
-surprise: log-probabilities are taken from the core's own arrays (`Peel`), before vLLM would turn
-them into a Python object a token, which costs more than computing them.
+surprise: log-probabilities are taken from the core's own arrays (`LogprobsTap`), before vLLM would
+turn them into a Python object a token, which costs more than computing them.
 """
 
 import gc
@@ -59,7 +59,7 @@ def open_engine(settings: Settings) -> "VllmEngine":
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PendingPrompt:
     """What is known of a request under way: its prompt, and the ids that follow it already."""
 
     prompt_ids: list[int]
@@ -67,7 +67,7 @@ class Prompt:
     internal_id: str = ""
 
 
-class Peel:
+class LogprobsTap:
     """Takes the log-probabilities of expected requests off the engine core's outputs.
 
     `first_at` is when the first tokens came since it was set to None, on the monotonic clock: the
@@ -120,8 +120,8 @@ class VllmEngine:
         self._tokenizer = encoding.load_tokenizer(settings.model)
         config = self._llm.model_config
         self._max_length = config.max_model_len
-        self._waiting: dict[str, Prompt] = {}
-        self._peel = Peel(self._llm.llm_engine.engine_core)
+        self._waiting: dict[str, PendingPrompt] = {}
+        self._peel = LogprobsTap(self._llm.llm_engine.engine_core)
         self._made: dict[tuple[int, int | None], Any] = {}
         import vllm
         from vllm.sampling_params import RequestOutputKind
@@ -210,12 +210,12 @@ class VllmEngine:
                 known = encoding.response_ids(self._tokenizer, request.response)
             if len(ids) + len(known) >= self._max_length:
                 reason = "length" if request.continues else "prompt_too_long"
-                yield self._answer(request.id, Prompt(ids, known), reason, None)
+                yield self._answer(request.id, PendingPrompt(ids, known), reason, None)
                 continue
             parameters = self._parameters_of(request, len(known))
             prompt = {"prompt_token_ids": ids + known}
             internal_id = self._llm.llm_engine.add_request(request.id, prompt, parameters)
-            self._waiting[request.id] = Prompt(ids, known, internal_id)
+            self._waiting[request.id] = PendingPrompt(ids, known, internal_id)
             if self._settings.top_k and not self._settings.scores:
                 self._peel.expect(internal_id)
 
@@ -247,7 +247,9 @@ class VllmEngine:
             answers.append(self._answer(output.request_id, prompt, reason, own))
         return answers
 
-    def _answer(self, name: str, prompt: Prompt, reason: str, signal: Signal | None) -> Answer:
+    def _answer(
+        self, name: str, prompt: PendingPrompt, reason: str, signal: Signal | None
+    ) -> Answer:
         ids = [] if reason == "prompt_too_long" else prompt.answer_ids
         text = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         text = cut_at(text, self._settings.stop)

@@ -54,7 +54,7 @@ def _uses(spec: JobSpec) -> Iterator[Use]:
         yield Use("generate.runtime", spec.generate.runtime, teacher)
     if resolve(spec.evaluate.engine, 0) == "vllm":
         yield Use("evaluate.runtime", spec.evaluate.runtime, compared)
-    for where, who in spec.asked.items():
+    for where, who in spec.consulted_models.items():
         if resolve(who.engine, 0) == "vllm":
             yield Use(f"{where}.runtime", who.runtime, {f"{where}.model": who.model})
 

@@ -129,7 +129,7 @@ def _server(name: str, variable: str, url: str, path: str) -> Finding:
 
 def _keys(spec: JobSpec) -> Iterator[Finding]:
     keys = {"generate": spec.generate.api_key_env}
-    keys |= {where: who.api_key_env for where, who in spec.asked.items()}
+    keys |= {where: who.api_key_env for where, who in spec.consulted_models.items()}
     for where, name in keys.items():
         if not name:
             continue

@@ -19,9 +19,9 @@ from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
 from retort.spec.fingerprint import CHAMPION
 from retort.stages.engine_settings import engine_of
 from retort.stages.stage import read_decisions, read_responses, stream_examples
-from retort.stages.teacher_requests import Plan, ledger_name, manner
+from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
 from retort.store import Store
-from retort.store.ledger import Ledger
+from retort.store.ledger import CONTEXT_FILE, Ledger
 from retort.tracking import Tracker
 from retort.tracking.champion import with_champion
 
@@ -115,7 +115,7 @@ def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> li
     return read_lines(shape, prepared.read(name)) if prepared.has(name) else []
 
 
-def asked(spec: JobSpec, store: Store) -> str:
+def what_is_asked(spec: JobSpec, store: Store) -> str:
     """Returns in one sentence what the teacher would be asked, and why not less."""
     try:
         plan, ledger, examples = _plan(spec, store)
@@ -130,10 +130,10 @@ def asked(spec: JobSpec, store: Store) -> str:
     known = f"{counts['standing']:,} responses stand in the ledger"
     if not missing:
         return f"{known}, none is asked"
-    return f"{known}; asked: {missing}{_changed_manner(spec, store, ledger)}"
+    return f"{known}; asked: {missing}{_changed_context(spec, store, ledger)}"
 
 
-def _changed_manner(spec: JobSpec, store: Store, ledger: Ledger) -> str:
+def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
     """Returns which field made another ledger of the one that the job last used."""
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
@@ -142,17 +142,17 @@ def _changed_manner(spec: JobSpec, store: Store, ledger: Ledger) -> str:
     if len(ledger) or manifest is None:
         return ""
     was = store.ledger(manifest["facts"]["ledger"])
-    if not was.has("manner.json"):
+    if not was.has(CONTEXT_FILE):
         return ""
-    lines = differences(was.read_json("manner.json"), manner(spec))
-    return f" (asked in another manner: {'; '.join(lines)})" if lines else ""
+    lines = differences(was.read_json(CONTEXT_FILE), request_context(spec))
+    return f" (asked otherwise: {'; '.join(lines)})" if lines else ""
 
 
-def _plan(spec: JobSpec, store: Store) -> tuple[Plan, Ledger, Iterator[Example]]:
+def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Example]]:
     recipe = recipes(spec, source_digests(spec))["prepare"]
     prepared = store.artifact("prepare", recipe.name)
     if prepared.manifest() is None:
         raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")
-    ledger = Ledger(store.ledger(ledger_name(manner(spec))), engine_of(spec).parse)
+    ledger = Ledger(store.ledger(ledger_name(request_context(spec))), engine_of(spec).parse)
     ledger.load()
-    return Plan(spec, ledger, 0.0), ledger, stream_examples(prepared, "train", "validation")
+    return RequestPlan(spec, ledger, 0.0), ledger, stream_examples(prepared, "train", "validation")

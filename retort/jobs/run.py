@@ -26,7 +26,7 @@ from retort.spec import JobSpec, StageName
 from retort.stages.stage import Stage
 from retort.store import Artifact, Folder, Store
 from retort.store.leases import Holder
-from retort.tracking import NONE, Candidate, Tracker, champion, without_secrets
+from retort.tracking import NONE, ReleasedStudent, Tracker, champion, without_secrets
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
@@ -36,7 +36,7 @@ WORKINGS = ("statistics-", "measures-", "pictures.")
 Listener = Callable[[str, Event], None]
 
 
-class Job:
+class JobRun:
     """A job on its store, with its recipes, its tracker and who listens to its stages."""
 
     def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
@@ -58,7 +58,7 @@ class Job:
         self.tags = tags
         self.tracker.open_job(self.spec.name, tags, resume_tag="prefect.flow_run_id")
 
-    def standing(self, name: str, inputs: dict[str, Artifact]) -> Artifact | None:
+    def cached(self, name: str, inputs: dict[str, Artifact]) -> Artifact | None:
         """Returns a stage's artifact if it can be reused; `name` is the stage's or a control's."""
         asks_again = name == "generate" and self.spec.generate.runtime.retry
         if name in self.force or (asks_again and name not in self.used):
@@ -176,10 +176,10 @@ class Job:
         }
         return found
 
-    def _candidate(self, facts: dict[str, Any]) -> Candidate:
+    def _candidate(self, facts: dict[str, Any]) -> ReleasedStudent:
         """Returns the student that `release` made, as the registry is told of it."""
         train = self.used["train"]
-        return Candidate(
+        return ReleasedStudent(
             name=facts["registered_model"],
             source=facts["source"],
             gate_passed=facts["gate_passed"],

@@ -29,7 +29,7 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
         digests |= _filter_files(spec) if stage == "curate" else {}
         if digests:
             found[f"{stage}.plug_ins"] = sha256_of(digests)
-    for where, model in spec.asked.items():
+    for where, model in spec.consulted_models.items():
         engine = resolve(model.engine, 0)
         name = engine_settings.model_digest(find_engine(engine), model.model, model.endpoint, where)
         found[where] = f"{engine}: {name}"

@@ -16,7 +16,7 @@ from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 from retort.metrics.kinds import Array, kind, matrix, value_of
 
-Found = dict[str, list[float]]  # statistics by example's id
+ExampleStatistics = dict[str, list[float]]  # statistics by example's id
 TAIL = 0.025
 # A block of resamples takes 2 MB, and those kept at most 128 MB.
 BLOCK, MOST_BLOCKS = 1_000_000, 64
@@ -29,7 +29,9 @@ RIGHT_AND_WRONG = np.array([[1.0, 1.0], [0.0, 1.0]])
 ONE_FOR_EACH = np.array([[1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
 
 
-def interval(metric: str, found: Found, num_bootstrap: int, seed: int) -> dict[str, float]:
+def interval(
+    metric: str, found: ExampleStatistics, num_bootstrap: int, seed: int
+) -> dict[str, float]:
     """Returns a metric's value with its 95% bootstrap interval: value, low, high, n.
 
     The interval is the expanded percentile one: Hesterberg, "What Teachers Should Know About the
@@ -51,7 +53,9 @@ def interval(metric: str, found: Found, num_bootstrap: int, seed: int) -> dict[s
     return {"value": value, "low": low, "high": high, "n": len(rows)}
 
 
-def difference(metric: str, a: Found, b: Found, num_bootstrap: int, seed: int) -> dict[str, float]:
+def difference(
+    metric: str, a: ExampleStatistics, b: ExampleStatistics, num_bootstrap: int, seed: int
+) -> dict[str, float]:
     """Returns a - b on the examples of both: value, low, high, n, p_value, and for right or wrong
     scores mcnemar_p_value.
 
@@ -82,7 +86,7 @@ def difference(metric: str, a: Found, b: Found, num_bootstrap: int, seed: int) -
 
 
 def ratio(
-    metric: str, a: Found, b: Found, num_bootstrap: int, seed: int
+    metric: str, a: ExampleStatistics, b: ExampleStatistics, num_bootstrap: int, seed: int
 ) -> dict[str, float] | None:
     """Returns a / b on the examples of both, resampled as in `difference`: value, low, high, n.
 
@@ -127,7 +131,7 @@ def examples_needed(difference: dict[str, Any]) -> int | None:
     return math.ceil(difference["n"] * (half / value) ** 2) if value > half * 1e-6 else None
 
 
-def _paired(metric: str, a: Found, b: Found) -> tuple[Array, Array]:
+def _paired(metric: str, a: ExampleStatistics, b: ExampleStatistics) -> tuple[Array, Array]:
     """Returns the statistics of the examples of both, in one order."""
     both = [key for key in a if key in b]
     if not both:

@@ -13,8 +13,8 @@ from retort.errors import SpecError
 from retort.plugins import find_function
 from retort.records import Example
 
-Score = float | list[float] | None
-Metric = Callable[[Example, str, TaskType], Score]
+ScoreValue = float | list[float] | None
+Metric = Callable[[Example, str, TaskType], ScoreValue]
 Statistics = dict[str, dict[str, list[float]]]  # by metric and example's id
 AGREEMENT, MACRO_F1 = "agreement", "macro_f1"
 

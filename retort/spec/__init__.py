@@ -1,6 +1,6 @@
 """The job spec: knobs, loading, fingerprint. Importing it loads nothing heavy."""
 
-from retort.spec.curate import Asked, Curate, Judge
+from retort.spec.curate import ConsultedModel, Curate, Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.evaluate import Evaluate
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
@@ -15,7 +15,7 @@ __all__ = [
     "CONTROLS",
     "INPUTS",
     "STAGES",
-    "Asked",
+    "ConsultedModel",
     "Curate",
     "EngineRuntime",
     "Evaluate",

@@ -20,7 +20,7 @@ class Filter(Section):
         return dict(self.model_extra or {})
 
 
-class Asked(Section):
+class ConsultedModel(Section):
     """A further model that is asked about the responses."""
 
     model: str = knob(..., "path, hub id or name at the endpoint", "The model.")
@@ -37,7 +37,7 @@ class Asked(Section):
     runtime: EngineRuntime = EngineRuntime()
 
 
-class Judge(Asked):
+class Judge(ConsultedModel):
     """A model that rates each response that the filters before `judged` let through."""
 
     rubric: str = knob(
@@ -67,7 +67,7 @@ class Curate(Section):
         "each group gets the same share of as many rows as there are.",
     )
     judge: Judge | None = knob(None, "section", "Who rates responses for the filter judged.")
-    second_teacher: Asked | None = knob(
+    second_teacher: ConsultedModel | None = knob(
         None, "section", "Who else is asked, for the filter teachers_agree."
     )
     min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from retort.spec import azure
-from retort.spec.curate import Asked, Curate
+from retort.spec.curate import ConsultedModel, Curate
 from retort.spec.evaluate import Evaluate
 from retort.spec.flat import expand, is_flat
 from retort.spec.generate import Generate
@@ -113,7 +113,7 @@ class JobSpec(Section):
         return tuple(name for name in CONTROLS if name in self.train.controls)
 
     @property
-    def asked(self) -> dict[str, Asked]:
+    def consulted_models(self) -> dict[str, ConsultedModel]:
         """The further models that are asked about answers, by their knobs."""
         found = {
             "curate.judge": self.curate.judge,

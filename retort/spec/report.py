@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from retort.spec.section import Section, knob
 
-Check = Literal["retention", "beats_base", "beats_fine_tuning", "beats_champion", "latency"]
+GateCheck = Literal["retention", "beats_base", "beats_fine_tuning", "beats_champion", "latency"]
 
 
 class Gate(Section):
@@ -34,7 +34,7 @@ class Gate(Section):
     max_cost_per_1000_requests: float | None = knob(
         None, "money", "Most that 1,000 requests may cost; needs report.prices.", gt=0
     )
-    on_bound: tuple[Check, ...] = knob(
+    on_bound: tuple[GateCheck, ...] = knob(
         (), "checks", "Judged by the worse bound of the 95% interval, not by the value measured."
     )
 

@@ -16,13 +16,13 @@ from retort.engines import Request, find_engine, resolve
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, State, read_lines, write_lines
-from retort.spec import Asked, JobSpec, StageName
+from retort.spec import ConsultedModel, JobSpec, StageName
 from retort.spec.generate import Generate, GenerateRuntime
 from retort.stages.engine_settings import engine_of, model_line, settings_of
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.teacher_requests import Ask, Plan, ledger_name, manner
+from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store import model_folder
-from retort.store.ledger import Entry, Ledger
+from retort.store.ledger import CONTEXT_FILE, Ledger, StoredAnswer
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
@@ -38,7 +38,7 @@ LEAST, MOST = 1.0, 5.0
 def check(spec: JobSpec, stage: StageName) -> list[str]:
     """Returns a line for each further model that a stage asks. Raises `SpecError`."""
     lines = []
-    for where, who in spec.asked.items():
+    for where, who in spec.consulted_models.items():
         if where.partition(".")[0] != stage:
             continue
         engine = find_engine(resolve(who.engine, 0))
@@ -49,7 +49,7 @@ def check(spec: JobSpec, stage: StageName) -> list[str]:
     return lines
 
 
-def ask(stage: Stage, who: Asked, requests: list[Request], name: str) -> dict[str, str]:
+def ask(stage: Stage, who: ConsultedModel, requests: list[Request], name: str) -> dict[str, str]:
     """Returns a model's finished answers by request id; where it gave none there is none.
 
     `name` says who is asked, and names what waits in the stage's scratch. The model is only loaded,
@@ -59,7 +59,7 @@ def ask(stage: Stage, who: Asked, requests: list[Request], name: str) -> dict[st
     since = time.time()
     examples = [Example(r.id, "train", r.messages, tools=r.tools) for r in requests]
     plan, ledger = _open(asking, since)
-    missing = [e for e in examples if plan.standing(_ask_of(plan, e)) is None]
+    missing = [e for e in examples if plan.entry_for(_ask_of(plan, e)) is None]
     if missing:
         stage.report.note(f"{name}: {who.model} is asked about {len(missing):,} responses")
         waiting = f"scratch/{name}.jsonl"
@@ -80,7 +80,7 @@ def answer(arguments: dict[str, Any], waiting: str, since: float, report: Report
     stage = from_arguments(arguments, report)
     plan, ledger = _open(stage, since)
     examples = read_lines(Example, stage.out.read(waiting))
-    ledger.folder.write_json("manner.json", manner(stage.spec))
+    ledger.folder.write_json(CONTEXT_FILE, request_context(stage.spec))
     # Of equal requests one is asked.
     pending = {ask.key: ask for ask in (_ask_of(plan, example) for example in examples)}
     total, said = len(pending), 0.0
@@ -93,7 +93,7 @@ def answer(arguments: dict[str, Any], waiting: str, since: float, report: Report
         for given in engine.generate(requests):
             if pending.pop(given.id, None) is None:
                 raise StageError(f"the engine answered {given.id} twice or unasked")
-            ledger.add(Entry(given.id, plan.limits, by, time.time(), given.raw), None)
+            ledger.add(StoredAnswer(given.id, plan.limits, by, time.time(), given.raw), None)
             if time.monotonic() - said >= SAY_SECONDS or not pending:
                 said = time.monotonic()
                 report.progress(total - len(pending), total, "answers")
@@ -127,32 +127,34 @@ def score_of(text: str) -> float | None:
     return score if LEAST <= score <= MOST and out_of in ("", "5") else None
 
 
-def as_teacher(spec: JobSpec, who: Asked) -> JobSpec:
+def as_teacher(spec: JobSpec, who: ConsultedModel) -> JobSpec:
     """Returns a job in which the model is the teacher, asked greedily and for text alone."""
     runtime = GenerateRuntime(**who.runtime.model_dump(), retry=RETRY)
-    asked = who.model_dump(include=set(Asked.model_fields) - {"model", "runtime"})
+    asked = who.model_dump(include=set(ConsultedModel.model_fields) - {"model", "runtime"})
     generate = Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
     train = spec.train.model_copy(update={"losses": ()})  # none may need the signal that is not
     return spec.model_copy(update={"generate": generate, "train": train})
 
 
-def _open(stage: Stage, since: float) -> tuple[Plan, Ledger]:
+def _open(stage: Stage, since: float) -> tuple[RequestPlan, Ledger]:
     """Returns the plan and the ledger of the model that is the stage's teacher."""
-    folder = stage.store.ledger(ledger_name(manner(stage.spec)))
+    folder = stage.store.ledger(ledger_name(request_context(stage.spec)))
     ledger = Ledger(folder, engine_of(stage.spec).parse)
     ledger.load()
-    return Plan(stage.spec, ledger, since), ledger
+    return RequestPlan(stage.spec, ledger, since), ledger
 
 
-def _ask_of(plan: Plan, example: Example) -> Ask:
+def _ask_of(plan: RequestPlan, example: Example) -> TeacherRequest:
     """Returns the one request of an example: turns are `last`, and there is one sample."""
     return next(plan.walk(example))[0]
 
 
-def _answers(plan: Plan, ledger: Ledger, examples: list[Example]) -> Iterator[tuple[str, str]]:
+def _answers(
+    plan: RequestPlan, ledger: Ledger, examples: list[Example]
+) -> Iterator[tuple[str, str]]:
     for example in examples:
         asked = _ask_of(plan, example)
-        standing = plan.standing(asked)
+        standing = plan.entry_for(asked)
         assert standing, "every missing answer was committed"
         response = plan.view(asked, ledger.read(standing)[0])
         if response.state == "accepted":

@@ -98,4 +98,6 @@ def read_signals(generated: Folder) -> dict[str, Signal]:
 
 def read_decisions(curated: Folder) -> dict[str, Decision]:
     """Returns curation's decisions by response id."""
-    return {d.id: d for d in read_lines(Decision, curated.read("decisions.jsonl"))}
+    # Until version 0.1 a decision's `target_text` was stored under its former name.
+    data = curated.read("decisions.jsonl").replace(b'"lesson":', b'"target_text":')
+    return {decision.id: decision for decision in read_lines(Decision, data)}

@@ -1,6 +1,6 @@
 """What the teacher is asked: the complete key of each request, and which answer serves it.
 
-A ledger belongs to one *manner* of asking (model, engine, sampling, template ...); within it a
+A ledger belongs to one request context (model, engine, sampling, template ...); within it a
 request is its messages, tools and sample number. Limits are no part of the key: an answer that was
 cut off at a lower limit is asked again, or continued, and every other one stands.
 """
@@ -16,14 +16,14 @@ from retort.records import Example, Message, Response, sha256_of
 from retort.spec import JobSpec
 from retort.stages.engine_settings import engine_of, teacher_digest
 from retort.store import model_folder
-from retort.store.ledger import NO_LIMIT, Entry, Ledger, Standing
+from retort.store.ledger import NO_LIMIT, Ledger, LedgerEntry, StoredAnswer
 from retort.store.signals import Signal
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Ask:
+class TeacherRequest:
     """One request of the plan. `rest` are the user's later turns, each a list of messages."""
 
     key: str
@@ -41,7 +41,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Cut:
+class TruncatedAnswer:
     """An answer that was cut off: its ids, their signal, and the limits it was asked with."""
 
     token_ids: list[int]
@@ -49,7 +49,7 @@ class Cut:
     limits: tuple[int, int]
 
 
-def manner(spec: JobSpec) -> dict[str, Any]:
+def request_context(spec: JobSpec) -> dict[str, Any]:
     """Returns all that is common to a job's requests and decides what is answered."""
     knobs = spec.generate
     greedy = knobs.temperature == 0 or knobs.mode == "score"
@@ -79,7 +79,7 @@ def manner(spec: JobSpec) -> dict[str, Any]:
 
 
 def ledger_name(found: dict[str, Any]) -> str:
-    """Returns the name of the ledger of a manner of asking."""
+    """Returns the name of the ledger of a request context."""
     return sha256_of(found)[:16]
 
 
@@ -93,7 +93,7 @@ def as_put(messages: list[Message], instruction: str | None) -> list[Message]:
     return reasoning.instructed(messages, instruction) if instruction else messages
 
 
-class Plan:
+class RequestPlan:
     """Every request of a job, and what the ledger already has of it.
 
     `since` is when the run began, in seconds since 1970: rows to retry stand once they are newer.
@@ -113,11 +113,11 @@ class Plan:
         knobs = self._knobs
         return knobs.max_tokens_retry or knobs.max_tokens, knobs.max_model_len or NO_LIMIT
 
-    def num_asks(self, example: Example) -> int:
+    def num_requests(self, example: Example) -> int:
         """Returns how many responses an example has when every turn is answered."""
         return self._knobs.n * len(self._turns(example))
 
-    def walk(self, example: Example) -> Iterator[tuple[Ask, Standing | None]]:
+    def walk(self, example: Example) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
         """Yields each request of an example with the answer that serves it, if one does.
 
         A conversation ends at the first turn without an accepted answer.
@@ -126,18 +126,18 @@ class Plan:
         for sample in range(self._knobs.n):
             yield from self.chain(self._ask(example, sample, 0, first, rest))
 
-    def chain(self, ask: Ask) -> Iterator[tuple[Ask, Standing | None]]:
+    def chain(self, ask: TeacherRequest) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
         """Yields a request and those after it whose chat is known already."""
-        current: Ask | None = ask
+        current: TeacherRequest | None = ask
         while current:
-            standing = self.standing(current)
+            standing = self.entry_for(current)
             yield current, standing
             if not (standing and current.rest and standing.state == "accepted"):
                 return
             entry, _ = self._ledger.read(standing)
             current = self.after(current, self._ledger.response(entry))
 
-    def after(self, ask: Ask, response: Response) -> Ask | None:
+    def after(self, ask: TeacherRequest, response: Response) -> TeacherRequest | None:
         """Returns the request of the next turn, the teacher seeing its own reply."""
         if not ask.rest or response.state != "accepted":
             return None
@@ -146,7 +146,7 @@ class Plan:
         chat = [*ask.messages, reply, *ask.rest[0]]
         return self._ask(ask.example, ask.sample, ask.turn + 1, chat, ask.rest[1:])
 
-    def standing(self, ask: Ask) -> Standing | None:
+    def entry_for(self, ask: TeacherRequest) -> LedgerEntry | None:
         """Returns the committed answer that serves a request, or None when it must be asked."""
         found = self._ledger.find(ask.key)
         if found is None:
@@ -161,7 +161,9 @@ class Plan:
             return None
         return found
 
-    def request(self, ask: Ask, cut: Cut | None) -> tuple[Request, tuple[int, int]]:
+    def request(
+        self, ask: TeacherRequest, cut: TruncatedAnswer | None
+    ) -> tuple[Request, tuple[int, int]]:
         """Returns the request, and the limits it is asked with.
 
         An earlier answer that was cut off is continued from its ids where the engine can and the
@@ -183,15 +185,15 @@ class Plan:
         )
         return request, (max_tokens, length)
 
-    def cut(self, ask: Ask) -> Cut | None:
+    def cut(self, ask: TeacherRequest) -> TruncatedAnswer | None:
         """Returns the committed answer to a request that was cut off at a lower limit, if any."""
         found = self._ledger.find(ask.key)
         if found is None or found.state != "truncated":
             return None
         response = self._ledger.response(self._ledger.read(found)[0])
-        return Cut(response.token_ids, self._ledger.signal(found), found.limits)
+        return TruncatedAnswer(response.token_ids, self._ledger.signal(found), found.limits)
 
-    def view(self, ask: Ask, entry: Entry) -> Response:
+    def view(self, ask: TeacherRequest, entry: StoredAnswer) -> Response:
         """Returns the response as the later stages see it, joined to its example."""
         found = self._ledger.response(entry)
         if found.state == "accepted" and found.num_tokens > self.limits[0]:
@@ -213,7 +215,7 @@ class Plan:
         turn: int,
         messages: list[Message],
         rest: list[list[Message]],
-    ) -> Ask:
+    ) -> TeacherRequest:
         content: list[Any] = [self._put(messages), example.tools, sample]
         if self._knobs.mode == "score":
             if not example.reference:
@@ -222,7 +224,7 @@ class Plan:
                     "or set generate.mode: answer"
                 )
             content.append(example.reference)
-        return Ask(sha256_of(content)[:32], example, sample, turn, messages, rest)
+        return TeacherRequest(sha256_of(content)[:32], example, sample, turn, messages, rest)
 
     def _put(self, messages: list[Message]) -> list[Message]:
         return as_put(messages, self._instruction)

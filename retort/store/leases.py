@@ -25,7 +25,7 @@ from retort.errors import StoreError
 from retort.store import Folder
 
 BEAT_SECONDS, LOST_SECONDS = 5.0, 30.0
-State = Literal["free", "held", "done"]
+LeaseState = Literal["free", "held", "done"]
 
 
 class Holder:
@@ -89,7 +89,7 @@ class Holder:
             self._mine[name] = number
             return True
 
-    def states(self, names: Iterable[str]) -> dict[str, State]:
+    def states(self, names: Iterable[str]) -> dict[str, LeaseState]:
         """Returns whether each name is free, held by a living process, or done.
 
         Raises `StoreError`.
@@ -145,7 +145,7 @@ class Holder:
             number += 1
         return number
 
-    def _state_of(self, name: str) -> State:
+    def _state_of(self, name: str) -> LeaseState:
         latest = self._latest(name)
         holder = self._claims.get(_claim(name, latest))
         if holder == self.id:

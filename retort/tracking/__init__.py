@@ -5,14 +5,14 @@ alone says so and ends.
 """
 
 from retort.tracking.promotion import Outcome, open_registry, promote, rollback
-from retort.tracking.registry import NONE, Candidate, Version
+from retort.tracking.registry import NONE, ReleasedStudent, Version
 from retort.tracking.runs import Tracker
 from retort.tracking.server import tracking_uri, without_secrets
 
 __all__ = [
     "NONE",
-    "Candidate",
     "Outcome",
+    "ReleasedStudent",
     "Tracker",
     "Version",
     "open_registry",

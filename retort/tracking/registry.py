@@ -20,7 +20,7 @@ VERSIONS_OF_MODEL = "mlflow.modelVersions"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ReleasedStudent:
     """A released student, about to be registered.
 
     `source` is its folder, `train` the name and `content` the digest of the artifact it was trained
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model, as its tags tell: see `Candidate`."""
+    """A version of a registered model, as its tags tell: see `ReleasedStudent`."""
 
     name: str
     version: str
@@ -96,7 +96,7 @@ def _existing(get: Callable[..., Any], *key: str) -> Any:
         raise
 
 
-def register(client: Any, run: Any, student: Candidate) -> str:
+def register(client: Any, run: Any, student: ReleasedStudent) -> str:
     """Makes a version of a released student, and of one that passed the gate the challenger.
 
     Returns the version's number. The one that stands is taken where this very student was
@@ -123,7 +123,7 @@ def register(client: Any, run: Any, student: Candidate) -> str:
     return str(version)
 
 
-def _new_version(client: Any, run: Any, student: Candidate) -> str:
+def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
     """Logs the model with its scores, and makes a version of it, by reference.
 
     A server refuses paths of other machines; there the version points to the logged model, which
@@ -147,7 +147,7 @@ def _new_version(client: Any, run: Any, student: Candidate) -> str:
     return str(made.version)
 
 
-def _logged_model(client: Any, run: Any, student: Candidate) -> Any:
+def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
     """Returns the student as a logged model of the job's run, with its scores."""
     from mlflow.entities import LoggedModelOutput, Metric
 

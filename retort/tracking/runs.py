@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from retort.store import Store
 from retort.tracking import registry
-from retort.tracking.registry import CHAMPION, GATE, Candidate, Version
+from retort.tracking.registry import CHAMPION, GATE, ReleasedStudent, Version
 from retort.tracking.server import (
     SQLITE,
     connect,
@@ -199,7 +199,7 @@ class Tracker:
         return found
 
     @_forgiving
-    def register(self, student: Candidate) -> str:
+    def register(self, student: ReleasedStudent) -> str:
         """Makes a released student a version of its registered model; returns its number."""
         return registry.register(self._client, self._client.get_run(self.parent_id), student)
 

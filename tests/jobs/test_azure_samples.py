@@ -61,8 +61,8 @@ def checked(done: "subprocess.CompletedProcess[str]", name: str) -> dict:
     prepared = Folder(report["artifacts"]["prepare"])
     examples = {e.id: e for e in read_examples(prepared, "train", "validation")}
     assert sum(e.split == "train" for e in examples.values()) == 64
-    lessons = [d.lesson for d in read_decisions(Folder(report["artifacts"]["curate"])).values()]
-    learned = [text for text in lessons if text is not None]
+    texts = [d.target_text for d in read_decisions(Folder(report["artifacts"]["curate"])).values()]
+    learned = [text for text in texts if text is not None]
     assert len(learned) > 0.9 * len(examples)
     assert all(re.fullmatch(ANSWER[name], text) for text in learned)
     released = Path(report["artifacts"]["release"]) / "model"

@@ -15,7 +15,7 @@ from flows.commands.terminal import print_report
 from retort.errors import SpecError
 from retort.events import SILENT
 from retort.jobs.preflight import check
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.metrics.comparison import compare, verdict, warnings
 from retort.spec import build, load, recipes, training_of
 from retort.stages.evaluate import evaluate
@@ -53,26 +53,26 @@ def raw(folder: Path, **knobs: Any) -> dict[str, Any]:
     return found
 
 
-def job_of(folder: Path, force: tuple[Any, ...] = (), **knobs: Any) -> Job:
+def job_of(folder: Path, force: tuple[Any, ...] = (), **knobs: Any) -> JobRun:
     store = open_store(str(folder / "store"))
-    return Job(build(raw(folder, **knobs)), store, force, lambda name, event: None)
+    return JobRun(build(raw(folder, **knobs)), store, force, lambda name, event: None)
 
 
-def place_of(job: Job, name: str) -> Folder:
+def place_of(job: JobRun, name: str) -> Folder:
     return job.store.artifact(job.recipes[name].stage, job.recipes[name].name)
 
 
-def inputs_of(job: Job, name: str) -> dict[str, Artifact]:
+def inputs_of(job: JobRun, name: str) -> dict[str, Artifact]:
     """The artifacts that a stage reads, all of which stand."""
     found = {i: place_of(job, i).finished() for i in job.recipes[name].inputs}
     return {key: artifact for key, artifact in found.items() if artifact}
 
 
-def make(job: Job, name: str) -> Artifact:
+def make(job: JobRun, name: str) -> Artifact:
     """Reuses an artifact or makes it here, as the job would in a child."""
     inputs = inputs_of(job, name)
     assert set(inputs) == set(job.recipes[name].inputs)
-    if standing := job.standing(name, inputs):
+    if standing := job.cached(name, inputs):
         return standing
     recipe, out = job.recipes[name], place_of(job, name)
     stage = Stage(recipe.stage, recipe.spec, job.store, inputs, out, SILENT, job.log)
@@ -105,14 +105,14 @@ def weights(artifact: Artifact) -> bytes:
 def test_a_control_is_the_student_of_a_job_that_only_fine_tunes_and_is_reused_from_it(folder):
     plain, student = job_of(folder, losses=PLAIN), job_of(folder, controls=BOTH)
     before = make(plain, "train")
-    control = student.standing("train-fine_tuning", inputs_of(student, "train-fine_tuning"))
+    control = student.cached("train-fine_tuning", inputs_of(student, "train-fine_tuning"))
     assert control == before
-    assert student.standing("train", inputs_of(student, "train")) is None
+    assert student.cached("train", inputs_of(student, "train")) is None
     assert weights(make(student, "train")) != weights(control)
     # And the other way round: gold, trained as a control, is the student of that job.
     gold = make(student, "train-gold")
     alone = job_of(folder, losses=PLAIN, text="expected")
-    assert alone.standing("train", inputs_of(alone, "train")) == gold
+    assert alone.cached("train", inputs_of(alone, "train")) == gold
     # Made apart, they are equal byte for byte.
     stage = Stage(
         "train",
@@ -142,10 +142,10 @@ def test_changing_the_controls_keeps_the_student_and_compares_anew(folder):
     make(one, "train")
     make(one, "train-gold")
     for other in (two, none):
-        assert other.standing("train", inputs_of(other, "train"))
+        assert other.cached("train", inputs_of(other, "train"))
         for stage in ("evaluate", "report", "release"):
             assert other.recipes[stage].name != one.recipes[stage].name
-    assert two.standing("train-gold", inputs_of(two, "train-gold"))
+    assert two.cached("train-gold", inputs_of(two, "train-gold"))
     assert "train-gold" not in none.recipes
     # Neither their order nor a repetition is another comparison.
     again = job_of(folder, controls=["fine_tuning", "gold", "gold"])
@@ -166,7 +166,7 @@ def test_who_forces_train_forces_the_controls(folder):
     job = job_of(folder, force=("train",), controls=BOTH)
     assert job.force == {"train", "train-fine_tuning", "train-gold"}
     make(job_of(folder, controls=BOTH), "train-gold")
-    assert job.standing("train-gold", inputs_of(job, "train-gold")) is None
+    assert job.cached("train-gold", inputs_of(job, "train-gold")) is None
 
 
 def test_the_report_shows_a_student_that_is_below_a_control_and_says_what_to_do(folder, capsys):

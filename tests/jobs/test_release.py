@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retort.errors import StageError
 from retort.events import SILENT
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.records import Response, read_lines
 from retort.spec import build
 from retort.stages.curate import curate
@@ -79,10 +79,10 @@ def done(tmp_path_factory) -> dict[str, Artifact]:
     raw["evaluate"] |= {"likelihood": False, "num_bootstrap": 100, "max_tokens": 12}
     raw["generate"] |= {"top_k": 0, "min_success_ratio": 0.0}
     raw["release"] = {"intended_use": "Adding 7 to small numbers."}
-    return made(Job(build(raw), open_store(str(folder / "store")), (), lambda name, event: None))
+    return made(JobRun(build(raw), open_store(str(folder / "store")), (), lambda name, event: None))
 
 
-def made(job: Job) -> dict[str, Artifact]:
+def made(job: JobRun) -> dict[str, Artifact]:
     """Every stage's artifact, made in this process as the job would in its children."""
     found: dict[str, Artifact] = {}
     for name, recipe in job.recipes.items():

@@ -13,7 +13,7 @@ from flows.commands import promote as command
 from flows.commands.options import on_spec
 from retort.errors import SpecError, StoreError
 from retort.store import Store, open_store
-from retort.tracking import Candidate, Tracker, Version, open_registry, promote, rollback
+from retort.tracking import ReleasedStudent, Tracker, Version, open_registry, promote, rollback
 from retort.tracking.promotion import ROLLED_BACK
 from retort.tracking.registry import CHAMPION, FORMER, by_alias
 
@@ -41,13 +41,13 @@ def opened(store: Store) -> Tracker:
     return tracker
 
 
-def student(store: Store, name: str, train: str, **more: Any) -> Candidate:
+def student(store: Store, name: str, train: str, **more: Any) -> ReleasedStudent:
     """A released student: a folder with weights, of a name of its own a test."""
     folder = Path(store.uri) / "artifacts/release" / train / "model"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(train.encode())
     known = {"gate_passed": True, "content": train, "scores": SCORES}
-    return Candidate(name=name, source=str(folder), train=train, **{**known, **more})
+    return ReleasedStudent(name=name, source=str(folder), train=train, **{**known, **more})
 
 
 def champion_of(client: Any, name: str) -> str | None:

@@ -108,13 +108,13 @@ def test_1_equal_questions_under_different_system_prompts_get_an_answer_each(mad
     for example in (kind, rude):
         answer = ANSWERS[example.messages[0]["content"]]
         assert made.responses[example.id].text.endswith(f"Answer: {answer}")
-        assert made.decisions[example.id].lesson == answer
+        assert made.decisions[example.id].target_text == answer
 
 
 def test_2_an_unparseable_chain_of_thought_costs_its_own_row_alone(made):
     assert not made.decision("unparseable").kept
     assert made.decision("object").kept
-    assert made.decision("object").lesson == "entailment"
+    assert made.decision("object").target_text == "entailment"
     assert made.decision("last").kept
 
 
@@ -141,18 +141,18 @@ def test_5_an_answer_outside_the_label_set_is_not_learned_from(made):
 
 
 @pytest.mark.parametrize(
-    ("style", "lesson", "kept"),
+    ("style", "target_text", "kept"),
     [
         ("drop", "entailment", None),
         ("field", "entailment", "I compare them."),
         ("think", "<think>\nI compare them.\n</think>\n\nentailment", None),
     ],
 )
-def test_7_the_rationale_is_dropped_kept_beside_or_learned_as_asked(made, style, lesson, kept):
+def test_7_the_rationale_is_dropped_kept_beside_or_learned_as_asked(made, style, target_text, kept):
     num_asked = len(made.seen.seen)
     raw = {**made.raw, "curate": {**made.raw["curate"], "rationale": style}}
     decisions = read_decisions(make(raw, made.store, "curate"))
-    assert decisions["last"].lesson == lesson
+    assert decisions["last"].target_text == target_text
     assert decisions["last"].rationale == kept
     assert len(made.seen.seen) == num_asked  # the teacher is not asked again
 

@@ -371,8 +371,11 @@ def test_the_report_of_the_same_student_shows_them(job):
 def test_an_unknown_engine_or_folder_is_refused(job):
     store = open_store(str(job["root"] / "store"))
     for asked, why in (
-        (benchmark.Asked(("x",), engine="echo"), "--engine: echo"),
-        (benchmark.Asked(("x",), include_path="/nowhere"), "--include-path: no folder /nowhere"),
+        (benchmark.BenchmarkRequest(("x",), engine="echo"), "--engine: echo"),
+        (
+            benchmark.BenchmarkRequest(("x",), include_path="/nowhere"),
+            "--include-path: no folder /nowhere",
+        ),
     ):
         with pytest.raises(SpecError, match=why):
             benchmark.benchmark(job["spec"], store, asked, SILENT)

@@ -55,7 +55,7 @@ def stage_of(tmp_path, facts, examples, responses, **knobs) -> Stage:
     return Stage("curate", spec, store, inputs, out, SILENT, tmp_path / "log")
 
 
-def job(tmp_path, num_samples=1, weights=(1.0, 1.0), counts_tokens=True, lessons=False, **knobs):
+def job(tmp_path, num_samples=1, weights=(1.0, 1.0), counts_tokens=True, rewritten=False, **knobs):
     """A job of 220 train and 50 validation examples; a sixth of the responses is rejected."""
     chance = random.Random(3)
     examples, responses, decisions = [], [], []
@@ -72,7 +72,9 @@ def job(tmp_path, num_samples=1, weights=(1.0, 1.0), counts_tokens=True, lessons
             told = {"state": state, "example_id": f"e{number}"}
             responses.append(Response(name, answer, [], "stop", *tokens, **told))
             decisions.append(
-                Decision(name, True, weight=chance.choice(weights), lesson="a b" * lessons or None)
+                Decision(
+                    name, True, weight=chance.choice(weights), target_text="a b" * rewritten or None
+                )
                 if why == "kept"
                 else Decision(name, False, why, f"wrong | {state}")
             )
@@ -185,7 +187,7 @@ def test_lengths_are_those_of_the_responses_to_train_examples(whole):
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_without_tokens_or_with_lessons_of_their_own_lengths_are_in_words(tmp_path, counts):
-    stage, examples, responses, decisions = job(tmp_path, counts_tokens=counts, lessons=True)
+    stage, examples, responses, decisions = job(tmp_path, counts_tokens=counts, rewritten=True)
     made = data_card.write(stage, decisions)["lengths"]
     assert (made["prompts"]["unit"] == "tokens", made["answers"]["unit"]) == (counts, "words")
     words = [2 + len(e.messages[1]["content"].split()) for e in examples if e.split == "train"]

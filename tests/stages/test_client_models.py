@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retort import RetortClient
 from retort.client.models import Models, ModelVersion
-from retort.client.models.finding import Found, find
+from retort.client.models.finding import FoundModel, find
 from retort.data.task_types.qa import normal
 from retort.errors import DataError, SpecError
 from retort.spec import load
 from retort.store import Store, open_store
-from retort.tracking import Candidate, Tracker, open_registry, promote
+from retort.tracking import ReleasedStudent, Tracker, open_registry, promote
 from tests.support.tiny import save_model, write_job
 
 ECHO = {"evaluate.engine": "echo"}
@@ -53,9 +53,9 @@ def home(tmp_path_factory) -> Path:
             ("refused", "1", False),
             ("refused", "2", False),
         ):
-            tracker.register(Candidate(name, source, passed, "t", content_id))
+            tracker.register(ReleasedStudent(name, source, passed, "t", content_id))
         tracker.register(
-            Candidate("gone", f"{store.uri}/artifacts/release/gone/model", True, "t", "1")
+            ReleasedStudent("gone", f"{store.uri}/artifacts/release/gone/model", True, "t", "1")
         )
         assert not warned
     return home
@@ -242,7 +242,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_opened(models, tmp_pa
 def test_a_model_on_s3_is_fetched_for_as_long_as_it_is_asked(s3_here, home):
     release = open_store(f"s3://retort/models/{os.getpid()}").artifact("release", RELEASE)
     release.put_tree(home / "student", "model")
-    with Found("far", f"{release.uri}/model", {}).here() as folder:
+    with FoundModel("far", f"{release.uri}/model", {}).here() as folder:
         names = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     assert names == {path.name: path.read_bytes() for path in (home / "student").iterdir()}
     assert not Path(folder).exists()

@@ -109,7 +109,7 @@ def test_one_reasoning_that_cannot_be_read_rejects_one_row_alone(run):
 
 
 @pytest.mark.parametrize(
-    ("style", "lesson", "rationale"),
+    ("style", "target_text", "rationale"),
     [
         ("keep", None, None),
         ("drop", "2", None),
@@ -117,16 +117,16 @@ def test_one_reasoning_that_cannot_be_read_rejects_one_row_alone(run):
         ("think", "<think>\nOne and one are two.\n</think>\n\n2", None),
     ],
 )
-def test_the_reasoning_is_kept_dropped_set_beside_or_thought(run, style, lesson, rationale):
+def test_the_reasoning_is_kept_dropped_set_beside_or_thought(run, style, target_text, rationale):
     texts = {"a": THOUGHT, "b": "2", "c": "<think>One and one", "d": "<think>It is 3.</think>2"}
     examples = [asked(name) for name in texts]
     responses = [said(name, text) for name, text in texts.items()]
     _, decisions = run(examples, responses, ["verified"], rationale=style)
     one = decisions["a"]
-    assert (one.kept, one.lesson, one.rationale) == (True, lesson, rationale)
-    assert (decisions["b"].kept, decisions["b"].lesson) == (True, None)
+    assert (one.kept, one.target_text, one.rationale) == (True, target_text, rationale)
+    assert (decisions["b"].kept, decisions["b"].target_text) == (True, None)
     assert not decisions["c"].kept
-    assert decisions["c"].lesson is None
+    assert decisions["c"].target_text is None
     assert decisions["d"].kept
 
 

@@ -10,7 +10,7 @@ from retort.errors import StoreError
 from retort.jobs import cleanup
 from retort.jobs.cleanup import roots
 from retort.store import Store, open_store
-from retort.tracking import Candidate, Tracker, open_registry
+from retort.tracking import ReleasedStudent, Tracker, open_registry
 from tests.support.aged import age, delete, going, hexed, make, path_of, refer, run
 
 
@@ -104,7 +104,7 @@ def register(store: Store, number: int, **more: Any) -> None:
     tracker = Tracker(store, warned.append)
     tracker.open_job("job", {}, "none")
     source = f"{store.uri}/artifacts/release/{hexed(number)}/model"
-    tracker.register(Candidate("name", source, True, hexed(number + 100), "content", **more))
+    tracker.register(ReleasedStudent("name", source, True, hexed(number + 100), "content", **more))
     assert not warned
 
 

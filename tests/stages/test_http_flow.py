@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 
 from retort.engines import find_engine
-from retort.engines._request_pool import Pace
+from retort.engines._request_pool import AimdLimiter
 from tests.support.misbehaving import answered, asking, bad, endpoint, settings, well
 
 ENGINES = ["openai", "anthropic"]
@@ -77,7 +77,7 @@ def test_what_runs_at_once_grows_to_the_limit_and_shrinks_when_pushed_back():
 
 
 def test_the_pace_doubles_then_halves_once_a_round_trip_then_creeps():
-    pace = Pace(100)
+    pace = AimdLimiter(100)
     for _ in range(32):
         pace.succeeded()
     assert pace.limit == 64

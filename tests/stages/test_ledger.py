@@ -9,7 +9,7 @@ import pytest
 from retort.engines import local_raw, parse_local
 from retort.errors import StoreError
 from retort.store import Folder, open_store
-from retort.store.ledger import MAX_UNCOMMITTED, Entry, Ledger
+from retort.store.ledger import MAX_UNCOMMITTED, Ledger, StoredAnswer
 from retort.store.signals import captured
 
 FACTS = {"engine": "echo", "vocabulary": 70}
@@ -19,8 +19,10 @@ def key(name: object) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()[:32]
 
 
-def entry(name: object, reason: str = "stop", limit: int = 10, at: float = 1.0) -> Entry:
-    return Entry(key(name), (limit, 100), "me", at, local_raw([1], [2, 3], reason, f"said {name}"))
+def entry(name: object, reason: str = "stop", limit: int = 10, at: float = 1.0) -> StoredAnswer:
+    return StoredAnswer(
+        key(name), (limit, 100), "me", at, local_raw([1], [2, 3], reason, f"said {name}")
+    )
 
 
 def opened(folder: Folder) -> Ledger:

@@ -13,7 +13,7 @@ from retort.errors import SpecError, StageError
 from retort.events import Reporter
 from retort.stages.engine_settings import settings_of
 from retort.stages.stage import Stage, read_examples
-from retort.stages.train.batches import Item, collate
+from retort.stages.train.batches import TrainingItem, collate
 from retort.stages.train.teacher import open_teacher
 from retort.stages.train.training_rows import blank
 from tests.support.live import (
@@ -32,7 +32,7 @@ from tests.support.scoring import scoring
 __all__ = ["folder", "serving"]
 
 
-def scored(stage: Stage, model: Path, items: list[Item]) -> list[Item]:
+def scored(stage: Stage, model: Path, items: list[TrainingItem]) -> list[TrainingItem]:
     """The items with the signal that the engine `transformers` would have stored of them."""
     asked = Request("", [], response=[])
     settings = replace(settings_of(stage.spec, ""), model=str(model), top_k=16, scores=True)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from retort.data.reasoning import instructed, instruction, lesson, split
+from retort.data.reasoning import instructed, instruction, split, target_text
 from retort.data.task_types import math, qa, summarization
 from retort.errors import SpecError
 from retort.records import Example
@@ -74,13 +74,13 @@ def test_a_text_is_split_into_rationale_and_answer(text, parts):
 
 def test_a_lesson_drops_keeps_or_tags_the_rationale():
     text = "why\nAnswer: so"
-    assert lesson(text, "drop") == ("so", None)
-    assert lesson(text, "field") == ("so", "why")
-    assert lesson(text, "think") == ("<think>\nwhy\n</think>\n\nso", None)
-    assert split(lesson(text, "think")[0]) == split(text)
+    assert target_text(text, "drop") == ("so", None)
+    assert target_text(text, "field") == ("so", "why")
+    assert target_text(text, "think") == ("<think>\nwhy\n</think>\n\nso", None)
+    assert split(target_text(text, "think")[0]) == split(text)
     for style in ("drop", "field", "think"):
-        assert lesson("plain", style) == ("plain", None)
-        assert lesson("<think>why", style)[0] == ""
+        assert target_text("plain", style) == ("plain", None)
+        assert target_text("<think>why", style)[0] == ""
 
 
 def hostile_texts():
@@ -141,7 +141,7 @@ def test_whatever_a_text_holds_it_is_read_and_never_for_ever():
         parts = split(text)
         assert isinstance(parts[1], str)
         for style in ("drop", "field", "think"):
-            lesson(text, style)
+            target_text(text, style)
         for task_type in BUILT_IN:
             found = task_type.answer(text, EXAMPLE)
             assert found is None or (found and task_type.equal(found, found))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from retort.errors import SpecError, StageError
 from retort.events import SILENT, Event, Reporter
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.plugins import check_options
 from retort.spec import build, load
 from retort.stages.stage import Stage
@@ -36,7 +36,7 @@ def ready(tmp_path_factory) -> Stage:
     """A train stage whose inputs are made, by the transformers engine."""
     folder = tmp_path_factory.mktemp("train")
     spec = load(write_job(folder, engine="transformers"))[0]
-    job = Job(spec, open_store(str(folder / "store")), [], lambda stage, event: None)
+    job = JobRun(spec, open_store(str(folder / "store")), [], lambda stage, event: None)
     inputs: dict[str, Artifact] = {}
     for stage, needed in [
         ("prepare", []),

@@ -10,7 +10,7 @@ from retort.data import encoding
 from retort.errors import DataError, SpecError
 from retort.events import SILENT, Event, Reporter
 from retort.jobs import preflight
-from retort.jobs.run import Job
+from retort.jobs.run import JobRun
 from retort.records import Example
 from retort.spec import build, load
 from retort.stages.stage import Stage
@@ -46,7 +46,9 @@ def scored(tmp_path_factory) -> Stage:
     for start, split in ((0, "train"), (100, "validation"), (200, "test")):
         lines = (json.dumps(nli(start + n)) + "\n" for n in range(24))
         (folder / f"data/{split}.jsonl").write_text("".join(lines))
-    running = Job(load(path)[0], open_store(str(folder / "store")), [], lambda stage, event: None)
+    running = JobRun(
+        load(path)[0], open_store(str(folder / "store")), [], lambda stage, event: None
+    )
     inputs = {"prepare": running.make("prepare", {})}
     inputs["generate"] = running.make("generate", dict(inputs))
     inputs["curate"] = running.make("curate", dict(inputs))

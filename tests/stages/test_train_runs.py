@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from retort.events import Event, Reporter
 from retort.spec import Train
 from retort.stages.train.curve import Curve
-from retort.stages.train.optimizer import share
+from retort.stages.train.optimizer import lr_factor
 from retort.store import Folder
 from tests.stages.test_train import ready, same, train
 
@@ -21,7 +21,7 @@ __all__ = ["ready"]
 def test_each_schedule_warms_up_and_decays_as_its_equation_says():
     def shares(name: str) -> list[float]:
         knobs = Train(student="s", warmup_ratio=0.1, schedule=name, min_learning_rate_ratio=0.2)
-        return [share(step, 100, knobs) for step in range(101)]
+        return [lr_factor(step, 100, knobs) for step in range(101)]
 
     for name in ("cosine", "linear", "constant"):
         assert shares(name)[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])

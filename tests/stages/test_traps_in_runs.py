@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from retort.data.encoding import Row, encode
+from retort.data.encoding import EncodedRow, encode
 from retort.engines import Request, find_engine
 from retort.errors import DataError, StageError
 from retort.events import SILENT, Event, Reporter
@@ -127,7 +127,7 @@ def test_parity_notices_distributions_that_moved_beneath_their_tokens(ready, tmp
         parity(asked_of(moved), "float32", SILENT)
 
 
-def built(stage: Stage) -> training_rows.Data:
+def built(stage: Stage) -> training_rows.TrainingData:
     base = model_folder.check(stage.spec.train.student, "train.student")
     return training_rows.build(stage, base, [END])
 
@@ -178,7 +178,7 @@ def test_each_answer_ends_with_the_one_end_token_and_the_audit_shows_it(ready, t
 
 
 def test_an_answer_with_two_end_tokens_or_none_is_not_learned_from(ready, tmp_path):
-    def row(*answer: int) -> Row:
+    def row(*answer: int) -> EncodedRow:
         return encode("r", [1, 5], list(answer))
 
     assert ends_well(row(7, END), [END], "accepted") and ends_well(row(7, 8), [END], "truncated")
@@ -241,7 +241,7 @@ def test_the_teachers_mass_in_the_top_k_is_logged_and_little_of_it_is_an_alarm(r
     assert masses[1][1][0].startswith("warning: the top k holds only")
 
 
-def trained_on(stage: Stage, out: Path, data: training_rows.Data) -> list[torch.Tensor]:
+def trained_on(stage: Stage, out: Path, data: training_rows.TrainingData) -> list[torch.Tensor]:
     """The weights after a run, as `fit` makes it, on these items."""
     stage = dataclasses.replace(stage, out=Folder(str(out)))
     model, terms = open_student(stage.spec.train, "cpu"), terms_of(stage.spec)

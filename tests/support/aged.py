@@ -41,11 +41,11 @@ def refer(store: Store, name: str, **artifacts: int) -> None:
     store.job(name).write_json("artifacts.json", named)
 
 
-def going(made: cleanup.Plan) -> set[tuple[str, str]]:
+def going(made: cleanup.CleanupPlan) -> set[tuple[str, str]]:
     return {item.key for item in made.goes}
 
 
-def delete(made: cleanup.Plan) -> set[tuple[str, str]]:
+def delete(made: cleanup.CleanupPlan) -> set[tuple[str, str]]:
     """Removes what a plan says; what is gone."""
     return {item.key for item, is_gone in cleanup.remove(made) if is_gone}
 

@@ -1,7 +1,7 @@
 """Texts, and what is found among them, for the tests of duplicates and of leaks."""
 
 from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates import Pair, Texts, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
 from tests.support.slow_duplicates import Row
 
 ASKS = "the quick brown fox jumps over the lazy dog near a river bank while old birds sing songs"
@@ -20,6 +20,8 @@ def duplicates(*rows: str | Row, **knobs) -> list[tuple[int, int, str]]:
     return [(pair.index, pair.other, pair.kind) for pair in found]
 
 
-def leaks(texts: list[str], held_out: list[str], overlap=0.6, numbers_matter=True) -> list[Pair]:
+def leaks(
+    texts: list[str], held_out: list[str], overlap=0.6, numbers_matter=True
+) -> list[DuplicatePair]:
     knobs = Decontaminate(overlap=overlap)
     return find_leaks(gathered(texts), gathered(held_out), knobs, numbers_matter)

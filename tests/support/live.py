@@ -13,7 +13,7 @@ from retort.data import encoding
 from retort.losses import Target
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage, read_examples
-from retort.stages.train.batches import Batch, Item
+from retort.stages.train.batches import Batch, TrainingItem
 from retort.stages.train.head import Sums, Term, losses_of, sums_of
 from retort.stages.train.objective import last_hidden, trusted_head
 from retort.store import model_folder
@@ -50,10 +50,10 @@ def staged(folder: Path, teacher: Path | str, engine: str = "transformers", **kn
     return stages.stage_of("train", raw, store, {"prepare": first.out.finished()})
 
 
-def items_of(stage: Stage) -> list[Item]:
+def items_of(stage: Stage) -> list[TrainingItem]:
     """Items of the first examples, with an end token each."""
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
-    found: list[Item] = []
+    found: list[TrainingItem] = []
     examples = read_examples(stage.input("prepare"), "train")
     for example, text in zip(examples, ANSWERS, strict=False):
         prompt = encoding.render_one(tokenizer, example.messages)
@@ -62,7 +62,7 @@ def items_of(stage: Stage) -> list[Item]:
     return found
 
 
-def plain_logits(model_folder: Path, items: list[Item]) -> torch.Tensor:
+def plain_logits(model_folder: Path, items: list[TrainingItem]) -> torch.Tensor:
     """The logits at every supervised place, one unpadded row at a time, of all ids."""
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     with torch.no_grad():

@@ -6,7 +6,7 @@ surprise: it compares each text with every kept one, so give it a few hundred.
 
 import random
 
-from retort.stages.prepare.duplicates import Pair
+from retort.stages.prepare.duplicates import DuplicatePair
 
 NUMBERS, NEGATIONS = ("3", "7", "12", "two"), ("not", "never")
 Row = tuple[str, str, str | None]  # text, scope, answer
@@ -67,13 +67,13 @@ def slow_similarity(one: Row, two: Row, common: set, common_lines: set) -> float
     return jaccard(*sets) if all(sets) else 0
 
 
-def slow_duplicates(rows: list[Row]) -> list[Pair]:
+def slow_duplicates(rows: list[Row]) -> list[DuplicatePair]:
     first: dict = {}
     found = []
     for index, (text, scope, _) in enumerate(rows):
         other = first.setdefault((tuple(text.split()), scope), index)
         if other != index:
-            found.append(Pair(index, other, 1.0, "exact"))
+            found.append(DuplicatePair(index, other, 1.0, "exact"))
     kept: list[int] = []
     rest = [index for index in sorted(first.values()) if len(rows[index][0].split()) > 2]
     shared = slow_shared(rows, rest)
@@ -81,7 +81,7 @@ def slow_duplicates(rows: list[Row]) -> list[Pair]:
         every = [(slow_similarity(rows[other], rows[index], *shared), -other) for other in kept]
         similarity, other = max(every, default=(0, 0))
         if similarity >= 0.6:
-            found.append(Pair(index, -other, similarity, "near"))
+            found.append(DuplicatePair(index, -other, similarity, "near"))
         else:
             kept.append(index)
     return sorted(found, key=lambda pair: pair.index)
@@ -92,7 +92,7 @@ def slow_shared(rows: list[Row], rest: list[int]) -> tuple[set, set]:
     return shared_by_many([triples(rows[i][0].split()) for i in rest]), shared_by_many(lines)
 
 
-def slow_leaks(texts: list[str], held_out: list[str], overlap: float) -> list[Pair]:
+def slow_leaks(texts: list[str], held_out: list[str], overlap: float) -> list[DuplicatePair]:
     split = [text.split() for text in texts]
     common = shared_by_many([triples(words) for words in split])
     found = []
@@ -107,7 +107,7 @@ def slow_leaks(texts: list[str], held_out: list[str], overlap: float) -> list[Pa
             if share >= overlap and has and (best is None or share > best[0]):
                 best = (share, number)
         if best:
-            found.append(Pair(index, best[1], min(best[0], 1.0), "leak"))
+            found.append(DuplicatePair(index, best[1], min(best[0], 1.0), "leak"))
     return found
 
 

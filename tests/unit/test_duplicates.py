@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates import Pair, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates import DuplicatePair, find_duplicates, find_leaks
 from retort.stages.prepare.duplicates.sketch import NUM_HASHES, bands
 from retort.stages.prepare.duplicates.words import tokens
 from tests.conftest import ROOT
@@ -87,13 +87,13 @@ def test_equal_texts_of_other_scopes_are_two_questions_but_one_leak():
     near = ASKS.replace("quick", "fast")
     assert duplicates((ASKS, "be brief"), (near, "be long")) == []
     found = find_leaks(gathered([(ASKS, "x")]), gathered([(ASKS, "y")]), Decontaminate(), True)
-    assert found == [Pair(0, 0, 1.0, "leak")]
+    assert found == [DuplicatePair(0, 0, 1.0, "leak")]
 
 
 def test_a_near_duplicate_is_found_and_its_similarity_is_exact():
     near = ASKS.replace("birds", "crows")
     (pair,) = find_duplicates(gathered([ASKS, near]), Deduplicate())
-    assert pair == Pair(1, 0, 13 / 19, "near")
+    assert pair == DuplicatePair(1, 0, 13 / 19, "near")
     assert duplicates(ASKS, near, near=False) == []
     assert duplicates(ASKS, near, similarity=0.7) == []
     assert duplicates(ASKS, ASKS, exact=False) == [(1, 0, "near")]
@@ -175,7 +175,7 @@ def test_short_texts_are_only_compared_whole():
         (2, 0, "exact"),
         (4, 3, "exact"),
     ]
-    assert leaks(["a big dog barks", "big dog"], ["big dog"]) == [Pair(1, 0, 1.0, "leak")]
+    assert leaks(["a big dog barks", "big dog"], ["big dog"]) == [DuplicatePair(1, 0, 1.0, "leak")]
 
 
 def test_the_earliest_stays_and_a_chain_is_not_followed():
@@ -254,7 +254,7 @@ def test_rows_can_be_added_after_a_search():
     assert find_duplicates(texts, Deduplicate()) == []
     texts.add(ASKS)
     assert len(texts) == 2
-    assert find_duplicates(texts, Deduplicate()) == [Pair(1, 0, 1.0, "exact")]
+    assert find_duplicates(texts, Deduplicate()) == [DuplicatePair(1, 0, 1.0, "exact")]
 
 
 def test_any_text_can_be_added():

@@ -7,7 +7,7 @@ import pytest
 
 from retort import plugins
 from retort.data import filters
-from retort.data.filters.candidate import Item, check
+from retort.data.filters.candidate import Candidate, check
 from retort.data.task_types import load
 from retort.errors import SpecError
 from retort.records import Example, Response
@@ -17,14 +17,14 @@ from tests.support.real_data import GSM8K, needs_gsm8k
 QA = load("qa")
 
 
-def group(*answers, task=MATH, expected=None, scores=()) -> list[Item]:
+def group(*answers, task=MATH, expected=None, scores=()) -> list[Candidate]:
     """The answers to one example, in the order of the samples."""
-    peers: list[Item] = []
+    peers: list[Candidate] = []
     for sample, text in enumerate(answers):
         response = Response(f"a#{sample}", text, [], "stop", 1, 1, sample=sample)
         example = Example("a", "train", [{"role": "user", "content": QUESTION}], expected)
         score = scores[sample] if scores else None
-        peers.append(Item(example, response, task, text, score=score, peers=peers))
+        peers.append(Candidate(example, response, task, text, score=score, peers=peers))
     return peers
 
 
@@ -213,7 +213,7 @@ def test_an_option_that_a_filter_does_not_have_is_refused_with_those_it_has(name
         check(name, options)
 
 
-def mine(item: "Item", *, word: str, upper: bool = False) -> str | None:
+def mine(item: "Candidate", *, word: str, upper: bool = False) -> str | None:
     """A filter from outside."""
     return None if (word.upper() if upper else word) in item.text else f"without {word}"
 

@@ -9,7 +9,7 @@ import pytest
 
 from retort.jobs.source_digests import source_digests
 from retort.spec import load, recipes
-from retort.stages.teacher_requests import manner
+from retort.stages.teacher_requests import request_context
 
 HERE = Path(__file__).parent.parent
 GOLDEN = HERE / "golden" / "ingredients.json"
@@ -27,7 +27,7 @@ def ingredients(job):
     found = {
         name: recipe.ingredients for name, recipe in recipes(spec, source_digests(spec)).items()
     }
-    return json.loads(json.dumps({**found, "ledger": manner(spec)}))
+    return json.loads(json.dumps({**found, "ledger": request_context(spec)}))
 
 
 @pytest.mark.parametrize("job", JOBS)

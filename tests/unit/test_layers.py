@@ -155,4 +155,3 @@ def test_a_child_process_is_given_a_function_never_its_name():
 
 def test_the_deployments_folder_holds_configuration_only():
     assert not list((ROOT / "deployments").rglob("*.py"))
-

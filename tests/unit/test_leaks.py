@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from retort.stages.prepare.duplicates import Pair
+from retort.stages.prepare.duplicates import DuplicatePair
 from tests.support.duplicate_texts import ASKS, CONTEXT, leaks
 from tests.support.slow_duplicates import corpus, slow_leaks
 
@@ -23,9 +23,9 @@ def test_a_leak_is_found_inside_a_longer_row_and_the_most_similar_is_told():
     held_out = [ASKS.replace("fox", "cat").replace("dog", "hen"), ASKS, "the lazy dog is old today"]
     long = f"{CONTEXT} {ASKS} {CONTEXT}"
     (pair,) = leaks([long], held_out)
-    assert pair == Pair(0, 1, 1.0, "leak")
+    assert pair == DuplicatePair(0, 1, 1.0, "leak")
     (pair,) = leaks([long.replace("brown", "red")], held_out)
-    assert pair == Pair(0, 1, 13 / 16, "leak")
+    assert pair == DuplicatePair(0, 1, 13 / 16, "leak")
     assert leaks([CONTEXT], held_out) == []
     assert leaks([], held_out) == leaks([long], []) == leaks([], []) == []
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from retort import losses
-from retort.data.encoding import Row, encode
+from retort.data.encoding import EncodedRow, encode
 from retort.events import Event, Reporter
 from retort.spec import build
 from retort.stages.stage import Stage
 from retort.stages.train import batches
-from retort.stages.train.batches import Item, collate, micro_batches
+from retort.stages.train.batches import TrainingItem, collate, micro_batches
 from retort.stages.train.head import Head, Term
 from retort.stages.train.loop import fit
 from retort.stages.train.objective import Objective, agreement, last_hidden, trusted_head
@@ -63,7 +63,7 @@ def open_model(family: str) -> nn.Module:
     return model.train()
 
 
-def items_of(lengths, seed: int = 0, signals: bool = True) -> list[Item]:
+def items_of(lengths, seed: int = 0, signals: bool = True) -> list[TrainingItem]:
     """Items with a signal, every other one with labels of a closed set at its second answer."""
     random, items = np.random.default_rng(seed), []
     for index, length in enumerate(lengths):
@@ -98,7 +98,9 @@ def learned(objective: Objective, parts: list[batches.Batch]) -> tuple[Tensor, T
     return torch.stack(values).sum(0), torch.cat(gradients).clone()
 
 
-def check_equal(objective: Objective, items: list[Item], others: list[batches.Batch]) -> None:
+def check_equal(
+    objective: Objective, items: list[TrainingItem], others: list[batches.Batch]
+) -> None:
     alone = learned(objective, [collate([item], "cpu") for item in items])
     for other in others:
         found = learned(objective, [other])
@@ -192,7 +194,7 @@ def test_no_token_is_lost_doubled_or_moved_and_no_part_is_larger_than_allowed(se
         if batch.position_ids_BT is None:
             assert len(batch.input_ids_BT) == len(part)
             continue
-        rows: list[Row] = [row for row, _ in batch.items]
+        rows: list[EncodedRow] = [row for row, _ in batch.items]
         assert {row.id for row in rows} == {row.id for row, _ in part}
         expected = [(r.input_ids, list(range(len(r.input_ids))), r.labels) for r in rows]
         assert tokens_of(batch) == expected
@@ -206,7 +208,7 @@ def test_no_token_is_lost_doubled_or_moved_and_no_part_is_larger_than_allowed(se
     assert sum(seen) > 30
 
 
-def padded_tokens(items: list[Item], most: int, packed: bool) -> int:
+def padded_tokens(items: list[TrainingItem], most: int, packed: bool) -> int:
     parts = micro_batches(items, most, packed)
     return sum(collate(part, "cpu", packed).input_ids_BT.numel() for part in parts)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retort.data.filters.candidate import Item
+from retort.data.filters.candidate import Candidate
 from retort.data.task_types import qa
 from retort.errors import DataError, SpecError
 from retort.events import Reporter
@@ -137,7 +137,7 @@ def test_every_right_answer_of_a_row_travels_with_it_and_is_right(prepared):
     (example,) = prepared(json.dumps(row).encode(), task_type="qa").examples()
     assert example.answers == ["ada lovelace", "countess"]
     right = {
-        text: Item(example, Response("a", text, [], "stop", 0, 0), qa, text).is_right
+        text: Candidate(example, Response("a", text, [], "stop", 0, 0), qa, text).is_right
         for text in ("Ada Lovelace", "a countess", "Lovelace")
     }
     assert right == {"Ada Lovelace": True, "a countess": True, "Lovelace": False}

@@ -7,10 +7,10 @@ asked as that job asks (task type, prompts, lengths, engine), so that its scores
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retort.client.models.results import Evaluation, ModelVersion, Rows, Score
+from retort.client.models.results import Evaluation, ModelVersion, Score, TestData
 from retort.store import open_store
 
-__all__ = ["Evaluation", "ModelVersion", "Models", "Rows", "Score"]
+__all__ = ["Evaluation", "ModelVersion", "Models", "Score", "TestData"]
 
 
 class Models:
@@ -22,7 +22,7 @@ class Models:
     def evaluate(
         self,
         model_name: str,
-        test_data: Rows,
+        test_data: TestData,
         metrics: Sequence[str] | None = None,
         task_type: str | None = None,
         knobs: Mapping[str, Any] | None = None,
@@ -44,9 +44,9 @@ class Models:
         the model does.
         """
         from retort.client.models.finding import find
-        from retort.client.models.measuring import Asked, measured
+        from retort.client.models.measuring import EvaluationRequest, measured
 
-        asked = Asked(test_data, metrics, task_type, dict(knobs or {}))
+        asked = EvaluationRequest(test_data, metrics, task_type, dict(knobs or {}))
         return measured(self._store, find(self._store, model_name), asked)
 
     def list(self) -> "list[ModelVersion]":

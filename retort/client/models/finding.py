@@ -26,7 +26,7 @@ JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A model: what it is called, its folder, URL or hub id, and its job's spec where one made
     it."""
 
@@ -45,7 +45,7 @@ class Found:
             yield str(folder)
 
 
-def find(store: Store, name: str) -> Found:
+def find(store: Store, name: str) -> FoundModel:
     """Returns the model of a name. Raises `SpecError`, which lists what is registered."""
     path = Path(name).expanduser()
     if "/" in name or name.startswith(("~", ".")):
@@ -53,7 +53,7 @@ def find(store: Store, name: str) -> Found:
             return _in_folder(path.resolve())
         if not VERSION.fullmatch(name.removesuffix(BASELINE)):
             model_folder.locate(name, "model_name")  # or it says that there is no such folder
-            return Found(name, name, {})
+            return FoundModel(name, name, {})
     client = registry(store)
     if found := _made(store, client, name):
         return found
@@ -65,7 +65,7 @@ def find(store: Store, name: str) -> Found:
             if not student.spec:
                 raise SpecError(f"{name}: the report of {student.label} is gone, and its base with")
             base = student.spec["train"]["student"]
-            return Found(base, base, student.spec)
+            return FoundModel(base, base, student.spec)
     raise _unknown(client, name)
 
 
@@ -84,7 +84,7 @@ def registered(store: Store) -> Iterator[tuple[Version, tuple[str, ...]]]:
                 yield version, tuple(sorted(a for a, of in aliases if str(of) == version.version))
 
 
-def _made(store: Store, client: Any, name: str) -> Found | None:
+def _made(store: Store, client: Any, name: str) -> FoundModel | None:
     """Returns a student of Retort's: a version of a registered model, or what a job of the name
     released last."""
     if client and (version := _version(client, name)):
@@ -93,12 +93,12 @@ def _made(store: Store, client: Any, name: str) -> Found | None:
         if root is None:
             where = version.source or "unknown: it was not registered by Retort"
             raise SpecError(f"{label}: its folder is gone ({where}); run its job again")
-        return Found(label, f"{root}/model", _spec(root))
+        return FoundModel(label, f"{root}/model", _spec(root))
     if JOB.fullmatch(name) and store.job(name).has("report.json"):
         made = store.job(name).read_json("report.json").get("fingerprints", {})
         root = store.artifact("release", made.get("release", "none")).uri
         if Folder(root).has(MANIFEST):
-            return Found(name, f"{root}/model", _spec(root))
+            return FoundModel(name, f"{root}/model", _spec(root))
     return None
 
 
@@ -117,12 +117,12 @@ def _version(client: Any, name: str) -> Version | None:
     return None if newest is None else by_number(client, name, str(newest))
 
 
-def _in_folder(folder: Path) -> Found:
+def _in_folder(folder: Path) -> FoundModel:
     """Returns the model in a folder: one that Retort released knows its job."""
     root = str(folder.parent)
     is_release = folder.name == "model" and (folder.parent / MANIFEST).is_file()
     spec = _spec(root) if is_release else {}
-    return Found(str(folder), str(folder), spec)
+    return FoundModel(str(folder), str(folder), spec)
 
 
 def _root(store: Store, version: Version) -> str | None:

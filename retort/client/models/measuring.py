@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from retort import metrics, processes
-from retort.client.models.finding import Found
-from retort.client.models.results import Evaluation, Rows, Score
+from retort.client.models.finding import FoundModel
+from retort.client.models.results import Evaluation, Score, TestData
 from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
@@ -43,16 +43,16 @@ ROLE = "base"
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What a user asks of a model: see `Models.evaluate`."""
 
-    test_data: Rows
+    test_data: TestData
     metrics: Sequence[str] | None
     task_type: str | None
     knobs: dict[str, Any]
 
 
-def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
+def measured(store: Store, found: FoundModel, asked: EvaluationRequest) -> Evaluation:
     """Returns what `Models.evaluate` does; the process of the model logs below the store."""
     spec = spec_of(found, asked)
     names = _names(spec, asked.metrics)
@@ -82,7 +82,7 @@ def measured(store: Store, found: Found, asked: Asked) -> Evaluation:
     return {"model": found.label, "n": len(examples), "metrics": chosen}
 
 
-def spec_of(found: Found, asked: Asked) -> JobSpec:
+def spec_of(found: FoundModel, asked: EvaluationRequest) -> JobSpec:
     """Returns the job by which a model is asked: that which made it, with other rows.
 
     Raises `SpecError` for a knob that there is not, and where nobody says the task type.

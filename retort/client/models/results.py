@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-Rows = str | Path | list[str] | dict[str, Any]
+TestData = str | Path | list[str] | dict[str, Any]
 
 
 class Score(TypedDict):

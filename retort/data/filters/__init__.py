@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from retort.data import text_stats
 from retort.data.filters import refusals
-from retort.data.filters.candidate import Item
+from retort.data.filters.candidate import Candidate
 from retort.records import Message
 
 Count = Annotated[int, Field(ge=0)]
@@ -38,24 +38,24 @@ FOLLOWERS = {
 }
 
 
-def finished(item: Item) -> str | None:
+def finished(item: Candidate) -> str | None:
     """Rejects answers that were cut off or never given; a cut answer would teach not to end."""
     return None if item.response.state == "accepted" else item.response.state
 
 
-def non_empty(item: Item) -> str | None:
+def non_empty(item: Candidate) -> str | None:
     """Rejects answers of white space only; a call of a tool is an answer."""
     return None if item.text.strip() or item.response.tool_calls else "empty"
 
 
-def not_refused(item: Item) -> str | None:
+def not_refused(item: Candidate) -> str | None:
     """Rejects what the provider refused, and answers that begin by refusing."""
     if item.response.state in ("refused", "filtered"):
         return item.response.state
     return "the answer refuses" if refusals.refuses(item.text) else None
 
 
-def language(item: Item, *, codes: list[Code] | None = None) -> str | None:
+def language(item: Candidate, *, codes: list[Code] | None = None) -> str | None:
     """Rejects answers that are surely in another language than those of `codes` (ISO 639).
 
     By default the language of the user's last turn. Less than 20 letters of prose pass, and so do
@@ -73,7 +73,7 @@ def language(item: Item, *, codes: list[Code] | None = None) -> str | None:
 
 
 def length(
-    item: Item,
+    item: Candidate,
     *,
     min_words: Count | None = None,
     max_words: Count | None = None,
@@ -94,7 +94,7 @@ def length(
     return None
 
 
-def not_repetitive(item: Item, *, max_ratio: Ratio = 0.4) -> str | None:
+def not_repetitive(item: Candidate, *, max_ratio: Ratio = 0.4) -> str | None:
     """Rejects answers that end in a loop, or say more than `max_ratio` of their phrases again.
 
     The ratio is `texts.repeated_share`; worked answers of GSM8K stay below 0.21.
@@ -105,18 +105,18 @@ def not_repetitive(item: Item, *, max_ratio: Ratio = 0.4) -> str | None:
     return "repeats itself" if text_stats.repeated_share(whole) > max_ratio else None
 
 
-def label_in_set(item: Item) -> str | None:
+def label_in_set(item: Candidate) -> str | None:
     """Rejects answers that are none of the example's labels, where it says what they are."""
     return _not_among(item, "no label found", "not one of the labels")
 
 
-def option_valid(item: Item) -> str | None:
+def option_valid(item: Candidate) -> str | None:
     """Rejects answers whose letter is none of the example's options, where it has any."""
     return _not_among(item, "no option found", "not one of the options")
 
 
 def json_valid(
-    item: Item, *, schema: Schema | None = None, schema_file: SchemaFile | None = None
+    item: Candidate, *, schema: Schema | None = None, schema_file: SchemaFile | None = None
 ) -> str | None:
     """Rejects answers that are not JSON, nothing but JSON, and of the schema if one is given.
 
@@ -132,7 +132,7 @@ def json_valid(
     return next((f"schema: {fault}" for fault in faults if fault), None)
 
 
-def verified(item: Item) -> str | None:
+def verified(item: Candidate) -> str | None:
     """Rejects answers that differ from the expected one, where the example carries one."""
     if item.is_right is None:
         return None
@@ -141,17 +141,17 @@ def verified(item: Item) -> str | None:
     return None if item.is_right else "wrong answer"
 
 
-def answered(item: Item) -> str | None:
+def answered(item: Candidate) -> str | None:
     """Rejects texts in which no answer is found; a call of a tool is an answer."""
     return None if item.answer is not None or item.response.tool_calls else NO_ANSWER
 
 
-def summary_length(item: Item, *, max_words: Count = 80, min_words: Count = 1) -> str | None:
+def summary_length(item: Candidate, *, max_words: Count = 80, min_words: Count = 1) -> str | None:
     """Rejects summaries outside their budget of words."""
     return _outside(item.text, min_words, max_words)
 
 
-def names_entities(item: Item, *, min_ratio: Ratio = 0.6) -> str | None:
+def names_entities(item: Candidate, *, min_ratio: Ratio = 0.6) -> str | None:
     """Rejects summaries that name what the article does not, or nothing that it is about.
 
     Of the summary's capitalised names and its numbers, at least `min_ratio` must stand in the
@@ -172,7 +172,7 @@ def names_entities(item: Item, *, min_ratio: Ratio = 0.6) -> str | None:
     return None
 
 
-def roles_alternate(item: Item) -> str | None:
+def roles_alternate(item: Candidate) -> str | None:
     """Rejects chats in which the answer's turn, or one before it, is not where it must be.
 
     At most one system turn comes first; user and assistant alternate; the turns of tools follow
@@ -195,7 +195,7 @@ def roles_alternate(item: Item) -> str | None:
     return None
 
 
-def unique(item: Item) -> str | None:
+def unique(item: Candidate) -> str | None:
     """Rejects an answer whose text an earlier answer to the same has, but for case and spaces."""
     for peer in item.peers:
         if peer is item:
@@ -206,7 +206,7 @@ def unique(item: Item) -> str | None:
     return None
 
 
-def majority(item: Item, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | None:
+def majority(item: Candidate, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | None:
     """Rejects all answers but the one that most samples give, and it too if fewer than `at_least`.
 
     Self-consistency (Wang et al. 2022, arXiv:2203.11171). Answers are compared by the task type;
@@ -222,7 +222,7 @@ def majority(item: Item, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | 
     return None if same else "not the answer of the majority"
 
 
-def best_of_n(item: Item) -> str | None:
+def best_of_n(item: Candidate) -> str | None:
     """Rejects all answers to one question but the best.
 
     Right ones before others, then by the judge's score where the filter `judged` came before, then
@@ -232,7 +232,7 @@ def best_of_n(item: Item) -> str | None:
     return None if best is item else "not the best of n"
 
 
-def teachers_agree(item: Item) -> str | None:
+def teachers_agree(item: Candidate) -> str | None:
     """Rejects answers that the second teacher (`curate.second_teacher`) does not give too."""
     if item.answer is None:
         return NO_ANSWER
@@ -244,19 +244,19 @@ def teachers_agree(item: Item) -> str | None:
     return None if item.task_type.equal(item.answer, second) else "the teachers disagree"
 
 
-def judged(item: Item, *, min_score: Annotated[float, Field(ge=1, le=5)] = 3) -> str | None:
+def judged(item: Candidate, *, min_score: Annotated[float, Field(ge=1, le=5)] = 3) -> str | None:
     """Rejects answers that the judge (`curate.judge`) scores below this, from 1 to 5."""
     if item.score is None:
         return "the judge gave no score"
     return None if item.score >= min_score else f"scored below {min_score:g}"
 
 
-def _chat(item: Item) -> list[Message]:
+def _chat(item: Candidate) -> list[Message]:
     """Returns the chat that was answered."""
     return item.response.messages or item.example.messages
 
 
-def _question(item: Item) -> str:
+def _question(item: Candidate) -> str:
     """Returns the user's last turn."""
     said = [turn["content"] for turn in _chat(item) if turn["role"] == "user"]
     return str(said[-1]) if said else ""
@@ -271,7 +271,7 @@ def _outside(text: str, least: int | None, most: int | None) -> str | None:
     return None
 
 
-def _not_among(item: Item, missing: str, wrong: str) -> str | None:
+def _not_among(item: Candidate, missing: str, wrong: str) -> str | None:
     if not item.example.options:
         return None
     if item.answer is None:
@@ -293,6 +293,6 @@ def _winner(equal: Callable[[str, str], bool], given: tuple[str | None, ...]) ->
     return winner, votes[winner]
 
 
-def _rank(item: Item) -> tuple[bool, float, int]:
+def _rank(item: Candidate) -> tuple[bool, float, int]:
     """Returns what is smallest for the best answer."""
     return not item.is_right, -(item.score or 0.0), len(item.response.text)

@@ -24,7 +24,7 @@ Rejects = Callable[..., str | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class Candidate:
     """One response under judgement, with all that a filter may look at.
 
     `text` is the answer: the response's text without its `rationale`. `second` is what the second
@@ -40,7 +40,7 @@ class Item:
     rationale: str | None = None
     second: str | None = None
     score: float | None = None
-    peers: list["Item"] = field(default_factory=list, repr=False)
+    peers: list["Candidate"] = field(default_factory=list, repr=False)
 
     @cached_property
     def answer(self) -> str | None:
@@ -61,7 +61,7 @@ class Item:
         return bool(self.response.tool_calls) and not self.text.strip()
 
 
-def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Response) -> Item:
+def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Response) -> Candidate:
     """Returns a response as filters see it: the rationale apart from the answer, where there is
     reason to look for one. It has no peers yet."""
     text = response.text
@@ -72,8 +72,8 @@ def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Resp
         or "</think>" in text
     ):
         reason, text = reasoning.split(text)
-        return Item(example, response, task_type, text, reason)
-    return Item(example, response, task_type, text)
+        return Candidate(example, response, task_type, text, reason)
+    return Candidate(example, response, task_type, text)
 
 
 def check(name: str, options: dict[str, Any]) -> Rejects:

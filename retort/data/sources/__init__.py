@@ -14,13 +14,13 @@ from retort.data.sources.compressed import BLOCK_BYTES, unpacked
 from retort.data.sources.csv_tables import table_rows
 from retort.data.sources.json_documents import document_rows
 from retort.data.sources.json_lines import line_rows
-from retort.data.sources.source_row import RawRow
+from retort.data.sources.source_row import SourceRow
 from retort.errors import SpecError
 from retort.records import sha256_of
 from retort.spec.prepare import HubDataset, Source
 from retort.store import find_urls, is_glob, open_url
 
-__all__ = ["RawRow", "describe", "digest", "read"]
+__all__ = ["SourceRow", "describe", "digest", "read"]
 
 FORMS = {
     ".jsonl": "lines",
@@ -36,7 +36,7 @@ PARQUET = b"PAR1"
 Part = tuple[str, HubDataset | None]
 
 
-def read(source: Source, where: str, max_row_bytes: int) -> Iterator[RawRow]:
+def read(source: Source, where: str, max_row_bytes: int) -> Iterator[SourceRow]:
     """Returns the rows of a source, good and bad, in the order of its files and their rows.
 
     Raises `SpecError` for what cannot be used: at once where nothing is there, when its turn
@@ -100,7 +100,7 @@ def _missing(path: str, where: str) -> SpecError:
     return SpecError(f"{where}: no file {path}; paths are relative to the job file")
 
 
-def _rows(part: Part, where: str, most: int) -> Iterator[RawRow]:
+def _rows(part: Part, where: str, most: int) -> Iterator[SourceRow]:
     name, dataset = part
     if dataset:
         yield from hub.dataset_rows(dataset, name, where, most)
@@ -113,7 +113,7 @@ def _rows(part: Part, where: str, most: int) -> Iterator[RawRow]:
         raise _missing(name, where) from None
 
 
-def _file_rows(url: str, most: int) -> Iterator[RawRow]:
+def _file_rows(url: str, most: int) -> Iterator[SourceRow]:
     with open_url(url) as stream:
         form = _form(url)
         if form != "parquet":

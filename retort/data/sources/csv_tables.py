@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from itertools import chain
 
 from retort.data.sources.json_lines import lines
-from retort.data.sources.source_row import Piece, RawRow, bad, not_utf8
+from retort.data.sources.source_row import Piece, SourceRow, bad, not_utf8
 from retort.errors import SpecError
 
 DELIMITERS = ",;\t|"
 Numbered = tuple[int, Piece]
 # What stands for a record: its first line's number, its bytes, and its cells or why it is bad.
-Record = tuple[int, bytes, list[str] | str]
+CsvRecord = tuple[int, bytes, list[str] | str]
 # The limit of Python's reader for a cell, common to the process; `max_row_bytes` is ours.
 csv.field_size_limit(1 << 31)
 
@@ -25,7 +25,7 @@ class Unclosed(Exception):  # noqa: N818 (caught where it is raised)
     """The lines that were taken do not make a record; the message says why."""
 
 
-def table_rows(file: str, blocks: Iterator[bytes], most: int, tabs: bool) -> Iterator[RawRow]:
+def table_rows(file: str, blocks: Iterator[bytes], most: int, tabs: bool) -> Iterator[SourceRow]:
     """Yields the rows of a table under the names in its heading, every cell as text.
 
     `line` is where a row starts. Raises `SpecError` for a heading that cannot be used.
@@ -47,11 +47,11 @@ def table_rows(file: str, blocks: Iterator[bytes], most: int, tabs: bool) -> Ite
             yield bad(file, line, raw, cells)
         elif len(cells) != len(names):
             error = f"{len(cells)} cells: the heading has {len(names)}"
-            yield RawRow(file, line, raw, None, error)
+            yield SourceRow(file, line, raw, None, error)
         else:
             value = dict(zip(names, cells, strict=True))
             value.pop("", None)
-            yield RawRow(file, line, raw, value, None)
+            yield SourceRow(file, line, raw, value, None)
 
 
 def _delimiter(heading: bytes) -> str:
@@ -72,7 +72,7 @@ def _names(line: int, cells: list[str] | str) -> list[str]:
 
 def records(
     waiting: deque[Numbered], numbered: Iterator[Numbered], delimiter: str, most: int
-) -> Iterator[Record]:
+) -> Iterator[CsvRecord]:
     """Yields the records in lines; first come those that wait. Blank lines are none."""
     while True:
         taken: list[Numbered] = []

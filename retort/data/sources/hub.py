@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from retort.data.sources.source_row import RawRow
+from retort.data.sources.source_row import SourceRow
 from retort.errors import SpecError, did_you_mean
 from retort.records import sha256_of
 from retort.spec.prepare import HubDataset
@@ -19,7 +19,7 @@ DICT, ONE = "dataset_dict.json", "state.json"
 BATCH_ROWS = 1024
 
 
-def dataset_rows(source: HubDataset, name: str, where: str, most: int) -> Iterator[RawRow]:
+def dataset_rows(source: HubDataset, name: str, where: str, most: int) -> Iterator[SourceRow]:
     """Returns the rows of a dataset. Raises `SpecError` when it cannot be opened or read."""
     from retort.data.sources.parquet_rows import table_rows
 

@@ -13,7 +13,7 @@ from retort.data.sources.json_lines import line_rows
 from retort.data.sources.source_row import (
     KEPT_BYTES,
     Piece,
-    RawRow,
+    SourceRow,
     Torn,
     bad,
     dumped,
@@ -38,7 +38,7 @@ OPENING = (b"[", b"{")
 END_OF_BLOCK = (b"", b"\\")
 
 
-def document_rows(file: str, blocks: Iterator[bytes], most: int) -> Iterator[RawRow]:
+def document_rows(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]:
     """Yields the rows of a list, of the one list of objects in an object, or of JSON lines.
 
     Which of them it is, the first bytes say.
@@ -85,7 +85,7 @@ def _resume(head: bytes, torn: Torn | None, blocks: Iterator[bytes]) -> Iterator
     yield from blocks
 
 
-def _whole(file: str, blocks: Iterator[bytes], most: int) -> Iterator[RawRow]:
+def _whole(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]:
     """Yields the rows of a document that is one object or, after all, of its lines."""
     document, torn = _held(blocks)
     value = _object(document)

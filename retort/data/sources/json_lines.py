@@ -2,10 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 
-from retort.data.sources.source_row import KEPT_BYTES, Piece, RawRow, Torn, bad, json_row, too_long
+from retort.data.sources.source_row import (
+    KEPT_BYTES,
+    Piece,
+    SourceRow,
+    Torn,
+    bad,
+    json_row,
+    too_long,
+)
 
 
-def line_rows(file: str, blocks: Iterable[bytes], most: int) -> Iterator[RawRow]:
+def line_rows(file: str, blocks: Iterable[bytes], most: int) -> Iterator[SourceRow]:
     """Yields the rows of JSON lines; a line of white space is none."""
     for number, (line, error) in enumerate(lines(blocks, most), 1):
         if error is not None:

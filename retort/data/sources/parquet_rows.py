@@ -11,13 +11,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retort.data.sources.source_row import RawRow, bad, dumped, not_utf8, too_long
+from retort.data.sources.source_row import SourceRow, bad, dumped, not_utf8, too_long
 from retort.errors import SpecError
 
 BATCH_ROWS = 1024
 
 
-def parquet_rows(file: str, stream: IO[bytes], most: int) -> Iterator[RawRow]:
+def parquet_rows(file: str, stream: IO[bytes], most: int) -> Iterator[SourceRow]:
     """Yields the rows of a Parquet file, a batch in memory at a time; `line` is the row's number.
 
     A group of rows that cannot be read is one bad row, and reading goes on after it. Raises
@@ -42,7 +42,7 @@ def parquet_rows(file: str, stream: IO[bytes], most: int) -> Iterator[RawRow]:
         start += table.metadata.row_group(group).num_rows
 
 
-def table_rows(file: str, tables: Iterable[pa.Table], most: int) -> Iterator[RawRow]:
+def table_rows(file: str, tables: Iterable[pa.Table], most: int) -> Iterator[SourceRow]:
     """Yields the rows of Arrow tables that follow each other."""
     start = 1
     for table in tables:
@@ -53,7 +53,7 @@ def table_rows(file: str, tables: Iterable[pa.Table], most: int) -> Iterator[Raw
 
 def batch_rows(
     file: str, batch: pa.RecordBatch | pa.Table, start: int, most: int
-) -> Iterator[RawRow]:
+) -> Iterator[SourceRow]:
     """Yields the rows of columns; `start` is the first one's number."""
     names = batch.schema.names
     try:
@@ -71,7 +71,7 @@ def batch_rows(
         if len(raw) > most:
             yield bad(file, line, raw, too_long(most))
         else:
-            yield RawRow(file, line, raw, value, None)
+            yield SourceRow(file, line, raw, value, None)
 
 
 def _values(column: Any) -> list[Any]:

@@ -20,7 +20,7 @@ Piece = tuple[bytes, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class RawRow:
+class SourceRow:
     """A row of a source: where it stands, its bytes, and its value or why there is none.
 
     `line` counts from 1: the line of the file where the row starts or, where rows are no lines
@@ -58,21 +58,21 @@ def dumped(value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=False).encode()
 
 
-def bad(file: str, line: int, raw: bytes, error: str | None) -> RawRow:
+def bad(file: str, line: int, raw: bytes, error: str | None) -> SourceRow:
     """Returns a row that is none, with the beginning of its bytes."""
-    return RawRow(file, line, raw[:KEPT_BYTES], None, error)
+    return SourceRow(file, line, raw[:KEPT_BYTES], None, error)
 
 
-def json_row(file: str, line: int, raw: bytes) -> RawRow:
+def json_row(file: str, line: int, raw: bytes) -> SourceRow:
     """Returns the row in the bytes of a JSON object, a bad one where they are none."""
     try:
         value = parsed(raw)
     except (ValueError, RecursionError) as error:
-        return RawRow(file, line, raw, None, _reason(raw, error))
+        return SourceRow(file, line, raw, None, _reason(raw, error))
     if type(value) is not dict:
         kind = WORDS.get(type(value), "null")
-        return RawRow(file, line, raw, None, f"a row must be a JSON object, this is a {kind}")
-    return RawRow(file, line, raw, value, None)
+        return SourceRow(file, line, raw, None, f"a row must be a JSON object, this is a {kind}")
+    return SourceRow(file, line, raw, value, None)
 
 
 def _reason(raw: bytes, error: Exception) -> str:

@@ -22,6 +22,6 @@ by question, of the metrics that are means.
 """
 
 from retort.jobs.benchmark.results import of_student, refresh, table
-from retort.jobs.benchmark.run import Asked, benchmark
+from retort.jobs.benchmark.run import BenchmarkRequest, benchmark
 
-__all__ = ["Asked", "benchmark", "of_student", "refresh", "table"]
+__all__ = ["BenchmarkRequest", "benchmark", "of_student", "refresh", "table"]

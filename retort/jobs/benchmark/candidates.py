@@ -24,7 +24,7 @@ MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchmarkedModel:
     """A model to ask. `address` is a folder, hub id, or URI of the artifact that holds it; `digest`
     names its content. `settings` are its engine's, where it is behind an endpoint."""
 
@@ -44,7 +44,7 @@ class Candidate:
             yield str(folder)
 
 
-def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[Candidate]:
+def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[BenchmarkedModel]:
     """Returns the models of the given roles.
 
     Raises `SpecError` for a role that the job has not, and for a student not yet made.
@@ -58,20 +58,20 @@ def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[Cand
     return [_given(spec, role) if role in GIVEN else _made(spec, store, role) for role in roles]
 
 
-def _given(spec: JobSpec, role: str) -> Candidate:
+def _given(spec: JobSpec, role: str) -> BenchmarkedModel:
     """Returns a model that no stage of the job has made."""
     if role == "base":
         model = spec.train.student
         model_folder.check(model, "train.student")
-        return Candidate(role, model, model_folder.digest(model, "train.student"))
+        return BenchmarkedModel(role, model, model_folder.digest(model, "train.student"))
     model, name = spec.generate.teacher, resolve(spec.generate.engine, 0)
     engine = find_engine(name)
     if not engine.REMOTE:
         model_folder.check(model, "generate.teacher")
-        return Candidate(role, model, model_folder.digest(model, "generate.teacher"))
+        return BenchmarkedModel(role, model, model_folder.digest(model, "generate.teacher"))
     settings = replace(engine_settings.settings_of(spec, ""), runtime=_live(spec))
     engine.check(settings)
-    return Candidate(role, model, engine_settings.teacher_digest(spec), vars(settings), name)
+    return BenchmarkedModel(role, model, engine_settings.teacher_digest(spec), vars(settings), name)
 
 
 def _live(spec: JobSpec) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _live(spec: JobSpec) -> dict[str, Any]:
     return {**spec.generate.runtime.model_dump(mode="json"), "batch": False}
 
 
-def _made(spec: JobSpec, store: Store, role: str) -> Candidate:
+def _made(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
     """Returns a model that this job has trained: its recipe names the artifact."""
     name = training_of(role)
     recipe = recipes(spec, source_digests(spec))[name]
@@ -90,7 +90,7 @@ def _made(spec: JobSpec, store: Store, role: str) -> Candidate:
             f"the {role} of this job does not stand in {store.uri} ({reasons}); run the job first: "
             "retort run, with the same spec and --store"
         )
-    return Candidate(role, artifact.uri, artifact.digest)
+    return BenchmarkedModel(role, artifact.uri, artifact.digest)
 
 
 def longest(spec: JobSpec, wanted: int | None) -> int:

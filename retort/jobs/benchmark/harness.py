@@ -29,11 +29,11 @@ SILENCE = {
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 # What `datasets` calls files that lie here, and never looks for at a hub.
 FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "pandas")
-Settings = dict[str, Any]  # include_path, num_fewshot, limit: as the parent gives them
+TaskSettings = dict[str, Any]  # include_path, num_fewshot, limit: as the parent gives them
 Facts = dict[str, Any]
 
 
-def plan(tasks: list[str], settings: Settings, report: Reporter) -> dict[str, Facts]:
+def plan(tasks: list[str], settings: TaskSettings, report: Reporter) -> dict[str, Facts]:
     """Returns each asked task, a pattern such as mmlu_* resolved, with what it asks.
 
     `digest` names its questions and manner, `generates` says that it is answered in text alone,
@@ -60,7 +60,7 @@ def plan(tasks: list[str], settings: Settings, report: Reporter) -> dict[str, Fa
 
 
 def measure(
-    model: Facts, tasks: list[Facts], settings: Settings, out: str, report: Reporter
+    model: Facts, tasks: list[Facts], settings: TaskSettings, out: str, report: Reporter
 ) -> None:
     """Answers tasks with one model; writes each task's result as soon as it is there.
 
@@ -136,7 +136,7 @@ def _places(manager: Any, name: str) -> Facts:
     return {"members": members, "folder": os.path.commonpath(folders)}
 
 
-def _load(manager: Any, name: str, settings: Settings) -> dict[str, Any]:
+def _load(manager: Any, name: str, settings: TaskSettings) -> dict[str, Any]:
     """Returns a task, or the tasks of a group, with data loaded and few-shot examples chosen."""
     seed()  # some tasks shuffle their options while they load
     try:

@@ -13,7 +13,7 @@ from retort.engines import resolve
 from retort.errors import SpecError
 from retort.events import Reporter
 from retort.jobs.benchmark import harness
-from retort.jobs.benchmark.candidates import Candidate, candidates, is_folder, longest
+from retort.jobs.benchmark.candidates import BenchmarkedModel, candidates, is_folder, longest
 from retort.jobs.benchmark.results import gathered
 from retort.processes import machine
 from retort.records import content_id
@@ -21,11 +21,11 @@ from retort.spec import JobSpec
 from retort.store import Store, model_folder
 
 ENGINES = {"vllm": "vllm", "transformers": "hf"}
-Plan = dict[str, dict[str, Any]]  # by task: what `harness.plan` returns
+BenchmarkPlan = dict[str, dict[str, Any]]  # by task: what `harness.plan` returns
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkRequest:
     """What is asked of which models. `limit` is the most questions of a task, `num_fewshot` the
     examples before each; the task's own where None. `max_length` is in tokens."""
 
@@ -48,7 +48,9 @@ class Asked:
         }
 
 
-def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> dict[str, Any]:
+def benchmark(
+    spec: JobSpec, store: Store, asked: BenchmarkRequest, report: Reporter
+) -> dict[str, Any]:
     """Returns what the package's docstring shows, and leaves it in the job's `benchmarks.json`.
 
     Raises `SpecError` for a student that is not there, an unknown task, model or engine,
@@ -86,8 +88,10 @@ def benchmark(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> di
     return content
 
 
-def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Plan:
-    found: Plan = processes.run(
+def _planned(
+    spec: JobSpec, store: Store, asked: BenchmarkRequest, report: Reporter
+) -> BenchmarkPlan:
+    found: BenchmarkPlan = processes.run(
         harness.plan,
         {"tasks": list(asked.tasks), "settings": asked.settings},
         report.part("reading", 0, 1),
@@ -97,7 +101,7 @@ def _planned(spec: JobSpec, store: Store, asked: Asked, report: Reporter) -> Pla
     return found
 
 
-def _askable(candidate: Candidate, planned: Plan) -> tuple[list[str], list[str]]:
+def _askable(candidate: BenchmarkedModel, planned: BenchmarkPlan) -> tuple[list[str], list[str]]:
     """Returns the tasks that a model can be asked, and a note on each that it cannot."""
     if candidate.settings is None:
         return list(planned), []
@@ -110,7 +114,7 @@ def _askable(candidate: Candidate, planned: Plan) -> tuple[list[str], list[str]]
     ]
 
 
-def _key(candidate: Candidate, manner: dict[str, Any], facts: dict[str, Any]) -> str:
+def _key(candidate: BenchmarkedModel, manner: dict[str, Any], facts: dict[str, Any]) -> str:
     """Returns what names a result: the content of model and questions, and how they are asked."""
     told = {key: value for key, value in manner.items() if key != "include_path"}
     if candidate.settings:
@@ -121,8 +125,8 @@ def _key(candidate: Candidate, manner: dict[str, Any], facts: dict[str, Any]) ->
 def _measure(
     spec: JobSpec,
     store: Store,
-    candidate: Candidate,
-    chosen: tuple[dict[str, Any], Plan, dict[str, str]],
+    candidate: BenchmarkedModel,
+    chosen: tuple[dict[str, Any], BenchmarkPlan, dict[str, str]],
     report: Reporter,
 ) -> None:
     """Asks a model the tasks that are missing, in a process of its own."""

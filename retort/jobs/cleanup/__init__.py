@@ -16,9 +16,9 @@ from retort.jobs.cleanup.reading import (
     ARTIFACTS,
     LEASES,
     LEDGER,
-    Facts,
-    Item,
+    FileFacts,
     Key,
+    StoredFolder,
     clear,
     files_in,
     folder_of,
@@ -29,7 +29,7 @@ from retort.jobs.cleanup.reading import (
 from retort.jobs.cleanup.roots import held_by, reached_from, registered_in, used_by, versions
 from retort.store import Folder, Store
 
-__all__ = ["KEEP_DAYS", "Item", "Plan", "leftovers", "plan", "remove", "versions"]
+__all__ = ["KEEP_DAYS", "CleanupPlan", "StoredFolder", "leftovers", "plan", "remove", "versions"]
 
 KEEP_DAYS, DAY_SECONDS = 30.0, 86_400.0
 # A stage ends after a day unless its spec says otherwise (runtime.timeout_seconds): what is not
@@ -44,7 +44,7 @@ NAMED = "paid answers of artifacts that stay"
 
 
 @dataclass(frozen=True)
-class Plan:
+class CleanupPlan:
     """What would go, the largest first, and what stays: by the reason why, how many folders and how
     many bytes.
 
@@ -52,7 +52,7 @@ class Plan:
     """
 
     store: Store
-    goes: tuple[Item, ...]
+    goes: tuple[StoredFolder, ...]
     stays: dict[str, tuple[int, int]]
     unknown: str | None
     at: float
@@ -65,7 +65,7 @@ class Plan:
 
 def plan(
     store: Store, keep_days: float = KEEP_DAYS, *, registry: bool = True, ledgers: bool = False
-) -> Plan:
+) -> CleanupPlan:
     """Returns what may go of a store.
 
     There stays what jobs last used or reported, what registered models are (unless `registry` is
@@ -94,10 +94,10 @@ def plan(
         why |= {item.key: PAID for item in paid}
     goes = [item for item in (*items, *paid) if item.key not in why]
     goes.sort(key=lambda item: (-item.num_bytes, item.key))
-    return Plan(store, tuple(goes), _totals([*items, *paid], why), unknown, now)
+    return CleanupPlan(store, tuple(goes), _totals([*items, *paid], why), unknown, now)
 
 
-def remove(made: Plan) -> Iterator[tuple[Item, bool]]:
+def remove(made: CleanupPlan) -> Iterator[tuple[StoredFolder, bool]]:
     """Removes what a plan says; yields each folder, and whether it is gone.
 
     One that changed since, or that a job has taken up since, stays. The manifest goes first, so
@@ -127,7 +127,7 @@ def leftovers(store: Store, *, delete: bool = False) -> int:
     """Returns how many things processes left that ended long ago, and removes them if asked to:
     leases on artifacts, and uploads that were never ended. Raises `StoreError`."""
     before = time.time() - LEAST_DAYS * DAY_SECONDS
-    grouped: dict[str, dict[str, Facts]] = defaultdict(dict)
+    grouped: dict[str, dict[str, FileFacts]] = defaultdict(dict)
     for path, facts in files_in(f"{store.uri}/{LEASES}").items():
         name, _, file = path.partition("/")
         grouped[name][file] = facts
@@ -137,7 +137,7 @@ def leftovers(store: Store, *, delete: bool = False) -> int:
     return len(old) + len(store.unfinished_uploads(before, remove=delete))
 
 
-def _recent(items: Iterable[Item], now: float, keep_days: float) -> dict[Key, str]:
+def _recent(items: Iterable[StoredFolder], now: float, keep_days: float) -> dict[Key, str]:
     """Returns why items stay that changed lately."""
     found: dict[Key, str] = {}
     for item in items:
@@ -149,7 +149,7 @@ def _recent(items: Iterable[Item], now: float, keep_days: float) -> dict[Key, st
     return found
 
 
-def _totals(items: list[Item], why: dict[Key, str]) -> dict[str, tuple[int, int]]:
+def _totals(items: list[StoredFolder], why: dict[Key, str]) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for item in (each for each in items if each.key in why):
         count, num_bytes = found.get(why[item.key], (0, 0))

@@ -24,11 +24,11 @@ ARTIFACTS, LEDGER, LEASES = "artifacts", "ledger", "leases"
 BEGUN = f"{SCRATCH}inputs.json"
 
 Key = tuple[str, str]  # stage, or LEDGER, and name
-Facts = tuple[int, float]  # of a file: bytes, and when it was written, seconds since 1970
+FileFacts = tuple[int, float]  # of a file: bytes, and when it was written, seconds since 1970
 
 
 @dataclass(frozen=True)
-class Item:
+class StoredFolder:
     """A folder of the store: an artifact, or a ledger where `stage` is "ledger".
 
     `changed_at` is when the latest of its files was written, in seconds since 1970.
@@ -48,7 +48,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobRecord:
     """What a job left under its name: what its latest run used, and its latest report, if any."""
 
     name: str
@@ -56,9 +56,9 @@ class Job:
     report: dict[str, Any]
 
 
-def items_in(store: Store, part: str) -> list[Item]:
+def items_in(store: Store, part: str) -> list[StoredFolder]:
     """Returns the artifacts or the ledgers (`part`) of a store."""
-    grouped: dict[Key, dict[str, Facts]] = defaultdict(dict)
+    grouped: dict[Key, dict[str, FileFacts]] = defaultdict(dict)
     for path, facts in files_in(f"{store.uri}/{part}").items():
         stage, _, rest = (LEDGER, "", path) if part == LEDGER else path.partition("/")
         name, _, file = rest.partition("/")
@@ -67,13 +67,13 @@ def items_in(store: Store, part: str) -> list[Item]:
     return [item_of(key, files) for key, files in grouped.items()]
 
 
-def item_of(key: Key, files: dict[str, Facts]) -> Item:
+def item_of(key: Key, files: dict[str, FileFacts]) -> StoredFolder:
     """Returns what is known of a folder by its files, of which there is one at least."""
     sizes, times = zip(*files.values(), strict=True)
-    return Item(*key, max(times), sum(sizes), len(files), MANIFEST in files)
+    return StoredFolder(*key, max(times), sum(sizes), len(files), MANIFEST in files)
 
 
-def files_in(uri: str) -> dict[str, Facts]:
+def files_in(uri: str) -> dict[str, FileFacts]:
     """Returns the facts of all files below a folder, unfinished parts too."""
     files = filesystem(uri)
     root = str(files._strip_protocol(uri)).rstrip("/")
@@ -96,7 +96,7 @@ def _written_at(facts: dict[str, Any]) -> float:
     return math.inf
 
 
-def jobs_of(store: Store) -> list[Job]:
+def jobs_of(store: Store) -> list[JobRecord]:
     """Returns what all jobs left. A folder that may not be read is an error, never no job."""
     root = f"{store.uri}/jobs"
     files = filesystem(root)
@@ -108,7 +108,7 @@ def jobs_of(store: Store) -> list[Job]:
     names = sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
     folders = {name: store.job(name) for name in names}
     return [
-        Job(name, read_json(folder, "artifacts.json"), read_json(folder, "report.json"))
+        JobRecord(name, read_json(folder, "artifacts.json"), read_json(folder, "report.json"))
         for name, folder in folders.items()
     ]
 
@@ -118,7 +118,7 @@ def folder_of(store: Store, key: Key) -> Folder:
     return store.ledger(key[1]) if key[0] == LEDGER else store.artifact(*key)
 
 
-def clear(folder: Folder, files: dict[str, Facts]) -> bool:
+def clear(folder: Folder, files: dict[str, FileFacts]) -> bool:
     """Removes the files of a folder, the manifest first; returns whether all are gone.
 
     It ends where a run begins in the folder, which may write files of the same names: what is left
@@ -137,7 +137,7 @@ def clear(folder: Folder, files: dict[str, Facts]) -> bool:
     return True
 
 
-def _facts(folder: Folder, name: str) -> Facts | None:
+def _facts(folder: Folder, name: str) -> FileFacts | None:
     """Returns the facts of a file, None where there is none."""
     path = f"{folder.uri}/{name}"
     with store_errors(path), contextlib.suppress(FileNotFoundError):

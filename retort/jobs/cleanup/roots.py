@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from retort.errors import StoreError
-from retort.jobs.cleanup.reading import Item, Job, Key, folder_of, read_json
+from retort.jobs.cleanup.reading import JobRecord, Key, StoredFolder, folder_of, read_json
 from retort.spec import STAGES
 from retort.store import MANIFEST, Store
+from retort.store.ledger import CONTEXT_FILE
 from retort.tracking import open_registry, tracking_uri, without_secrets
 from retort.tracking.registry import SOURCE, TRAIN
 from retort.tracking.server import is_there
@@ -24,14 +25,14 @@ ASKED = ("curate.judge", "curate.second_teacher", "evaluate.judge")
 Manifests = dict[Key, dict[str, Any]]  # empty where there is none
 
 
-def used_by(jobs: list[Job]) -> set[Key]:
+def used_by(jobs: list[JobRecord]) -> set[Key]:
     """Returns the artifacts that jobs last used, and those of their latest reports: a run under way
     has not used all of them yet."""
     told = [names for job in jobs for names in (job.artifacts, job.report.get("fingerprints", {}))]
     return {(stage_of(label), name) for names in told for label, name in names.items()}
 
 
-def registered_in(store: Store, jobs: list[Job]) -> tuple[set[Key], str | None]:
+def registered_in(store: Store, jobs: list[JobRecord]) -> tuple[set[Key], str | None]:
     """Returns the artifacts of registered models, and why they are not known where they are not.
 
     They count by name, wherever they were registered from: a store may have been moved since.
@@ -90,7 +91,7 @@ def reached_from(store: Store, roots: Iterable[Key]) -> Manifests:
     return found
 
 
-def held_by(store: Store, paid: list[Item], reached: Manifests) -> set[Key]:
+def held_by(store: Store, paid: list[StoredFolder], reached: Manifests) -> set[Key]:
     """Returns the ledgers whose answers are in artifacts: generate's manifest names its own; that
     of a judge or a second teacher is known by the model that was asked."""
     named = {manifest.get("facts", {}).get("ledger") for manifest in reached.values()}
@@ -98,8 +99,8 @@ def held_by(store: Store, paid: list[Item], reached: Manifests) -> set[Key]:
     asked = {each[knob] for each in sources for knob in ASKED if knob in each}
     held = {item.key for item in paid if item.name in named}
     for item in paid if asked else ():
-        manner = read_json(folder_of(store, item.key), "manner.json")
-        if f"{manner.get('engine')}: {manner.get('model')}" in asked:
+        context = read_json(folder_of(store, item.key), CONTEXT_FILE)
+        if f"{context.get('engine')}: {context.get('model')}" in asked:
             held.add(item.key)
     return held
 

@@ -14,10 +14,10 @@ from retort.spec import Evaluate
 
 # Metrics that hold an answer against the teacher's: with another teacher they say something else.
 OF_TEACHER = ("agreement", "kl_to_teacher")
-Pair = dict[str, Any]
+StudentPair = dict[str, Any]
 
 
-def pairs(runs: list[Run]) -> list[Pair]:
+def pairs(runs: list[Run]) -> list[StudentPair]:
     """Returns each two runs with `runs`, `metric`, `difference` (first - second, of their students)
     and `outcome`, both None where the two cannot be compared, and `words`, which say it."""
     scored = {run.label: run.statistics() for run in runs}
@@ -64,7 +64,7 @@ def _unlike(one: Run, other: Run, scored: dict[str, Any], asked: dict[str, Any])
     )
 
 
-def _compared(one: Run, other: Run, scored: dict[str, Any]) -> Pair:
+def _compared(one: Run, other: Run, scored: dict[str, Any]) -> StudentPair:
     knobs = Evaluate()
     found = metrics.difference(
         one.metric, scored[one.label], scored[other.label], knobs.num_bootstrap, knobs.seed
@@ -94,7 +94,7 @@ def _words(one: Run, other: Run, found: dict[str, Any]) -> str:
     return f"{one.label} is {better} than {other.label} in {metric}: {measured}"
 
 
-def _told(one: Run, other: Run, why: str) -> Pair:
+def _told(one: Run, other: Run, why: str) -> StudentPair:
     return {
         "runs": [one.label, other.label],
         "metric": one.metric if one.metric == other.metric else None,

@@ -14,7 +14,7 @@ from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import details, table
 from retort.metrics.comparison.formatting import gap, known, times, unit
 
-Columns = dict[str, dict[str, Any]]
+TableColumns = dict[str, dict[str, Any]]
 
 
 def compare(runs: list[Run]) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def _student(run: Run) -> dict[str, Any]:
     return found
 
 
-def _columns(runs: list[Run]) -> Columns:
+def _columns(runs: list[Run]) -> TableColumns:
     """Returns the models by their column's heading: each run's student, then teachers and bases."""
-    found: Columns = {run.label: _student(run) for run in runs}
+    found: TableColumns = {run.label: _student(run) for run in runs}
     for role in ("teacher", "base"):
         owners: dict[str, list[Run]] = {}
         for run in runs:
@@ -71,7 +71,7 @@ def _identity(model: dict[str, Any]) -> str:
     return repr([model.get(key) for key in keys])
 
 
-def _models(columns: Columns, names: list[str]) -> list[list[str]]:
+def _models(columns: TableColumns, names: list[str]) -> list[list[str]]:
     """Returns the case study's rows, with those of each metric that decides somewhere: its value
     and how sure that is."""
     rows = table(_content(columns, names[0], {"value": None}))
@@ -84,7 +84,7 @@ def _models(columns: Columns, names: list[str]) -> list[list[str]]:
     return [*rows[:at], *scores, *rows[at + 1 :]]
 
 
-def _details(columns: Columns, name: str) -> list[list[str]]:
+def _details(columns: TableColumns, name: str) -> list[list[str]]:
     """Returns what else was measured."""
     return [row for row in details(_content(columns, name, None)) if row[0] != _sure(name)]
 
@@ -94,7 +94,7 @@ def _sure(metric: str) -> str:
     return f"{metric}, 95% interval"
 
 
-def _content(columns: Columns, metric: str, unknown: Any) -> dict[str, Any]:
+def _content(columns: TableColumns, metric: str, unknown: Any) -> dict[str, Any]:
     """Returns models as a report's content, for the report's own tables."""
     models = {
         name: {**model, "metrics": {metric: unknown, **model["metrics"]}}

@@ -21,10 +21,10 @@ from retort.metrics.comparison.formatting import (
 )
 
 Model = dict[str, Any]
-Row = list[str]
+TableRow = list[str]
 
 
-def table(content: dict[str, Any]) -> list[Row]:
+def table(content: dict[str, Any]) -> list[TableRow]:
     """Returns the first table: a heading row, then a row a measure."""
     models, metric = content["models"], content["comparison"]["metric"]
     measures: dict[str, Callable[[Model], str]] = {
@@ -40,7 +40,7 @@ def table(content: dict[str, Any]) -> list[Row]:
     ]
 
 
-def details(content: dict[str, Any]) -> list[Row]:
+def details(content: dict[str, Any]) -> list[TableRow]:
     """Returns the second table, in the first one's columns: how sure the scores are, and the rest
     that was measured. A measure that is known of no model is left out."""
     models = content["models"]
@@ -49,7 +49,7 @@ def details(content: dict[str, Any]) -> list[Row]:
     return [["", *models], *told]
 
 
-def _sureness(content: dict[str, Any]) -> list[Row]:
+def _sureness(content: dict[str, Any]) -> list[TableRow]:
     models, found = content["models"], content["comparison"]
     metric, others = found["metric"], found["differences"]
 
@@ -68,7 +68,7 @@ def _sureness(content: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _costs(models: dict[str, Model]) -> list[Row]:
+def _costs(models: dict[str, Model]) -> list[TableRow]:
     """Returns what time, memory and money each model takes, beside what the first table says."""
 
     def timed(what: str, ends: str) -> Callable[[Model], str]:
@@ -95,7 +95,7 @@ def _costs(models: dict[str, Model]) -> list[Row]:
     return [[name, *map(show, models.values())] for name, show in measures.items()]
 
 
-def _further(content: dict[str, Any]) -> list[Row]:
+def _further(content: dict[str, Any]) -> list[TableRow]:
     """Returns the metrics beside the main one, each with its interval."""
     models, main = content["models"], content["comparison"]["metric"]
     names = dict.fromkeys(name for model in models.values() for name in model["metrics"])

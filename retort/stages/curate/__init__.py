@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from retort.data import balance, reasoning, task_types
 from retort.data.filters import candidate
-from retort.data.filters.candidate import Item, item_of
+from retort.data.filters.candidate import Candidate, item_of
 from retort.data.task_types import TaskType
 from retort.errors import DataError
 from retort.records import Decision, Response, read_lines, write_lines
@@ -20,7 +20,7 @@ from retort.spec import JobSpec
 from retort.stages.curate import data_card, judging
 from retort.stages.stage import Stage, read_examples
 
-Chosen = list[tuple[str, Callable[[Item], str | None]]]
+Chosen = list[tuple[str, Callable[[Candidate], str | None]]]
 
 
 def curate(stage: Stage) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
     return found
 
 
-def _no_answer(spec: JobSpec, item: Item) -> str | None:
+def _no_answer(spec: JobSpec, item: Candidate) -> str | None:
     """Rejects a text in which nothing marks an answer though it was asked to, and one that ends
     before it comes to its answer."""
     whole = item.response.text
@@ -81,13 +81,13 @@ def _no_answer(spec: JobSpec, item: Item) -> str | None:
     return "no answer found after the reasoning" if unmarked or not item.text.strip() else None
 
 
-def _items(stage: Stage, task_type: TaskType) -> Iterator[Item]:
+def _items(stage: Stage, task_type: TaskType) -> Iterator[Candidate]:
     """Yields every response with its example, in order; answers to one question share their peers.
 
     Raises `DataError` when responses and examples do not belong together.
     """
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
-    peers: dict[tuple[str, int], list[Item]] = {}
+    peers: dict[tuple[str, int], list[Candidate]] = {}
     answered: set[str] = set()
     for response in _responses(stage):
         answered.add(response.example_id)
@@ -112,7 +112,7 @@ def _responses(stage: Stage) -> Iterator[Response]:
 
 
 def _sift(
-    stage: Stage, items: list[Item], chosen: Chosen
+    stage: Stage, items: list[Candidate], chosen: Chosen
 ) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
     """Returns why responses are rejected (filter, reason), and the judge's scores, by their id."""
     reasons: dict[str, tuple[str, str]] = {}
@@ -136,21 +136,21 @@ def _sift(
 
 
 def _decision(
-    item: Item, spec: JobSpec, reasons: dict[str, tuple[str, str]], scores: dict[str, float]
+    item: Candidate, spec: JobSpec, reasons: dict[str, tuple[str, str]], scores: dict[str, float]
 ) -> Decision:
-    """Returns the decision on one response, with the lesson where it is not the text as it is."""
+    """Returns the decision on one response, with the text to learn where that is another."""
     name = item.response.id
     score = scores.get(name)
     if name in reasons:
         return Decision(name, False, *reasons[name], score=score)
     if spec.curate.rationale == "keep":
         return Decision(name, True, score=score)
-    text, kept = reasoning.lesson(item.response.text, spec.curate.rationale)
-    lesson = None if text == item.response.text else text
-    return Decision(name, True, lesson=lesson, rationale=kept, score=score)
+    text, kept = reasoning.target_text(item.response.text, spec.curate.rationale)
+    target_text = None if text == item.response.text else text
+    return Decision(name, True, target_text=target_text, rationale=kept, score=score)
 
 
-def _groups(spec: JobSpec, items: list[Item]) -> dict[int, str]:
+def _groups(spec: JobSpec, items: list[Candidate]) -> dict[int, str]:
     """Returns the group, as `prepare.balance.by` says, of each train response by its place."""
     knobs = spec.prepare.balance
     trained = {at: item.example for at, item in enumerate(items) if item.example.split == "train"}

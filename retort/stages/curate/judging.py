@@ -6,14 +6,14 @@ from typing import Any
 import orjson
 
 from retort.data import reasoning
-from retort.data.filters.candidate import Item
+from retort.data.filters.candidate import Candidate
 from retort.engines import Request
 from retort.stages.judge import ask, judging, score_of
 from retort.stages.stage import Stage
 from retort.stages.teacher_requests import as_put, instruction_of
 
 
-def judge(stage: Stage, items: list[Item]) -> list[Item]:
+def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
     """Returns the items with the judge's scores; without one where it gave none."""
     who = stage.spec.curate.judge
     assert who, "the spec refuses the filter judged without a judge"
@@ -29,7 +29,7 @@ def judge(stage: Stage, items: list[Item]) -> list[Item]:
     return [_told(item, score=scores.get(item.response.id)) for item in items]
 
 
-def second_teacher(stage: Stage, items: list[Item]) -> list[Item]:
+def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
     """Returns the items with what the second teacher answers to the very same chats."""
     who = stage.spec.curate.second_teacher
     assert who, "the spec refuses the filter teachers_agree without a second teacher"
@@ -50,13 +50,13 @@ def second_teacher(stage: Stage, items: list[Item]) -> list[Item]:
     return [_told(item, second=answers.get(item.response.id)) for item in items]
 
 
-def _given(item: Item) -> str:
+def _given(item: Candidate) -> str:
     """Returns a response as a judge reads it, with the tools it calls."""
     calls = item.response.tool_calls
     return item.text + (f"\n{orjson.dumps(calls).decode()}" if calls else "")
 
 
-def _told(item: Item, **facts: Any) -> Item:
+def _told(item: Candidate, **facts: Any) -> Candidate:
     """Returns an item with more facts, in its old place among its peers."""
     told = replace(item, **facts)
     item.peers[item.peers.index(item)] = told

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from retort.data import encoding, task_types
-from retort.data.encoding import Row
+from retort.data.encoding import EncodedRow
 from retort.engines import Request, render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
@@ -36,11 +36,11 @@ MOST_TOKENS = 1 << 19
 MOST_LOGITS = 1 << 27
 MOST_BATCH_TOKENS = 4096
 UNLOADABLE = (OSError, ValueError, ImportError, LookupError, torch.OutOfMemoryError)
-Found = dict[str, dict[str, list[float]]]  # by metric and example's id: nats, and tokens
+MetricStatistics = dict[str, dict[str, list[float]]]  # by metric and example's id: nats, and tokens
 
 
 @dataclass(frozen=True)
-class Asked:
+class LikelihoodInputs:
     """What the models were asked, the rows' own answers where they have one, and the teacher's."""
 
     requests: list[Request]
@@ -61,7 +61,7 @@ class Opened:
 
 
 @dataclass
-class Teacher:
+class TeacherTargets:
     """What is kept of the teacher once it is closed: its token map, and its distributions."""
 
     token_map: str | None = None
@@ -73,7 +73,7 @@ class Teacher:
 class Given:
     """An answer that exists already, and the measures that it is a part of."""
 
-    row: Row
+    row: EncodedRow
     of: tuple[str, ...]
 
 
@@ -92,7 +92,7 @@ def likelihood(
     stage, notes = from_arguments(arguments, report), list[str]()
     if all(map(os.path.isdir, folders.values())):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    asked, teacher, statistics = _asked(stage), Teacher(), dict[str, Found]()
+    asked, teacher, statistics = _asked(stage), TeacherTargets(), dict[str, MetricStatistics]()
     for index, (role, folder) in enumerate(folders.items()):
         report.progress(index, len(folders), "models", f"{role} likelihood")
         try:
@@ -109,7 +109,7 @@ def likelihood(
     return {"statistics": statistics, "perplexity_of": of, "notes": notes}
 
 
-def _asked(stage: Stage) -> Asked:
+def _asked(stage: Stage) -> LikelihoodInputs:
     """Returns what is asked. A reference that is nothing but the answer is none where the teacher
     writes its answers out: how probable it is as a whole reply then says nothing of a model."""
     examples, task_type = asked_examples(stage), task_types.load(stage.spec.prepare.task_type)
@@ -120,7 +120,7 @@ def _asked(stage: Stage) -> Asked:
     if 2 * plain < len(examples):
         bare = {e.id for e in examples if _same(e.reference or "", e.expected)}
         references = {name: text for name, text in references.items() if name not in bare}
-    return Asked(requests_of(examples), references, answers)
+    return LikelihoodInputs(requests_of(examples), references, answers)
 
 
 def _same(text: str, answer: str | None) -> bool:
@@ -158,12 +158,14 @@ def _free() -> None:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def _measured(asked: Asked, opened: Opened, teacher: Teacher, is_teacher: bool) -> Found:
+def _measured(
+    asked: LikelihoodInputs, opened: Opened, teacher: TeacherTargets, is_teacher: bool
+) -> MetricStatistics:
     """Returns a model's sums by metric and example; of the teacher its distributions are kept."""
     if is_teacher:
         teacher.token_map = opened.token_map
     shares_ids = opened.token_map is not None and opened.token_map == teacher.token_map
-    found: Found = {"perplexity": {}, "kl_to_teacher": {}}
+    found: MetricStatistics = {"perplexity": {}, "kl_to_teacher": {}}
     for given, logits_NV in _logits(opened, _given(asked, opened, shares_ids)):
         row = given.row
         labels_N = torch.tensor(row.labels[row.first :], device=logits_NV.device)
@@ -179,7 +181,7 @@ def _measured(asked: Asked, opened: Opened, teacher: Teacher, is_teacher: bool) 
     return found
 
 
-def _given(asked: Asked, opened: Opened, shares_ids: bool) -> list[Given]:
+def _given(asked: LikelihoodInputs, opened: Opened, shares_ids: bool) -> list[Given]:
     """Returns the answers whose probability is measured, encoded for a model, those left out that
     it cannot take: the references, and where the ids are shared the teacher's own."""
     rendered = zip(asked.requests, render_each(opened.tokenizer, asked.requests), strict=True)
@@ -225,7 +227,7 @@ def _logits(opened: Opened, given: list[Given]) -> Iterator[tuple[Given, Tensor]
             yield one, logits_TV[places, : opened.vocabulary].float()
 
 
-def _keep(teacher: Teacher, name: str, logits_NV: Tensor) -> None:
+def _keep(teacher: TeacherTargets, name: str, logits_NV: Tensor) -> None:
     """Keeps the teacher's distributions at the tokens of an answer, while there is room."""
     if teacher.num_tokens >= MOST_TOKENS:
         return

@@ -7,14 +7,14 @@ import orjson
 
 from retort.records import Response
 from retort.spec import Generate
-from retort.stages.teacher_requests import Ask
+from retort.stages.teacher_requests import TeacherRequest
 
 # What a chat template may add to a request: never less than it does.
 TEMPLATE_TOKENS = 256
 
 
 @dataclass
-class Meter:
+class Budget:
     """Tokens, time and money of one artifact, over all runs that worked on it.
 
     `reserved_*` is the most that the requests under way can cost.
@@ -46,7 +46,7 @@ class Meter:
         running = time.monotonic() - self.started if self.started is not None else 0.0
         return self.seconds + running
 
-    def reserve(self, ask: Ask, max_tokens: int, sign: int = 1) -> None:
+    def reserve(self, ask: TeacherRequest, max_tokens: int, sign: int = 1) -> None:
         """Sets aside what a request can cost at most; with sign -1, gives it back."""
         self.reserved_input += sign * prompt_bound(ask)
         self.reserved_output += sign * max_tokens
@@ -63,7 +63,7 @@ class Meter:
         spending = self.knobs.spending
         return spending.max_tokens_total is not None or spending.max_cost is not None
 
-    def refuses(self, ask: Ask, max_tokens: int) -> str | None:
+    def refuses(self, ask: TeacherRequest, max_tokens: int) -> str | None:
         """Returns the knob that one more request could break, or None."""
         spending = self.knobs.spending
         more_input = self.input_tokens + self.reserved_input + prompt_bound(ask)
@@ -106,12 +106,12 @@ class Meter:
         }
 
 
-def prompt_bound(ask: Ask) -> int:
+def prompt_bound(ask: TeacherRequest) -> int:
     """Returns a number of tokens that the prompt cannot exceed: a token is a byte at least."""
     return len(orjson.dumps([ask.messages, ask.example.tools])) + TEMPLATE_TOKENS
 
 
-def forecast(meter: Meter, num_asked: int, at_once: int) -> dict[str, float]:
+def forecast(meter: Budget, num_asked: int, at_once: int) -> dict[str, float]:
     """Returns tokens, seconds and money of `num_asked` answers, from the mean of those counted.
 
     `seconds` are at the pace so far; `least_seconds` if `at_once` requests together take no longer

@@ -13,9 +13,9 @@ from retort.stages.generate import write_artifact
 from retort.stages.generate.capture_session import Session
 from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.teacher_requests import ledger_name, manner
+from retort.stages.teacher_requests import ledger_name, request_context
 from retort.store import Folder
-from retort.store.ledger import Ledger
+from retort.store.ledger import CONTEXT_FILE, Ledger
 
 
 def capture(
@@ -39,7 +39,7 @@ def capture(
     ledger, knobs = session.ledger, stage.spec.generate
     counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
     return {
-        **manner(stage.spec),
+        **request_context(stage.spec),
         **ledger.engine(),
         "ledger": ledger.folder.uri.rsplit("/", 1)[-1],
         **counts,
@@ -65,7 +65,7 @@ def help_capture(
 
 
 def _loaded(stage: Stage, since: float, max_num_seqs: int) -> Session:
-    name = ledger_name(manner(stage.spec))
+    name = ledger_name(request_context(stage.spec))
     ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse)
     session = Session(stage, ledger, since, max_num_seqs)
     session.load()
@@ -76,7 +76,7 @@ def _ask(session: Session, share: Share | None) -> None:
     """Asks what is missing, and commits all that is finished, whatever ends the run."""
     try:
         if session.num_missing:
-            session.ledger.folder.write_json("manner.json", manner(session.spec))
+            session.ledger.folder.write_json(CONTEXT_FILE, request_context(session.spec))
             session.ask_all(share)
     finally:
         session.close()

@@ -19,12 +19,12 @@ from retort.records import Example, Response
 from retort.spec import JobSpec
 from retort.stages.engine_settings import engine_of, settings_of
 from retort.stages.generate import pilot
-from retort.stages.generate.budget import Meter, forecast
+from retort.stages.generate.budget import Budget, forecast
 from retort.stages.generate.heartbeat import pulse
 from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, stream_examples
-from retort.stages.teacher_requests import Ask, Cut, Plan
-from retort.store.ledger import Entry, Ledger
+from retort.stages.teacher_requests import RequestPlan, TeacherRequest, TruncatedAnswer
+from retort.store.ledger import Ledger, StoredAnswer
 from retort.store.signals import join
 
 SAY_SECONDS, CHART_SECONDS, WAIT_SECONDS = 0.5, 5.0, 1.0
@@ -40,13 +40,15 @@ class Session:
         self._since, self._max_num_seqs = since, max_num_seqs
         self._spent = f"{SPENT}{uuid.uuid4().hex[:8]}.json"
         self._share: Share | None = None
-        self.plan = Plan(stage.spec, ledger, since)
-        self.meter = Meter(self._knobs)
+        self.plan = RequestPlan(stage.spec, ledger, since)
+        self.meter = Budget(self._knobs)
         self.forecast: dict[str, float] = {}
         self.num_examples = self.num_total = self.num_missing = self.num_asked = 0
         self._states: Counter[str] = Counter()
-        self._follow_ups: deque[tuple[Ask, Cut | None]] = deque()
-        self._outstanding: dict[str, tuple[Ask, Cut | None, tuple[int, int]]] = {}
+        self._follow_ups: deque[tuple[TeacherRequest, TruncatedAnswer | None]] = deque()
+        self._outstanding: dict[
+            str, tuple[TeacherRequest, TruncatedAnswer | None, tuple[int, int]]
+        ] = {}
         self._stopped = ""
         self._to_ask = self._tokens = self._num_mass = self._before_done = 0
         self._mass = self._before_seconds = 0.0
@@ -60,7 +62,7 @@ class Session:
         """Reads the ledger, and counts what stands and what is missing."""
         own = self._stage.out.uri.rsplit("/", 1)[-1]
 
-        def seen(entry: Entry, response: Response) -> None:
+        def seen(entry: StoredAnswer, response: Response) -> None:
             if entry.by == own:
                 self.meter.count(response)
                 self.num_asked += entry.at >= self._since
@@ -70,7 +72,7 @@ class Session:
         self.meter.seconds = sum(self._stage.out.read_json(name) for name in spent)
         for example in self.examples():
             self.num_examples += 1
-            self.num_total += self.plan.num_asks(example)
+            self.num_total += self.plan.num_requests(example)
             for _, standing in self.plan.walk(example):
                 if standing:
                     self._states[standing.state] += 1
@@ -169,13 +171,15 @@ class Session:
         """Returns the sum of what others who share the work told."""
         return self._share.told(name) if self._share else 0.0
 
-    def _missing(self, examples: Any) -> Iterator[tuple[Ask, Cut | None]]:
+    def _missing(self, examples: Any) -> Iterator[tuple[TeacherRequest, TruncatedAnswer | None]]:
         for example in examples:
             for ask, standing in self.plan.walk(example):
                 if standing is None:
                     yield ask, self.plan.cut(ask)
 
-    def _ask(self, engine: Engine, todo: Iterator[tuple[Ask, Cut | None]]) -> None:
+    def _ask(
+        self, engine: Engine, todo: Iterator[tuple[TeacherRequest, TruncatedAnswer | None]]
+    ) -> None:
         requests = self._requests(todo)
         answer_all = engine.score if self._knobs.mode == "score" else engine.generate
         for answer in answer_all(requests):
@@ -183,9 +187,11 @@ class Session:
         if self._outstanding:
             raise StageError(f"the engine left {len(self._outstanding)} requests unanswered")
 
-    def _requests(self, todo: Iterator[tuple[Ask, Cut | None]]) -> Iterator[Request | None]:
+    def _requests(
+        self, todo: Iterator[tuple[TeacherRequest, TruncatedAnswer | None]]
+    ) -> Iterator[Request | None]:
         """Yields requests while the budget allows; later turns and continuations come first."""
-        held: deque[tuple[Ask, Cut | None]] = deque()
+        held: deque[tuple[TeacherRequest, TruncatedAnswer | None]] = deque()
         while not self._stopped:
             queue = held or self._follow_ups
             found = queue.popleft() if queue else next(todo, None)
@@ -221,7 +227,7 @@ class Session:
         if cut and cut.signal and len(answer.raw.get("token_ids", ())) >= len(cut.token_ids):
             signal = join(cut.signal, signal) if signal else cut.signal
         by = self._stage.out.uri.rsplit("/", 1)[-1]
-        entry = Entry(answer.id, limits, by, time.time(), answer.raw)
+        entry = StoredAnswer(answer.id, limits, by, time.time(), answer.raw)
         response = self.ledger.add(entry, signal)
         self.meter.reserve(ask, limits[0], sign=-1)
         self.meter.count(response)
@@ -229,8 +235,8 @@ class Session:
         if answer.signal is not None:
             self._mass += float((1 - np.exp(answer.signal.tail_T)).sum())
             self._num_mass += len(answer.signal.tail_T)
-        if self.plan.standing(ask) is None:
-            self._follow_ups.append((ask, Cut(response.token_ids, signal, limits)))
+        if self.plan.entry_for(ask) is None:
+            self._follow_ups.append((ask, TruncatedAnswer(response.token_ids, signal, limits)))
             return
         self._states[response.state] += 1
         if following := self.plan.after(ask, response):

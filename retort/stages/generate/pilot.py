@@ -9,7 +9,7 @@ from retort.errors import StageError
 from retort.plugins import find_function
 from retort.records import Example, Response
 from retort.spec import JobSpec
-from retort.stages.teacher_requests import Plan
+from retort.stages.teacher_requests import RequestPlan
 from retort.store.ledger import Ledger
 
 MOST_UNUSABLE = 1
@@ -17,7 +17,7 @@ FAILED = "failed: "
 FORM_FILTERS = ("finished", "non_empty")
 
 
-def judge(spec: JobSpec, plan: Plan, ledger: Ledger, examples: Iterable[Example]) -> None:
+def judge(spec: JobSpec, plan: RequestPlan, ledger: Ledger, examples: Iterable[Example]) -> None:
     """Raises `StageError` with the reasons when more than one answer is unusable.
 
     Unusable is what curation would reject for its form: cut off, empty, without an answer in it.

@@ -12,12 +12,12 @@ from typing import Any
 from retort.errors import StageError
 from retort.records import Example
 from retort.store import Folder
-from retort.store.leases import Holder, State
+from retort.store.leases import Holder, LeaseState
 
 # The last range of each is what the others wait for: about 3% of the work.
 RANGES_PER_PROCESS = 32
 PLAN, LEAD = "plan.json", "lead"
-WORST_FIRST: tuple[State, ...] = ("free", "held", "done")
+WORST_FIRST: tuple[LeaseState, ...] = ("free", "held", "done")
 
 
 class Share:
@@ -68,7 +68,7 @@ class Share:
             if taken:
                 yield example
 
-    def left(self) -> State:
+    def left(self) -> LeaseState:
         """Returns what is left when nothing free was found: `held` by others, `free` because a
         holder was lost since, or `done`. Who only helps never waits: for it all is done."""
         if not self.leads:
@@ -89,7 +89,7 @@ class Share:
         """Returns the sum of what the others last told under a name."""
         return float(sum(told.get(name, 0) for told in self.holder.others()))
 
-    def _states(self) -> dict[int, State]:
+    def _states(self) -> dict[int, LeaseState]:
         names = [str(number) for number in range(self._num_ranges)]
         return {int(name): state for name, state in self.holder.states(names).items()}
 

@@ -8,14 +8,14 @@ from typing import Any
 from retort.errors import StageError
 from retort.records import Example, Response, write_lines
 from retort.spec import Generate
-from retort.stages.teacher_requests import Plan
+from retort.stages.teacher_requests import RequestPlan
 from retort.store import Folder, signals
 from retort.store.ledger import Ledger
-from retort.store.signals import RawRow
+from retort.store.signals import StoredTokens
 
 
 def write(
-    out: Folder, plan: Plan, ledger: Ledger, examples: Iterable[Example], knobs: Generate
+    out: Folder, plan: RequestPlan, ledger: Ledger, examples: Iterable[Example], knobs: Generate
 ) -> dict[str, Any]:
     """Writes shards of responses and signals, `shard_size` examples each; returns their counts.
 
@@ -29,7 +29,7 @@ def write(
     waiting = iter(examples)
     while rows := list(islice(waiting, knobs.shard_size)):
         responses: list[Response] = []
-        raw: list[tuple[str, RawRow]] = []
+        raw: list[tuple[str, StoredTokens]] = []
         for example in rows:
             for response, signal in answers(plan, ledger, example):
                 responses.append(response)
@@ -57,8 +57,8 @@ def write(
 
 
 def answers(
-    plan: Plan, ledger: Ledger, example: Example
-) -> Iterator[tuple[Response, RawRow | None]]:
+    plan: RequestPlan, ledger: Ledger, example: Example
+) -> Iterator[tuple[Response, StoredTokens | None]]:
     """Yields the responses of an example with their signals.
 
     Raises `StageError` when one is missing.

@@ -14,7 +14,7 @@ from typing import Any
 from retort.data import sources, task_types
 from retort.data.balance import share
 from retort.data.formats import read_row, recognise
-from retort.data.sources import RawRow
+from retort.data.sources import SourceRow
 from retort.errors import DataError, SpecError
 from retort.plugins import find_function, module_names
 from retort.records import (
@@ -43,7 +43,7 @@ class Read:
     `text` is what rows are compared by, `line` the example as it is stored.
     """
 
-    raw: RawRow
+    raw: SourceRow
     split: Split
     example: Example | None = None
     text: str = ""
@@ -76,14 +76,14 @@ class Reader:
                     self.num_read[split] += 1
                     yield self._read(raw, split)
 
-    def texts(self, source: str) -> Iterator[tuple[RawRow, str]]:
+    def texts(self, source: str) -> Iterator[tuple[SourceRow, str]]:
         """Yields the rows of a file that must not be learned from, with each text in them."""
         where = "prepare.decontaminate.against"
         for raw in sources.read(source, where, self._knobs.max_row_bytes):
             if raw.value is not None:
                 yield from ((raw, text) for text in _texts_of(raw.value))
 
-    def _read(self, raw: RawRow, split: Split) -> Read:
+    def _read(self, raw: SourceRow, split: Split) -> Read:
         if raw.value is None:
             return Read(raw, split, reason=raw.error)
         try:

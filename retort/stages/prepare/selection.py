@@ -14,11 +14,11 @@ from typing import Any
 import orjson
 
 from retort.data import balance
-from retort.data.sources import RawRow
+from retort.data.sources import SourceRow
 from retort.records import Example, Removed, Split, content_id
 from retort.spec import JobSpec, Prepare
 from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates import Pair, Texts, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
 from retort.stages.prepare.rows import Read
 
 SHOWN_CHARACTERS = 2000
@@ -50,7 +50,7 @@ class Spool:
 
 
 @dataclass
-class Rows:
+class RowColumns:
     """The rows of one split, or of the files that must not be learned from, as columns."""
 
     texts: Texts = field(default_factory=Texts)
@@ -70,8 +70,8 @@ class Selection:
         # Clusters are found once all rows are here.
         by = spec.prepare.balance.by
         self._by = "auto" if by == "cluster" else by
-        self.rows: dict[str, Rows] = {}
-        self.removed: dict[str, dict[int, Pair]] = {}
+        self.rows: dict[str, RowColumns] = {}
+        self.removed: dict[str, dict[int, DuplicatePair]] = {}
         self._against: dict[tuple[str, int], str] = {}
         self._left_out: set[int] = set()
 
@@ -79,7 +79,7 @@ class Selection:
         """Takes one good row."""
         example = read.example
         assert example
-        rows = self.rows.setdefault(read.split, Rows())
+        rows = self.rows.setdefault(read.split, RowColumns())
         scope = content_id([example.tools, *_system(example)])
         rows.texts.add(read.text, scope, example.expected)
         rows.numbers.append(self._spool.add(read.line))
@@ -88,9 +88,9 @@ class Selection:
         rows.ids.append(example.id)
         rows.groups.append(balance.group_of(example, self._by))
 
-    def add_foreign(self, raw: RawRow, text: str) -> None:
+    def add_foreign(self, raw: SourceRow, text: str) -> None:
         """Takes one row of a file that must not be learned from."""
-        rows = self.rows.setdefault("against", Rows())
+        rows = self.rows.setdefault("against", RowColumns())
         rows.texts.add(text)
         rows.numbers.append(self._spool.add(text.encode()[:SHOWN_CHARACTERS]))
         rows.lines.append(raw.line)
@@ -117,7 +117,7 @@ class Selection:
             if self.removed[split][pair.index] is pair:
                 self._against[split, pair.index] = held_out
 
-    def _balance(self, rows: Rows) -> None:
+    def _balance(self, rows: RowColumns) -> None:
         """Leaves out train rows above the cap of their group, then above the limit."""
         knobs = self._knobs
         chosen = self.standing("train")
@@ -157,7 +157,7 @@ class Selection:
             for index, pair in sorted(self.removed.get(split, {}).items()):
                 yield self._report(split, index, pair)
 
-    def _report(self, split: str, index: int, pair: Pair) -> Removed:
+    def _report(self, split: str, index: int, pair: DuplicatePair) -> Removed:
         where = self._against.get((split, index), split)
         rows, other = self.rows[split], self.rows[where]
         shown = self._spool.read(other.numbers[pair.other])

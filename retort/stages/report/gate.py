@@ -9,7 +9,7 @@ from typing import Any
 from retort.metrics import lower_is_better
 from retort.spec import Gate
 
-Check = dict[str, Any]
+GateResult = dict[str, Any]
 BOUND = "by the worse bound of the 95% interval"
 
 
@@ -42,7 +42,7 @@ def judge(content: dict[str, Any], gate: Gate) -> dict[str, Any]:
     return {"passed": all(check["passed"] for check in checks), "checks": checks}
 
 
-def _retention(content: dict[str, Any], gate: Gate) -> Check:
+def _retention(content: dict[str, Any], gate: Gate) -> GateResult:
     found, on_bound = content["comparison"], "retention" in gate.on_bound
     interval = found.get("retention_interval") or {}
     measured = interval.get("low") if on_bound else found["retention"]
@@ -54,7 +54,7 @@ def _retention(content: dict[str, Any], gate: Gate) -> Check:
     )
 
 
-def _beats(content: dict[str, Any], gate: Gate, role: str) -> Check:
+def _beats(content: dict[str, Any], gate: Gate, role: str) -> GateResult:
     """Returns the check of student - another model, in the main metric."""
     name = f"beats_{role}"
     on_bound = name in gate.on_bound
@@ -71,7 +71,7 @@ def _beats(content: dict[str, Any], gate: Gate, role: str) -> Check:
     return _check(name, _on(required, on_bound), measured, passed, reason)
 
 
-def _latency(content: dict[str, Any], gate: Gate, most: float) -> Check:
+def _latency(content: dict[str, Any], gate: Gate, most: float) -> GateResult:
     on_bound = "latency" in gate.on_bound
     latency = content["models"]["student"]["latency_seconds"] or {}
     measured = latency.get("p95_high" if on_bound else "p95")
@@ -79,7 +79,7 @@ def _latency(content: dict[str, Any], gate: Gate, most: float) -> Check:
     return _check("latency", required, measured, _at_most(measured, most), "it was not measured")
 
 
-def _memory(content: dict[str, Any], most: int) -> Check:
+def _memory(content: dict[str, Any], most: int) -> GateResult:
     """Returns the check of the peak: of the GPU's memory where one was used, else of the host's."""
     student = content["models"]["student"]
     on_gpu = student.get("peak_gpu_memory_bytes")
@@ -88,15 +88,17 @@ def _memory(content: dict[str, Any], most: int) -> Check:
     return _check("memory", required, measured, _at_most(measured, most), "it was not measured")
 
 
-def _cost(content: dict[str, Any], most: float) -> Check:
+def _cost(content: dict[str, Any], most: float) -> GateResult:
     measured = content["models"]["student"].get("cost_per_1000_requests")
     required = f"at most {most:g} for 1,000 requests"
     reason = "no price given: set report.prices.student"
     return _check("cost", required, measured, _at_most(measured, most), reason)
 
 
-def _check(name: str, required: str, measured: float | None, passed: bool, reason: str) -> Check:
-    found: Check = {"name": name, "required": required, "measured": measured, "passed": passed}
+def _check(
+    name: str, required: str, measured: float | None, passed: bool, reason: str
+) -> GateResult:
+    found: GateResult = {"name": name, "required": required, "measured": measured, "passed": passed}
     if measured is None or math.isnan(measured):
         # NaN is no JSON, and nobody's measurement.
         return {**found, "measured": None, "reason": reason}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retort.data.encoding import Row
+from retort.data.encoding import EncodedRow
 from retort.errors import DataError
 from retort.records import State
 from retort.store import model_folder
@@ -32,7 +32,7 @@ def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
         )
 
 
-def ends_well(row: Row, end_ids: list[int], state: State) -> bool:
+def ends_well(row: EncodedRow, end_ids: list[int], state: State) -> bool:
     """Whether a row teaches to end as it should: a whole answer with one end token, its last, and
     one that was cut off with none."""
     learned = row.labels[row.first :]
@@ -40,7 +40,7 @@ def ends_well(row: Row, end_ids: list[int], state: State) -> bool:
     return number == is_whole and (not is_whole or learned[-1] in end_ids)
 
 
-def aligned(row: Row, signal: Signal | None) -> Signal:
+def aligned(row: EncodedRow, signal: Signal | None) -> Signal:
     """Returns a signal cut or refused so that its row t predicts the row's t-th label.
 
     Raises `DataError` when it was made for other tokens.

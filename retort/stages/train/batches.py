@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retort.data.encoding import IGNORED, Row
+from retort.data.encoding import IGNORED, EncodedRow
 from retort.errors import StageError
 from retort.losses import Target
 from retort.store.signals import Signal
 
-Item = tuple[Row, Signal | None]
+TrainingItem = tuple[EncodedRow, Signal | None]
 
 # Row width in tokens at which a layer's attention costs as much as all else in it, where items
 # share rows; without a mask half of it. Measured: 5 to 6 times the hidden size, so this is a
@@ -32,7 +32,7 @@ START_TOKENS = 256
 STRETCHES = (1.0, 1.25, 1.5, 2.0, 3.0)
 
 # The numbers of the items that stand in each row.
-Rows = list[list[int]]
+Packing = list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ class Batch:
     times_N: Tensor
     target: Target
     position_ids_BT: Tensor | None
-    items: list[Item]
+    items: list[TrainingItem]
 
 
-def micro_batches(items: list[Item], max_tokens: int, packed: bool = False) -> Iterator[list[Item]]:
+def micro_batches(
+    items: list[TrainingItem], max_tokens: int, packed: bool = False
+) -> Iterator[list[TrainingItem]]:
     """Yields the items of one step in parts of at most `max_tokens` padded tokens each.
 
     An item that is longer is a part by itself. With `packed` the parts are as large as they can be
@@ -101,7 +103,7 @@ def _cost_of(lengths: list[int], ends: list[int]) -> float:
     return sum(START_TOKENS + _cost(part, in_rows(part)) for part in parts)
 
 
-def in_rows(lengths: list[int]) -> Rows:
+def in_rows(lengths: list[int]) -> Packing:
     """Returns which items share a row: of rows of several widths, and of one item each, the
     cheapest, so that wide rows' attention never costs more than the padding that they save."""
     longest = max(lengths)
@@ -110,11 +112,11 @@ def in_rows(lengths: list[int]) -> Rows:
     return min(plans, key=lambda rows: _cost(lengths, rows))
 
 
-def _best_fit(lengths: list[int], width: int) -> Rows:
+def _best_fit(lengths: list[int], width: int) -> Packing:
     """Returns rows of at most `width` tokens, few of them: each item, the longest first, goes where
     the least room is left by it. Source: Johnson 1974 (SIAM J. Comput. 3:4), best-fit decreasing.
     """
-    rows: Rows = []
+    rows: Packing = []
     room: list[tuple[int, int]] = []  # what is left of each row and its number, ascending
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect_left(room, (lengths[index], -1))
@@ -128,19 +130,19 @@ def _best_fit(lengths: list[int], width: int) -> Rows:
     return rows
 
 
-def _padded(lengths: list[int], rows: Rows) -> int:
+def _padded(lengths: list[int], rows: Packing) -> int:
     """Returns the padded tokens of rows."""
     return len(rows) * max(sum(lengths[index] for index in row) for row in rows)
 
 
-def _cost(lengths: list[int], rows: Rows) -> float:
+def _cost(lengths: list[int], rows: Packing) -> float:
     """Returns what rows cost, in tokens without attention."""
     padded = _padded(lengths, rows)
     share = 1.0 if len(rows) < len(lengths) else 0.5  # without a mask, half is left out
     return padded * (1 + share * padded / len(rows) / FULL_WIDTH)
 
 
-def collate(items: list[Item], device: str, packed: bool = False) -> Batch:
+def collate(items: list[TrainingItem], device: str, packed: bool = False) -> Batch:
     """Returns a micro-batch, padded on the right; supervised places in row-major order.
 
     With `packed` items share rows where that costs less, and the order of the items changes.
@@ -172,7 +174,7 @@ def collate(items: list[Item], device: str, packed: bool = False) -> Batch:
     )
 
 
-def _target(items: list[Item], labels_N: np.ndarray[Any, Any], device: str) -> Target:
+def _target(items: list[TrainingItem], labels_N: np.ndarray[Any, Any], device: str) -> Target:
     """Returns what is known of each supervised token of these items, in their order."""
     target = Target(_tensor(labels_N, device))
     found = [signal for _, signal in items if signal is not None]
@@ -194,7 +196,7 @@ def _tensor(array: np.ndarray[Any, Any], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-def _choices_of(items: list[Item]) -> np.ndarray[Any, Any]:
+def _choices_of(items: list[TrainingItem]) -> np.ndarray[Any, Any]:
     """Returns the ids of the labels at each supervised token of a batch, -1 elsewhere, (N, C)."""
     width = max(1, *(len(row.choices[1]) for row, _ in items if row.choices))
     parts = []

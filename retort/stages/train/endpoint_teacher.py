@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from retort.data import encoding
-from retort.data.encoding import Row
+from retort.data.encoding import EncodedRow
 from retort.engines import Request, Settings, find_engine, openai, resolve
 from retort.engines._endpoint import REASON_OF, UNREADABLE, Api, Error, cause_of, open_door
-from retort.engines._request_pool import Flow
+from retort.engines._request_pool import RequestPool
 from retort.errors import SpecError, StageError
 from retort.records import Example
 from retort.spec import JobSpec
@@ -83,17 +83,17 @@ class Endpoint:
         self._door = open_door(self._settings, openai.API)
         self.shown = self._door.shown
         self._signals: dict[str, Signal] = {}
-        self._asked: dict[str, Row] = {}
-        self._flow = Flow(self._settings, SCORING, self._door)
+        self._asked: dict[str, EncodedRow] = {}
+        self._flow = RequestPool(self._settings, SCORING, self._door)
 
-    def expect(self, rows: list[Row]) -> None:
+    def expect(self, rows: list[EncodedRow]) -> None:
         """Asks for the rows that were never asked, many at once, and does not wait."""
         wanted = {row.id: row for row in rows if _supervised(row) and row.id not in self._signals}
         fresh = {name: row for name, row in wanted.items() if name not in self._asked}
         self._asked |= fresh
         self._flow.add([_request(row) for row in fresh.values()])
 
-    def signals(self, rows: list[Row]) -> list[Signal]:
+    def signals(self, rows: list[EncodedRow]) -> list[Signal]:
         """Returns the signal of each row's labels, in the order of the rows.
 
         Raises `SpecError` where the endpoint cannot do what it is asked, `StageError` where it
@@ -133,7 +133,7 @@ class Endpoint:
         door = self._door
         if api is TOKENIZING:
             door = replace(door, base=door.base.removesuffix("/v1"))
-        flow = Flow(self._settings, api, door)
+        flow = RequestPool(self._settings, api, door)
         try:
             flow.add([request])
             return flow.take().raw
@@ -166,7 +166,7 @@ class Endpoint:
             )
         return True
 
-    def _read(self, raw: dict[str, Any], row: Row) -> Signal | None:
+    def _read(self, raw: dict[str, Any], row: EncodedRow) -> Signal | None:
         """Returns the signal in a raw answer; None where padding took places in its lists, so that
         longer ones are asked for."""
         if "error" in raw:
@@ -198,7 +198,7 @@ class Endpoint:
         """Has longer lists asked for from now on; what is under way is asked anew."""
         self._flow.end()
         self._settings = replace(self._settings, top_k=width)
-        self._flow = Flow(self._settings, SCORING, self._door)
+        self._flow = RequestPool(self._settings, SCORING, self._door)
         self._flow.add([_request(row) for row in self._asked.values()])
 
     def _needs(self) -> str:
@@ -207,7 +207,7 @@ class Endpoint:
             f"prompt_logprobs: vLLM's server, with --max-logprobs {self._settings.top_k} or more"
         )
 
-    def _refusal(self, error: Error, row: Row) -> Exception:
+    def _refusal(self, error: Error, row: EncodedRow) -> Exception:
         """Returns what to raise for an error of the endpoint's."""
         cause, said = cause_of(error), f"{error.get('code')} {error['message']}".lower()
         if any(words in said for words, kind in REASON_OF.items() if kind == "prompt_too_long"):
@@ -230,12 +230,12 @@ class Endpoint:
         return SpecError(f"{self.shown} does not score ids: {cause}; {self._needs()}")
 
 
-def _request(row: Row) -> Request:
+def _request(row: EncodedRow) -> Request:
     """Returns the request to score a row: its ids, and the last label, which they lack."""
     return Request(row.id, [], response=[*row.input_ids, row.labels[-1]])
 
 
-def _supervised(row: Row) -> bool:
+def _supervised(row: EncodedRow) -> bool:
     return row.first < len(row.labels)
 
 

@@ -93,7 +93,7 @@ def losses_of(
     where FSDP shards such a head by itself, each rank must have equally many chunks. Raises
     `ValueError` for a sharded weight, which only a forward of what FSDP wrapped gathers.
     """
-    job = _Job(head, target, terms, teacher)
+    job = _ChunkJob(head, target, terms, teacher)
     if not head.is_plain:
         return _checkpointed(hidden_NH, job)
     weight_WH, bias_W = head.project.weight, head.project.bias
@@ -119,7 +119,7 @@ def sums_of(logits_NV: Tensor, target: Target, terms: list[Term]) -> Sums:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ChunkJob:
     head: Head
     target: Target
     terms: list[Term]
@@ -135,7 +135,7 @@ class _Job:
         return replace(target, teacher_logits_NV=logits_CV, teacher_hidden_NH=None)
 
 
-def _checkpointed(hidden_NH: Tensor, job: _Job) -> Sums:
+def _checkpointed(hidden_NH: Tensor, job: _ChunkJob) -> Sums:
     size = job.head.chunk_tokens
 
     def sums(hidden_CH: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ class _Chunked(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _walk(
-    job: _Job, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: list[bool]
+    job: _ChunkJob, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: list[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Returns the terms' sums (float64) and the gradients of the total for those wanted.
 
@@ -239,7 +239,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, adds: bool) -> None:
             out[rows] = product
 
 
-def _differentiated(job: _Job, logits_CV: Tensor, target: Target, is_training: bool) -> Tensor:
+def _differentiated(job: _ChunkJob, logits_CV: Tensor, target: Target, is_training: bool) -> Tensor:
     """Returns the terms' sums (float64); in training, the gradient then stands in the logits."""
     values_L = torch.zeros(len(job.terms), dtype=torch.float64, device=logits_CV.device)
     num_tokens, num_ids = logits_CV.shape

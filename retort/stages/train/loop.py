@@ -24,14 +24,14 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, training_rows
-from retort.stages.train.batches import Batch, Item
+from retort.stages.train.batches import Batch, TrainingItem
 from retort.stages.train.curve import Curve
 from retort.stages.train.distributed import Ranks, accumulating, join, whole
 from retort.stages.train.head import Sums, Term
 from retort.stages.train.objective import Objective, packs_exactly, terms_of, trusted_head
-from retort.stages.train.optimizer import optimizer_of, share
+from retort.stages.train.optimizer import lr_factor, optimizer_of
 from retort.stages.train.student import open_student, save_student
-from retort.stages.train.teacher import Teacher, open_teacher
+from retort.stages.train.teacher import LiveTeacher, open_teacher
 from retort.store import model_folder
 
 # Steps for which a teacher behind an endpoint is asked ahead.
@@ -95,7 +95,7 @@ class Trainer:
         stage: Stage,
         objective: Objective,
         ranks: Ranks,
-        teacher: Teacher | None = None,
+        teacher: LiveTeacher | None = None,
         packs: bool = False,
     ):
         self.stage, self.knobs, self.report = stage, stage.spec.train, stage.report
@@ -106,7 +106,7 @@ class Trainer:
         self.num_steps = 0
         self.optimizer = optimizer_of(self.model, self.knobs)
 
-    def run(self, data: training_rows.Data) -> dict[str, Any]:
+    def run(self, data: training_rows.TrainingData) -> dict[str, Any]:
         """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
@@ -133,7 +133,7 @@ class Trainer:
         return {**curve.last(), "best_step": best, "warnings": curve.warnings()}
 
     def _passes(
-        self, data: training_rows.Data, curve: Curve, step: int, interrupted: Sequence[int]
+        self, data: training_rows.TrainingData, curve: Curve, step: int, interrupted: Sequence[int]
     ) -> None:
         """Makes all steps after `step`. Raises `KeyboardInterrupt` once what is done is saved."""
         knobs, out = self.knobs, self.stage.out
@@ -172,7 +172,7 @@ class Trainer:
                     self.ranks.meet(step)  # who leaves earlier ends the first one as it writes
                     raise KeyboardInterrupt
 
-    def _step(self, step: int, items: list[Item]) -> dict[str, float]:
+    def _step(self, step: int, items: list[TrainingItem]) -> dict[str, float]:
         """Makes one optimizer step; returns its losses per supervised token and its norms."""
         started = time.monotonic()
         self.model.train()
@@ -198,7 +198,7 @@ class Trainer:
                 f"(now {self.knobs.learning_rate:g}) or look at the data of this step"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.knobs.learning_rate * share(step, self.num_steps, self.knobs)
+            group["lr"] = self.knobs.learning_rate * lr_factor(step, self.num_steps, self.knobs)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         sums_M = self.ranks.sum(sums_M)
@@ -228,33 +228,33 @@ class Trainer:
             )
         return found
 
-    def _expect(self, items: list[Item]) -> None:
+    def _expect(self, items: list[TrainingItem]) -> None:
         """Has a teacher behind an endpoint asked for what comes next, while the student learns."""
         if self.teacher and self.ranks.size == 1:  # of several processes, each asks for its own
             self.teacher.expect(items)
 
-    def _batch(self, part: list[Item]) -> Batch:
+    def _batch(self, part: list[TrainingItem]) -> Batch:
         """Returns a micro-batch with what the teacher says of it."""
         batch = batches.collate(part, self.device, self.packs)
         return replace(batch, target=self.teacher.targets(batch)) if self.teacher else batch
 
-    def _parts(self, items: list[Item]) -> list[list[Item]]:
+    def _parts(self, items: list[TrainingItem]) -> list[list[TrainingItem]]:
         """Returns this process's micro-batches of a step's items; each process has equally many."""
         size, most = self.ranks.size, self.knobs.runtime.micro_batch_tokens
         shares = [
             list(batches.micro_batches(items[rank::size], most, self.packs)) for rank in range(size)
         ]
-        number = max(len(share) for share in shares)
+        number = max(len(lr_factor) for lr_factor in shares)
         mine = shares[self.ranks.rank]
         return mine + [[training_rows.blank(items[0])]] * (number - len(mine))
 
-    def _end_of_epoch(self, data: training_rows.Data) -> dict[str, float]:
+    def _end_of_epoch(self, data: training_rows.TrainingData) -> dict[str, float]:
         """Returns what is measured once a pass: validation, each term's own gradient, memory."""
         record = self._validate(data.validation) if data.validation else {}
         record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
         return record | {"peak_memory_bytes": float(processes.peak_memory_bytes())}
 
-    def _validate(self, items: list[Item]) -> dict[str, float]:
+    def _validate(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
         sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
@@ -284,7 +284,7 @@ class Trainer:
             if not norm > 0:
                 raise StageError(f"loss {name} has no gradient (norm {norm}); it is off")
 
-    def _gradient_norms(self, items: list[Item]) -> dict[str, float]:
+    def _gradient_norms(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the norm of each term's own gradient, per supervised token, unweighted."""
         self.model.train()
         batch, norms = self._batch(items), {}

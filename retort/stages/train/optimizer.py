@@ -27,7 +27,7 @@ def optimizer_of(model: Any, knobs: Train) -> torch.optim.Optimizer:
     )
 
 
-def share(step: int, num_steps: int, knobs: Train) -> float:
+def lr_factor(step: int, num_steps: int, knobs: Train) -> float:
     """Returns linear warm-up, then what `schedule` says: cosine or linear decay to
     `min_learning_rate_ratio`, or the peak to the end. Steps count from 0.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retort.data.encoding import Row
+from retort.data.encoding import EncodedRow
 from retort.errors import SpecError
 from retort.store.signals import Signal, captured
 
@@ -29,7 +29,7 @@ class Lists:
     own_T: npt.NDArray[np.float64]
 
 
-def listed(entries: list[Any], row: Row, width: int) -> Lists:
+def listed(entries: list[Any], row: EncodedRow, width: int) -> Lists:
     """Returns what vLLM's list for the row's ids and its last label says of the labels.
 
     Entry t describes token t, so that of the label at t is entry t + 1. Each holds the best ids

@@ -22,7 +22,7 @@ from retort.losses import Target
 from retort.records import Example
 from retort.spec import JobSpec
 from retort.stages.stage import Stage, stream_examples
-from retort.stages.train.batches import Batch, Item, collate
+from retort.stages.train.batches import Batch, TrainingItem, collate
 from retort.stages.train.endpoint_teacher import Endpoint, is_remote
 from retort.stages.train.head import Head
 from retort.stages.train.layout import layout_of
@@ -39,7 +39,7 @@ SMALLER = (
 )
 
 
-class Teacher(Protocol):
+class LiveTeacher(Protocol):
     """A live teacher. `head` makes dense logits of the hidden states in its targets, where it
     gives some; None where its targets hold all."""
 
@@ -48,14 +48,14 @@ class Teacher(Protocol):
     def targets(self, batch: Batch) -> Target:
         """Returns the batch's target with the teacher's part."""
 
-    def expect(self, items: list[Item]) -> None:
+    def expect(self, items: list[TrainingItem]) -> None:
         """Says which items come next, so that they can be asked for while the student learns."""
 
     def close(self) -> None:
         """Lets go of the teacher."""
 
 
-def open_teacher(stage: Stage, vocabulary: int, device: str) -> Teacher:
+def open_teacher(stage: Stage, vocabulary: int, device: str) -> LiveTeacher:
     """Returns the teacher of a spec that `is_live`; `vocabulary` are the ids that count.
 
     Raises `SpecError` where its tokens are not the student's, where it does not fit in memory, and
@@ -110,7 +110,7 @@ class InMemory:
             logits_BTV = self.model(**given, use_cache=False).logits
         return replace(target, teacher_logits_NV=logits_BTV[places][:, : self.vocabulary])
 
-    def expect(self, items: list[Item]) -> None:
+    def expect(self, items: list[TrainingItem]) -> None:
         """Does nothing: what is asked is computed here."""
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class AtEndpoint:
             tail_N=tensor("tail_T", np.float32),
         )
 
-    def expect(self, items: list[Item]) -> None:
+    def expect(self, items: list[TrainingItem]) -> None:
         """Asks for items that were not asked before, and does not wait."""
         self.endpoint.expect([row for row, _ in items])
 

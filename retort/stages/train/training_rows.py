@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retort.data import encoding
-from retort.data.encoding import IGNORED, Row
+from retort.data.encoding import IGNORED, EncodedRow
 from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split, ids_sha256
@@ -19,7 +19,7 @@ from retort.spec import JobSpec
 from retort.stages.stage import Stage, read_decisions, read_examples, read_responses, read_signals
 from retort.stages.teacher_requests import instruction_of
 from retort.stages.train.alignment import aligned, check_pairing, ends_well, within
-from retort.stages.train.batches import Item
+from retort.stages.train.batches import TrainingItem
 from retort.store import model_folder
 from retort.store.signals import Signal
 
@@ -28,15 +28,15 @@ NO_CHOICES: tuple[int, list[int]] = (0, [])
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """The training and validation items, and what was left out.
 
     `weights` says how often a pass shows each training item, on average; `warnings` what a person
     should know of them.
     """
 
-    train: list[Item]
-    validation: list[Item]
+    train: list[TrainingItem]
+    validation: list[TrainingItem]
     num_too_long: int
     weights: list[float]
     warnings: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Data:
         return max(1, round(sum(self.weights)))
 
 
-def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
+def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     """Returns the items of both splits, encoded for the student.
 
     Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
@@ -70,7 +70,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     asked = [examples[r.example_id] for r in kept]
     chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
     prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
-    items: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
+    items: dict[Split, list[TrainingItem]] = {"train": [], "validation": [], "test": []}
     num_too_long, num_other, num_odd_ends, weights = 0, 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
         decision = decisions[response.id]
@@ -99,7 +99,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> Data:
     warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, num_odd_ends)
     for text in warnings:
         stage.report.note(f"warning: {text}")
-    return Data(items["train"], items["validation"], num_too_long, weights, warnings)
+    return TrainingData(items["train"], items["validation"], num_too_long, weights, warnings)
 
 
 def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
@@ -126,14 +126,14 @@ def with_own_answers(
 
     A reply inside a conversation is left out: the row's own answer is the last one's.
     """
-    found, lessons = [], {}
+    found, target_texts = [], {}
     for response in kept:
         example = examples[response.example_id]
         own = example.expected if example.reference is None else example.reference
         if own is not None and response.messages is None:
             found.append(replace(response, state="accepted"))
-            lessons[response.id] = replace(decisions[response.id], lesson=own)
-    return found, lessons
+            target_texts[response.id] = replace(decisions[response.id], target_text=own)
+    return found, target_texts
 
 
 def learned(
@@ -141,8 +141,8 @@ def learned(
 ) -> tuple[str, list[int]]:
     """Returns the text that is learned and its ids: the teacher's own, unless curation rewrote the
     text, or `own_ids` says that they are not the student's or not those of the text."""
-    text = response.text if decision.lesson is None else decision.lesson
-    ids = response.token_ids if own_ids and decision.lesson is None else []
+    text = response.text if decision.target_text is None else decision.target_text
+    ids = response.token_ids if own_ids and decision.target_text is None else []
     return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -151,7 +151,7 @@ def _differs(prompt_ids: list[int], response: Response) -> bool:
     return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
 
 
-def _check(spec: JobSpec, train: list[Item]) -> None:
+def _check(spec: JobSpec, train: list[TrainingItem]) -> None:
     """Raises `DataError` when there is nothing to learn from."""
     if not train:
         raise DataError(
@@ -167,7 +167,7 @@ def _check(spec: JobSpec, train: list[Item]) -> None:
         )
 
 
-def has_choices(row: Row) -> bool:
+def has_choices(row: EncodedRow) -> bool:
     """Whether a label of a closed set is decided in a row's answer."""
     return row.choices is not None and bool(row.choices[1])
 
@@ -201,12 +201,12 @@ def choices(
     return label_choices(encode, ids, (text[:start], written, text[end:]), labels)
 
 
-def supervised(items: list[Item]) -> int:
+def supervised(items: list[TrainingItem]) -> int:
     """Returns how many tokens of the items are learned."""
     return sum(len(row.labels) - row.first for row, _ in items)
 
 
-def blank(item: Item) -> Item:
+def blank(item: TrainingItem) -> TrainingItem:
     """Returns the item with nothing to learn: what a process is fed that has no part of a step."""
     row, signal = item
     choices = row.choices and NO_CHOICES
@@ -226,7 +226,7 @@ def draws(weights: list[float], random: np.random.Generator) -> Any:
     return np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
 
 
-def steps_of_epoch(data: Data, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def steps_of_epoch(data: TrainingData, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Returns the item numbers of each optimizer step of an epoch: shuffled, then grouped by
     length within windows of 16 steps, so that little is padded. Depends on nothing else."""
     random, items = np.random.default_rng([seed, epoch]), data.train
@@ -242,7 +242,7 @@ def steps_of_epoch(data: Data, batch_size: int, seed: int, epoch: int) -> list[l
     return [steps[index] for index in random.permutation(len(steps))]
 
 
-def audit(items: list[Item], tokenizer: Any) -> str:
+def audit(items: list[TrainingItem], tokenizer: Any) -> str:
     """Returns a few rows decoded: what is only read, and what is learned, token by token."""
     lines = []
     for row, _ in items[:4]:

@@ -15,15 +15,17 @@ import orjson
 
 from retort.records import STATES, Response
 from retort.store import Folder
-from retort.store.ledger.writer import MAX_UNCOMMITTED, Entry, Writer, signals_of
-from retort.store.signals import RawRow, Signal, SignalFile
+from retort.store.ledger.writer import MAX_UNCOMMITTED, StoredAnswer, Writer, signals_of
+from retort.store.signals import Signal, SignalFile, StoredTokens
 
+# Where a ledger says what its requests have in common; named so since the first ledgers.
+CONTEXT_FILE = "manner.json"
 CACHED_SEGMENTS = 256
 NO_LIMIT = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
-class Standing:
+class LedgerEntry:
     """What the index knows of the best entry of a key."""
 
     place: int
@@ -49,7 +51,7 @@ class Ledger:
         self._open_segments: OrderedDict[int, tuple[list[bytes], SignalFile | None]] = OrderedDict()
         self._writer: Writer | None = None
 
-    def load(self, seen: Callable[[Entry, Response], None] | None = None) -> None:
+    def load(self, seen: Callable[[StoredAnswer, Response], None] | None = None) -> None:
         """Reads the index from all segments that stand; `seen` is told of every entry.
 
         Called again, it reads those that other writers have committed since.
@@ -59,7 +61,7 @@ class Ledger:
         for name, data in self.folder.read_all([n for n in names if n not in known]):
             self._names.append(name)
             for row, line in enumerate(data.splitlines()):
-                entry = Entry(**orjson.loads(line))
+                entry = StoredAnswer(**orjson.loads(line))
                 response = self.response(entry)
                 self._index(entry, response, len(self._names) - 1, row)
                 if seen:
@@ -77,7 +79,7 @@ class Ledger:
             found = self.folder.read_json("engine.json")
         return found
 
-    def add(self, entry: Entry, signal: Signal | None) -> Response:
+    def add(self, entry: StoredAnswer, signal: Signal | None) -> Response:
         """Hands a finished answer to the writer, then returns what it says.
 
         Waits while too much is uncommitted. Raises `StoreError` when it cannot be committed.
@@ -101,13 +103,13 @@ class Ledger:
             self._writer.close()
             self._writer = None
 
-    def find(self, key: str) -> Standing | None:
+    def find(self, key: str) -> LedgerEntry | None:
         """Returns what stands for a key: the latest that did not fail, or the latest."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
         state = self._state[place]
-        return Standing(
+        return LedgerEntry(
             place,
             STATES[state & 0x7F],
             (self._limits[0][place], self._limits[1][place]),
@@ -115,28 +117,28 @@ class Ledger:
             bool(state & 0x80),
         )
 
-    def read(self, standing: Standing) -> tuple[Entry, RawRow | None]:
+    def read(self, standing: LedgerEntry) -> tuple[StoredAnswer, StoredTokens | None]:
         """Returns a committed entry and its signal as it lies in the file."""
         segment, row = self._segment[standing.place], self._row[standing.place]
         lines, stored = self._opened(segment)
-        entry = Entry(**orjson.loads(lines[row]))
+        entry = StoredAnswer(**orjson.loads(lines[row]))
         has_signal = stored is not None and str(row) in stored.ids
         return entry, stored.raw(str(row)) if stored and has_signal else None
 
-    def signal(self, standing: Standing) -> Signal | None:
+    def signal(self, standing: LedgerEntry) -> Signal | None:
         """Returns the signal of a committed entry."""
         stored = self._opened(self._segment[standing.place])[1]
         row = str(self._row[standing.place])
         return stored.row(row) if stored and row in stored.ids else None
 
-    def response(self, entry: Entry) -> Response:
+    def response(self, entry: StoredAnswer) -> Response:
         """Returns what an entry says."""
         return self._parse(entry.key, entry.raw)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def _index(self, entry: Entry, response: Response, segment: int, row: int) -> None:
+    def _index(self, entry: StoredAnswer, response: Response, segment: int, row: int) -> None:
         """Keeps the better of two entries of one key; of equals the later."""
         transient = response.state == "failed" and bool(entry.raw.get("error", {}).get("transient"))
         key, state = bytes.fromhex(entry.key), STATES.index(response.state)
@@ -178,4 +180,4 @@ def _is_lines(name: str) -> bool:
     return name.endswith(".jsonl")
 
 
-__all__ = ["MAX_UNCOMMITTED", "NO_LIMIT", "Entry", "Ledger", "Standing"]
+__all__ = ["MAX_UNCOMMITTED", "NO_LIMIT", "Ledger", "LedgerEntry", "StoredAnswer"]

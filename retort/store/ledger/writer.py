@@ -22,7 +22,7 @@ WRITE_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredAnswer:
     """One committed answer. `limits` are the (max_tokens, max_model_len) it was asked with.
 
     `by` names the artifact that paid for it, `at` is the time in seconds since 1970.
@@ -47,7 +47,7 @@ class Writer:
         self._folder, self._vocabulary = folder, vocabulary
         self._prefix = f"segments/{int(time.time() * 1000):013d}-{uuid.uuid4().hex[:8]}"
         self._sequence = 0
-        self._pending: list[tuple[Entry, Signal | None]] = []
+        self._pending: list[tuple[StoredAnswer, Signal | None]] = []
         self._oldest = 0.0
         self._writing = self._closed = self._hurry = False
         self._committed: set[str] = set()
@@ -56,7 +56,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def add(self, entry: Entry, signal: Signal | None) -> tuple[str, int]:
+    def add(self, entry: StoredAnswer, signal: Signal | None) -> tuple[str, int]:
         """Returns the segment's name and the row that the entry will stand in."""
         with self._changed:
             while len(self._pending) >= BATCH and not self._error:
@@ -130,7 +130,7 @@ class Writer:
             return None
         return max(0.01, self._oldest + COMMIT_SECONDS - time.monotonic())
 
-    def _write(self, name: str, batch: list[tuple[Entry, Signal | None]]) -> None:
+    def _write(self, name: str, batch: list[tuple[StoredAnswer, Signal | None]]) -> None:
         """The signals first: an answer stands once its line does."""
         rows = [(str(row), signal) for row, (_, signal) in enumerate(batch) if signal is not None]
         data = write_lines([entry for entry, _ in batch])

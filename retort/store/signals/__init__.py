@@ -6,13 +6,13 @@ surprise: what is read back is quantized, sums to one, and stands in ascending o
 """
 
 from retort.store.signals.file import SignalFile, pack, repack, unpack
-from retort.store.signals.record import RawRow
+from retort.store.signals.record import StoredTokens
 from retort.store.signals.signal import Signal, captured, join, tail_logprob
 
 __all__ = [
-    "RawRow",
     "Signal",
     "SignalFile",
+    "StoredTokens",
     "captured",
     "join",
     "pack",

@@ -18,7 +18,7 @@ import orjson
 from safetensors.numpy import save
 
 from retort.errors import DataError
-from retort.store.signals.record import Layout, RawRow
+from retort.store.signals.record import RecordLayout, StoredTokens
 from retort.store.signals.signal import Signal, cut, joined
 
 FORMAT = "2"
@@ -36,7 +36,7 @@ def pack(rows: list[tuple[str, Signal]], vocabulary: int) -> bytes:
     widths = {signal.ids_TK.shape[1] for _, signal in rows}
     if len(widths) > 1:
         raise ValueError(f"signals of different k cannot share a file: {sorted(widths)}")
-    layout = Layout(widths.pop(), vocabulary)
+    layout = RecordLayout(widths.pop(), vocabulary)
     raw, outside_T = layout.encode(joined(signal for _, signal in rows))
     bounds = np.cumsum([0, *(len(signal.tail_T) for _, signal in rows)])
     outside = np.concatenate([[0], np.cumsum(outside_T)])[bounds]
@@ -44,9 +44,9 @@ def pack(rows: list[tuple[str, Signal]], vocabulary: int) -> bytes:
     return _file([row_id for row_id, _ in rows], counts_S2, raw, layout)
 
 
-def repack(rows: list[tuple[str, RawRow]], k: int, vocabulary: int) -> bytes:
+def repack(rows: list[tuple[str, StoredTokens]], k: int, vocabulary: int) -> bytes:
     """Returns a file of rows as they stand in others of this k and vocabulary, not decoded."""
-    layout = Layout(k, vocabulary)
+    layout = RecordLayout(k, vocabulary)
     raws = [raw for _, raw in rows]
     counts = [(len(raw.records_TR), len(raw.outside_ids)) for raw in raws]
     counts_S2 = np.array(counts).reshape(-1, 2)
@@ -64,9 +64,9 @@ class SignalFile:
     def __init__(self, tensors: Arrays, k: int, vocabulary: int):
         self.k, self.vocabulary = k, vocabulary
         self.ids: list[str] = orjson.loads(tensors["names"].tobytes())
-        self._layout = Layout(k, vocabulary)
+        self._layout = RecordLayout(k, vocabulary)
         names = ("records", "outside_ids", "outside_logprobs")
-        self._raw = RawRow(*(tensors[name] for name in names))
+        self._raw = StoredTokens(*(tensors[name] for name in names))
         # How many tokens, and targets outside, are before each row; then how many there are.
         self._bounds = [[0, 0], *np.cumsum(tensors["rows"], axis=0, dtype=np.int64).tolist()]
         self._index = {row_id: index for index, row_id in enumerate(self.ids)}
@@ -100,12 +100,12 @@ class SignalFile:
         at = self._index[row_id]
         return int(self._bounds[at + 1][0] - self._bounds[at][0])
 
-    def raw(self, row_id: str) -> RawRow:
+    def raw(self, row_id: str) -> StoredTokens:
         """Returns a row as it is stored, for `repack`."""
         at = self._index[row_id]
         (start, first), (end, last) = self._bounds[at : at + 2]
         records_TR, ids, logprobs = self._raw
-        return RawRow(records_TR[start:end], ids[first:last], logprobs[first:last])
+        return StoredTokens(records_TR[start:end], ids[first:last], logprobs[first:last])
 
     def row(self, row_id: str) -> Signal:
         """Returns one row decoded."""
@@ -122,13 +122,15 @@ class SignalFile:
         return {row_id: cut(whole, *span) for row_id, span in zip(ids, spans, strict=True)}
 
 
-def _stacked(raws: list[RawRow], layout: Layout) -> RawRow:
+def _stacked(raws: list[StoredTokens], layout: RecordLayout) -> StoredTokens:
     """Returns rows as one; an empty one before them gives the shape where there are none."""
     parts = zip(*[layout.empty, *raws], strict=True)
-    return RawRow(*(np.concatenate(part) for part in parts))
+    return StoredTokens(*(np.concatenate(part) for part in parts))
 
 
-def _file(row_ids: list[str], counts_S2: npt.NDArray[Any], raw: RawRow, layout: Layout) -> bytes:
+def _file(
+    row_ids: list[str], counts_S2: npt.NDArray[Any], raw: StoredTokens, layout: RecordLayout
+) -> bytes:
     if len(set(row_ids)) < len(row_ids):
         raise ValueError("two rows of a file of signals have the same id")
     tensors = {

@@ -36,10 +36,10 @@ DEEPEST = 30.0
 TAIL_BITS = 8
 CHUNK = 2048  # tokens coded at a time, so that all between stays in the processor's cache
 Bytes = npt.NDArray[np.uint8]
-Field = tuple[int, int]  # how many integers, of how many bits
+BitField = tuple[int, int]  # how many integers, of how many bits
 
 
-class RawRow(NamedTuple):
+class StoredTokens(NamedTuple):
     """Tokens as they are stored: their records, and their targets that are outside the top k."""
 
     records_TR: Bytes
@@ -47,7 +47,7 @@ class RawRow(NamedTuple):
     outside_logprobs: npt.NDArray[np.float16]
 
 
-class Layout:
+class RecordLayout:
     """The records of one k and vocabulary."""
 
     def __init__(self, k: int, vocabulary: int):
@@ -57,7 +57,7 @@ class Layout:
         self.low_bits = max(vocabulary // max(k, 1), 1).bit_length() - 1
         self.code_bits = 8 if k <= 32 else 6
         self.num_high = k + ((vocabulary - 1) >> self.low_bits) + 1
-        self.fields: list[Field] = [
+        self.fields: list[BitField] = [
             (k, self.low_bits),
             (k, self.code_bits),
             (1, TAIL_BITS),
@@ -67,9 +67,9 @@ class Layout:
         num_bits = sum(number * (width % 8) for number, width in self.fields)
         self.num_bytes = _num_whole(self.fields) + (num_bits + 7) // 8
         none = np.zeros((0, self.num_bytes), np.uint8)
-        self.empty = RawRow(none, np.zeros(0, np.int32), np.zeros(0, np.float16))
+        self.empty = StoredTokens(none, np.zeros(0, np.int32), np.zeros(0, np.float16))
 
-    def encode(self, signal: Signal) -> tuple[RawRow, npt.NDArray[np.bool_]]:
+    def encode(self, signal: Signal) -> tuple[StoredTokens, npt.NDArray[np.bool_]]:
         """Returns tokens to store, and which of them have a target outside the top k.
 
         Raises ValueError for an id that the vocabulary does not have, and for NaN.
@@ -84,7 +84,7 @@ class Layout:
         records_TR = np.concatenate([self.empty.records_TR, *(part[0] for part in parts)])
         outside_T = np.concatenate([np.zeros(0, np.bool_), *(part[1] for part in parts)])
         logprobs = signal.target_logprobs_T[outside_T].astype(np.float16)
-        return RawRow(records_TR, signal.target_ids_T[outside_T], logprobs), outside_T
+        return StoredTokens(records_TR, signal.target_ids_T[outside_T], logprobs), outside_T
 
     def _encode(self, signal: Signal) -> tuple[Bytes, npt.NDArray[np.bool_]]:
         num_tokens, k, bits = len(signal.tail_T), self.k, self.code_bits
@@ -102,7 +102,7 @@ class Layout:
         values = [ids_TK, keys_TK, tail_T[:, None], slot_T[:, None], high_TH]
         return _join(values, self.fields), slot_T == k
 
-    def decode(self, raw: RawRow) -> Signal:
+    def decode(self, raw: StoredTokens) -> Signal:
         """Returns stored tokens as a signal. Raises `DataError` for records that are damaged."""
         starts = range(0, max(len(raw.records_TR), 1), CHUNK)
         whole = joined(self._decode(raw.records_TR[at : at + CHUNK]) for at in starts)
@@ -165,11 +165,11 @@ def _table(bits: int) -> Floats:
 TABLES = {bits: _table(bits) for bits in (6, 8)}
 
 
-def _num_whole(fields: list[Field]) -> int:
+def _num_whole(fields: list[BitField]) -> int:
     return sum(number * (width // 8) for number, width in fields)
 
 
-def _join(values: list[npt.NDArray[Any]], fields: list[Field]) -> Bytes:
+def _join(values: list[npt.NDArray[Any]], fields: list[BitField]) -> Bytes:
     """Returns the records of values (T, N), of each as many low bits as its field has."""
     whole, bits = [], []
     for value_TN, (_, width) in zip(values, fields, strict=True):
@@ -180,7 +180,7 @@ def _join(values: list[npt.NDArray[Any]], fields: list[Field]) -> Bytes:
     return np.concatenate([*whole, packed], axis=1)
 
 
-def _split(records_TR: Bytes, fields: list[Field]) -> list[npt.NDArray[Any]]:
+def _split(records_TR: Bytes, fields: list[BitField]) -> list[npt.NDArray[Any]]:
     """Returns the values (T, N) of each field."""
     bits = np.unpackbits(records_TR[:, _num_whole(fields) :], axis=1, bitorder="little")
     values: list[npt.NDArray[Any]] = []

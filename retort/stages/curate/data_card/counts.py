@@ -140,7 +140,7 @@ def count_responses(stage: Stage, examples: Examples, decisions: list[Decision])
     """Returns what is counted of the responses and of the decisions on them."""
     decided = {decision.id: decision for decision in decisions}
     found = Responses(examples.prompt_unit, examples.answer_unit, len(examples.group_names))
-    if any(decision.lesson is not None for decision in decisions):
+    if any(decision.target_text is not None for decision in decisions):
         # The teacher's tokens are not those of another text; words compare the two.
         found.answer_unit = "words"
     for response in _responses(stage.input("generate")):
@@ -176,7 +176,9 @@ def _measure(found: Responses, examples: Examples, response: Response, decision:
         found.learned_lengths_T.append(response.num_tokens)
         return
     length = len(text_stats.words(response.text))
-    learned = length if decision.lesson is None else len(text_stats.words(decision.lesson))
+    learned = (
+        length if decision.target_text is None else len(text_stats.words(decision.target_text))
+    )
     found.answers_T.append(length)
     found.learned_lengths_T.append(learned)
 

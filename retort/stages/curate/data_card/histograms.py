@@ -25,10 +25,10 @@ def lengths(responses: Responses) -> dict[str, Any]:
     """
     learned = np.asarray(responses.learned_T) > 0
     prompts, answers = np.asarray(responses.prompts_T), np.asarray(responses.answers_T)
-    lessons = np.asarray(responses.learned_lengths_T)
+    target_lengths = np.asarray(responses.learned_lengths_T)
     return {
         "prompts": _histograms(responses.prompt_unit, prompts, prompts[learned]),
-        "answers": _histograms(responses.answer_unit, answers, lessons[learned]),
+        "answers": _histograms(responses.answer_unit, answers, target_lengths[learned]),
     }
 
 

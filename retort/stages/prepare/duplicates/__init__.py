@@ -4,7 +4,7 @@ Texts are added one by one and only hashes of their words are kept. The surprise
 that differ in a number, a negation or a short last line are none, as they ask something else.
 """
 
-from retort.stages.prepare.duplicates.pairs import Pair, find_duplicates, find_leaks
+from retort.stages.prepare.duplicates.pairs import DuplicatePair, find_duplicates, find_leaks
 from retort.stages.prepare.duplicates.texts import Texts
 
-__all__ = ["Pair", "Texts", "find_duplicates", "find_leaks"]
+__all__ = ["DuplicatePair", "Texts", "find_duplicates", "find_leaks"]

@@ -24,7 +24,7 @@ from retort.stages.prepare.duplicates.sequences import (
     sequences,
     spread,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
 
 MIN_HITS = 2  # rare sequences in common before a pair is compared
 MORE_HITS, MIN_LOOKED_AT = 3, 64  # times as many texts may be looked at, or these few
@@ -34,7 +34,7 @@ MAX_HITS = 1 << 21  # of one batch
 class Side(NamedTuple):
     """Of each pair its text on one side."""
 
-    columns: Columns
+    columns: TextColumns
     texts: I64
 
 
@@ -47,7 +47,9 @@ class Index(NamedTuple):
     least: I64  # how many of its rarest a text that leaks has
 
 
-def find_parts(texts: Columns, held_out: Columns, overlap: float, numbers_matter: bool) -> Edges:
+def find_parts(
+    texts: TextColumns, held_out: TextColumns, overlap: float, numbers_matter: bool
+) -> Edges:
     """Returns the texts that hold `overlap` of a held-out one, each with the one it holds most of.
 
     `earlier` of the edges is the held-out text, `later` the one that leaks it.
@@ -73,7 +75,7 @@ def find_parts(texts: Columns, held_out: Columns, overlap: float, numbers_matter
     return found.at(order[first])
 
 
-def _index(texts: Columns, held_out: Columns, common: Lookup, overlap: float) -> Index:
+def _index(texts: TextColumns, held_out: TextColumns, common: Lookup, overlap: float) -> Index:
     num_held = len(held_out.scopes)
     found = sequences(held_out, np.arange(num_held), common)
     values, places = np.unique(found.values, return_inverse=True)
@@ -108,7 +110,7 @@ def _least_hits(times: Ragged, spare_H: I64, needed_H: I64) -> I64:
     return np.clip(num_cheap_H - spare_H, least_H, needed_H)
 
 
-def _occurrences(texts: Columns, values: U64) -> I64:
+def _occurrences(texts: TextColumns, values: U64) -> I64:
     """Returns how often each of the sorted values stands in the texts."""
     lookup, counts = Lookup(values), np.zeros(len(values), dtype=np.int64)
     every = np.arange(len(texts.scopes))
@@ -117,7 +119,7 @@ def _occurrences(texts: Columns, values: U64) -> I64:
     return counts
 
 
-def _candidates(texts: Columns, part: I64, index: Index) -> Iterator[tuple[I64, I64]]:
+def _candidates(texts: TextColumns, part: I64, index: Index) -> Iterator[tuple[I64, I64]]:
     """Yields pairs of a text of this part and a held-out one with enough rare sequences."""
     found = sequences(texts, part)
     at, places = index.lookup.find(found.values)

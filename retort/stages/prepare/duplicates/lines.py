@@ -12,7 +12,7 @@ from retort.stages.prepare.duplicates.sequences import (
     spread,
     spread_sample,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed, ordered_sums
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed, ordered_sums
 
 SHORT_LINE = 8  # words
 
@@ -29,7 +29,7 @@ class LastLines(NamedTuple):
     kinds: U64  # 0: there is but one line; 1: it is a long one; else which short one it is
 
 
-def last_lines(columns: Columns, texts: I64) -> LastLines:
+def last_lines(columns: TextColumns, texts: I64) -> LastLines:
     """Returns the last lines of all texts; which lines are common is measured on `texts`."""
     bounds = columns.starts.astype(np.int64)
     starts, counts = bounds[:-1].copy(), np.diff(bounds)
@@ -51,7 +51,7 @@ def last_lines(columns: Columns, texts: I64) -> LastLines:
     return LastLines(starts, counts, hashes, kinds)
 
 
-def _hashes(columns: Columns, starts: I64, counts: I64) -> U64:
+def _hashes(columns: TextColumns, starts: I64, counts: I64) -> U64:
     parts = [np.zeros(0, dtype=np.uint64)]
     for part in batches(counts):
         words = mixed(columns.words[spread(starts[part], counts[part])].astype(np.uint64))

@@ -27,17 +27,17 @@ from retort.stages.prepare.duplicates.sequences import (
     spread,
 )
 from retort.stages.prepare.duplicates.sketch import buckets, mates, may_be_similar, sketched
-from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
 
 SEEN = 1 << 22  # pairs that are remembered
 MAX_SWEEPS = 4
 LINE_SIMILARITY = 0.5
 
 
-class Field(NamedTuple):
+class ComparedTexts(NamedTuple):
     """The texts that are compared, and what is needed to do so."""
 
-    columns: Columns
+    columns: TextColumns
     common: Lookup
     lines: LastLines
     groups: U64  # of each text; those of different groups ask different things
@@ -68,7 +68,7 @@ def joined(parts: list[Edges]) -> Edges:
     )
 
 
-def find_near(columns: Columns, texts: I64, knobs: Deduplicate) -> Edges:
+def find_near(columns: TextColumns, texts: I64, knobs: Deduplicate) -> Edges:
     """Returns of these texts those to remove, each with the most similar one that is kept.
 
     Which is kept is decided in order: the earliest of several stays.
@@ -76,7 +76,7 @@ def find_near(columns: Columns, texts: I64, knobs: Deduplicate) -> Edges:
     lines = last_lines(columns, texts)
     groups = _groups(columns, lines, texts, knobs.numbers_matter)
     common = common_sequences(columns, texts)
-    field = Field(columns, common, lines, groups, knobs.similarity)
+    field = ComparedTexts(columns, common, lines, groups, knobs.similarity)
     texts, sketches = sketched(columns, texts, common, (groups, knobs.similarity))
     seen = np.zeros(SEEN, dtype=np.uint64)
     active, alive = np.arange(len(texts)), np.ones(len(texts), dtype=np.bool_)
@@ -103,7 +103,7 @@ def find_near(columns: Columns, texts: I64, knobs: Deduplicate) -> Edges:
     return chosen
 
 
-def _settled(field: Field, every: Edges) -> tuple[Edges, Edges]:
+def _settled(field: ComparedTexts, every: Edges) -> tuple[Edges, Edges]:
     """Returns the pairs, and some more, and which of them count, so that each other text is kept.
 
     A text whose other text goes is compared with the one that this goes for.
@@ -121,7 +121,7 @@ def _settled(field: Field, every: Edges) -> tuple[Edges, Edges]:
         every = joined([every, found])
 
 
-def _groups(columns: Columns, lines: LastLines, texts: I64, numbers_matter: bool) -> U64:
+def _groups(columns: TextColumns, lines: LastLines, texts: I64, numbers_matter: bool) -> U64:
     parts = [columns.scopes, columns.negations.astype(np.uint64), lines.kinds]
     if numbers_matter:
         parts.append(columns.marks)
@@ -145,7 +145,7 @@ def _unseen(earlier: I64, later: I64, seen: U64) -> tuple[I64, I64]:
     return earlier[new], later[new]
 
 
-def _similar(field: Field, earlier: I64, later: I64) -> Edges:
+def _similar(field: ComparedTexts, earlier: I64, later: I64) -> Edges:
     """Returns those of the pairs that ask the same, by comparing all their sequences."""
     answers = field.columns.answers
     may = (answers[earlier] == answers[later]) | (answers[earlier] == 0) | (answers[later] == 0)
@@ -162,7 +162,7 @@ def _similar(field: Field, earlier: I64, later: I64) -> Edges:
     return joined(parts)
 
 
-def _same_lines(field: Field, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
+def _same_lines(field: ComparedTexts, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
     """Returns for each pair whether its last lines, and what is before them, are similar too.
 
     Of other last lines, neither may stand in what is before the other: a premise and a hypothesis
@@ -187,18 +187,18 @@ def _same_lines(field: Field, earlier: I64, later: I64) -> npt.NDArray[np.bool_]
     return same
 
 
-def _last(field: Field, texts: I64) -> Ragged:
+def _last(field: ComparedTexts, texts: I64) -> Ragged:
     lines = field.lines
     return sequences_between(field.columns, lines.starts[texts], lines.counts[texts], field.common)
 
 
-def _before_last(field: Field, texts: I64) -> Ragged:
+def _before_last(field: ComparedTexts, texts: I64) -> Ragged:
     starts = field.columns.starts[texts].astype(np.int64)
     counts = field.lines.starts[texts] - starts
     return sequences_between(field.columns, starts, counts, field.common)
 
 
-def _line_words(field: Field, texts: I64) -> Ragged:
+def _line_words(field: ComparedTexts, texts: I64) -> Ragged:
     counts = field.lines.counts[texts]
     words = field.columns.words[spread(field.lines.starts[texts], counts)]
     return Ragged(mixed(words.astype(np.uint64)), counts)

@@ -16,7 +16,7 @@ from retort.stages.prepare.duplicates.texts import I64, U64, Texts, mixed
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """A text to remove, by its index, and why.
 
     `other` is the earlier, kept text that it is a copy of, or the held-out text that it leaks.
@@ -30,7 +30,7 @@ class Pair:
     kind: Literal["exact", "near", "leak"]
 
 
-def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[Pair]:
+def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[DuplicatePair]:
     """Returns the texts that ask what an earlier one asks, in order; the first of them stays."""
     columns = texts.columns()
     every = np.arange(len(texts))
@@ -40,26 +40,26 @@ def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[Pair]:
         first = _first_equal(mixed(columns.wholes + mixed(columns.scopes)))
         copies, rest = np.flatnonzero(first != every), np.flatnonzero(first == every)
         for index, other in zip(copies.tolist(), first[copies].tolist(), strict=True):
-            pairs.append(Pair(index, other, 1.0, "exact"))
+            pairs.append(DuplicatePair(index, other, 1.0, "exact"))
     if knobs.near:
         rest = rest[num_words(columns, rest) >= WIDTH]
         found = find_near(columns, rest, knobs)
         lists = (found.later.tolist(), found.earlier.tolist(), found.similarity.tolist())
-        pairs += [Pair(*pair, "near") for pair in zip(*lists, strict=True)]
+        pairs += [DuplicatePair(*pair, "near") for pair in zip(*lists, strict=True)]
     return sorted(pairs, key=lambda pair: pair.index)
 
 
 def find_leaks(
     texts: Texts, held_out: Texts, knobs: Decontaminate, numbers_matter: bool
-) -> list[Pair]:
+) -> list[DuplicatePair]:
     """Returns the texts that are, or hold, a held-out text, each with the most similar of these."""
     columns, held = texts.columns(), held_out.columns()
     found = find_parts(columns, held, knobs.overlap, numbers_matter)
     lists = (found.later.tolist(), found.earlier.tolist(), found.similarity.tolist())
-    leaks = {pair[0]: Pair(*pair, "leak") for pair in zip(*lists, strict=True)}
+    leaks = {pair[0]: DuplicatePair(*pair, "leak") for pair in zip(*lists, strict=True)}
     at, other = _equal_to(columns.wholes, held.wholes)
     for index, equal in zip(at.tolist(), other.tolist(), strict=True):
-        leaks[index] = Pair(index, equal, 1.0, "leak")
+        leaks[index] = DuplicatePair(index, equal, 1.0, "leak")
     return [leaks[index] for index in sorted(leaks)]
 
 

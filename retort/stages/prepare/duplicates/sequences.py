@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
 
 WIDTH = 3  # words of a sequence
 SAMPLE = 10_000  # texts
@@ -73,14 +73,14 @@ class Lookup:
         return absent
 
 
-def sequences(columns: Columns, texts: I64, common: Lookup | None = None) -> Ragged:
+def sequences(columns: TextColumns, texts: I64, common: Lookup | None = None) -> Ragged:
     """Returns the sequences of these texts, as often as they stand there, without common ones."""
     starts = columns.starts[texts].astype(np.int64)
     return sequences_between(columns, starts, num_words(columns, texts), common)
 
 
 def sequences_between(
-    columns: Columns, starts: I64, counts: I64, common: Lookup | None = None
+    columns: TextColumns, starts: I64, counts: I64, common: Lookup | None = None
 ) -> Ragged:
     """Returns the sequences of so many words from each start on."""
     counts = np.maximum(counts - (WIDTH - 1), 0)
@@ -108,7 +108,7 @@ def spread(starts: I64, counts: I64) -> I64:
     return found
 
 
-def common_sequences(columns: Columns, texts: I64) -> Lookup:
+def common_sequences(columns: TextColumns, texts: I64) -> Lookup:
     """Returns the sequences of more than a tenth of these texts: instructions, or a template."""
     sample = spread_sample(texts)
     found = sequences(columns, sample)
@@ -162,6 +162,6 @@ def batches(sizes: npt.NDArray[Any], limit: int = BATCH) -> Iterator[slice]:
         start = stop
 
 
-def num_words(columns: Columns, texts: I64) -> I64:
+def num_words(columns: TextColumns, texts: I64) -> I64:
     """Returns the lengths of these texts."""
     return (columns.starts[texts + 1] - columns.starts[texts]).astype(np.int64)

@@ -18,7 +18,7 @@ from retort.stages.prepare.duplicates.sequences import (
     num_words,
     sequences,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, Columns, mixed
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
 
 NUM_HASHES = 96
 LEAST_RECALL = 0.999  # of pairs that are exactly as similar as asked
@@ -49,7 +49,7 @@ def bands(similarity: float) -> tuple[int, int]:
 
 
 def sketched(
-    columns: Columns, texts: I64, common: Lookup, asked: tuple[U64, float]
+    columns: TextColumns, texts: I64, common: Lookup, asked: tuple[U64, float]
 ) -> tuple[I64, Sketches]:
     """Returns those of the texts that have sequences which are not common, and their sketches.
 

@@ -42,7 +42,7 @@ TYPES = {
 }
 
 
-class Columns(NamedTuple):
+class TextColumns(NamedTuple):
     """What is known of N texts: W words, and where texts and lines with words start.
 
     `wholes` says which texts are equal, `marks` which have the same numbers and operators in the
@@ -89,10 +89,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self._columns["scopes"])
 
-    def columns(self) -> Columns:
+    def columns(self) -> TextColumns:
         """Returns all texts; no text can be added while one of the arrays is held."""
         self._store()
-        return Columns(
+        return TextColumns(
             **{
                 name: np.frombuffer(held, dtype=held.typecode)
                 for name, held in self._columns.items()

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from retort.data.encoding import Row, encode, load_tokenizer, render
+from retort.data.encoding import EncodedRow, encode, load_tokenizer, render
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import JobSpec, StageName, build
@@ -72,7 +72,7 @@ def save_model(folder: Path, shape: Shape, seed: int) -> None:
     fast.save_pretrained(folder)
 
 
-def answered(base: Path, num_rows: int) -> list[tuple[Example, Response, Row]]:
+def answered(base: Path, num_rows: int) -> list[tuple[Example, Response, EncodedRow]]:
     """Returns questions of random words, their random answers, and the rows that these become."""
     tokenizer, random = load_tokenizer(str(base)), np.random.default_rng(0)
     examples, responses = [], []
@@ -91,7 +91,7 @@ def answered(base: Path, num_rows: int) -> list[tuple[Example, Response, Row]]:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def signals_of(teacher: Path, found: list[Row], k: int) -> list[tuple[str, Signal]]:
+def signals_of(teacher: Path, found: list[EncodedRow], k: int) -> list[tuple[str, Signal]]:
     """Returns the k largest log-probabilities of a teacher at each supervised token."""
     model = LlamaForCausalLM.from_pretrained(teacher).eval()
     made = []
@@ -112,7 +112,7 @@ def signals_of(teacher: Path, found: list[Row], k: int) -> list[tuple[str, Signa
 
 
 def write_inputs(
-    folder: Path, name: str, made: list[tuple[Example, Response, Row]], k: int
+    folder: Path, name: str, made: list[tuple[Example, Response, EncodedRow]], k: int
 ) -> None:
     """Writes what the stage train reads: examples, answers with their signal, and decisions."""
     base, store = folder / "student", Store(str(folder / name))
@@ -175,7 +175,7 @@ def stage_of(folder: Path, name: str, spec: JobSpec, out: str) -> Stage:
     return Stage("train", spec, store, inputs, store.artifact("train", out), SILENT, folder / "log")
 
 
-def steps_of(folder: Path, name: str) -> list[list[Row]]:
+def steps_of(folder: Path, name: str) -> list[list[EncodedRow]]:
     """Returns the rows of each step, as our trainer takes them."""
     stage = stage_of(folder, name, spec_of(folder, [{"name": "cross_entropy"}], None), "none")
     base = folder / "student"
