@@ -74,9 +74,9 @@ def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
     except DataError:
         return
     for example in examples:
-        for ask, standing in plan.walk(example):
-            if standing:
-                yield example, plan.view(ask, ledger.read(standing)[0])
+        for request, entry in plan.walk(example):
+            if entry:
+                yield example, plan.response(request, ledger.read(entry)[0])
 
 
 def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, Decision]]:
@@ -123,11 +123,11 @@ def what_is_asked(spec: JobSpec, store: Store) -> str:
         return "every row is asked"
     counts: Counter[str] = Counter()
     for example in examples:
-        for ask, standing in plan.walk(example):
-            cut = None if standing else ledger.find(ask.key)
-            counts["standing" if standing else cut.state if cut else "new"] += 1
-    missing = ", ".join(f"{n:,} {state}" for state, n in counts.items() if state != "standing")
-    known = f"{counts['standing']:,} responses stand in the ledger"
+        for request, entry in plan.walk(example):
+            insufficient = None if entry else ledger.find(request.key)
+            counts["cached" if entry else insufficient.state if insufficient else "new"] += 1
+    missing = ", ".join(f"{n:,} {state}" for state, n in counts.items() if state != "cached")
+    known = f"{counts['cached']:,} responses are in the ledger"
     if not missing:
         return f"{known}, none is asked"
     return f"{known}; asked: {missing}{_changed_context(spec, store, ledger)}"

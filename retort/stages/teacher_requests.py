@@ -1,8 +1,8 @@
 """What the teacher is asked: the complete key of each request, and which answer serves it.
 
 A ledger belongs to one request context (model, engine, sampling, template ...); within it a
-request is its messages, tools and sample number. Limits are no part of the key: an answer that was
-cut off at a lower limit is asked again, or continued, and every other one stands.
+request is its messages, tools and sample number. Limits are not part of the key: an answer that was
+cut off at a lower limit is asked again, or continued, and every other one is reused.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """One request of the plan. `rest` are the user's later turns, each a list of messages."""
+    """One request to the teacher. `rest` are the user's later turns, each a list of messages."""
 
     key: str
     example: Example
@@ -42,7 +42,10 @@ class TeacherRequest:
 
 @dataclass(frozen=True)
 class TruncatedAnswer:
-    """An answer that was cut off: its ids, their signal, and the limits it was asked with."""
+    """An answer that was cut off: its ids, their signal, and the limits it was asked with.
+
+    `limits` are (max_tokens, max_model_len).
+    """
 
     token_ids: list[int]
     signal: Signal | None
@@ -50,10 +53,10 @@ class TruncatedAnswer:
 
 
 def request_context(spec: JobSpec) -> dict[str, Any]:
-    """Returns all that is common to a job's requests and decides what is answered."""
+    """Returns what all requests of a job have in common and what decides their answers."""
     knobs = spec.generate
     greedy = knobs.temperature == 0 or knobs.mode == "score"
-    found = {
+    context = {
         "format": FORMAT,
         "engine": resolve(knobs.engine, knobs.top_k),
         "model": teacher_digest(spec),
@@ -65,22 +68,22 @@ def request_context(spec: JobSpec) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs" if knobs.top_k else "none",
         "dtype": knobs.dtype,
     }
-    # Only where they are set: what was asked before these knobs were there still stands.
+    # Only where they are set, so that ledgers from before these knobs keep their names.
     steering = ("frequency_penalty", "presence_penalty", "stop")
-    found |= {name: getattr(knobs, name) for name in steering if getattr(knobs, name)}
+    context |= {name: getattr(knobs, name) for name in steering if getattr(knobs, name)}
     if engine_of(spec).REMOTE:
-        return found
+        return context
     folder = model_folder.locate(knobs.teacher, "generate.teacher")
-    found["token_map_sha256"] = model_folder.token_map(folder)[0]
-    found["template_sha256"] = model_folder.template_sha256(folder)
+    context["token_map_sha256"] = model_folder.token_map(folder)[0]
+    context["template_sha256"] = model_folder.template_sha256(folder)
     if model_folder.length_changes_answers(folder):
-        found["max_model_len"] = knobs.max_model_len
-    return found
+        context["max_model_len"] = knobs.max_model_len
+    return context
 
 
-def ledger_name(found: dict[str, Any]) -> str:
+def ledger_name(context: dict[str, Any]) -> str:
     """Returns the name of the ledger of a request context."""
-    return sha256_of(found)[:16]
+    return sha256_of(context)[:16]
 
 
 def instruction_of(spec: JobSpec) -> str | None:
@@ -88,22 +91,22 @@ def instruction_of(spec: JobSpec) -> str | None:
     return reasoning.instruction(task_types.load(spec.prepare.task_type), spec.generate)
 
 
-def as_put(messages: list[Message], instruction: str | None) -> list[Message]:
+def with_instruction(messages: list[Message], instruction: str | None) -> list[Message]:
     """Returns a chat as the teacher sees it."""
     return reasoning.instructed(messages, instruction) if instruction else messages
 
 
 class RequestPlan:
-    """Every request of a job, and what the ledger already has of it.
+    """Every request of a job, and what its ledger has of it already.
 
-    `since` is when the run began, in seconds since 1970: rows to retry stand once they are newer.
+    `since` is when the run began, in seconds since 1970: rows to retry are served by newer entries.
     """
 
     def __init__(self, spec: JobSpec, ledger: Ledger, since: float):
         self._knobs, self._ledger, self._since = spec.generate, ledger, since
         turns = self._knobs.turns
-        conversation = spec.prepare.task_type == "conversation"
-        self._all_turns = turns == "all" or (turns == "auto" and conversation)
+        is_conversation = spec.prepare.task_type == "conversation"
+        self._all_turns = turns == "all" or (turns == "auto" and is_conversation)
         self._instruction = instruction_of(spec)
         self._continues = engine_of(spec).CONTINUES
 
@@ -118,97 +121,101 @@ class RequestPlan:
         return self._knobs.n * len(self._turns(example))
 
     def walk(self, example: Example) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
-        """Yields each request of an example with the answer that serves it, if one does.
+        """Yields each request of an example with the entry that serves it, if there is one.
 
         A conversation ends at the first turn without an accepted answer.
         """
         first, *rest = self._turns(example)
         for sample in range(self._knobs.n):
-            yield from self.chain(self._ask(example, sample, 0, first, rest))
+            yield from self.turns_from(self._request(example, sample, 0, first, rest))
 
-    def chain(self, ask: TeacherRequest) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
-        """Yields a request and those after it whose chat is known already."""
-        current: TeacherRequest | None = ask
+    def turns_from(
+        self, request: TeacherRequest
+    ) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
+        """Yields a request and those of later turns whose chat is known already."""
+        current: TeacherRequest | None = request
         while current:
-            standing = self.entry_for(current)
-            yield current, standing
-            if not (standing and current.rest and standing.state == "accepted"):
+            entry = self.entry_for(current)
+            yield current, entry
+            if not (entry and current.rest and entry.state == "accepted"):
                 return
-            entry, _ = self._ledger.read(standing)
-            current = self.after(current, self._ledger.response(entry))
+            stored, _ = self._ledger.read(entry)
+            current = self.next_turn(current, self._ledger.response(stored))
 
-    def after(self, ask: TeacherRequest, response: Response) -> TeacherRequest | None:
-        """Returns the request of the next turn, the teacher seeing its own reply."""
-        if not ask.rest or response.state != "accepted":
+    def next_turn(self, request: TeacherRequest, response: Response) -> TeacherRequest | None:
+        """Returns the request of the next turn, in which the teacher sees its own reply."""
+        if not request.rest or response.state != "accepted":
             return None
         text = reasoning.split(response.text)[1] if self._instruction else response.text
         reply = {"role": "assistant", "content": text}
-        chat = [*ask.messages, reply, *ask.rest[0]]
-        return self._ask(ask.example, ask.sample, ask.turn + 1, chat, ask.rest[1:])
+        chat = [*request.messages, reply, *request.rest[0]]
+        turn, rest = request.turn + 1, request.rest[1:]
+        return self._request(request.example, request.sample, turn, chat, rest)
 
-    def entry_for(self, ask: TeacherRequest) -> LedgerEntry | None:
-        """Returns the committed answer that serves a request, or None when it must be asked."""
-        found = self._ledger.find(ask.key)
-        if found is None:
+    def entry_for(self, request: TeacherRequest) -> LedgerEntry | None:
+        """Returns the ledger's entry that serves a request, or None when it must be asked."""
+        entry = self._ledger.find(request.key)
+        if entry is None:
             return None
-        earlier = found.at < self._since
-        if earlier and (found.state in self._knobs.runtime.retry or found.transient):
+        is_earlier = entry.at < self._since
+        if is_earlier and (entry.state in self._knobs.runtime.retry or entry.transient):
             return None
-        (had_tokens, had_length), (tokens, length) = found.limits, self.limits
-        if found.state == "truncated" and (had_tokens < tokens or had_length < length):
+        (had_tokens, had_length), (tokens, length) = entry.limits, self.limits
+        if entry.state == "truncated" and (had_tokens < tokens or had_length < length):
             return None
-        if found.state == "too_long" and had_length < length:
+        if entry.state == "too_long" and had_length < length:
             return None
-        return found
+        return entry
 
-    def request(
-        self, ask: TeacherRequest, cut: TruncatedAnswer | None
+    def engine_request(
+        self, request: TeacherRequest, truncated: TruncatedAnswer | None
     ) -> tuple[Request, tuple[int, int]]:
-        """Returns the request, and the limits it is asked with.
+        """Returns what the engine is given, and the limits it is asked with.
 
         An earlier answer that was cut off is continued from its ids where the engine can and the
         limit leaves room; elsewhere it is asked anew, with the higher limit if there is one.
         """
         knobs, (most, length) = self._knobs, self.limits
-        greedy = knobs.temperature == 0
-        tried = cut is not None and cut.limits[0] >= knobs.max_tokens and cut.limits[1] >= length
-        max_tokens = most if tried else knobs.max_tokens
-        room = max_tokens - len(cut.token_ids) if cut else max_tokens
-        request = Request(
-            ask.key,
-            self._put(ask.messages),
-            tools=ask.example.tools,
+        greedy, max_tokens, room = knobs.temperature == 0, knobs.max_tokens, 0
+        if truncated:
+            if truncated.limits[0] >= knobs.max_tokens and truncated.limits[1] >= length:
+                max_tokens = most
+            room = max_tokens - len(truncated.token_ids)
+        engine_request = Request(
+            request.key,
+            with_instruction(request.messages, self._instruction),
+            tools=request.example.tools,
             max_tokens=max_tokens,
-            seed=None if greedy else (knobs.seed + int(ask.key[:8], 16)) % (1 << 31),
-            continues=cut.token_ids if cut and self._continues and room > 0 else None,
-            response=ask.example.reference if knobs.mode == "score" else None,
+            seed=None if greedy else (knobs.seed + int(request.key[:8], 16)) % (1 << 31),
+            continues=truncated.token_ids if truncated and self._continues and room > 0 else None,
+            response=request.example.reference if knobs.mode == "score" else None,
         )
-        return request, (max_tokens, length)
+        return engine_request, (max_tokens, length)
 
-    def cut(self, ask: TeacherRequest) -> TruncatedAnswer | None:
-        """Returns the committed answer to a request that was cut off at a lower limit, if any."""
-        found = self._ledger.find(ask.key)
-        if found is None or found.state != "truncated":
+    def truncated(self, request: TeacherRequest) -> TruncatedAnswer | None:
+        """Returns the ledger's answer to a request that was cut off at a lower limit, if any."""
+        entry = self._ledger.find(request.key)
+        if entry is None or entry.state != "truncated":
             return None
-        response = self._ledger.response(self._ledger.read(found)[0])
-        return TruncatedAnswer(response.token_ids, self._ledger.signal(found), found.limits)
+        response = self._ledger.response(self._ledger.read(entry)[0])
+        return TruncatedAnswer(response.token_ids, self._ledger.signal(entry), entry.limits)
 
-    def view(self, ask: TeacherRequest, entry: StoredAnswer) -> Response:
-        """Returns the response as the later stages see it, joined to its example."""
-        found = self._ledger.response(entry)
-        if found.state == "accepted" and found.num_tokens > self.limits[0]:
-            found = replace(found, state="truncated", cause="longer than max_tokens")
-        own = ask.messages == ask.example.messages
+    def response(self, request: TeacherRequest, stored: StoredAnswer) -> Response:
+        """Returns a stored answer as the later stages see it, joined to its example."""
+        response = self._ledger.response(stored)
+        if response.state == "accepted" and response.num_tokens > self.limits[0]:
+            response = replace(response, state="truncated", cause="longer than max_tokens")
+        is_own_chat = request.messages == request.example.messages
         return replace(
-            found,
-            id=ask.id,
-            example_id=ask.example.id,
-            sample=ask.sample,
-            turn=ask.turn,
-            messages=None if own else ask.messages,
+            response,
+            id=request.id,
+            example_id=request.example.id,
+            sample=request.sample,
+            turn=request.turn,
+            messages=None if is_own_chat else request.messages,
         )
 
-    def _ask(
+    def _request(
         self,
         example: Example,
         sample: int,
@@ -216,7 +223,8 @@ class RequestPlan:
         messages: list[Message],
         rest: list[list[Message]],
     ) -> TeacherRequest:
-        content: list[Any] = [self._put(messages), example.tools, sample]
+        chat = with_instruction(messages, self._instruction)
+        content: list[Any] = [chat, example.tools, sample]
         if self._knobs.mode == "score":
             if not example.reference:
                 raise DataError(
@@ -226,11 +234,8 @@ class RequestPlan:
             content.append(example.reference)
         return TeacherRequest(sha256_of(content)[:32], example, sample, turn, messages, rest)
 
-    def _put(self, messages: list[Message]) -> list[Message]:
-        return as_put(messages, self._instruction)
-
     def _turns(self, example: Example) -> list[list[Message]]:
-        """Returns the user's part of each turn, the row's own replies left out; or all in one."""
+        """Returns the user's part of each turn without the row's own replies; or all in one."""
         chat = example.messages
         uses_tools = any(m["role"] == "tool" or "tool_calls" in m for m in chat)
         if not self._all_turns or uses_tools:
@@ -242,5 +247,5 @@ class RequestPlan:
             elif any(m["role"] == "user" for m in turns[-1]):
                 turns.append([])
             else:
-                turns[-1].append(message)  # a greeting before the first question stays
+                turns[-1].append(message)  # a greeting before the first question belongs to it
         return [turn for turn in turns if turn]

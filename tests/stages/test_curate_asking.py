@@ -10,7 +10,7 @@ from retort.errors import DataError, SpecError, StageError
 from retort.jobs import preflight
 from retort.records import Example
 from retort.spec import Judge, build
-from retort.stages.judge import judging, score_of
+from retort.stages.judge import judging_chat, score_of
 from retort.store import open_store
 from tests.support.curating import asked, curated, said, why
 from tests.support.misbehaving import SECRET, bad, endpoint
@@ -162,7 +162,7 @@ def test_the_last_score_from_one_to_five_counts(text, score):
 
 def test_a_judge_sees_the_rubric_the_chat_and_the_answer_and_no_score_to_repeat():
     example = Example("a", "train", [{"role": "system", "content": "Be kind."}])
-    (turn,) = judging("Is it short?", example.messages, "the answer")
+    (turn,) = judging_chat("Is it short?", example.messages, "the answer")
     assert all(part in turn["content"] for part in ("Is it short?", "Be kind.", "the answer"))
     assert score_of(turn["content"]) is None
 

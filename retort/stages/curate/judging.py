@@ -8,9 +8,9 @@ import orjson
 from retort.data import reasoning
 from retort.data.filters.candidate import Candidate
 from retort.engines import Request
-from retort.stages.judge import ask, judging, score_of
+from retort.stages.judge import consult, judging_chat, score_of
 from retort.stages.stage import Stage
-from retort.stages.teacher_requests import as_put, instruction_of
+from retort.stages.teacher_requests import instruction_of, with_instruction
 
 
 def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
@@ -20,11 +20,11 @@ def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
     requests = [
         Request(
             i.response.id,
-            judging(who.rubric, i.response.messages or i.example.messages, _given(i)),
+            judging_chat(who.rubric, i.response.messages or i.example.messages, _given(i)),
         )
         for i in items
     ]
-    said = ask(stage, who, requests, "judge")
+    said = consult(stage, who, requests, "judge")
     scores = {name: score_of(text) for name, text in said.items()}
     return [_told(item, score=scores.get(item.response.id)) for item in items]
 
@@ -37,12 +37,12 @@ def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
     requests = [
         Request(
             item.response.id,
-            as_put(item.response.messages or item.example.messages, instruction),
+            with_instruction(item.response.messages or item.example.messages, instruction),
             item.example.tools,
         )
         for item in items
     ]
-    said = ask(stage, who, requests, "second_teacher")
+    said = consult(stage, who, requests, "second_teacher")
     answers = {
         name: reasoning.split(text)[1] if instruction or "</think>" in text else text
         for name, text in said.items()

@@ -9,7 +9,7 @@ import orjson
 from retort.engines import Request
 from retort.records import Response, content_id
 from retort.stages.evaluate.compared_models import asked_examples, read_answers, roles_of
-from retort.stages.judge import ask, judging, score_of
+from retort.stages.judge import consult, judging_chat, score_of
 from retort.stages.stage import Stage
 
 Scores = dict[str, list[float]]  # by example's id: the score, and 1
@@ -32,9 +32,9 @@ def judged(stage: Stage) -> dict[str, Scores]:
         keys[role] = {key: content_id([key, _given(r)]) for key, r in whole.items()}
         for key, response in whole.items():
             name = keys[role][key]
-            chat = judging(who.rubric, examples[key].messages, _given(response))
+            chat = judging_chat(who.rubric, examples[key].messages, _given(response))
             requests[name] = Request(name, chat)
-    said = ask(stage, who, [requests[name] for name in sorted(requests)], "judge")
+    said = consult(stage, who, [requests[name] for name in sorted(requests)], "judge")
     scores = {name: score_of(text) for name, text in said.items()}
     found: dict[str, Scores] = {}
     for role, names in keys.items():

@@ -5,12 +5,13 @@ the same examples into the same ledger, and leaves the artifact to the job.
 """
 
 import contextlib
+from dataclasses import asdict
 from typing import Any
 
 from retort.events import Reporter
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import write_artifact
-from retort.stages.generate.capture_session import Session
+from retort.stages.generate.capture_session import CaptureSession
 from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import ledger_name, request_context
@@ -33,8 +34,8 @@ def capture(
     session = _loaded(stage, since, max_num_seqs)
     with Share(Folder(meeting), leads=True) if meeting else contextlib.nullcontext() as share:
         _ask(session, share)
-    top_k_mass, forecast = session.top_k_mass(), session.forecast
-    if share:  # what the others did is in the ledger
+    progress = session.progress
+    if share:  # the ledger has what the others did
         session = _loaded(stage, since, max_num_seqs)
     ledger, knobs = session.ledger, stage.spec.generate
     counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
@@ -43,10 +44,10 @@ def capture(
         **ledger.engine(),
         "ledger": ledger.folder.uri.rsplit("/", 1)[-1],
         **counts,
-        "num_asked": session.num_asked,
-        "spending": session.meter.facts(),
-        "forecast": forecast,
-        "top_k_mass": top_k_mass,
+        "num_asked": session.num_requests,
+        "spending": session.budget.facts(),
+        "forecast": asdict(progress.forecast) if progress.forecast else {},
+        "top_k_mass": progress.top_k_mass,
     }
 
 
@@ -57,22 +58,22 @@ def help_capture(
     stage = from_arguments(arguments, report)
     with Share(Folder(meeting), leads=False) as share:
         session = _loaded(stage, since, max_num_seqs)
-        before = session.num_asked
+        before = session.num_requests
         if share.has_room():
             _ask(session, share)
         share.finish()
-    return session.num_asked - before
+    return session.num_requests - before
 
 
-def _loaded(stage: Stage, since: float, max_num_seqs: int) -> Session:
+def _loaded(stage: Stage, since: float, max_num_seqs: int) -> CaptureSession:
     name = ledger_name(request_context(stage.spec))
     ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse)
-    session = Session(stage, ledger, since, max_num_seqs)
+    session = CaptureSession(stage, ledger, since, max_num_seqs)
     session.load()
     return session
 
 
-def _ask(session: Session, share: Share | None) -> None:
+def _ask(session: CaptureSession, share: Share | None) -> None:
     """Asks what is missing, and commits all that is finished, whatever ends the run."""
     try:
         if session.num_missing:

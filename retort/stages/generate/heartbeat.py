@@ -1,4 +1,4 @@
-"""A sign of life while an engine works on something long; none when it hangs."""
+"""The heartbeat of an engine that works on something long; there is none when it hangs."""
 
 import contextlib
 import threading
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from retort.engines import Engine
 from retort.events import Reporter
 
-PULSE_SECONDS = 1.0
+BEAT_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def pulse(engine: Engine, report: Reporter) -> Iterator[None]:
-    """Says every few seconds that the engine works, as long as its `steps` grow."""
+def heartbeat(engine: Engine, report: Reporter) -> Iterator[None]:
+    """Reports every second that the engine is alive, as long as its `steps` grow."""
     done = threading.Event()
 
     def beat() -> None:
         last = -1
-        while not done.wait(PULSE_SECONDS):
+        while not done.wait(BEAT_SECONDS):
             steps = getattr(engine, "steps", -1)
             if steps != last:
                 report.emit({"kind": "alive"})

@@ -13,7 +13,7 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Response, ids_sha256, read_lines
 from retort.stages.stage import Stage, from_arguments, stream_examples
-from retort.stages.teacher_requests import as_put, instruction_of
+from retort.stages.teacher_requests import instruction_of, with_instruction
 from retort.store.signals import Signal, SignalFile
 
 # Mean KL in nats. Half precision rounds differently in every kernel; a shift costs whole nats.
@@ -39,7 +39,7 @@ def parity(arguments: dict[str, Any], dtype: str, report: Reporter) -> dict[str,
     divergences, gaps, instruction = [], [], instruction_of(stage.spec)
     for response, signal in chosen:
         messages, tools = chats[response.example_id]
-        chat = as_put(response.messages or messages, instruction)
+        chat = with_instruction(response.messages or messages, instruction)
         prompt = encoding.render_one(tokenizer, chat, tools)
         if ids_sha256(prompt) != response.prompt_sha256:
             raise StageError(f"response {response.id} was given to another prompt than its own")

@@ -27,11 +27,11 @@ def judge(spec: JobSpec, plan: RequestPlan, ledger: Ledger, examples: Iterable[E
     reasons: dict[str, str] = {}
     num_seen = 0
     for example in examples:
-        for ask, standing in plan.walk(example):
-            if standing is None:
+        for request, entry in plan.walk(example):
+            if entry is None:
                 continue
             num_seen += 1
-            response = plan.view(ask, ledger.read(standing)[0])
+            response = plan.response(request, ledger.read(entry)[0])
             if reason := _unusable(spec, example, response):
                 reasons[response.id] = reason
     if len(reasons) > MOST_UNUSABLE:

@@ -1,4 +1,4 @@
-"""The artifact: a view on the ledger, in the order of the examples, joined by id and counted."""
+"""Writes the artifact: a view on the ledger in the order of the examples, joined by id, counted."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -63,8 +63,8 @@ def answers(
 
     Raises `StageError` when one is missing.
     """
-    for ask, standing in plan.walk(example):
-        if standing is None:
-            raise StageError(f"example {example.id}: response {ask.id} is missing in the ledger")
-        entry, signal = ledger.read(standing)
-        yield plan.view(ask, entry), signal
+    for request, entry in plan.walk(example):
+        if entry is None:
+            raise StageError(f"example {example.id}: the ledger lacks response {request.id}")
+        stored, signal = ledger.read(entry)
+        yield plan.response(request, stored), signal

@@ -1,0 +1,163 @@
+"""What asking a model costs: counted as it answers, forecast after the pilot, kept below a limit."""
+
+import time
+from dataclasses import dataclass
+
+import orjson
+
+from retort.records import Response
+from retort.spec import Generate
+from retort.stages.teacher_requests import TeacherRequest
+
+# What a chat template may add to a request: never less than it does.
+TEMPLATE_TOKENS = 256
+
+
+@dataclass
+class Budget:
+    """Tokens, time and money of one artifact, over all runs that worked on it.
+
+    `reserved_*` is the most that the requests under way can cost. Where several processes share the
+    work, each may spend one of `parts` equal parts of what was left when they began.
+    """
+
+    knobs: Generate
+    responses: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    reserved_input: int = 0
+    reserved_output: int = 0
+    started: float | None = None
+    parts: int = 1
+    before_tokens: int = 0
+    before_cost: float = 0.0
+
+    def start(self) -> None:
+        """Starts the clock: the engine is ready."""
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        """Stops the clock."""
+        self.seconds, self.started = self.elapsed(), None
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the engine has worked in this run, so far."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    def elapsed(self) -> float:
+        """Returns the seconds that an engine has worked on this artifact, over all runs."""
+        return self.seconds + self.running_seconds
+
+    def reserve(self, request: TeacherRequest, max_tokens: int) -> None:
+        """Sets aside what a request can cost at most."""
+        if self.is_limited:
+            self.reserved_input += prompt_bound(request)
+            self.reserved_output += max_tokens
+
+    def release(self, request: TeacherRequest, max_tokens: int) -> None:
+        """Gives back what was set aside for a request: it is answered."""
+        if self.is_limited:
+            self.reserved_input -= prompt_bound(request)
+            self.reserved_output -= max_tokens
+
+    def count(self, response: Response) -> None:
+        """Adds what an answer cost."""
+        self.responses += 1
+        self.input_tokens += response.num_prompt_tokens
+        self.output_tokens += response.num_tokens
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the spec sets a limit."""
+        spending = self.knobs.spending
+        return spending.max_tokens_total is not None or spending.max_cost is not None
+
+    def refuses(self, request: TeacherRequest, max_tokens: int) -> str | None:
+        """Returns the knob that one more request could exceed, or None."""
+        if not self.is_limited:
+            return None
+        spending = self.knobs.spending
+        more_input = self.input_tokens + self.reserved_input + prompt_bound(request)
+        more_output = self.output_tokens + self.reserved_output + max_tokens
+        total, tokens = spending.max_tokens_total, self.before_tokens
+        if total is not None and more_input + more_output - tokens > (total - tokens) / self.parts:
+            return f"max_tokens_total: {total}"
+        limit, before = spending.max_cost, self.before_cost
+        cost = self.cost(more_input, more_output, self.elapsed())
+        if limit is not None and cost - before > (limit - before) / self.parts:
+            return f"max_cost: {limit:g}"
+        return None
+
+    def divide(self, parts: int) -> None:
+        """Allows this process, from now on, one of so many equal parts of what is left."""
+        self.parts, self.before_cost = parts, self.spent
+        self.before_tokens = self.input_tokens + self.output_tokens
+
+    def cost(self, input_tokens: float, output_tokens: float, seconds: float) -> float:
+        """Returns the price of tokens and time, in the currency of the spec's prices."""
+        spending = self.knobs.spending
+        return (
+            input_tokens * spending.price_per_million_input_tokens / 1e6
+            + output_tokens * spending.price_per_million_output_tokens / 1e6
+            + seconds * spending.price_per_hour / 3600
+        )
+
+    @property
+    def spent(self) -> float:
+        """The money spent so far."""
+        return self.cost(self.input_tokens, self.output_tokens, self.elapsed())
+
+    def facts(self) -> dict[str, float]:
+        """Returns what was spent, for the manifest and MLflow."""
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "engine_seconds": self.elapsed(),
+            "cost": self.spent,
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What so many responses will take, from the mean of those counted so far.
+
+    `seconds` are at the pace so far; `least_seconds` if all requests that may run at once together
+    take no longer than the few so far did. The truth lies between.
+    """
+
+    responses: int
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    least_seconds: float
+    cost: float
+
+    def __str__(self) -> str:
+        money = f", {self.cost:,.2f} money" if self.cost else ""
+        return (
+            f"forecast for {self.responses:,} responses: {self.input_tokens:,} prompt and "
+            f"{self.output_tokens:,} answer tokens, {self.least_seconds / 60:,.1f} to "
+            f"{self.seconds / 60:,.1f} minutes{money}"
+        )
+
+
+def prompt_bound(request: TeacherRequest) -> int:
+    """Returns a number of tokens that a prompt cannot exceed: a token is at least one byte."""
+    return len(orjson.dumps([request.messages, request.example.tools])) + TEMPLATE_TOKENS
+
+
+def forecast(budget: Budget, num_responses: int, at_once: int) -> Forecast:
+    """Returns what `num_responses` will take where `at_once` requests may be under way together."""
+    factor = num_responses / max(budget.responses, 1)
+    tokens = budget.input_tokens * factor, budget.output_tokens * factor
+    seconds = budget.elapsed() * factor
+    return Forecast(
+        responses=num_responses,
+        input_tokens=round(tokens[0]),
+        output_tokens=round(tokens[1]),
+        seconds=round(seconds, 1),
+        least_seconds=round(seconds / max(1.0, at_once / max(budget.responses, 1)), 1),
+        cost=round(budget.cost(*tokens, seconds), 4),
+    )

@@ -1,0 +1,135 @@
+"""How far a capture is: what is counted of its responses, and what people are shown of it."""
+
+import time
+from collections import Counter
+
+import numpy as np
+
+from retort.engines import Answer
+from retort.events import Reporter
+from retort.records import Response
+from retort.stages.budget import Budget, Forecast
+from retort.stages.generate.work_sharing import Share
+
+SHOW_SECONDS, CHART_SECONDS = 0.5, 5.0
+# Fewer answers than this say little of how long the rest will take.
+FEW = 8
+
+
+class Progress:
+    """Counts the responses of a capture and shows, now and then, how far it is.
+
+    `num_cached` of the `num_total` responses were in the ledger when the run began. Where several
+    processes share the work, `share` brings what the others have done.
+    """
+
+    def __init__(self, report: Reporter, budget: Budget):
+        self._report, self._budget = report, budget
+        self.states: Counter[str] = Counter()
+        self.num_total = self.num_cached = 0
+        self.forecast: Forecast | None = None
+        self.share: Share | None = None
+        self._num_tokens = self._num_signal_tokens = 0
+        self._top_k_mass = 0.0
+        self._paced_from: tuple[float, int] | None = None  # when, and how many were done by then
+        self._shown_at = self._charted_at = 0.0
+
+    def begin(self, states: Counter[str], num_total: int) -> None:
+        """Sets what the ledger holds already, by state, of how many responses."""
+        self.states, self.num_total = states, num_total
+        self.num_cached = states.total()
+        if self.num_cached:
+            self._report.note(f"{self.num_cached:,} of {num_total:,} responses are in the ledger")
+
+    @property
+    def num_done(self) -> int:
+        """Responses that are in the ledger, as far as this process knows."""
+        own = self.states.total()
+        others = int(self._shared("done"))
+        return own if self.share is None else min(self.num_total, own + others)
+
+    @property
+    def num_to_ask(self) -> int:
+        """Responses that the ledger lacked when the run began."""
+        return self.num_total - self.num_cached
+
+    @property
+    def top_k_mass(self) -> float | None:
+        """The mean mass of the teacher's top k in the answers of this run; None without signals."""
+        number = self._num_signal_tokens + self._shared("num_mass")
+        return (self._top_k_mass + self._shared("mass")) / number if number else None
+
+    def loading(self) -> None:
+        """Shows that the teacher is being loaded."""
+        self._report.progress(self.num_done, self.num_total, "responses", "loading the teacher")
+
+    def count(self, answer: Answer, response: Response) -> None:
+        """Counts one final response."""
+        self.states[response.state] += 1
+        if self._paced_from is None:
+            self._paced_from = time.monotonic(), self.num_done
+        self._num_tokens += response.num_tokens
+        if answer.signal is not None:
+            self._top_k_mass += float((1 - np.exp(answer.signal.tail_T)).sum())
+            self._num_signal_tokens += len(answer.signal.tail_T)
+
+    def foresee(self, forecast: Forecast) -> None:
+        """Shows a forecast, which the time left follows from here on."""
+        self.forecast = forecast
+        self._paced_from = None
+        self._report.note(str(forecast))
+
+    def show(self, force: bool = False) -> bool:
+        """Shows a line now and then, numbers for the charts less often; returns whether it did the
+        latter."""
+        now = time.monotonic()
+        if not force and now - self._shown_at < SHOW_SECONDS:
+            return False
+        self._shown_at = now
+        if self.share:
+            self.share.holder.told = {
+                "done": self.states.total() - self.num_cached,
+                "tokens": self._num_tokens,
+                "mass": self._top_k_mass,
+                "num_mass": self._num_signal_tokens,
+            }
+        self._report.progress(self.num_done, self.num_total, "responses", self._note())
+        if not force and now - self._charted_at < CHART_SECONDS:
+            return False
+        self._charted_at = now
+        values = {f"responses.{state}": float(count) for state, count in self.states.items()}
+        values |= {"tokens_per_second": self._pace(), "success_ratio": self._accepted()}
+        self._report.metrics(values | self._budget.facts(), step=self.num_done)
+        return True
+
+    def _note(self) -> str:
+        money = f", {self._budget.spent:,.2f} money" if self._budget.spent else ""
+        return f"{self._pace():,.0f} tokens/s, {self._accepted():.0%} accepted{self._left()}{money}"
+
+    def _pace(self) -> float:
+        tokens = self._num_tokens + self._shared("tokens")
+        return tokens / max(self._budget.running_seconds, 1e-9)
+
+    def _left(self) -> str:
+        """Returns how long the rest will take: at the pace since the first answer or, while that
+        rests on few, by the forecast; nothing where neither says it."""
+        num_left = self.num_total - self.num_done
+        since, num_before = self._paced_from or (0.0, self.num_done)
+        num_paced = self.num_done - num_before
+        if num_left <= 0:
+            return ""
+        if num_paced >= FEW:
+            seconds = (time.monotonic() - since) / num_paced * num_left
+        elif self.forecast:
+            seconds = self.forecast.seconds / max(self.forecast.responses, 1) * num_left
+        else:
+            return ""
+        minutes, rest = divmod(round(seconds), 60)
+        return f", {minutes}:{rest:02} left"
+
+    def _accepted(self) -> float:
+        return self.states["accepted"] / max(self.num_done, 1)
+
+    def _shared(self, name: str) -> float:
+        """Returns the sum of what the others who share the work report under a name."""
+        return self.share.told(name) if self.share else 0.0
