@@ -1,7 +1,7 @@
-"""Names to plug-ins. The name in a spec is the name of a function or, for some kinds, of a file.
+"""From names to plug-ins. The name in a spec is the name of a function or, for some kinds, a file.
 
-`package.module:name` reaches code outside the repository, and where a file is meant
-`package.module`, or `module:` for one in no package; nothing has to be registered.
+`package.module:name` loads a function from outside the repository; `package.module`, or `module:`
+for a module in no package, loads a file. Nothing has to be registered.
 """
 
 import ast
@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from retort.errors import SpecError, did_you_mean
 
 
 def outside(name: str) -> Any:
-    """Returns the object that `package.module:name` points to; the module where no name is given.
+    """Returns the object that `package.module:name` names; without a name, the module.
 
     Raises `SpecError` when the module cannot be imported or has no such name.
     """
@@ -32,7 +33,7 @@ def outside(name: str) -> Any:
 
 
 def source_digest(name: str) -> str:
-    """Returns the sha256 of the file that a plug-in from outside stands in.
+    """Returns the sha256 of the file that holds a plug-in from outside the repository.
 
     Raises `SpecError` when there is no such module.
     """
@@ -54,22 +55,30 @@ def module_names(package: ModuleType) -> list[str]:
 
 def function_names(module_name: str) -> list[str]:
     """Returns the names of the public functions of a module, sorted, without importing it."""
-    names = (node.name for node in _functions(module_name))
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted(_keyword_options(module_name))
 
 
-def _functions(module_name: str) -> list[ast.FunctionDef]:
-    found = importlib.util.find_spec(module_name)
-    assert found and found.origin
-    body = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
-    return [node for node in body if isinstance(node, ast.FunctionDef)]
+@cache
+def _keyword_options(module_name: str) -> dict[str, list[str]]:
+    """Returns the public functions of one of our modules, each with its keyword-only arguments.
+
+    They are read from the file: importing the module may be slow.
+    """
+    module = importlib.util.find_spec(module_name)
+    assert module and module.origin
+    body = ast.parse(Path(module.origin).read_text(encoding="utf-8")).body
+    return {
+        node.name: [argument.arg for argument in node.args.kwonlyargs]
+        for node in body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:
-    """Returns the plug-in module `name` of a package, or what stands outside under a dotted name.
+    """Returns the plug-in file `name` of a package, as a module.
 
-    That is the module `package.module`, or the object behind `package.module:name`. Raises
-    `SpecError` that lists what there is and the nearest name.
+    A dotted name is one of the user's: the module `package.module`, or the object
+    `package.module:name`. Raises `SpecError` that lists the known names and the nearest one.
     """
     if ":" in name or "." in name:
         return outside(name)
@@ -80,9 +89,9 @@ def find_file(kind: str, name: str, package: ModuleType) -> Any:
 
 
 def find_function(kind: str, name: str, module_name: str) -> Any:
-    """Returns the plug-in function `name` of a module, or the object behind `module:name`.
+    """Returns the plug-in function `name` of a module, or the user's object `module:name`.
 
-    Raises `SpecError` that lists what there is and the nearest name.
+    Raises `SpecError` that lists the known names and the nearest one.
     """
     if ":" in name:
         return outside(name)
@@ -91,26 +100,23 @@ def find_function(kind: str, name: str, module_name: str) -> Any:
 
 
 def check_function(kind: str, name: str, module_name: str) -> None:
-    """Raises `SpecError` for an unknown function; the module, maybe heavy, is not imported."""
-    names = function_names(module_name)
-    if ":" not in name and name not in names:
-        raise SpecError(unknown(kind, name, names))
+    """Raises `SpecError` for an unknown function, without importing the module."""
+    if ":" not in name and name not in _keyword_options(module_name):
+        raise SpecError(unknown(kind, name, function_names(module_name)))
 
 
 def check_options(
     kind: str, name: str, module_name: str, options: Iterable[str], knobs: Iterable[str] = ()
 ) -> None:
-    """Raises `SpecError` for an option that a plug-in function does not have; it may be a misspelt
-    one of the `knobs` beside it.
+    """Raises `SpecError` for an option that a plug-in function does not have.
 
-    Those of a function of ours are read without importing its module, which may be heavy.
+    `knobs` are the spec's own keys beside the options: an unknown option may be a misspelt one.
     """
     if ":" in name:
         parameters = inspect.signature(outside(name)).parameters.values()
         allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     else:
-        (function,) = (node for node in _functions(module_name) if node.name == name)
-        allowed = [argument.arg for argument in function.args.kwonlyargs]
+        allowed = _keyword_options(module_name)[name]
     for option in options:
         if option not in allowed:
             near, listed = did_you_mean(option, [*allowed, *knobs]), ", ".join(allowed) or "none"
@@ -118,8 +124,8 @@ def check_options(
 
 
 def unknown(kind: str, name: str, names: list[str], own: str = "package.module:name") -> str:
-    """Returns the one sentence that refuses an unknown name; `own` is how to name one's own."""
+    """Returns the message that refuses an unknown name; `own` is how users name their plug-in."""
     return (
         f"unknown {kind} '{name}'{did_you_mean(name, names)}; "
-        f"there are: {', '.join(names)}, or your own as {own}"
+        f"known: {', '.join(names)}, or your own as {own}"
     )

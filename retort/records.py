@@ -1,4 +1,4 @@
-"""The shapes data takes between stages. Each is one JSON line; ids join them, never positions."""
+"""The records that stages exchange, each one JSON line, joined by id and never by position."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import orjson
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-# role and content as text; an assistant's turn may carry tool_calls, a tool's turn tool_call_id
+# {role, content}, both texts; an assistant's turn may have tool_calls, a tool's turn tool_call_id
 Message = dict[str, Any]
 Record = TypeVar("Record")
 
@@ -18,12 +18,12 @@ STATES: tuple[State, ...] = ("accepted", "truncated", "refused", "filtered", "to
 
 @dataclass(frozen=True)
 class Example:
-    """One prepared thing to ask: the chat up to the answer, and what is known of the answer.
+    """One prompt, prepared: the chat up to the answer, and what is known of the answer.
 
-    `expected` is the right answer in normal form, `reference` the row's own answer as it stood.
-    `options` are the answers there are, where they are a closed set: what is written (a label, a
-    letter) to what it stands for. `answers` are all right answers in normal form, the expected one
-    first, where there are several.
+    `expected` is the right answer in normal form, `reference` the row's own answer unchanged.
+    `options` is the closed set of answers, if there is one: from what is written (a label, a
+    letter) to its meaning. `answers` are all right answers in normal form, the expected one first,
+    if there are several.
     """
 
     id: str
@@ -39,10 +39,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the user's in the one form that task types read, whatever format it came in.
+    """A row of the user's data, in the one form that task types read.
 
-    `messages` is the whole chat where the row is one, its own replies included; otherwise `fields`
-    holds its columns under the names of `retort.data.formats`.
+    `messages` is the whole chat, replies included, if the row is a chat; otherwise `fields` holds
+    its columns under the names of `retort.data.formats`.
     """
 
     messages: list[Message] | None = None
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a task type makes of a row: the chat that asks it, and what is known of the answer."""
+    """What a task type makes of a row: the chat to send, and what is known of the answer."""
 
     messages: list[Message]
     expected: str | None = None
@@ -65,9 +65,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that is bad: where it stood, why, and the row itself.
+    """A bad row: its place, the reason, and the row itself.
 
-    `raw` is the row as it stood; where that is no UTF-8, its bytes in base64, as `encoding` says.
+    `raw` is the row unchanged; its bytes in base64 if they are not UTF-8 (see `encoding`).
     """
 
     file: str
@@ -79,7 +79,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Removed:
-    """A good row that is not asked, and why; `other` is the row it is a copy or a leak of.
+    """A good row that was removed, and why; `other` is the row it is a copy or a leak of.
 
     `similarity` is the share of word sequences in common, from 0 to 1.
     """
@@ -95,11 +95,11 @@ class Removed:
 
 @dataclass(frozen=True)
 class Response:
-    """One teacher answer, as read from what the engine gave.
+    """One teacher answer, as read from the engine's result.
 
-    `token_ids` are exactly what the engine sampled, empty where it tells no ids; `num_tokens` and
-    `num_prompt_tokens` are what it counted. An example may have several responses: `sample` and
-    `turn` tell them apart, and `messages` is the chat that was answered where that is not the
+    `token_ids` are exactly the sampled ids, empty if the engine does not give them; `num_tokens`
+    and `num_prompt_tokens` are the engine's counts. An example may have several responses, told
+    apart by `sample` and `turn`; `messages` is the chat that was answered if it is not the
     example's own. `cause` says why a response is not accepted.
     """
 
@@ -121,10 +121,11 @@ class Response:
 
 @dataclass(frozen=True)
 class Decision:
-    """What curation made of one response: kept, or rejected by the first filter that says why.
+    """Curation's decision on one response: kept, or rejected by a filter for a reason.
 
-    `target_text` is what the student learns where that is not the response's text, `rationale` what
-    was taken from it, `weight` how often a pass over the data shows it, `score` the judge's.
+    `target_text` is the text that the student learns if it is not the response's own, `rationale`
+    the reasoning that was removed from it, `weight` how often an epoch shows it, `score` the
+    judge's score.
     """
 
     id: str
@@ -148,7 +149,7 @@ def read_lines(shape: type[Record], data: bytes) -> list[Record]:
 
 
 def content_id(value: Any) -> str:
-    """Returns a stable 16-character id of a JSON value; never Python's salted hash()."""
+    """Returns a 16-character id of a JSON value, the same in every process."""
     return sha256_of(value)[:16]
 
 

@@ -1,7 +1,7 @@
-"""How rows spread over groups: counts, a stratified pick, a cap, a split by hash, and weights.
+"""Groups of rows: counts, a stratified sample, a cap, a split by hash, and weights.
 
-Nothing here depends on the order of the rows or on a seed: what decides is the sha256 of an id, so
-that rows added later move no other row from one side to the other.
+Nothing here depends on the order of the rows or on a seed: the sha256 of an id decides, so that
+rows added later do not move other rows to another split.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[Any]
 
 NONE, ALL = "none", "all"
-# More groups than these are one, "(others)", where they are only shown.
+# In counts that are only shown, the groups beyond these are one group "(others)".
 MOST_GROUPS = 64
-# Clusters are found in at most so many rows, and in so many characters of each.
+# Clusters are fitted on at most so many rows and so many characters of each.
 FITTED_ROWS, READ_CHARACTERS, CHUNK_ROWS, DIRECTIONS = 20_000, 2_000, 10_000, 32
 
 
 def group_of(example: Example, by: str) -> str:
     """Returns the group of an example by "label", "metadata.KEY" or "auto".
 
-    "none" where it has no label or value; auto: its label where its answers are a closed set,
-    "all" otherwise. Raises ValueError for another `by`; `clusters` finds those of "cluster".
+    An example without a label or value is in group "none". "auto" is the label for a closed set of
+    answers, and "all" otherwise. Raises ValueError for another `by`; for "cluster" see `clusters`.
     """
     if by == "label":
         return example.expected or NONE
@@ -40,21 +40,21 @@ def group_of(example: Example, by: str) -> str:
 
 
 def text_of(example: Example) -> str:
-    """Returns what the user says in an example, by which it is clustered."""
-    said = (turn.get("content") for turn in example.messages if turn["role"] == "user")
-    return "\n".join(text for text in said if isinstance(text, str))
+    """Returns the user's turns of an example as one text, by which it is clustered."""
+    contents = (turn.get("content") for turn in example.messages if turn["role"] == "user")
+    return "\n".join(text for text in contents if isinstance(text, str))
 
 
 def spread(groups: Iterable[str]) -> dict[str, int]:
-    """Returns the rows of each group, largest first, equal ones by name."""
+    """Returns the number of rows of each group, largest first, equal ones by name."""
     counted = Counter(groups)
     return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
 
 def share(id: str) -> float:
-    """Returns where an id falls in [0, 1): a split by hash is `share(content) < ratio`.
+    """Returns a number in [0, 1) made from an id: a split by hash is `share(content) < ratio`.
 
-    It says nothing about what `pick` and `cap` take: they hash under another salt.
+    It is independent of `pick` and `cap`, which hash with another salt.
     """
     digest = hashlib.sha256(b"split:" + id.encode(errors="surrogatepass")).digest()
     # 53 bits: with more the largest would round to 1.0.
@@ -62,7 +62,7 @@ def share(id: str) -> float:
 
 
 def largest(counts: Mapping[str, int], most: int = MOST_GROUPS) -> dict[str, int]:
-    """Returns the largest counts, equal ones by name, and the rest as "(others)", always last."""
+    """Returns the largest counts, equal ones by name, and the sum of the rest as "(others)"."""
     others = counts.get("(others)", 0)
     named = [(name, count) for name, count in counts.items() if name != "(others)"]
     ordered = sorted(named, key=lambda item: (-item[1], item[0]))
@@ -71,12 +71,12 @@ def largest(counts: Mapping[str, int], most: int = MOST_GROUPS) -> dict[str, int
 
 
 def pick(groups: Sequence[str], ids: Sequence[str], limit: int) -> list[bool]:
-    """Returns which rows a stratified pick of `limit` takes: each group in its share.
+    """Returns which rows are in a stratified sample of `limit`: each group by its share.
 
-    Shares are rounded by the largest remainder. Within a group, also where there is one only, the
-    smallest hashes are taken, not the first rows: files are often sorted, and rows added later
-    change few of the picked ones. A larger limit takes the same rows and more, except where the
-    rounding gives a group one row less (the Alabama paradox).
+    Shares are rounded by the largest remainder. Within a group the rows with the smallest hashes
+    are taken, not the first rows: files are often sorted, and rows added later change little. A
+    larger limit takes the same rows and more, except that rounding may give a group one row less
+    (the Alabama paradox).
     """
     import numpy as np
 
@@ -86,7 +86,7 @@ def pick(groups: Sequence[str], ids: Sequence[str], limit: int) -> list[bool]:
     sizes = np.bincount(codes)
     exact = sizes * limit
     counts, remainders = exact // len(ids), exact % len(ids)
-    # Groups in the order of their smallest hash, so that equal remainders prefer no name.
+    # Of equal remainders the group with the smallest hash comes first, whatever its name.
     first = codes[order][ranks == 0]
     by_hash = np.empty_like(first)
     by_hash[np.argsort(_hashes([ids[row] for row in order[ranks == 0]]))] = np.arange(len(first))
@@ -98,16 +98,16 @@ def pick(groups: Sequence[str], ids: Sequence[str], limit: int) -> list[bool]:
 
 
 def cap(groups: Sequence[str], ids: Sequence[str], most: int) -> list[bool]:
-    """Returns which rows stay when each group keeps at most `most`, smallest hash first."""
+    """Returns which rows are kept if each group keeps its `most` rows with the smallest hashes."""
     order, ranks, _ = _ranked(groups, ids)
     return _chosen(order, ranks < most)
 
 
 def weights(groups: list[str], mode: Literal["none", "oversample", "weights"]) -> list[float]:
-    """Returns how often a pass over the data shows each row.
+    """Returns how often an epoch shows each row; n is the size of the row's group.
 
     oversample: largest / n, every group is shown as often as the largest; weights: N / (G n), each
-    of G groups gets the same share of N rows; none: 1. n is the size of the row's group.
+    of G groups gets the same share of N rows; none: 1.
     """
     sizes = Counter(groups)
     if mode == "none" or not sizes:
@@ -118,11 +118,11 @@ def weights(groups: list[str], mode: Literal["none", "oversample", "weights"]) -
 
 
 def clusters(texts: Sequence[str], num_clusters: int) -> tuple[list[str], list[str]]:
-    """Returns the cluster of each text, and all clusters' names, largest first.
+    """Returns the name of each text's cluster, and all names, largest cluster first.
 
-    A name is "cluster: " and the three words that tell it most from the others. k-means on 32
-    directions (latent semantic analysis) of the TF-IDF of each text's first 2,000 characters,
-    fitted on 20,000 rows spread evenly. Fewer different texts make fewer clusters.
+    A name is "cluster: " and the three words most specific to it. The clusters are k-means on 32
+    dimensions (latent semantic analysis) of the TF-IDF of each text's first 2,000 characters,
+    fitted on 20,000 evenly spaced rows. There are fewer if there are fewer different texts.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits
@@ -132,28 +132,28 @@ def clusters(texts: Sequence[str], num_clusters: int) -> tuple[list[str], list[s
     vectorizer = _vectorizer(sample)
     if vectorizer is None:
         return ["cluster: no words"] * len(texts), ["cluster: no words"] if texts else []
-    found: list[int] = []
-    # One thread: the order in which several add up changes the last digits, and then the clusters.
+    numbers: list[int] = []
+    # With several threads the order of additions varies, and with it the clusters.
     with threadpool_limits(1):
         points = vectorizer.transform(sample)
         model = _fitted(points, num_clusters)
         names = _names(points, model.predict(points), vectorizer.get_feature_names_out())
         for start in range(0, len(texts), CHUNK_ROWS):
             chunk = [text[:READ_CHARACTERS] for text in texts[start : start + CHUNK_ROWS]]
-            found += model.predict(vectorizer.transform(chunk)).tolist()
-    members = [names[cluster] for cluster in found]
+            numbers += model.predict(vectorizer.transform(chunk)).tolist()
+    members = [names[cluster] for cluster in numbers]
     return members, list(spread(members))
 
 
 def _fitted(points: Any, num_clusters: int) -> Any:
-    """Returns what predicts the cluster of rows of TF-IDF."""
+    """Returns a fitted pipeline that predicts the cluster of rows of TF-IDF."""
     import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
 
-    # Words are too many to be near each other in: plain k-means makes one heap and some crumbs.
+    # In so many dimensions plain k-means makes one large cluster and some of a few rows.
     directions = min(DIRECTIONS, min(points.shape) - 1)
     reduce = [TruncatedSVD(directions, random_state=0)] if directions > 0 else []
     place = make_pipeline(*reduce, Normalizer())
@@ -166,11 +166,11 @@ def _fitted(points: Any, num_clusters: int) -> Any:
 
 
 def _vectorizer(sample: list[str]) -> Any:
-    """Returns TF-IDF of words that some but not most texts hold; None where there is no word."""
+    """Returns TF-IDF of the words that some but not most texts hold; None if there are none."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # A word that one text alone holds groups nothing; one in most is the prompts' template.
+    # A word of a single text groups nothing; one of most texts belongs to the prompts' template.
     for least, most in ((min(5, 1 + len(sample) // 20), 0.5), (1, 1.0)):
         try:
             return TfidfVectorizer(
@@ -187,14 +187,14 @@ def _vectorizer(sample: list[str]) -> Any:
     return None
 
 
-def _names(points: Any, found: "Numbers", words: "Numbers") -> list[str]:
-    """Returns a name for each cluster; where words are the same, a number tells two apart."""
+def _names(points: Any, clusters_of: "Numbers", words: "Numbers") -> list[str]:
+    """Returns a name for each cluster; a number is added to a name that exists already."""
     import numpy as np
 
     mean = np.asarray(points.mean(axis=0))[0]
     names: list[str] = []
-    for cluster in range(found.max() + 1):
-        center = np.asarray(points[found == cluster].mean(axis=0))[0]
+    for cluster in range(clusters_of.max() + 1):
+        center = np.asarray(points[clusters_of == cluster].mean(axis=0))[0]
         best = [at for at in np.argsort(mean - center, kind="stable")[:3] if center[at] > 0]
         name = "cluster: " + (" ".join(words[at] for at in best) or "other words")
         names.append(name if name not in names else f"{name} ({cluster + 1})")
@@ -202,8 +202,8 @@ def _names(points: Any, found: "Numbers", words: "Numbers") -> list[str]:
 
 
 def _ranked(groups: Sequence[str], ids: Sequence[str]) -> "tuple[Numbers, Numbers, Numbers]":
-    """Returns the rows sorted by group and hash, each one's rank in its group, and the rows'
-    groups as numbers."""
+    """Returns the rows sorted by group and hash, their ranks in their groups, and each row's group
+    as a number."""
     import numpy as np
 
     assert len(groups) == len(ids)
@@ -225,10 +225,10 @@ def _hashes(ids: Sequence[str]) -> "Numbers":
 
 
 def _chosen(order: "Numbers", taken: "Numbers") -> list[bool]:
-    """Returns what was taken in the sorted order, in the order of the rows."""
+    """Returns whether each row was taken, given it for the rows in sorted order."""
     import numpy as np
 
     chosen = np.zeros(len(order), dtype=bool)
     chosen[order] = taken
-    found: list[bool] = chosen.tolist()
-    return found
+    result: list[bool] = chosen.tolist()
+    return result

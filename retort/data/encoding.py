@@ -1,4 +1,4 @@
-"""Chats to token ids, and labels: rendered once, tokenized once, shifted here and nowhere else."""
+"""From chats to token ids and labels. Labels are shifted here and nowhere else."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,8 @@ class EncodedRow:
     """One training sequence. `labels[t]` is the token that position t must predict.
 
     `first` is the first supervised position: labels[first:] are the response's tokens, in order.
-    `choices` says at which of them a label of a closed set is decided, and the labels' ids there.
+    `choices`, for a closed set of answers, is the position among them that decides which label it
+    is, and each label's token id there.
     """
 
     id: str
@@ -34,10 +35,10 @@ def load_tokenizer(model: str) -> Any:
 def render(
     tokenizer: Any, chats: list[list[Message]], tools: list[Any] | None = None
 ) -> list[list[int]]:
-    """Returns the token ids of each chat, ready for the assistant's turn.
+    """Returns the token ids of each chat, up to the start of the assistant's turn.
 
-    `tools` are the tool definitions of each chat, or None where no chat has any. The template
-    writes every special token; the tokenizer adds none, so there is one BOS at most.
+    `tools` are the tool definitions of each chat, or None if no chat has any. The template writes
+    every special token and the tokenizer adds none, so there is at most one BOS.
     """
     if not chats:
         return []
@@ -52,12 +53,12 @@ def render(
 
 
 def render_one(tokenizer: Any, chat: list[Message], tools: Any = None) -> list[int]:
-    """Returns the token ids of one chat, ready for the assistant's turn."""
+    """Returns the token ids of one chat, up to the start of the assistant's turn."""
     return render(tokenizer, [chat], [tools])[0]
 
 
 def response_ids(tokenizer: Any, response: str | list[int]) -> list[int]:
-    """Returns the ids of an answer that exists already; of a text, with its end token."""
+    """Returns the ids of an existing answer; a text gets the end token at its end."""
     if not isinstance(response, str):
         return list(response)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
@@ -66,9 +67,9 @@ def response_ids(tokenizer: Any, response: str | list[int]) -> list[int]:
 
 
 def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> EncodedRow:
-    """Returns the training row of a prompt and the very ids that the teacher generated.
+    """Returns the training sequence of a prompt and the ids that the teacher generated.
 
-    Raises `DataError` when there is nothing to ask or nothing to learn.
+    Raises `DataError` when either is empty.
     """
     if not prompt_ids or not response_ids:
         raise DataError(f"example {example_id}: an empty prompt or response cannot be encoded")
@@ -80,8 +81,8 @@ def encode(example_id: str, prompt_ids: list[int], response_ids: list[int]) -> E
 def with_end(token_ids: list[int], end_ids: list[int]) -> list[int]:
     """Returns a finished response's ids with exactly one end token.
 
-    Engines differ in whether they give the end token that they stopped at. Raises `DataError` for
-    a model without one: its student would never stop.
+    Some engines return the end token that they stopped at, some do not. Raises `DataError` for a
+    student without an end token: it would never stop.
     """
     if not end_ids:
         raise DataError("the student has no end token; name one in its generation_config.json")

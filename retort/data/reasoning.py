@@ -1,7 +1,7 @@
-"""Reasoning before the answer: how the teacher is told to, and how its text is split afterwards.
+"""Reasoning before the answer: how the teacher is told to reason, and how its text is split.
 
-The student is never told; it learns from `target_text`. Whatever a text holds, `split` returns: a text
-in which nothing marks an answer is an answer as a whole.
+The student gets no such instruction; it learns `target_text`. `split` never fails: a text in which
+nothing marks an answer is an answer as a whole.
 """
 
 import json
@@ -22,15 +22,15 @@ ANSWER = re.compile(
     r"[ \t*_]*[:\uff1a](?P<bold>[ \t]*\*\*)?",
     re.IGNORECASE | re.MULTILINE,
 )
-# GSM8K's marker; a number stands right after it, but not a heading's own (#### 2. Multiply)
+# GSM8K's marker: a number follows it, but not the number of a heading (#### 2. Multiply)
 MARK = re.compile(r"(?<!#)####(?!#)[ \t]*")
 MARKED = re.compile(r"[^\w\n]{0,4}\d(?!\d*[.)][ \t]+\w)")
 
 
 def instruction(task_type: TaskType, knobs: Generate) -> str | None:
-    """Returns what is put to the teacher after each question, or None.
+    """Returns the text that is added to each question for the teacher, or None.
 
-    Raises `SpecError` when the task type has no words for the kind of reasoning.
+    Raises `SpecError` when the task type has no instruction for the kind of reasoning.
     """
     if knobs.instruction is not None:
         return knobs.instruction
@@ -38,44 +38,44 @@ def instruction(task_type: TaskType, knobs: Generate) -> str | None:
 
 
 def instructed(messages: list[Message], text: str) -> list[Message]:
-    """Returns a chat with a text added to its last user turn; the given chat stays as it is."""
+    """Returns a new chat with a text added to the last user turn."""
     last = max(index for index, turn in enumerate(messages) if turn["role"] == "user")
     turn = {**messages[last], "content": f"{messages[last]['content']}\n\n{text}"}
     return [*messages[:last], turn, *messages[last + 1 :]]
 
 
 def split(text: str) -> tuple[str | None, str]:
-    """Returns the rationale and the answer of a text; (None, text) where nothing marks an answer.
+    """Returns the rationale and the answer of a text; (None, text) if nothing marks an answer.
 
-    Reads thoughts between <think> tags, then in what follows them a JSON object with both, or the
-    last `Answer:` or `####`. The answer is empty where the text ends before it comes to one.
+    The rationale is the text between <think> tags, and in the rest of the text the field of a JSON
+    object with both, or what comes before the last `Answer:` or `####`. The answer is empty if the
+    text ends before it.
     """
-    thought, spoken = think(text)
-    given = _fields(spoken)
-    if (reason := _value(given, RATIONALE_KEYS)) is not None:
-        answer = _value(given, ANSWER_KEYS)
+    thought, rest = think(text)
+    fields = _fields(rest)
+    if (reason := _value(fields, RATIONALE_KEYS)) is not None:
+        answer = _value(fields, ANSWER_KEYS)
         if answer is not None:
             return _joined(thought, reason), answer.strip()
-    places = marks(spoken)
+    places = marks(rest)
     if not places:
-        return thought, text if thought is None else spoken
-    mark = max(places, key=lambda found: found.end())
-    before, answer = spoken[: mark.start()], spoken[mark.end() :]
+        return thought, text if thought is None else rest
+    mark = max(places, key=lambda place: place.end())
+    before, answer = rest[: mark.start()], rest[mark.end() :]
     if "**" in mark[0] and mark[0].count("**") % 2:  # **Answer: x** is closed after the answer
         answer = answer.replace("**", "", 1)
     return _joined(thought, before), answer.strip()
 
 
 def think(text: str) -> tuple[str | None, str]:
-    """Returns what stands between <think> tags, and what follows; (None, text) without any.
+    """Returns the text between <think> tags, and the rest; (None, text) without tags.
 
-    Many chat templates write the opening tag themselves: a closing tag alone is enough. A thought
-    that is not closed leaves no answer.
+    Many chat templates write the opening tag themselves: a closing tag alone is enough. After a
+    tag that is not closed, the answer is empty.
     """
-    begun = text.lstrip().startswith("<think>")
-    if found := THOUGHT.match(text):
-        inside, rest = found[0], text[found.end() :]
-    elif begun:
+    if thought := THOUGHT.match(text):
+        inside, rest = thought[0], text[thought.end() :]
+    elif text.lstrip().startswith("<think>"):
         inside, rest = text, ""
     elif "</think>" in text and "<think>" not in text:
         inside, _, rest = text.partition("</think>")
@@ -85,29 +85,29 @@ def think(text: str) -> tuple[str | None, str]:
 
 
 def marks(text: str) -> list[re.Match[str]]:
-    """Returns each `Answer:`, and each `####` with a number after it or in the last line."""
+    """Returns each `Answer:`, and each `####` before a number or in the last line."""
     last_line = text.rfind("\n", 0, len(text.rstrip())) + 1
-    found = [mark for mark in MARK.finditer(text) if text[mark.end() : mark.end() + 1].strip()]
-    hashes = [m for m in found if m.start() >= last_line or MARKED.match(text, m.end())]
+    hashes = [mark for mark in MARK.finditer(text) if text[mark.end() : mark.end() + 1].strip()]
+    hashes = [m for m in hashes if m.start() >= last_line or MARKED.match(text, m.end())]
     return [*ANSWER.finditer(text), *hashes]
 
 
 def json_answer(text: str) -> str | None:
-    """Returns the answer's field of the JSON object in a text, or None."""
+    """Returns the answer field of the JSON object in a text, or None."""
     return _value(_fields(text), ANSWER_KEYS)
 
 
 def conclusion(text: str) -> str:
-    """Returns the part of a text that holds its answer: the field of a JSON object, or as split."""
-    spoken = think(text)[1]
-    answer = json_answer(spoken)
-    return split(spoken)[1] if answer is None else answer.strip()
+    """Returns the answer in a text: the answer field of a JSON object, else as `split`."""
+    rest = think(text)[1]
+    answer = json_answer(rest)
+    return split(rest)[1] if answer is None else answer.strip()
 
 
 def target_text(text: str, style: Literal["drop", "field", "think"]) -> tuple[str, str | None]:
-    """Returns the text that the student learns, and what is kept beside it.
+    """Returns the text that the student learns, and the rationale that is stored beside it.
 
-    The text is empty where there is no answer to learn.
+    The text is empty if there is no answer to learn.
     """
     rationale, answer = split(text)
     if style == "field":
@@ -129,16 +129,16 @@ def _fields(text: str) -> dict[str, Any]:
     for part in (*reversed(FENCE.findall(text)), text[first : last + 1]):
         try:
             # not strict: models write line breaks into their strings
-            found = json.loads(part, strict=False)
+            value = json.loads(part, strict=False)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
-            return {key.lower(): value for key, value in found.items()}
+        if isinstance(value, dict):
+            return {key.lower(): item for key, item in value.items()}
     return {}
 
 
 def _value(fields: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    """Returns the first of some fields that holds anything, as text; a list as lines."""
+    """Returns the first field that is not null, as text; a list of texts as lines."""
     for key in keys:
         value = fields.get(key)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

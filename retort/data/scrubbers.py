@@ -1,7 +1,8 @@
-r"""Scrubbers take personal data out of a text; `prepare.scrub` names them, in order.
+r"""Scrubbers replace personal data in a text; `prepare.scrub` names them, in order.
 
-They know shapes, not people: names and addresses need a model. One of yours is a function from
-text to text that `package.module:name` names, here with Microsoft Presidio in a file `mine.py`:
+They recognise patterns; the names and addresses of people need a model. Your own scrubber is a
+function from text to text, named as `package.module:name`. A file `mine.py` with Microsoft
+Presidio, for example:
 
     from presidio_analyzer import AnalyzerEngine
     from presidio_anonymizer import AnonymizerEngine
@@ -13,7 +14,7 @@ text to text that `package.module:name` names, here with Microsoft Presidio in a
 import ipaddress
 import re
 
-# Every pattern starts only where a run of its characters starts, so that time stays linear.
+# A pattern only matches from the start of a run of its characters, which keeps time linear.
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[^\W_][\w-]{0,62}\.)+[^\W\d_]{2,24}\b")
 
 _PHONES = re.compile(
@@ -31,13 +32,13 @@ _PHONES = re.compile(
     )(?:[ ]?(?:x|ext\.?)[ ]?\d{1,6})?(?![\w+]|[.,/-]\d)""",
     re.VERBOSE,
 )
-# After a word that announces one, any digits in groups are a phone number.
+# After a word such as "phone", any digits in groups are a phone number.
 _ANNOUNCED = re.compile(
     r"(?i)(?<!\w)((?:(?:tele)?(?:phone|fax)|tel|mobile|cell|whatsapp|call|dial)"
     r"(?: (?:number|no|nr|me|us|at|on|is|or))*[.:]* ?)"
     r"(\(?\d{2,5}\)?(?:[ .-]\d{2,5}){1,4})(?![\w+*=]|[.,/-]\d| \d| [=*+])"
 )
-# What numbers that only look like one begin with: a date, hours from and to.
+# Numbers that only look like phone numbers: dates, opening hours.
 _NO_PHONE = re.compile(r"(\d{1,2})([ ./-])\d{1,2}\2\d{4}(?!\d)|0\d{3} ?- ?[012]\d{3}$")
 _SUM_BEFORE = re.compile(r"\d\s*[*/^\xd7\xf7]\s*$")
 _SUM_AFTER = re.compile(r"\s*(?:=|[*/^\xd7\xf7]\s*\d)|\s[+-]\s*\d")
@@ -55,7 +56,7 @@ _ISSUED = re.compile(
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{5,39}(?![\w:])")
 
-# The countries of each length, and what their first four characters are followed by.
+# The countries of each length of an IBAN.
 _IBAN_COUNTRIES = {
     15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI",
     20: "AT BA EE KZ LT LU MN XK", 21: "CH HR LI LV", 22: "BG BH CR DE GB GE IE ME RS VA",
@@ -90,45 +91,45 @@ _SECRET = re.compile(
 
 
 def emails(text: str) -> str:
-    """Returns a text with its mail addresses as [EMAIL]."""
+    """Replaces e-mail addresses by [EMAIL]."""
     return _EMAIL.sub("[EMAIL]", text) if "@" in text else text
 
 
 def phone_numbers(text: str) -> str:
-    """Returns a text with its phone numbers as [PHONE].
+    """Replaces phone numbers by [PHONE].
 
-    A phone number has at least 8 digits after a +, or grouped as in North America, China, or after
-    a trunk 0 or an area code in brackets; 7 do in groups after a word such as phone or call.
-    Dates, hours, decimals, and what stands beside an operator are left alone.
+    A phone number has at least 8 digits after a +, grouped as in North America or China, or after
+    a trunk 0 or an area code in brackets; after a word such as phone or call, 7 digits in groups
+    are enough. Dates, hours, decimals and numbers beside an operator are kept.
     """
-    found = _PHONES.sub(_phone, text)
-    return _ANNOUNCED.sub(_announced, found)
+    return _ANNOUNCED.sub(_announced, _PHONES.sub(_phone, text))
 
 
 def credit_cards(text: str) -> str:
-    """Returns a text with its card numbers as [CARD]: an issuer's form, Luhn's sum right."""
+    """Replaces card numbers by [CARD]: an issuer's format and a right checksum (Luhn)."""
     return _CARD.sub(_card, text)
 
 
 def ip_addresses(text: str) -> str:
-    """Returns a text with its IPv4 and IPv6 addresses as [IP].
+    """Replaces IPv4 and IPv6 addresses by [IP].
 
-    A version of four numbers looks the same. `::1` stays: it is nobody's, and a slice in Python.
+    A version of four numbers looks like an IPv4 address and is replaced too. `::1` is kept: it
+    identifies nobody, and it is a slice in Python.
     """
-    found = _IPV4.sub(lambda match: "[IP]" if _is_ip(match[0]) else match[0], text)
-    return _IPV6.sub(_ipv6, found) if ":" in found else found
+    text = _IPV4.sub(lambda match: "[IP]" if _is_ip(match[0]) else match[0], text)
+    return _IPV6.sub(_ipv6, text) if ":" in text else text
 
 
 def ibans(text: str) -> str:
-    """Returns a text with its bank accounts as [IBAN]: a country's length, the sum right.
+    """Replaces bank accounts by [IBAN]: the length of the country and a right checksum.
 
-    Lengths: SWIFT IBAN registry; sum: ISO 7064, mod 97 is 1.
+    Lengths: SWIFT IBAN registry; checksum: ISO 7064, mod 97 is 1.
     """
     return _IBAN.sub(lambda match: "[IBAN]" if _is_iban(match[0]) else match[0], text)
 
 
 def secrets(text: str) -> str:
-    """Returns a text with its keys and tokens as [SECRET]: the forms of well-known issuers."""
+    """Replaces keys and tokens in the formats of well-known issuers by [SECRET]."""
     return _SECRET.sub("[SECRET]", text)
 
 
@@ -169,7 +170,7 @@ def _is_ip(text: str) -> bool:
 
 
 def _ipv6(match: re.Match[str]) -> str:
-    """Two groups and a digit at least, for `a::b` is a name in C++; a sentence's end stays."""
+    """Requires two groups and a digit, as `a::b` is a name in C++; keeps a colon at the end."""
     address = match[0].rstrip(":") if not match[0].endswith("::") else match[0]
     groups = [group for group in address.split(":") if group]
     named = len(groups) < 2 or not any(letter.isdigit() for letter in address)

@@ -1,8 +1,8 @@
-"""Filters of curation: each a function that returns why a response is rejected, or None.
+"""The filters of curation: functions that return the reason to reject a response, or None.
 
-They are named in `curate.filters` in order, with their options, and the first reason wins. Reasons
-are counted by their words, so they hold nothing of the row itself. Every public function here is a
-filter; what they measure is in `retort.data.text_stats`.
+`curate.filters` names them in order, with their options, and the first reason counts. Reasons are
+counted by their text, so they quote nothing of a row. Every public function here is a filter; the
+measurements are in `retort.data.text_stats`.
 """
 
 import functools
@@ -24,7 +24,7 @@ Schema = Annotated[dict[str, Any], AfterValidator(text_stats.sound_schema)]
 SchemaFile = Annotated[str, AfterValidator(text_stats.schema_file)]
 
 NO_ANSWER = "no answer found"
-# A language is only held against a text when it is this likely.
+# The least probability of a language on which a response is rejected.
 CERTAIN = 0.8
 
 # Which turn may come after which.
@@ -39,36 +39,36 @@ FOLLOWERS = {
 
 
 def finished(item: Candidate) -> str | None:
-    """Rejects answers that were cut off or never given; a cut answer would teach not to end."""
+    """Rejects truncated and missing answers; from truncated ones a student learns not to stop."""
     return None if item.response.state == "accepted" else item.response.state
 
 
 def non_empty(item: Candidate) -> str | None:
-    """Rejects answers of white space only; a call of a tool is an answer."""
+    """Rejects answers of white space only; a tool call is an answer."""
     return None if item.text.strip() or item.response.tool_calls else "empty"
 
 
 def not_refused(item: Candidate) -> str | None:
-    """Rejects what the provider refused, and answers that begin by refusing."""
+    """Rejects requests that the provider refused, and answers that begin with a refusal."""
     if item.response.state in ("refused", "filtered"):
         return item.response.state
     return "the answer refuses" if refusals.refuses(item.text) else None
 
 
 def language(item: Candidate, *, codes: list[Code] | None = None) -> str | None:
-    """Rejects answers that are surely in another language than those of `codes` (ISO 639).
+    """Rejects answers that are certainly in another language than those of `codes` (ISO 639).
 
-    By default the language of the user's last turn. Less than 20 letters of prose pass, and so do
-    an answer and a prompt whose language is not certain.
+    The default is the language of the user's last turn. Answers of fewer than 20 letters pass, and
+    so do answers and prompts whose language is uncertain.
     """
     code, probability = text_stats.language(item.text)
     if probability < CERTAIN:
         return None
     if codes is None:
-        asked, certainty = text_stats.language_of_prompt(_question(item))
+        wanted, certainty = text_stats.language_of_prompt(_question(item))
         if certainty < CERTAIN:
             return None
-        codes = [asked]
+        codes = [wanted]
     return None if code in text_stats.kin(codes) else f"language {code}"
 
 
@@ -80,9 +80,9 @@ def length(
     min_tokens: Count | None = None,
     max_tokens: Count | None = None,
 ) -> str | None:
-    """Rejects answers outside these bounds, each included; a tool call has no length in words.
+    """Rejects answers shorter or longer than these bounds; a tool call has no words.
 
-    Words are the answer's alone, tokens the whole response's.
+    Words are those of the answer alone, tokens those of the whole response.
     """
     num_tokens = item.response.num_tokens
     if not item.calls_tool and (reason := _outside(item.text, min_words, max_words)):
@@ -95,9 +95,9 @@ def length(
 
 
 def not_repetitive(item: Candidate, *, max_ratio: Ratio = 0.4) -> str | None:
-    """Rejects answers that end in a loop, or say more than `max_ratio` of their phrases again.
+    """Rejects answers that end in a loop, or repeat more than `max_ratio` of their phrases.
 
-    The ratio is `texts.repeated_share`; worked answers of GSM8K stay below 0.21.
+    The ratio is `text_stats.repeated_share`; worked answers of GSM8K stay below 0.21.
     """
     whole = item.response.text
     if text_stats.loops(whole):
@@ -106,22 +106,22 @@ def not_repetitive(item: Candidate, *, max_ratio: Ratio = 0.4) -> str | None:
 
 
 def label_in_set(item: Candidate) -> str | None:
-    """Rejects answers that are none of the example's labels, where it says what they are."""
+    """Rejects answers that are none of the example's labels, if it has a set of them."""
     return _not_among(item, "no label found", "not one of the labels")
 
 
 def option_valid(item: Candidate) -> str | None:
-    """Rejects answers whose letter is none of the example's options, where it has any."""
+    """Rejects answers whose letter is none of the example's options, if it has any."""
     return _not_among(item, "no option found", "not one of the options")
 
 
 def json_valid(
     item: Candidate, *, schema: Schema | None = None, schema_file: SchemaFile | None = None
 ) -> str | None:
-    """Rejects answers that are not JSON, nothing but JSON, and of the schema if one is given.
+    """Rejects answers that are not valid JSON, or not valid by `schema` and `schema_file`.
 
-    Of `schema` and `schema_file` both must hold. JSON between fences is none: who parses the
-    student's answers would fail on it.
+    The whole answer must be JSON: a program that parses the student's answers would fail on code
+    fences too.
     """
     try:
         value = orjson.loads(item.text)
@@ -133,7 +133,7 @@ def json_valid(
 
 
 def verified(item: Candidate) -> str | None:
-    """Rejects answers that differ from the expected one, where the example carries one."""
+    """Rejects answers that differ from the expected one, if the example has one."""
     if item.is_right is None:
         return None
     if item.answer is None:
@@ -142,29 +142,29 @@ def verified(item: Candidate) -> str | None:
 
 
 def answered(item: Candidate) -> str | None:
-    """Rejects texts in which no answer is found; a call of a tool is an answer."""
+    """Rejects texts in which no answer is found; a tool call is an answer."""
     return None if item.answer is not None or item.response.tool_calls else NO_ANSWER
 
 
 def summary_length(item: Candidate, *, max_words: Count = 80, min_words: Count = 1) -> str | None:
-    """Rejects summaries outside their budget of words."""
+    """Rejects summaries with too many or too few words."""
     return _outside(item.text, min_words, max_words)
 
 
 def names_entities(item: Candidate, *, min_ratio: Ratio = 0.6) -> str | None:
-    """Rejects summaries that name what the article does not, or nothing that it is about.
+    """Rejects summaries with names that the article lacks, or without any of its main names.
 
-    Of the summary's capitalised names and its numbers, at least `min_ratio` must stand in the
-    user's last turn, and one of the five names that this turn names most must be in the summary.
-    Scripts without capitals have numbers alone; where all nouns are capitalised (German), all
-    nouns are names: lower the ratio there.
+    At least `min_ratio` of the summary's capitalised names and its numbers must occur in the
+    user's last turn, and the summary must contain one of the five most frequent names of that
+    turn. Scripts without capitals have numbers alone; in German all nouns are capitalised and
+    count as names: lower the ratio there.
     """
     article = _question(item)
     known, main = text_stats.name_words(article), text_stats.main_names(article)
     known_numbers = {*text_stats.numbers(article), *text_stats.spoken_numbers(article)}
-    stand = [text_stats.parts(name) <= known for name in text_stats.names(item.text)]
-    stand += [number in known_numbers for number in text_stats.numbers(item.text)]
-    if stand and sum(stand) < min_ratio * len(stand):
+    supported = [text_stats.parts(name) <= known for name in text_stats.names(item.text)]
+    supported += [number in known_numbers for number in text_stats.numbers(item.text)]
+    if supported and sum(supported) < min_ratio * len(supported):
         return "names what the article does not"
     named = text_stats.name_words(item.text)
     if main and not any(text_stats.parts(name) & named for name in main):
@@ -173,10 +173,10 @@ def names_entities(item: Candidate, *, min_ratio: Ratio = 0.6) -> str | None:
 
 
 def roles_alternate(item: Candidate) -> str | None:
-    """Rejects chats in which the answer's turn, or one before it, is not where it must be.
+    """Rejects chats whose turns, the answer's included, are out of order.
 
-    At most one system turn comes first; user and assistant alternate; the turns of tools follow
-    the assistant's calls, one for each.
+    At most one system turn comes first, user and assistant alternate, and each call of a tool is
+    followed by one tool turn.
     """
     before, calls = "start", 0
     for turn in [*_chat(item), {"role": "assistant"}]:
@@ -196,7 +196,7 @@ def roles_alternate(item: Candidate) -> str | None:
 
 
 def unique(item: Candidate) -> str | None:
-    """Rejects an answer whose text an earlier answer to the same has, but for case and spaces."""
+    """Rejects an answer that equals an earlier one to the same question but for case and spaces."""
     for peer in item.peers:
         if peer is item:
             return None
@@ -207,15 +207,15 @@ def unique(item: Candidate) -> str | None:
 
 
 def majority(item: Candidate, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | None:
-    """Rejects all answers but the one that most samples give, and it too if fewer than `at_least`.
+    """Rejects all answers but the most frequent, and that too if fewer than `at_least` samples agree.
 
     Self-consistency (Wang et al. 2022, arXiv:2203.11171). Answers are compared by the task type;
-    a text without an answer has no vote; of equally many the answer that came first wins.
+    a text without an answer has no vote; of equally frequent answers the first wins.
     """
     if item.answer is None:
         return NO_ANSWER
-    given = tuple(peer.answer for peer in item.peers or [item])
-    winner, votes = _winner(item.task_type.equal, given)
+    answers = tuple(peer.answer for peer in item.peers or [item])
+    winner, votes = _winner(item.task_type.equal, answers)
     if votes < at_least:
         return f"no answer is given {at_least} times"
     same = winner == item.answer or item.task_type.equal(item.answer, winner)
@@ -223,17 +223,17 @@ def majority(item: Candidate, *, at_least: Annotated[int, Field(ge=1)] = 2) -> s
 
 
 def best_of_n(item: Candidate) -> str | None:
-    """Rejects all answers to one question but the best.
+    """Rejects all answers to a question but the best.
 
-    Right ones before others, then by the judge's score where the filter `judged` came before, then
-    the shorter; of equals the first.
+    Right answers come before others, then those with a higher score by the judge (if the filter
+    `judged` ran before), then shorter ones, then earlier ones.
     """
     best = min(item.peers or [item], key=_rank)
     return None if best is item else "not the best of n"
 
 
 def teachers_agree(item: Candidate) -> str | None:
-    """Rejects answers that the second teacher (`curate.second_teacher`) does not give too."""
+    """Rejects answers that differ from those of the second teacher (`curate.second_teacher`)."""
     if item.answer is None:
         return NO_ANSWER
     if item.second is None:
@@ -258,8 +258,8 @@ def _chat(item: Candidate) -> list[Message]:
 
 def _question(item: Candidate) -> str:
     """Returns the user's last turn."""
-    said = [turn["content"] for turn in _chat(item) if turn["role"] == "user"]
-    return str(said[-1]) if said else ""
+    contents = [turn["content"] for turn in _chat(item) if turn["role"] == "user"]
+    return str(contents[-1]) if contents else ""
 
 
 def _outside(text: str, least: int | None, most: int | None) -> str | None:
@@ -281,18 +281,18 @@ def _not_among(item: Candidate, missing: str, wrong: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _winner(equal: Callable[[str, str], bool], given: tuple[str | None, ...]) -> tuple[str, int]:
-    """Returns the answer that most give, as the first of them wrote it, and how many do."""
+def _winner(equal: Callable[[str, str], bool], answers: tuple[str | None, ...]) -> tuple[str, int]:
+    """Returns the most frequent answer, as it was first written, and its number of votes."""
     votes: dict[str, int] = {}
-    for answer in given:
+    for answer in answers:
         if answer is not None:
-            alike = (known for known in votes if answer == known or equal(answer, known))
-            same = next(alike, answer)
-            votes[same] = votes.get(same, 0) + 1
+            equals = (known for known in votes if answer == known or equal(answer, known))
+            counted_as = next(equals, answer)
+            votes[counted_as] = votes.get(counted_as, 0) + 1
     winner = max(votes, key=lambda answer: votes[answer])
     return winner, votes[winner]
 
 
 def _rank(item: Candidate) -> tuple[bool, float, int]:
-    """Returns what is smallest for the best answer."""
+    """Returns a sort key that is smallest for the best answer."""
     return not item.is_right, -(item.score or 0.0), len(item.response.text)

@@ -1,7 +1,7 @@
-"""What a filter looks at, and the check of a filter's options before a run.
+"""The input of a filter, and the check of a filter's options before a run.
 
-A filter is `def name(item: Item, *, option: type = default) -> str | None`: why the response is
-rejected, or None. The surprise: peers are one list that all answers to a question share.
+A filter is `def name(item: Candidate, *, option: type = default) -> str | None`; it returns the
+reason to reject the response, or None.
 """
 
 import inspect
@@ -25,12 +25,12 @@ Rejects = Callable[..., str | None]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One response under judgement, with all that a filter may look at.
+    """One response that filters judge, and everything that they may read.
 
-    `text` is the answer: the response's text without its `rationale`. `second` is what the second
-    teacher answered, `score` what the judge gave, from 1 to 5. `peers` are the answers to the same
-    turn of the same example that earlier filters let through, this one included, in the order of
-    the samples. The response's token ids are left out; `num_tokens` counts them.
+    `text` is the answer: the response's text without its `rationale`. `second` is the second
+    teacher's answer, `score` the judge's score from 1 to 5. `peers` are the answers to the same
+    turn of the same example that earlier filters kept, this one included, in the order of the
+    samples. Note: all peers share one list. The token ids are left out; `num_tokens` counts them.
     """
 
     example: Example
@@ -49,21 +49,24 @@ class Candidate:
 
     @cached_property
     def is_right(self) -> bool | None:
-        """Whether the answer equals a right one; None where none is expected."""
+        """Whether the answer equals a right one; None if no right answer is known."""
         if self.example.expected is None:
             return None
-        given, right = self.answer, self.example.answers or [self.example.expected]
-        return given is not None and any(self.task_type.equal(given, each) for each in right)
+        answer, right = self.answer, self.example.answers or [self.example.expected]
+        return answer is not None and any(self.task_type.equal(answer, each) for each in right)
 
     @property
     def calls_tool(self) -> bool:
-        """Whether the response is a tool call alone, without a text."""
+        """Whether the response is a tool call without text."""
         return bool(self.response.tool_calls) and not self.text.strip()
 
 
 def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Response) -> Candidate:
-    """Returns a response as filters see it: the rationale apart from the answer, where there is
-    reason to look for one. It has no peers yet."""
+    """Returns a response as a candidate without peers.
+
+    The rationale is split from the answer only if the job asks for reasoning or the text holds
+    <think> tags.
+    """
     text = response.text
     if (
         spec.generate.reasoning != "none"
@@ -77,10 +80,10 @@ def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Resp
 
 
 def check(name: str, options: dict[str, Any]) -> Rejects:
-    """Returns the filter of a name after looking at its options.
+    """Returns the filter of a name after checking its options.
 
-    Raises `SpecError` for an unknown filter, an unknown or missing option, or a value of another
-    type or out of bounds; it names what is allowed.
+    Raises `SpecError` for an unknown filter, an unknown or missing option, or a value of the wrong
+    type or out of bounds; the message lists what is allowed.
     """
     rejects: Rejects = find_function("filter", name, "retort.data.filters")
     if not callable(rejects):
@@ -109,7 +112,7 @@ def check(name: str, options: dict[str, Any]) -> Rejects:
 
 
 def _hints(function: Rejects) -> dict[str, Any]:
-    """Returns the types of a function's options; none where it names what cannot be found."""
+    """Returns the types of a function's options; none if its annotations cannot be resolved."""
     try:
         return typing.get_type_hints(function, include_extras=True)
     except NameError:

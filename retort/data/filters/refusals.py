@@ -1,7 +1,7 @@
-"""How models say no, in the first words of an answer: a curated list with few false alarms.
+"""The words with which models refuse a request: a curated list with few false positives.
 
-A shop's "I'm sorry, but we don't ship there" is an answer; only what a model says of itself, or of
-the request as such, is a refusal.
+A shop's "I'm sorry, but we don't ship there" is an answer. A refusal speaks of the model itself or
+of the request as such.
 """
 
 import re
@@ -57,6 +57,6 @@ REFUSALS = re.compile("|".join(PATTERNS))
 
 
 def refuses(text: str) -> bool:
-    """Whether a text begins by refusing what was asked of it."""
+    """Whether a text begins with a refusal."""
     beginning = text_stats.fold(text[:READ_CHARACTERS]).lstrip("\"'*_># ")
     return REFUSALS.match(beginning) is not None

@@ -1,8 +1,8 @@
-"""Where rows come from: files of any form and place, folders, globs, datasets; one row at a time.
+"""Where rows come from: files of any format and place, folders, globs, datasets.
 
-The form of a file is told by its extension, and by its first bytes where that says nothing;
-whether it is packed, always by its first bytes. A bad row is a row with a reason, and reading goes
-on after it.
+Rows are read one at a time. The extension of a file decides its format, or its first bytes if it
+has no known one; its first bytes always decide whether it is compressed. A bad row is yielded with
+a reason, and reading goes on after it.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain, takewhile
 
 from retort.data.sources import hub
-from retort.data.sources.compressed import BLOCK_BYTES, unpacked
+from retort.data.sources.compressed import BLOCK_BYTES, decompressed
 from retort.data.sources.csv_tables import table_rows
 from retort.data.sources.json_documents import document_rows
 from retort.data.sources.json_lines import line_rows
@@ -22,7 +22,7 @@ from retort.store import find_urls, is_glob, open_url
 
 __all__ = ["SourceRow", "describe", "digest", "read"]
 
-FORMS = {
+FORMATS = {
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "document",
@@ -30,7 +30,7 @@ FORMS = {
     ".tsv": "tabs",
     ".parquet": "parquet",
 }
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 PARQUET = b"PAR1"
 # A name for messages, and the dataset under it where it is none of a file.
 Part = tuple[str, HubDataset | None]
@@ -39,35 +39,35 @@ Part = tuple[str, HubDataset | None]
 def read(source: Source, where: str, max_row_bytes: int) -> Iterator[SourceRow]:
     """Returns the rows of a source, good and bad, in the order of its files and their rows.
 
-    Raises `SpecError` for what cannot be used: at once where nothing is there, when its turn
-    comes where it is no data; and `StoreError` for a place that cannot be read.
+    Raises `SpecError` at once for a missing file, and when its rows are due for a file that holds
+    no data; `StoreError` for a place that cannot be read.
     """
     parts = [part for item in _items(source) for part in _parts(item, where)]
     return chain.from_iterable(_rows(part, where, max_row_bytes) for part in parts)
 
 
 def digest(source: Source, where: str) -> str:
-    """Returns the sha256 of what a source holds, wherever it lies.
+    """Returns the sha256 of the content of a source; moving it does not change it.
 
-    That of one file is the sha256 of its bytes; that of several the sha256 of their names and
-    sha256s, the names relative to what each item of the source has in common. A dataset of the
-    hub counts by its commit. Raises as `read`.
+    For one file it is the sha256 of its bytes; for several, that of their names and sha256s, the
+    names relative to the folder that the files of an item share. For a dataset of the hub the
+    commit is hashed. Raises as `read`.
     """
     if isinstance(source, HubDataset):
         return _dataset_digest(source, where)
-    found: list[list[str]] = []
+    digests: list[list[str]] = []
     for item in _items(source):
         parts = _parts(item, where)
         names = _relative([name for name, _ in parts])
-        found += [
+        digests += [
             [name, _dataset_digest(dataset, where) if dataset else _file_digest(url, where)]
             for name, (url, dataset) in zip(names, parts, strict=True)
         ]
-    return found[0][1] if len(found) == 1 else sha256_of(found)
+    return digests[0][1] if len(digests) == 1 else sha256_of(digests)
 
 
 def describe(source: Source) -> str:
-    """Returns a source in few words, for messages."""
+    """Returns a short description of a source, for messages."""
     if isinstance(source, HubDataset):
         return hub.name_of(source)
     items = _items(source)
@@ -79,20 +79,20 @@ def _items(source: Source) -> list[str | HubDataset]:
 
 
 def _parts(item: str | HubDataset, where: str) -> list[Part]:
-    """Returns the files, or the dataset, that an item of a source stands for.
+    """Returns the files, or the dataset, that an item of a source names.
 
-    Of a folder these are the files with an extension of ours; all where none has one.
+    Of a folder these are the files with a known extension, or all files if none has one.
     """
     if isinstance(item, HubDataset):
         return [(hub.name_of(item), item)]
-    if not (is_glob(item) or _form(item)) and hub.is_saved(item):
+    if not (is_glob(item) or _format_by_name(item)) and hub.is_saved(item):
         return [(item, HubDataset(dataset=item))]
     try:
         urls = find_urls(item)
     except FileNotFoundError:
         raise _missing(item, where) from None
     if urls != [item] and not is_glob(item):
-        urls = [url for url in urls if _form(url)] or urls
+        urls = [url for url in urls if _format_by_name(url)] or urls
     return [(url, None) for url in urls]
 
 
@@ -115,34 +115,34 @@ def _rows(part: Part, where: str, most: int) -> Iterator[SourceRow]:
 
 def _file_rows(url: str, most: int) -> Iterator[SourceRow]:
     with open_url(url) as stream:
-        form = _form(url)
-        if form != "parquet":
-            head, blocks = unpacked(stream)
-            form = form or _form_of(head)
-        if form == "parquet":
+        format_name = _format_by_name(url)
+        if format_name != "parquet":
+            head, blocks = decompressed(stream)
+            format_name = format_name or _format_by_content(head)
+        if format_name == "parquet":
             from retort.data.sources.parquet_rows import parquet_rows
 
             stream.seek(0)
             yield from parquet_rows(url, stream, most)
-        elif form == "document":
+        elif format_name == "document":
             yield from document_rows(url, blocks, most)
-        elif form == "lines":
+        elif format_name == "lines":
             yield from line_rows(url, blocks, most)
         else:
-            yield from table_rows(url, blocks, most, form == "tabs")
+            yield from table_rows(url, blocks, most, format_name == "tabs")
 
 
-def _form(url: str) -> str | None:
-    """Returns the form that a name's extension tells, if any."""
+def _format_by_name(url: str) -> str | None:
+    """Returns the format that belongs to a name's extension, if any."""
     name = url.partition("?")[0] if url.startswith(("http://", "https://")) else url
     name = name.rsplit("/", 1)[-1].lower()
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return FORMS.get("." + name.rpartition(".")[2]) if "." in name else None
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return FORMATS.get("." + name.rpartition(".")[2]) if "." in name else None
 
 
-def _form_of(head: bytes) -> str:
-    """Returns the form that the first bytes tell. Raises `SpecError` where they are no text."""
+def _format_by_content(head: bytes) -> str:
+    """Returns the format of a file by its first bytes. Raises `SpecError` if they are no text."""
     if head.startswith(PARQUET):
         return "parquet"
     if head.lstrip()[:1] in (b"{", b"["):
@@ -150,8 +150,8 @@ def _form_of(head: bytes) -> str:
     start = head[:4096].rpartition(b"\n")[0] or head[:4096]
     if b"\0" in start or "\ufffd" in start[:-4].decode(errors="replace"):
         raise SpecError(
-            f"neither text nor Parquet; allowed are {', '.join(FORMS)}, the texts also with "
-            f"{' or '.join(PACKED)}; anything else is read as JSON lines"
+            f"neither text nor Parquet; allowed are {', '.join(FORMATS)}, the texts also with "
+            f"{' or '.join(COMPRESSED)}; anything else is read as JSON lines"
         )
     return "lines"
 
@@ -171,7 +171,7 @@ def _dataset_digest(source: HubDataset, where: str) -> str:
 
 
 def _relative(urls: list[str]) -> list[str]:
-    """Returns paths without the folders that all of them have in common."""
+    """Returns paths without the folders that all of them share."""
     parts = [url.split("/") for url in urls]
     folders = zip(*(one[:-1] for one in parts), strict=False)
     common = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, folders))
@@ -179,11 +179,11 @@ def _relative(urls: list[str]) -> list[str]:
 
 
 def _file_digest(url: str, where: str) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         with open_url(url) as stream:
             while block := stream.read(BLOCK_BYTES):
-                found.update(block)
+                digest.update(block)
     except FileNotFoundError:
         raise _missing(url, where) from None
-    return found.hexdigest()
+    return digest.hexdigest()

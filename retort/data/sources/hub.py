@@ -1,7 +1,7 @@
-"""Rows of a dataset of the Hugging Face hub, or of a folder that `datasets` saved. Its only door.
+"""Rows of a dataset of the Hugging Face hub, or of a folder that `datasets` saved.
 
-Importing `datasets` takes seconds, so it happens when such a source is read. Its rows are taken as
-Arrow's columns: nothing is decoded, no image library is needed.
+`datasets` is imported here only, and only when such a source is read: it takes seconds. Rows are
+read as Arrow columns: no image is decoded, no image library is needed.
 """
 
 import json
@@ -27,7 +27,7 @@ def dataset_rows(source: HubDataset, name: str, where: str, most: int) -> Iterat
 
 
 def name_of(source: HubDataset) -> str:
-    """Returns how a dataset is named in messages: hub:ID/config/split."""
+    """Returns the name of a dataset in messages: hub:ID/config/split."""
     return "/".join(["hub:" + source.dataset, *filter(None, [source.config]), source.split])
 
 
@@ -42,9 +42,9 @@ def saved_files(source: HubDataset, where: str) -> list[str]:
 
 
 def commit_digest(source: HubDataset, where: str) -> str:
-    """Returns the digest that names a dataset of the hub by its commit; reads none of its rows.
+    """Returns a digest of a dataset of the hub made from its commit; its rows are not read.
 
-    Without a network, the commit is that of the copy on this machine.
+    Without a network, it is the commit of the copy on this machine.
     """
     with _loading(source, where) as datasets:
         builder = datasets.load_dataset_builder(
@@ -67,14 +67,14 @@ def _opened(source: HubDataset, where: str) -> Any:
         )
 
 
-def _tables(found: Any, source: HubDataset, where: str) -> Iterator[Any]:
+def _tables(dataset: Any, source: HubDataset, where: str) -> Iterator[Any]:
     with _loading(source, where):
-        yield from found.with_format("arrow").iter(batch_size=BATCH_ROWS)
+        yield from dataset.with_format("arrow").iter(batch_size=BATCH_ROWS)
 
 
 @contextmanager
 def _loading(source: HubDataset, where: str) -> Iterator[Any]:
-    """Gives the library; turns what it raises into a `SpecError` that says what there is."""
+    """Yields the library; turns its errors into a `SpecError`."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -83,8 +83,8 @@ def _loading(source: HubDataset, where: str) -> Iterator[Any]:
     except datasets.exceptions.DatasetGenerationError as error:
         raise SpecError(
             f"{where}: {name_of(source)}: its files cannot be read: {error.__cause__ or error}; "
-            "where they are on this machine, give their folder itself as the source: then a bad "
-            "row is set aside and the others are read"
+            "if they are on this machine, give their folder as the source: a bad row is then "
+            "quarantined and the others are read"
         ) from error
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise SpecError(f"{where}: {name_of(source)} cannot be loaded: {error}") from error
@@ -103,7 +103,7 @@ def _saved_split(source: HubDataset, where: str) -> str:
             return root
     hint = did_you_mean(split, splits)
     raise SpecError(
-        f"{where}: {root} has no split '{split}'{hint}; there are: {', '.join(splits)}; write "
+        f"{where}: {root} has no split '{split}'{hint}; it has: {', '.join(splits)}; write "
         f"{{dataset: {root}, split: {splits[0]}}}"
     )
 

@@ -1,7 +1,7 @@
 """Rows in a JSON document: the elements of a list, or of the one list in an object.
 
-The elements of a list are cut out by their brackets alone and parsed one by one, so that a bad one
-costs only itself. An object around the list (`{"data": [...]}`) is the one thing read whole.
+The elements of a list are cut out by their brackets and parsed one by one, so that a bad element
+spoils no other. Only an object around the list (`{"data": [...]}`) is read whole.
 """
 
 import io
@@ -12,9 +12,9 @@ from typing import Any
 from retort.data.sources.json_lines import line_rows
 from retort.data.sources.source_row import (
     KEPT_BYTES,
+    BrokenFile,
     Piece,
     SourceRow,
-    Torn,
     bad,
     dumped,
     json_row,
@@ -22,7 +22,7 @@ from retort.data.sources.source_row import (
     too_long,
 )
 
-# A list under one of these is part of a row; under any other name it may be the rows.
+# A list under one of these names is part of a row; under any other name it may be the rows.
 CHAT_NAMES = {
     *("messages", "conversations", "conversation", "history", "system", "tools", "functions"),
     *("prompt", "completion", "chosen", "rejected", "input", "output", "choices", "answers"),
@@ -34,17 +34,17 @@ WITHIN = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+", re.DOTALL)
 BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|' + STRING + rb")*+", re.DOTALL)
 REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 OPENING = (b"[", b"{")
-# Nothing, or a backslash whose second half the next block holds.
+# Nothing, or a backslash whose escaped character is in the next block.
 END_OF_BLOCK = (b"", b"\\")
 
 
 def document_rows(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]:
     """Yields the rows of a list, of the one list of objects in an object, or of JSON lines.
 
-    Which of them it is, the first bytes say.
+    The first bytes decide which of them it is.
     """
-    head, torn = _held(blocks, lambda head: _tells(head, most))
-    resumed = _resume(head, torn, blocks)
+    head, broken = _read_until(blocks, lambda head: _is_enough(head, most))
+    resumed = _resume(head, broken, blocks)
     text = head.lstrip()
     if text.startswith(b"["):
         for number, (raw, error) in enumerate(elements(resumed, most), 1):
@@ -57,37 +57,37 @@ def document_rows(file: str, blocks: Iterator[bytes], most: int) -> Iterator[Sou
         yield from _whole(file, resumed, most)
 
 
-def _held(
-    blocks: Iterator[bytes], enough: Callable[[bytes], bool] | None = None
-) -> tuple[bytes, Torn | None]:
-    """Returns the blocks, up to where they are enough, and the tear if they are torn before."""
-    held, torn = io.BytesIO(), None
+def _read_until(
+    blocks: Iterator[bytes], is_enough: Callable[[bytes], bool] | None = None
+) -> tuple[bytes, BrokenFile | None]:
+    """Returns blocks until they are enough, and the error if the file is broken before that."""
+    data = io.BytesIO()
     try:
         for block in blocks:
-            held.write(block)
-            if enough and enough(held.getvalue()):
+            data.write(block)
+            if is_enough and is_enough(data.getvalue()):
                 break
-    except Torn as found:
-        torn = found
-    return held.getvalue(), torn
+    except BrokenFile as error:
+        return data.getvalue(), error
+    return data.getvalue(), None
 
 
-def _tells(head: bytes, most: int) -> bool:
-    """Whether the first bytes of a file hold its first line, or show that it needs none."""
+def _is_enough(head: bytes, most: int) -> bool:
+    """Whether the first bytes of a file hold its first line, or show that it is a list."""
     text = head.lstrip()
     return text.startswith(b"[") or b"\n" in text or len(text) > most
 
 
-def _resume(head: bytes, torn: Torn | None, blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _resume(head: bytes, broken: BrokenFile | None, blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield head
-    if torn:
-        raise torn
+    if broken:
+        raise broken
     yield from blocks
 
 
 def _whole(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]:
-    """Yields the rows of a document that is one object or, after all, of its lines."""
-    document, torn = _held(blocks)
+    """Yields the rows of a document that is one object, else those of its lines."""
+    document, broken = _read_until(blocks)
     value = _object(document)
     if value is not None:
         rows = _rows_of(value)
@@ -96,14 +96,14 @@ def _whole(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]
             short = len(raw) <= most
             yield json_row(file, number, raw) if short else bad(file, number, raw, too_long(most))
     elif any(_object(line) for line in document.split(b"\n")):
-        yield from line_rows(file, _resume(document, torn, iter(())), most)
-    elif torn or document.strip():
-        error = str(torn) if torn else json_row(file, 1, document.strip()).error
+        yield from line_rows(file, _resume(document, broken, iter(())), most)
+    elif broken or document.strip():
+        error = str(broken) if broken else json_row(file, 1, document.strip()).error
         yield bad(file, 1, document.strip(), error)
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    """Returns the JSON object in bytes, or None where they are none."""
+    """Returns the JSON object in bytes, or None."""
     try:
         value = parsed(data)
     except (ValueError, RecursionError):
@@ -112,7 +112,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 
 def _rows_of(value: dict[str, Any]) -> list[Any] | None:
-    """Returns the rows in an object that is no row itself: the only list of objects in it."""
+    """Returns the one list of objects in an object, which holds its rows; None if it is a row."""
     lists = [
         (name, item)
         for name, item in value.items()
@@ -124,10 +124,10 @@ def _rows_of(value: dict[str, Any]) -> list[Any] | None:
 
 
 def elements(blocks: Iterable[bytes], most: int) -> Iterator[Piece]:
-    """Yields the elements of the list that begins the blocks, each as it stands.
+    """Yields the bytes of each element of a list.
 
-    Of what is longer than `most` bytes comes the beginning; where the blocks are torn or end
-    before the list, what stands of the last element, and what stands after the list.
+    Of an element longer than `most` bytes the beginning is yielded, with a reason; likewise the
+    part of the last element if the file is broken or ends within the list, and any bytes after it.
     """
     data, at, start, depth, in_string, ended, kept, error = b"", 0, 0, 0, False, False, b"", ""
     try:
@@ -154,20 +154,20 @@ def elements(blocks: Iterable[bytes], most: int) -> Iterator[Piece]:
                         kept = b""
             if kept or len(data) - start > most:
                 kept, start = kept or data[start:][:KEPT_BYTES], len(data) if ended else at
-    except Torn as torn:
-        error = str(torn)
+    except BrokenFile as broken:
+        error = str(broken)
     rest = (kept or data[start:].strip())[:KEPT_BYTES]
     if error or depth or rest:
-        late = "not JSON: it stands after the end of the list"
+        late = "not JSON: it comes after the end of the list"
         yield rest, error or ("not JSON: the file ends within its list" if depth else late)
 
 
 def _next(data: bytes, at: int, in_string: bool, depth: int) -> int:
-    """Returns where the next character stands that shapes a list, from a place within it."""
+    """Returns the place of the next bracket, comma or quote that matters at this depth."""
     pattern = REST_OF_STRING if in_string else WITHIN if depth > 1 else BETWEEN
-    found = pattern.match(data, at)
-    assert found
-    return found.end()
+    skipped = pattern.match(data, at)
+    assert skipped
+    return skipped.end()
 
 
 def _piece(raw: bytes, kept: bytes, most: int) -> Piece:

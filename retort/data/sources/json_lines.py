@@ -1,12 +1,12 @@
-"""Rows that are lines: of JSON, or what a table is made of. No more than one line is ever held."""
+"""Files read line by line: rows of JSON lines, and the lines of a table."""
 
 from collections.abc import Iterable, Iterator
 
 from retort.data.sources.source_row import (
     KEPT_BYTES,
+    BrokenFile,
     Piece,
     SourceRow,
-    Torn,
     bad,
     json_row,
     too_long,
@@ -14,7 +14,7 @@ from retort.data.sources.source_row import (
 
 
 def line_rows(file: str, blocks: Iterable[bytes], most: int) -> Iterator[SourceRow]:
-    """Yields the rows of JSON lines; a line of white space is none."""
+    """Yields the rows of JSON lines; blank lines are skipped."""
     for number, (line, error) in enumerate(lines(blocks, most), 1):
         if error is not None:
             yield bad(file, number, line, error)
@@ -25,17 +25,17 @@ def line_rows(file: str, blocks: Iterable[bytes], most: int) -> Iterator[SourceR
 
 
 def lines(blocks: Iterable[bytes], most: int) -> Iterator[Piece]:
-    """Yields what stands between line feeds; of what is longer than `most` bytes its beginning.
+    """Yields lines without their line feed; of a line longer than `most` bytes, its beginning.
 
-    Where the blocks are torn, what stands of the last line comes with the reason.
+    If the blocks are broken, the last part is yielded with the reason.
     """
     rest, is_long, error = b"", False, too_long(most)
     try:
         for block in blocks:
-            found = block.split(b"\n")
-            found[0] = rest if is_long else rest + found[0]
-            rest = found.pop()
-            for line in found:
+            whole = block.split(b"\n")
+            whole[0] = rest if is_long else rest + whole[0]
+            rest = whole.pop()
+            for line in whole:
                 if is_long or len(line) > most:
                     yield line[:KEPT_BYTES], error
                     is_long = False
@@ -43,8 +43,8 @@ def lines(blocks: Iterable[bytes], most: int) -> Iterator[Piece]:
                     yield line, None
             if len(rest) > most:
                 rest, is_long = rest[:KEPT_BYTES], True
-    except Torn as torn:
-        yield rest[:KEPT_BYTES], str(torn)
+    except BrokenFile as broken:
+        yield rest[:KEPT_BYTES], str(broken)
         return
     if rest:
         yield rest, error if is_long else None

@@ -1,6 +1,6 @@
-"""One row as it stands in the user's file, parsed or with the reason why it cannot be.
+"""One row of the user's file: its value, or the reason why it has none.
 
-orjson reads integers beyond 64 bits as floats; rows that may hold one are read a second time.
+orjson reads integers beyond 64 bits as floats; rows that may hold one are parsed a second time.
 """
 
 import json
@@ -10,22 +10,22 @@ from typing import Any
 
 import orjson
 
-# What is kept of a row that is too long to be read.
+# The part of an overlong row that is kept.
 KEPT_BYTES = 64 << 10
 # The smallest integers beyond 64 bits have 19 digits.
 MANY_DIGITS = re.compile(rb"\d{19}")
 WORDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}
-# A row's bytes and, where they are known to be no whole row, why.
+# The bytes of a row, and the reason if they are not a whole row.
 Piece = tuple[bytes, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row of a source: where it stands, its bytes, and its value or why there is none.
+    """A row of a source: its place, its bytes, and its value or the reason why it has none.
 
-    `line` counts from 1: the line of the file where the row starts or, where rows are no lines
-    (JSON, Parquet, datasets), the row. `raw` is then the row's JSON, and at most 64 KiB of a row
-    that is too long.
+    `line` counts from 1: the line of the file where the row starts; in formats without lines
+    (JSON, Parquet, datasets) the number of the row, and `raw` is its JSON. `raw` holds at most
+    64 KiB of a row that is too long.
     """
 
     file: str
@@ -35,17 +35,17 @@ class SourceRow:
     error: str | None
 
 
-class Torn(Exception):  # noqa: N818 (it is caught where it matters, and is no error of ours)
-    """The bytes of a file end before their end; the message says how."""
+class BrokenFile(Exception):  # noqa: N818 (always caught; the message becomes a row's reason)
+    """A file is truncated or corrupt; the message says how."""
 
 
 def too_long(most: int) -> str:
-    """Returns why a row of more than `most` bytes is bad."""
+    """Returns the reason for a row of more than `most` bytes."""
     return f"longer than prepare.max_row_bytes={most}"
 
 
 def parsed(raw: bytes) -> Any:
-    """Returns the value of JSON. Raises ValueError or RecursionError where it is none."""
+    """Returns the value of JSON. Raises ValueError or RecursionError for anything else."""
     value = orjson.loads(raw)
     return json.loads(raw) if MANY_DIGITS.search(raw) else value
 
@@ -59,12 +59,12 @@ def dumped(value: Any) -> bytes:
 
 
 def bad(file: str, line: int, raw: bytes, error: str | None) -> SourceRow:
-    """Returns a row that is none, with the beginning of its bytes."""
+    """Returns a bad row with the beginning of its bytes."""
     return SourceRow(file, line, raw[:KEPT_BYTES], None, error)
 
 
 def json_row(file: str, line: int, raw: bytes) -> SourceRow:
-    """Returns the row in the bytes of a JSON object, a bad one where they are none."""
+    """Returns the row in the bytes of a JSON object; a bad row if they are no such object."""
     try:
         value = parsed(raw)
     except (ValueError, RecursionError) as error:
@@ -78,11 +78,11 @@ def json_row(file: str, line: int, raw: bytes) -> SourceRow:
 def _reason(raw: bytes, error: Exception) -> str:
     try:
         raw.decode()
-    except UnicodeDecodeError as found:
-        return not_utf8(found)
+    except UnicodeDecodeError as decoding:
+        return not_utf8(decoding)
     return f"not JSON: {error}"
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Returns why bytes are no text."""
+    """Returns the reason for bytes that are not UTF-8."""
     return f"not UTF-8: {error.reason} at byte {error.start + 1} of the row"
