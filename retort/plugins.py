@@ -55,23 +55,20 @@ def module_names(package: ModuleType) -> list[str]:
 
 def function_names(module_name: str) -> list[str]:
     """Returns the names of the public functions of a module, sorted, without importing it."""
-    return sorted(_keyword_options(module_name))
+    return sorted(function.name for function in functions(module_name))
 
 
 @cache
-def _keyword_options(module_name: str) -> dict[str, list[str]]:
-    """Returns the public functions of one of our modules, each with its keyword-only arguments.
+def functions(module_name: str) -> list[ast.FunctionDef]:
+    """Returns the syntax trees of the public functions of one of our modules, in their order.
 
     They are read from the file: importing the module may be slow.
     """
     module = importlib.util.find_spec(module_name)
     assert module and module.origin
     body = ast.parse(Path(module.origin).read_text(encoding="utf-8")).body
-    return {
-        node.name: [argument.arg for argument in node.args.kwonlyargs]
-        for node in body
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-    }
+    found = (node for node in body if isinstance(node, ast.FunctionDef))
+    return [node for node in found if not node.name.startswith("_")]
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:
@@ -101,7 +98,7 @@ def find_function(kind: str, name: str, module_name: str) -> Any:
 
 def check_function(kind: str, name: str, module_name: str) -> None:
     """Raises `SpecError` for an unknown function, without importing the module."""
-    if ":" not in name and name not in _keyword_options(module_name):
+    if ":" not in name and name not in function_names(module_name):
         raise SpecError(unknown(kind, name, function_names(module_name)))
 
 
@@ -116,7 +113,8 @@ def check_options(
         parameters = inspect.signature(outside(name)).parameters.values()
         allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     else:
-        allowed = _keyword_options(module_name)[name]
+        (function,) = (f for f in functions(module_name) if f.name == name)
+        allowed = [argument.arg for argument in function.args.kwonlyargs]
     for option in options:
         if option not in allowed:
             near, listed = did_you_mean(option, [*allowed, *knobs]), ", ".join(allowed) or "none"

@@ -46,7 +46,7 @@ def with_replicas(job: JobRun) -> Iterator[None]:
         if not begun:
             text = (
                 f"generate.runtime.replicas wants {event['number']} more workers, and this run has "
-                "no server with a deployment `replica`: see deployments/README.md; going on alone"
+                "no server with a deployment `replica`: see docs/operations.md; going on alone"
             )
         heard(stage, {"kind": "note", "text": text})
 

@@ -91,9 +91,9 @@ def test_a_job_in_the_words_of_other_tools(client, tmp_path):
         DistillationJob("t", "s", "d", hyperparameters={"learning_rates": 1}).spec  # noqa: B018
 
 
-def test_the_readmes_lines_of_python_start_a_job(client, tmp_path, capsys):
-    readme = (ROOT / "README.md").read_text()
-    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "RetortClient" in b)
+def test_the_documents_lines_of_python_start_a_job(client, tmp_path, capsys):
+    page = (ROOT / "docs/operations.md").read_text()
+    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "RetortClient" in b)
     for name in ("teacher", "base"):
         save_model(tmp_path / "models" / name)
     for name in ("train", "test"):

@@ -1,27 +1,31 @@
-"""What a user adds from outside the repository: as the README shows it, in one file."""
+"""What a user adds from outside the repository: as docs/plug-ins.md shows it, in one file."""
 
 import json
 import re
 
 import pytest
+import torch
 import yaml
 
+from retort.data.filters import candidate
 from retort.errors import SpecError
 from retort.jobs.source_digests import source_digests
-from retort.plugins import source_digest
+from retort.losses import Target
+from retort.plugins import check_options, find_function, source_digest
 from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT
+from tests.support.filter_items import item
 from tests.support.tiny import write_job
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/plug-ins.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 
 @pytest.fixture
 def rhymes(tmp_path):
-    """A job whose task type is the README's file, beside it."""
+    """A job whose task type is the page's file, beside it."""
     path = write_job(tmp_path, "echo")
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    (code,) = (block for block in blocks if "def prompt(" in block)
+    (code,) = (block for block in BLOCKS if "def prompt(" in block)
     (tmp_path / "my_types").mkdir()
     (tmp_path / "my_types/rhymes.py").write_text(code)
     (tmp_path / "my_filters.py").write_text(
@@ -77,3 +81,20 @@ def test_a_filters_file_stands_beside_the_job_and_counts_by_its_content(tmp_path
     (tmp_path / "answer.json").unlink()
     with pytest.raises(SpecError, match=r"answer\.json"):
         source_digests(load(path)[0])
+
+
+def test_the_pages_filter_loss_and_metric_are_plug_ins(tmp_path, monkeypatch):
+    (code,) = (block for block in BLOCKS if "def polite(" in block)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    polite = candidate.check("mine:polite", {"word": "thanks"})
+    assert polite(item("No."), word="thanks") == "does not say thanks"
+    assert polite(item("Thanks!"), word="thanks") is None
+    check_options("loss", "mine:squared_gap", "retort.losses", [])
+    loss = find_function("loss", "mine:squared_gap", "retort.losses")
+    logits = torch.randn(5, 7, requires_grad=True)
+    equal = Target(torch.zeros(5, dtype=torch.long), teacher_logits_NV=logits.detach())
+    other = Target(torch.zeros(5, dtype=torch.long), teacher_logits_NV=torch.randn(5, 7))
+    assert loss(logits, equal, 1.0).item() < 1e-9 < loss(logits, other, 1.0).item()
+    metric = find_function("metric", "mine:says_please", "retort.metrics")
+    assert metric(None, "Please do.", None) == 1.0

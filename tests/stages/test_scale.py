@@ -1,4 +1,4 @@
-"""What deployments/README.md says of scale: its numbers, jobs and commands; and what vLLM says."""
+"""What docs/operations.md says of scale: its numbers, jobs and commands; and what vLLM says."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from tests.support.child_functions import answered_by
 from tests.support.servers import BIN, ROOT, environment
 from tests.support.tiny import save_model, write_job
 
-README = (ROOT / "deployments/README.md").read_text()
+README = (ROOT / "docs/operations.md").read_text()
 PROGRAMS = {"export", "python", "prefect", "docker", "kubectl", "ray", "retort"}
 TWO = {"tensor_parallel_size": 2}
 CHATS = {"a": "12 + 3", "b": "7 * 8 * 9"}

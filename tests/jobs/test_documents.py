@@ -1,46 +1,65 @@
-"""Every command in the README and every spec in examples/ and in the README runs."""
+"""Every command and spec of README.md and docs/ runs, and the reference is that of the spec."""
 
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from retort.spec import JobSpec
+from retort.spec import JobSpec, reference
 from tests.support.servers import BIN, ROOT, environment
 
-README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 # `make demo` runs it whole and through vLLM.
 SMALL = [
     "prepare.limit=64",
     "train.num_epochs=1",
     "evaluate.limit=16",
     "curate.filters=[non_empty]",
+    "generate.engine=transformers",
+    "evaluate.engine=echo",
+    "generate.runtime.parity_samples=0",
+    "evaluate.latency_samples=2",
+    "evaluate.rounds=1",
+    "evaluate.likelihood=false",
 ]
-SMALL += ["generate.engine=transformers", "evaluate.engine=echo"]
-SMALL += ["generate.runtime.parity_samples=0", "evaluate.latency_samples=2"]
-SMALL += ["evaluate.rounds=1", "evaluate.likelihood=false"]
-
-
-# They need jobs that have run: those that the lines before them ran.
+# They need jobs that have run: those of the lines before them.
 OF_FINISHED_JOBS = ("compare", "benchmark", "promote")
+# Its commands need servers: tests/stages/test_scale.py reads them with the commands' own parsers.
+SERVERS = "operations.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def blocks(language: str, *without: str) -> list[str]:
+    texts = [text for name, text in sorted(PAGES.items()) if name not in without]
+    return [b for text in texts for b in re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)]
 
 
 def commands(program: str) -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash", SERVERS) for line in block.splitlines()]
     return [line.split() for line in lines if line.startswith(f"{program} ")]
 
 
-IN_ORDER = sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS)
+def test_readme_is_short_and_leads_to_every_page():
+    readme = PAGES["README.md"]
+    assert readme.count("\n") <= 140
+    assert all(f"(docs/{name})" in readme for name in PAGES if name != "README.md")
 
 
-def test_the_readme_shows_commands_of_both_kinds():
+def test_every_link_between_the_pages_leads_somewhere():
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+        assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_the_reference_is_made_from_the_spec_as_it_is():
+    assert PAGES["reference.md"] == reference.page() + "\n"
+
+
+def test_the_documents_show_commands_of_both_kinds():
     assert commands("make")
     assert {"validate", "run", "why", "rows", "schema", *OF_FINISHED_JOBS} == {
         words[1] for words in commands("retort")
@@ -48,7 +67,7 @@ def test_the_readme_shows_commands_of_both_kinds():
 
 
 @pytest.mark.parametrize("words", commands("make"), ids=" ".join)
-def test_every_make_target_of_the_readme_is_there(words):
+def test_every_make_target_of_the_documents_is_there(words):
     subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -61,8 +80,8 @@ def place(tmp_path_factory, prefect_url):
 
 
 @pytest.fixture
-def say(place, prefect_url):
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+def run(place, prefect_url):
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [str(BIN / "retort"), *words],
             capture_output=True,
@@ -73,29 +92,29 @@ def say(place, prefect_url):
             check=False,
         )
 
-    return run
+    return call
 
 
 @pytest.mark.parametrize(
     "words",
-    sorted(commands("retort"), key=lambda words: words[1] in OF_FINISHED_JOBS),
+    sorted(commands("retort"), key=lambda words: (words[1] in OF_FINISHED_JOBS, words[1] != "run")),
     ids=" ".join,
 )
-def test_every_retort_command_of_the_readme_runs(words, say):
+def test_every_retort_command_of_the_documents_runs(words, run):
     small = [f"--set={knob}" for knob in SMALL]
     if words[1] == "compare":
         # The other job that the line names.
         named = f"--set=name={words[3]}"
-        assert say("run", "examples/quickstart/job.yaml", *small, named).returncode == 3
+        assert run("run", "examples/quickstart/job.yaml", *small, named).returncode == 3
     more = {"run": small, "benchmark": [*small, "--limit=4", "--engine=transformers"]}
-    done = say(*words[1:], *more.get(words[1], []))
+    done = run(*words[1:], *more.get(words[1], []))
     # So little training does not pass the gate, and what did not pass is not promoted.
     assert done.returncode == (3 if words[1] in ("run", "promote") else 0), done.stderr
     assert done.stdout or words[1] == "rows"
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_every_spec_of_the_readme_is_a_valid_job(text):
+@pytest.mark.parametrize("text", blocks("yaml", SERVERS))
+def test_every_spec_of_the_documents_is_a_valid_job(text):
     spec = JobSpec.model_validate(yaml.safe_load(text))
     assert spec.train.student == "./models/base"
     assert spec.generate.teacher in ("./models/teacher", "gpt-4o")
@@ -108,8 +127,6 @@ def test_every_example_says_what_it_shows_costs_and_what_to_expect(path: Path):
 
 
 def test_the_wheel_holds_the_four_packages_and_gives_the_command(tmp_path):
-    import zipfile
-
     uv = ROOT / ".venv/bin/uv"
     subprocess.run([uv, "build", "--wheel", "-q", "-o", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
