@@ -41,7 +41,11 @@ class Spending(Section):
     """What the teacher may cost. Knobs of caution: they never change an answer."""
 
     pilot_rows: int = knob(
-        16, "rows", "Asked first; more than one unusable answer stops the job. 0: no pilot.", ge=0
+        16,
+        "rows",
+        "Asked first; the job stops where so many of their answers are unusable that "
+        "min_success_ratio is implausible. 0: no pilot.",
+        ge=0,
     )
     price_per_million_input_tokens: float = knob(0.0, "money", "Price of the prompts.", ge=0)
     price_per_million_output_tokens: float = knob(0.0, "money", "Price of the answers.", ge=0)

@@ -1,4 +1,4 @@
-"""What asking a model costs: counted as it answers, forecast after the pilot, kept below a limit."""
+"""What asking a model costs: counted as it answers, forecast after the pilot, bounded."""
 
 import time
 from dataclasses import dataclass

@@ -175,17 +175,39 @@ def test_a_chat_that_the_template_refuses_fails_that_row_with_its_reason(tmp_pat
     assert responses[1].state in ("accepted", "truncated")
 
 
-def test_the_pilot_stops_a_job_whose_answers_are_unusable(model, rows, store):
-    raw = job(model, rows, "echo", max_tokens=3, spending={"pilot_rows": 5})
+def lengths(path: Path, num_long: int) -> Path:
+    """Twenty questions, of which the echo of so many among the first sixteen is cut off at 20."""
+    texts = ["a long question, far beyond twenty" if i < num_long else "short" for i in range(20)]
+    rows = [{"question": f"{text} {i}?", "answer": "1"} for i, text in enumerate(texts)]
+    return write(path, rows)
+
+
+def test_the_pilot_stops_where_the_required_ratio_is_implausible(model, store, tmp_path):
+    rows = lengths(tmp_path / "train.jsonl", 9)
+    raw = job(model, rows, "echo", max_tokens=20, min_success_ratio=0.7)
     raw["curate"]["filters"] = ["finished", "non_empty"]
-    with pytest.raises(StageError, match=r"5 of the first 5 answers are unusable: truncated"):
+    with pytest.raises(StageError) as stopped:
         run(raw, store)
-    assert len(segments(store)) == 5
-    with pytest.raises(StageError, match="pilot"):
+    message = str(stopped.value)
+    assert "9 of the first 16 answers are unusable" in message
+    assert "raise generate.max_tokens from 20; 90% of the answers would end within" in message
+    assert message.count("(truncated): a long question") == 3
+    assert len(segments(store)) == 16
+    raw["generate"]["spending"] = {"pilot_rows": 0}
+    with pytest.raises(StageError, match="11 of 20 responses are accepted"):
         run(raw, store)
-    assert len(segments(store)) == 5
-    raw["generate"]["spending"]["pilot_rows"] = 0
-    assert run(raw, store)[0][ASKED] == 25
+    assert len(segments(store)) == 20
+
+
+def test_the_pilot_goes_on_where_the_required_ratio_is_plausible(model, store, tmp_path):
+    rows = lengths(tmp_path / "train.jsonl", 6)
+    raw = job(model, rows, "echo", max_tokens=20, min_success_ratio=0.7)
+    raw["curate"]["filters"] = ["finished", "non_empty"]
+    events: list[dict] = []
+    facts, _ = run(raw, store, Reporter(events.append))
+    assert facts["states"] == {"truncated": 6, "accepted": 14}
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert any("pilot: 6 of the first 16 answers are unusable: truncated" in n for n in notes)
 
 
 def test_the_forecast_follows_from_the_pilot_and_the_prices(model, rows, store):

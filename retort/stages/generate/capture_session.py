@@ -126,7 +126,7 @@ class CaptureSession:
             first = list(islice(self.examples(), rows))
             self._ask(engine, first)
             self.ledger.commit()
-            pilot.judge(self.spec, self.plan, self.ledger, first)
+            pilot.judge(self.spec, self.plan, self.ledger, first, self._stage.report)
             remote = engine_of(self.spec).REMOTE
             at_once = self._knobs.runtime.max_concurrency if remote else self._max_num_seqs
             self.progress.foresee(forecast(self.budget, self.progress.num_to_ask, at_once))
