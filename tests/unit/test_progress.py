@@ -36,4 +36,4 @@ def test_the_time_left_is_counted_from_answers_not_from_loading(monkeypatch):
     assert "0:50 left" in shown(progress, events)
     for _ in range(40):
         answered(progress, now, 0.5)
-    assert "0:31 left" in shown(progress, events)  # 60 more at half a second, from 39 of them
+    assert "0:30 left" in shown(progress, events)  # 60 more, half a second each
