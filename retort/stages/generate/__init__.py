@@ -1,8 +1,8 @@
-"""generate: the teacher answers every train and validation example, its signal captured with it.
+"""generate: the teacher answers every train and validation example; its signal is captured, too.
 
 Answers go to the ledger as they finish and are never asked twice; the artifact is a view on it.
 A dead engine is started again on what is missing, with half the sequences. With replicas, an event
-`shared` says with which arguments others may call `help_generate`.
+`shared` tells others with which arguments to call `help_generate`.
 """
 
 import time
@@ -38,6 +38,7 @@ def generate(stage: Stage) -> dict[str, Any]:
             f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
             "mass; raise generate.top_k for a truer signal"
         )
+    stage.report.note(_outcome(facts))
     return facts
 
 
@@ -102,10 +103,10 @@ def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
         raise StageError(
             f"{accepted} of {total} responses are accepted, fewer than generate.min_success_ratio="
             f"{least:g} asks for ({counted}{failed}); `retort rows --state ...` shows them. What "
-            "failed for a passing reason, a teacher that cannot be reached, is asked again when "
-            "the run is retried, other failures with --retry failed; raise generate.max_tokens for "
-            "truncated ones (only they are asked again), or lower the ratio. What stands is never "
-            "paid for twice"
+            "failed for a passing reason, such as a teacher that could not be reached, is asked "
+            "again when the same command is run, other failures with --retry failed. Raise "
+            "generate.max_tokens for truncated ones (only they are asked again), or lower the "
+            "ratio. No accepted answer is paid for twice"
         )
 
 
@@ -120,6 +121,17 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
         stage.report,
         stage.log,
         {**runtime.model_dump(), "stall_seconds": None},
+    )
+
+
+def _outcome(facts: dict[str, Any]) -> str:
+    """Returns in one line what the stage came to."""
+    states = ", ".join(f"{count:,} {state}" for state, count in facts["states"].items())
+    cost = facts["spending"]["cost"]
+    money = f", {cost:,.2f} money" if cost else ""
+    return (
+        f"{facts['num_responses']:,} responses ({states}), {facts['num_tokens']:,} tokens, "
+        f"{facts['num_asked']:,} requests in this run{money}"
     )
 
 
