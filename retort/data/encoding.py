@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from retort.errors import DataError
 from retort.records import Message
 
@@ -44,12 +46,45 @@ def render(
         return []
     texts = [
         tokenizer.apply_chat_template(
-            chat, tools=chat_tools, tokenize=False, add_generation_prompt=True
+            _for_template(chat), tools=chat_tools, tokenize=False, add_generation_prompt=True
         )
         for chat, chat_tools in zip(chats, tools or [None] * len(chats), strict=True)
     ]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [list(row) for row in ids]
+
+
+def _for_template(chat: list[Message]) -> list[Message]:
+    """Returns a chat with the arguments of tool calls as objects.
+
+    OpenAI's API has them as a text of JSON; chat templates write that text again as JSON, or fail.
+    """
+    return [
+        {**turn, "tool_calls": [_with_object(call) for call in turn["tool_calls"]]}
+        if turn.get("tool_calls")
+        else turn
+        for turn in chat
+    ]
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    arguments = arguments_of(function.get("arguments"))
+    return call if arguments is None else {**call, "function": {**function, "arguments": arguments}}
+
+
+def arguments_of(arguments: Any) -> dict[str, Any] | None:
+    """Returns the arguments of a tool call as an object, also if they are its JSON; else None."""
+    if arguments is None or arguments == "":
+        return {}
+    if isinstance(arguments, str):
+        try:
+            arguments = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            return None
+    return arguments if isinstance(arguments, dict) else None
 
 
 def render_one(tokenizer: Any, chat: list[Message], tools: Any = None) -> list[int]:

@@ -1,8 +1,8 @@
-"""Metrics of answers: each function here is one, and a task type or a spec names it.
+"""The metrics of answers: every function here is one, named by a task type or a spec.
 
-A metric gives a score an example, of which the mean is taken, or statistics of which only the sums
-mean something; None where no answer is known that the text could be held against. What a task type
-finds as the answer in a text is scored, not the text.
+A metric returns a score for an example, whose mean is the metric's value, or statistics that are
+summed first; None if no answer is known to compare with. It scores the answer that the task type
+finds in a text, not the text.
 """
 
 from collections import Counter
@@ -30,19 +30,19 @@ from retort.records import Example
 
 
 def accuracy(example: Example, text: str, task_type: TaskType) -> float | None:
-    """Returns 1.0 or 0.0: the expected answer or another right one, or not."""
+    """Returns 1.0 for a right answer, else 0.0."""
     if example.expected is None:
         return None
-    given = task_type.answer(text, example)
-    return float(given is not None and any(task_type.equal(given, r) for r in _right(example)))
+    answer = task_type.answer(text, example)
+    return float(answer is not None and any(task_type.equal(answer, r) for r in _right(example)))
 
 
 def macro_f1(
     example: Example, text: str, task_type: TaskType, labels: Sequence[str] = ()
 ) -> list[float] | None:
-    """Returns the places of the expected and the given label among `labels`, -1 for no label.
+    """Returns the indices of the expected and the predicted label among `labels`, -1 for none.
 
-    Their value is the unweighted mean of the F1 of the labels that the examples expect.
+    The metric's value is the unweighted mean of the F1 of the labels that the examples expect.
     """
     if example.expected is None or not example.options:
         return None
@@ -52,26 +52,26 @@ def macro_f1(
 
 
 def exact_match(example: Example, text: str, task_type: TaskType) -> float | None:
-    """Returns 1.0 or 0.0: equal to a right answer after SQuAD's normalisation.
+    """Returns 1.0 for an answer that equals a right one after SQuAD's normalisation, else 0.0.
 
-    Of a choice among options nothing is said: accuracy does. Source: SQuAD's evaluation (Rajpurkar
-    et al., 2016, 2018), in which an answer of articles alone equals no answer.
+    None for a choice among options. Source: SQuAD's evaluation (Rajpurkar et al., 2016, 2018), in
+    which an answer of articles alone equals no answer.
     """
     if example.expected is None or example.options:
         return None
-    given = squad(task_type.answer(text, example) or "")
-    return float(given in _squads(example))
+    answer = squad(task_type.answer(text, example) or "")
+    return float(answer in _squads(example))
 
 
 def token_f1(example: Example, text: str, task_type: TaskType) -> float | None:
-    """Returns the F1 of the words in common with a right answer, the best of all; from 0 to 1.
+    """Returns the best F1 of the words shared with a right answer, from 0 to 1.
 
-    Of a choice among options there is no half: None. Source: as of exact_match.
+    None for a choice among options. Source: as of exact_match.
     """
     if example.expected is None or example.options:
         return None
-    given = squad(task_type.answer(text, example) or "").split()
-    return max(_f1(given, right.split()) for right in _squads(example))
+    words = squad(task_type.answer(text, example) or "").split()
+    return max(_f1(words, right.split()) for right in _squads(example))
 
 
 def bleu(example: Example, text: str, task_type: TaskType) -> list[float] | None:
@@ -108,30 +108,28 @@ def rouge_l(example: Example, text: str, task_type: TaskType) -> float | None:
 
 
 def length_ratio(example: Example, text: str, task_type: TaskType) -> list[float] | None:
-    """Returns the words of the answer and of the reference; their value is all by all."""
+    """Returns the numbers of words of answer and reference; the value is the ratio of the sums."""
     wanted = text_stats.words(_wanted(example, task_type) or "")
-    given = text_stats.words(task_type.answer(text, example) or "")
-    return [float(len(given)), float(len(wanted))] if wanted else None
+    words = text_stats.words(task_type.answer(text, example) or "")
+    return [float(len(words)), float(len(wanted))] if wanted else None
 
 
 def entity_coverage(example: Example, text: str, task_type: TaskType) -> float | None:
-    """Returns the share of the reference's names and numbers that the answer holds, from 0 to 1.
+    """Returns the share of the reference's names and numbers that occur in the answer, 0 to 1.
 
-    Names are runs of capitalised words that begin no sentence; the answer may have their words
-    anywhere, in any case, and a number as digits or (to twelve) in English. Scripts without
-    capitals have numbers alone. None for a reference that has neither.
+    Names are runs of capitalised words that begin no sentence; in the answer their words may be
+    anywhere, in any case, and a number in digits or (up to twelve) in English words. Scripts
+    without capitals have numbers alone. None for a reference that has neither.
     """
     wanted = _wanted(example, task_type) or ""
     names, numbers = set(text_stats.names(wanted)), set(text_stats.numbers(wanted))
     if not names and not numbers:
         return None
-    given = task_type.answer(text, example) or ""
-    said, told = (
-        text_stats.name_words(given),
-        {*text_stats.numbers(given), *text_stats.spoken_numbers(given)},
-    )
-    held = sum(text_stats.parts(name) <= said for name in names) + len(numbers & told)
-    return held / (len(names) + len(numbers))
+    answer = task_type.answer(text, example) or ""
+    words = text_stats.name_words(answer)
+    values = {*text_stats.numbers(answer), *text_stats.spoken_numbers(answer)}
+    covered = sum(text_stats.parts(name) <= words for name in names) + len(numbers & values)
+    return covered / (len(names) + len(numbers))
 
 
 def agreement(
@@ -141,11 +139,10 @@ def agreement(
     task_type: TaskType,
     by: Sequence[Metric] = (),
 ) -> float:
-    """Returns how far an answer is the teacher's, from 0 to 1.
+    """Returns the agreement of an answer with the teacher's, from 0 to 1.
 
     It is the task type's first metric that applies and is a mean, with the teacher's answer as the
-    right one: for `accuracy` 1.0 or 0.0 by the task type's `equal`, for `rouge_l` a share. `by`
-    are these metrics, where they are known already.
+    right one: 1.0 or 0.0 for `accuracy`, a share for `rouge_l`. `by` are these metrics, if known.
     """
     wanted = task_type.answer(teacher_text, example)
     if wanted is None:
@@ -164,23 +161,23 @@ def _right(example: Example) -> list[str]:
 
 
 def _squads(example: Example) -> list[str]:
-    """Returns the right answers in SQuAD's normal form, without those of which nothing is left."""
+    """Returns the right answers in SQuAD's normal form, without those that become empty."""
     return [answer for answer in map(squad, _right(example)) if answer] or [""]
 
 
-def _f1(given: list[str], wanted: list[str]) -> float:
-    if not given or not wanted:
-        return float(given == wanted)
-    common = sum((Counter(given) & Counter(wanted)).values())
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    common = sum((Counter(words) & Counter(wanted)).values())
     if not common:
         return 0.0
-    # In SQuAD's order of operations: the last digit is the same.
-    precision, recall = common / len(given), common / len(wanted)
+    # The order of operations is SQuAD's, so that the last digit is the same.
+    precision, recall = common / len(words), common / len(wanted)
     return (2 * precision * recall) / (precision + recall)
 
 
 def _wanted(example: Example, task_type: TaskType) -> str | None:
-    """Returns the text an answer is held against: the expected one, else the reference's."""
+    """Returns the answer to compare with: the expected one, else the reference's."""
     if example.expected is not None or example.reference is None:
         return example.expected
     return task_type.answer(example.reference, example)

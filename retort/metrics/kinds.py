@@ -1,6 +1,6 @@
-"""What the statistics of a metric amount to: the value of their sums, its bounds, how it reads.
+"""How the summed statistics of each metric become its value, with its bounds and its format.
 
-A metric that is named nowhere here, such as a user's own, is the mean of its scores.
+The value of a metric that is not listed here, such as a user's own, is the mean of its scores.
 """
 
 import math
@@ -17,49 +17,48 @@ Form = Literal["share", "number"]
 
 
 def ratio_of_sums(sums: Array) -> Array:
-    """Returns the first sum over the second: a mean, where the second counts the examples."""
-    found: Array = np.divide(
-        sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] != 0
-    )
-    return found
+    """Returns the first sum divided by the second: a mean, if the second counts the examples."""
+    nan = np.full(len(sums), np.nan)
+    ratios: Array = np.divide(sums[:, 0], sums[:, 1], out=nan, where=sums[:, 1] != 0)
+    return ratios
 
 
 def perplexity(sums: Array) -> Array:
-    """Returns e to the mean negative log-likelihood of a token, of [summed nats, tokens]."""
-    found: Array = np.exp(ratio_of_sums(sums))
-    return found
+    """Returns e to the mean negative log-likelihood of a token, from [summed nats, tokens]."""
+    perplexities: Array = np.exp(ratio_of_sums(sums))
+    return perplexities
 
 
 def macro_f1(sums: Array) -> Array:
-    """Returns the mean F1 of the labels, of [right, given, expected] counts for each label.
+    """Returns the mean F1 of the labels, from [right, predicted, expected] counts of each label.
 
-    A label that a resample does not expect is left out of it: there is nothing to find.
+    A label that no example of a resample expects is left out of its mean.
     """
-    right, given, expected = (sums[:, place::3] for place in range(3))
-    is_there = expected > 0
-    f1 = np.divide(2 * right, given + expected, out=np.zeros_like(right), where=is_there)
-    found: Array = f1.sum(axis=1) / is_there.sum(axis=1)
-    return found
+    right, predicted, expected = (sums[:, place::3] for place in range(3))
+    is_expected = expected > 0
+    f1 = np.divide(2 * right, predicted + expected, out=np.zeros_like(right), where=is_expected)
+    means: Array = f1.sum(axis=1) / is_expected.sum(axis=1)
+    return means
 
 
 def bleu(sums: Array) -> Array:
-    """Returns sacrebleu's corpus BLEU, from 0 to 100, of the counts that it sums itself."""
+    """Returns sacrebleu's corpus BLEU, from 0 to 100, from summed counts."""
     from sacrebleu.metrics.bleu import BLEU
 
     return np.array([BLEU.compute_bleu(*_counts(row), smooth_method="exp").score for row in sums])
 
 
 def _counts(row: Array) -> tuple[list[int], list[int], int, int]:
-    """Returns right and all n-grams by order, and the words of answers and references."""
-    given, wanted, *counts = (round(count) for count in row)
-    return counts[:4], counts[4:], given, wanted
+    """Returns the right and all n-grams by order, and the words of answers and references."""
+    num_words, num_wanted, *counts = (round(count) for count in row)
+    return counts[:4], counts[4:], num_words, num_wanted
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a metric: how its sums become its value, and how that is read.
+    """The properties of a metric: how its sums become its value, and how the value is shown.
 
-    `width` is how many statistics an example has; `bounds` the least and the most it can be.
+    `width` is the number of statistics of an example, `bounds` the value's minimum and maximum.
     """
 
     value: Callable[[Array], Array] = ratio_of_sums
@@ -90,66 +89,62 @@ OWN = Kind()
 
 
 def kind(metric: str) -> Kind:
-    """Returns what is known of a metric; of a user's own only that it is a mean."""
+    """Returns the properties of a metric; a user's own metric is a mean."""
     return KINDS.get(metric, OWN)
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of it is better: perplexity, and the divergence from the teacher."""
+    """Whether lower values are better: perplexity, and the divergence from the teacher."""
     return kind(metric).lower_is_better
 
 
 def form(metric: str) -> Form:
-    """Returns how a value is shown: a share from 0 to 1 as a percentage, a number as it is.
+    """Returns how a value is shown: a share from 0 to 1 as a percentage, a number unchanged.
 
-    BLEU is a number, from 0 to 100 as sacrebleu gives it.
+    BLEU is a number from 0 to 100, as in sacrebleu.
     """
     return kind(metric).form
 
 
-def matrix(metric: str, found: dict[str, list[float]]) -> Array:
-    """Returns the statistics of examples as they are summed, a row each, in the given order.
+def matrix(metric: str, vectors: dict[str, list[float]]) -> Array:
+    """Returns the statistics of examples as they are summed, one row for each example.
 
-    Raises `ValueError` for none, for more or fewer than the metric has, and for what is no finite
-    number.
+    Raises `ValueError` without examples, for vectors of a wrong length, and for infinite numbers.
     """
-    widths = sorted({len(vector) for vector in found.values()})
+    widths = sorted({len(vector) for vector in vectors.values()})
     if widths != [kind(metric).width]:
         raise ValueError(
-            f"{metric}: {len(found)} examples with {widths or 'no'} statistics each; "
+            f"{metric}: {len(vectors)} examples with {widths or 'no'} statistics each; "
             f"give at least one example, and {kind(metric).width} statistics for each"
         )
-    rows = np.array([*found.values()], dtype=np.float64)
+    rows = np.array([*vectors.values()], dtype=np.float64)
     if not np.isfinite(rows).all():
-        bad = next(key for key, row in zip(found, rows, strict=True) if not np.isfinite(row).all())
+        bad = next(id for id, row in zip(vectors, rows, strict=True) if not np.isfinite(row).all())
         raise ValueError(f"{metric}: the statistics of example '{bad}' are not finite numbers")
     return _label_counts(rows) if metric == "macro_f1" else rows
 
 
 def value(metric: str, vector: list[float]) -> float:
-    """Returns what a metric says of one example's statistics alone, as it does of their sums.
-
-    Raises `ValueError` where it says nothing: there is nothing to divide by.
-    """
+    """Returns the value of one example's statistics. Raises `ValueError` as `value_of`."""
     return value_of(metric, matrix(metric, {"": vector})[0])
 
 
 def value_of(metric: str, sums: Array) -> float:
-    """Returns the value of sums. Raises `ValueError` where they hold nothing to divide by."""
-    found = float(kind(metric).value(sums[None])[0])
-    if not math.isfinite(found):
+    """Returns the value of summed statistics. Raises `ValueError` where it would divide by 0."""
+    result = float(kind(metric).value(sums[None])[0])
+    if not math.isfinite(result):
         raise ValueError(f"{metric}: the sums {sums.tolist()} have no value")
-    return found
+    return result
 
 
 def _label_counts(pairs: Array) -> Array:
-    """Returns [right, given, expected] for each label, of pairs of expected and given label.
+    """Returns [right, predicted, expected] for each label, from [expected, predicted] labels.
 
-    A given label that is never expected, or none (-1), counts as a miss of the expected one alone.
+    A predicted label that is never expected, or none (-1), only counts as a miss of the expected.
     """
-    expected, given = pairs.astype(np.int64).T
+    expected, predicted = pairs.astype(np.int64).T
     number = int(expected.max()) + 1
     labels = np.arange(number)
-    is_expected, is_given = (column[:, None] == labels for column in (expected, given))
-    counts = np.stack([is_expected & is_given, is_given, is_expected], axis=2)
+    is_expected, is_predicted = (column[:, None] == labels for column in (expected, predicted))
+    counts = np.stack([is_expected & is_predicted, is_predicted, is_expected], axis=2)
     return counts.reshape(len(pairs), 3 * number).astype(np.float64)

@@ -1,6 +1,6 @@
-"""From answers to statistics: a short vector an example and metric, of which only sums matter.
+"""From answers to statistics: one short vector for each example and metric, to be summed.
 
-A metric says nothing about an example by None; one that says nothing about any is left out.
+A metric returns None for an example that it cannot score, and is left out if it scores none.
 """
 
 import math
@@ -26,19 +26,19 @@ def statistics(
     teacher: dict[str, str],
     names: Sequence[str] = (),
 ) -> Statistics:
-    """Returns the statistics by metric and example, those of the metric that decides first.
+    """Returns the statistics by metric and example; the deciding metric comes first.
 
-    That is the first of the task type's metrics that applies, else agreement with the teacher; the
+    It is the first of the task type's metrics that applies, else agreement with the teacher; the
     further `names` never decide. `answers` and `teacher` are texts by the examples' ids. Raises
-    `SpecError` for a metric that there is not, and for one of the user's own that gives anything
-    but a finite number or None.
+    `SpecError` for an unknown metric, and for a user's metric that returns anything but a finite
+    number or None.
     """
     own, labels = metrics_of(task_type), labels_of(task_type, examples)
     by = deciding(task_type)
-    found: Statistics = {}
+    result: Statistics = {}
     for name in dict.fromkeys([*own, *names, AGREEMENT]):
         metric = find(name)
-        known: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         for example in examples:
             text = answers[example.id]
             if name == AGREEMENT:
@@ -48,28 +48,28 @@ def statistics(
             else:
                 score = metric(example, text, task_type)
             if score is not None:
-                known[example.id] = _vector(name, example, score)
-        if known:
-            found[name] = known
-    decides = next((name for name in own if name in found), AGREEMENT)
-    return {name: found[name] for name in (decides, *found) if name in found}
+                scores[example.id] = _vector(name, example, score)
+        if scores:
+            result[name] = scores
+    decides = next((name for name in own if name in result), AGREEMENT)
+    return {name: result[name] for name in (decides, *result) if name in result}
 
 
 def deciding(task_type: TaskType) -> list[Metric]:
-    """Returns the metrics that may say how far an answer is the teacher's: the first that applies.
+    """Returns the metrics of which the first that applies measures agreement with the teacher.
 
-    Where the task type's first is agreement itself, it is accuracy: the same answer, or not.
+    For a task type whose first metric is agreement itself, that is accuracy.
     """
     names = ["accuracy" if name == AGREEMENT else name for name in metrics_of(task_type)]
     return [find(name) for name in [*names, "accuracy"]]
 
 
 def find(name: str) -> Any:
-    """Returns the metric of a name. Raises `SpecError` where there is none or it is no function."""
-    found = find_function("metric", name, __package__)
-    if not callable(found):
+    """Returns the metric of a name. Raises `SpecError` if it is unknown or no function."""
+    metric = find_function("metric", name, __package__)
+    if not callable(metric):
         raise SpecError(f"metric {name} is no function; write (example, text, task_type) -> score")
-    return found
+    return metric
 
 
 def labels_of(task_type: TaskType, examples: Sequence[Example]) -> list[str]:
@@ -83,7 +83,7 @@ def labels_of(task_type: TaskType, examples: Sequence[Example]) -> list[str]:
 
 
 def place(task_type: TaskType, labels: Sequence[str], answer: str | None) -> int:
-    """Returns where an answer stands among labels; -1 for none."""
+    """Returns the index of an answer among labels, or -1."""
     if answer is None:
         return -1
     if answer in labels:
@@ -94,16 +94,17 @@ def place(task_type: TaskType, labels: Sequence[str], answer: str | None) -> int
 def confusion(
     task_type: TaskType, examples: Sequence[Example], answers: dict[str, str]
 ) -> dict[str, Any] | None:
-    """Returns `labels`, and `counts` with a row an expected label and a column a given one.
+    """Returns `labels`, and `counts` by expected label (row) and predicted label (column).
 
-    The last column counts texts without an answer. None where answers are no closed set.
+    The last column counts texts without an answer. None if the answers are no closed set.
     """
     labels = labels_of(task_type, examples)
     counts = [[0] * (len(labels) + 1) for _ in labels]
     for example in examples:
         if example.options and example.expected is not None:
-            given = task_type.answer(answers[example.id], example)
-            counts[place(task_type, labels, example.expected)][place(task_type, labels, given)] += 1
+            row = place(task_type, labels, example.expected)
+            answer = task_type.answer(answers[example.id], example)
+            counts[row][place(task_type, labels, answer)] += 1
     return {"labels": labels, "counts": counts} if labels else None
 
 
@@ -113,7 +114,7 @@ def _vector(name: str, example: Example, score: Any) -> list[float]:
         return score
     if not isinstance(score, Real) or not math.isfinite(score):
         raise SpecError(
-            f"metric {name} gives {score!r:.60} for example '{example.id}'; "
-            "give a finite number, or None where it says nothing"
+            f"metric {name} returned {score!r:.60} for example '{example.id}'; "
+            "return a finite number, or None for an example that it cannot score"
         )
     return [float(score), 1.0]

@@ -1,7 +1,7 @@
-"""The Azure ML job file (`type: distillation`), accepted unchanged, as the same spec.
+"""The Azure ML job file (`type: distillation`), accepted unchanged and read as the same spec.
 
-The surprise: the file may hold the teacher's key. It goes into this process's environment and
-nowhere else, neither into the spec nor into a sentence.
+Note: the file may hold the teacher's key. It goes into the environment of this process and nowhere
+else, neither into the spec nor into a note.
 """
 
 import os
@@ -20,8 +20,8 @@ CONNECTION = "teacher_model_endpoint_connection"
 REMOTE = ("openai", "anthropic")  # engines whose model is a name at an endpoint
 CHAT_PATH = "/chat/completions"
 FITS = {
-    "chain_of_thought": "all tasks but summarization; set enable_chain_of_density there",
-    "chain_of_density": "summarization alone; set it to false",
+    "chain_of_thought": "all tasks but summarization; for that set enable_chain_of_density",
+    "chain_of_density": "summarization only; set it to false",
 }
 _taken_from_files: set[str] = set()
 
@@ -37,15 +37,15 @@ def is_url(model: str) -> bool:
 
 
 def chat_endpoint(url: str) -> str:
-    """Returns the endpoint that engine openai is given: without the path of its chats."""
+    """Returns the endpoint for engine openai: the URL without the path of chat completions."""
     return url.rstrip("/").removesuffix(CHAT_PATH)
 
 
 def expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Expansion:
-    """Returns the job file as our sections, and one sentence for each value: what it became.
+    """Returns the job file as our sections, with a note on each value.
 
-    `teacher` and `student` are those of the command line: what the file says of them need not be
-    usable then. A real key is put into the environment. Raises `SpecError`.
+    `teacher` and `student` are those of the command line; the file's own need not be usable then.
+    A real key is put into the environment. Raises `SpecError`.
     """
     made = Expansion({}, [], {})
     refuse_unknown(raw, (*READ, *IGNORED), "")
@@ -62,7 +62,7 @@ def expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Exp
     _signal(made)
     _names(made, raw)
     for key in (key for key in raw if key in IGNORED):
-        made.notes.append(f"{key}: accepted, it changes nothing here")
+        made.notes.append(f"{key}: accepted and ignored")
     return made
 
 
@@ -70,9 +70,8 @@ def _task_type(made: Expansion, raw: dict[str, Any]) -> None:
     what = str(_required(raw, "data_generation_type")).lower()
     if what == "data_generation":
         raise SpecError(
-            "data_generation_type: data_generation was declared there and never built; here the "
-            "rows bring the questions: give them in training_data, without answers, and set "
-            "data_generation_type: label_generation"
+            "data_generation_type: data_generation was never available; give the questions, "
+            "without answers, as training_data and set data_generation_type: label_generation"
         )
     if what != "label_generation":
         raise SpecError(f"data_generation_type: {what}; allowed: label_generation")
@@ -88,108 +87,107 @@ def _task_type(made: Expansion, raw: dict[str, Any]) -> None:
     place(made, "prepare.task_type", "data_generation_task_type", ours, note)
 
 
-def _data_path(key: str, given: Any) -> str:
-    """Returns the path or URL of a data input. Raises `SpecError` where it leads nowhere."""
-    if isinstance(given, dict):
-        refuse_unknown(given, ("type", "path", "mode"), f"{key}.")
-        kind, given = given.get("type", "uri_file"), given.get("path")
+def _data_path(key: str, value: Any) -> str:
+    """Returns the path or URL of a data input. Raises `SpecError` for one that cannot be read."""
+    if isinstance(value, dict):
+        refuse_unknown(value, ("type", "path", "mode"), f"{key}.")
+        kind, value = value.get("type", "uri_file"), value.get("path")
         if kind not in ("uri_file", "uri_folder"):
             raise SpecError(f"{key}.type: {kind}; allowed: uri_file, uri_folder")
-    if not isinstance(given, str) or not given.strip():
+    if not isinstance(value, str) or not value.strip():
         raise SpecError(f"{key}: missing; give {{type: uri_file, path: rows.jsonl}}")
-    path = given.strip()
+    path = value.strip()
     readable = {entry.name for entry in entry_points(group="fsspec.specs")}
     if path.startswith("azureml:") and not (
         path.startswith("azureml://") and "azureml" in readable
     ):
         install = ", or install azureml-fsspec" if path.startswith("azureml://") else ""
         raise SpecError(
-            f"{key}: {path} is data of an Azure workspace, which is not read from here; download "
-            f"it and give the path of the file, or give its az:// or abfs:// address{install}"
+            f"{key}: {path} is data of an Azure workspace, which cannot be read from here; "
+            f"download it and give the path, or give its az:// or abfs:// address{install}"
         )
     return path.removeprefix("file:") if not path.startswith("file://") else path
 
 
 def _teacher(made: Expansion, raw: dict[str, Any], teacher: str | None) -> None:
-    """Reads the connection: a name, an endpoint and a key, unless --teacher says otherwise."""
-    given = mapping(raw.get(CONNECTION), CONNECTION)
-    refuse_unknown(given, CONNECTION_KEYS, f"{CONNECTION}.")
+    """Reads the connection, a name, an endpoint and a key, unless --teacher replaces it."""
+    connection = mapping(raw.get(CONNECTION), CONNECTION)
+    refuse_unknown(connection, CONNECTION_KEYS, f"{CONNECTION}.")
     if teacher and not is_url(teacher):
-        made.notes.append(f"{CONNECTION} is not asked: --teacher says who is")
+        made.notes.append(f"{CONNECTION} is ignored: --teacher replaces it")
         return
-    kind = given.get("type", "serverless")
+    kind = connection.get("type", "serverless")
     if kind != "serverless":
         raise SpecError(f"{CONNECTION}.type: {kind}; allowed: serverless (or use --teacher)")
-    name = _required(given, "name", f"{CONNECTION}.")
+    name = _required(connection, "name", f"{CONNECTION}.")
     place(made, "generate.teacher", f"{CONNECTION}.name", name)
     note = f"{CONNECTION}.type: {kind} is generate.engine openai"
     place(made, "generate.engine", f"{CONNECTION}.type", "openai", note)
     if teacher:
-        made.notes.append(f"{CONNECTION}: its endpoint is not asked and its key not sent")
+        made.notes.append(f"{CONNECTION}: its endpoint and key are ignored")
         return
-    url = chat_endpoint(str(_required(given, "endpoint", f"{CONNECTION}.")))
+    url = chat_endpoint(str(_required(connection, "endpoint", f"{CONNECTION}.")))
     shown = url.rpartition("@")[2].partition("?")[0]
     note = f"{CONNECTION}.endpoint is generate.endpoint: {shown}"
     place(made, "generate.endpoint", f"{CONNECTION}.endpoint", url, note)
-    note = f"{CONNECTION}.api_key {_keep(given)}"
+    note = f"{CONNECTION}.api_key {_keep(connection)}"
     place(made, "generate.api_key_env", f"{CONNECTION}.api_key", KEY_ENV, note)
 
 
 def has_own_key() -> bool:
-    """Whether the user has put a key into the environment; not one that came from a file."""
+    """Whether the user has set a key in the environment; keys from job files do not count."""
     return os.environ.get(KEY_ENV, "") not in ("", *_taken_from_files)
 
 
 def _keep(connection: dict[str, Any]) -> str:
-    """Puts a real key into the environment; returns what is said of it, without it."""
+    """Puts a real key into the environment; returns a note on it that does not show it."""
     key = str(connection.get("api_key") or "").strip()
     if not has_own_key():
-        os.environ.pop(KEY_ENV, None)  # of a job before, which may have asked another endpoint
+        os.environ.pop(KEY_ENV, None)  # a key of an earlier job belongs to its endpoint
     if key in NO_KEYS:
         return f"holds no key: the one in the environment variable {KEY_ENV} is sent"
     if has_own_key():
-        return f"is not sent, for {KEY_ENV} is set and is; take the key out of the file"
+        return f"is ignored: the key in {KEY_ENV} is sent; remove the key from the file"
     os.environ[KEY_ENV] = key
     _taken_from_files.add(key)
-    return f"is sent and stored nowhere; take it out of the file and set {KEY_ENV} instead"
+    return f"is sent and not stored; remove it from the file and set {KEY_ENV} instead"
 
 
-def _student(made: Expansion, given: Any, student: str | None) -> None:
-    if isinstance(given, dict):
-        refuse_unknown(given, ("type", "path", "mode"), "student_model.")
-        given = given.get("path")
+def _student(made: Expansion, value: Any, student: str | None) -> None:
+    if isinstance(value, dict):
+        refuse_unknown(value, ("type", "path", "mode"), "student_model.")
+        value = value.get("path")
     if student:
-        made.notes.append(f"student_model: {given} is not used: --student says which model is")
+        made.notes.append(f"student_model: {value} is ignored: --student replaces it")
         return
-    model = str(_required({"student_model": given}, "student_model"))
+    model = str(_required({"student_model": value}, "student_model"))
     if not model.startswith("azureml:"):
         place(made, "train.student", "student_model", model)
         return
-    found = re.search(r"/models/([^/]+)", model) or re.match(r"azureml:([^:/]+)", model)
-    name = found[1] if found else model
-    hub_id = HUB_IDS.get(name.lower())
+    match = re.search(r"/models/([^/]+)", model) or re.match(r"azureml:([^:/]+)", model)
+    hub_id = HUB_IDS.get((match[1] if match else model).lower())
     which = f"the hub id {hub_id}" if hub_id else "its hub id (org/name)"
     raise SpecError(
-        f"student_model: {model} is a name in an Azure registry, which is not read from here; "
+        f"student_model: {model} is a name in an Azure registry, which cannot be read from here; "
         f"give --student with {which}, or with the path of a folder that holds the model"
     )
 
 
 def _settings(made: Expansion, raw: dict[str, Any], section: str) -> None:
-    """Places every value of a section of theirs; a value of nothing stays our default."""
-    given, path = raw, ""
+    """Places every value of one of their sections; a null leaves our default."""
+    values, path = raw, ""
     for part in section.split("."):
         path = f"{path}.{part}".lstrip(".")
         if path == "teacher_model_settings":
             inner = [s.split(".")[1] for s in SETTINGS if s.startswith(path)]
             refuse_unknown(mapping(raw.get(part), path), inner, f"{path}.")
-        given = mapping(given.get(part), path)
+        values = mapping(values.get(part), path)
     table = SETTINGS[section]
-    refuse_unknown(given, table, f"{section}.")
-    for key, value in given.items():
+    refuse_unknown(values, table, f"{section}.")
+    for key, value in values.items():
         theirs = f"{section}.{key}"
         if value is None:
-            made.notes.append(f"{theirs}: nothing, {table[key]} stays as it is")
+            made.notes.append(f"{theirs}: null, {table[key]} keeps its default")
         elif key.startswith("enable_"):
             _reasoning(made, theirs, value)
         elif key == "learning_rate_multiplier":
@@ -201,20 +199,19 @@ def _settings(made: Expansion, raw: dict[str, Any], section: str) -> None:
 
 def _reasoning(made: Expansion, theirs: str, value: Any) -> None:
     """Reads enable_chain_of_thought or enable_chain_of_density."""
-    told = str(value).lower()
-    if told not in ("true", "false"):
+    flag = str(value).lower()
+    if flag not in ("true", "false"):
         raise SpecError(f"{theirs}: {value}; allowed: true, false")
     chain = theirs.rpartition("enable_")[2]
     summarises = made.sections["prepare"]["task_type"] == "summarization"
-    if told == "false":
-        made.notes.append(f"{theirs}: false, the teacher is not told to")
+    if flag == "false":
+        made.notes.append(f"{theirs}: false, the teacher gets no such instruction")
     elif summarises != (chain == "chain_of_density"):
         raise SpecError(f"{theirs}: true is for {FITS[chain]}")
     else:
         note = (
-            f"{theirs}: true is generate.reasoning {chain}, and curate.rationale drop as it was "
-            "there: only the answer is learned; field would keep the reasoning beside it, think "
-            "have it learned"
+            f"{theirs}: true is generate.reasoning {chain}, with curate.rationale drop as in Azure:"
+            " only the answer is learned; field also stores the reasoning, think has it learned too"
         )
         place(made, "generate.reasoning", theirs, chain, note)
         put(made.sections, "curate.rationale", "drop")
@@ -223,12 +220,12 @@ def _reasoning(made: Expansion, theirs: str, value: Any) -> None:
 def _learning_rate(made: Expansion, theirs: str, value: Any) -> None:
     default, factor = Train.model_fields["learning_rate"].default, number(value)
     rate = value if factor is None else float(f"{factor * default:.12g}")
-    note = f"{theirs}: {value} is train.learning_rate {rate}, so much of our default {default}"
+    note = f"{theirs}: {value} is train.learning_rate {rate}, a multiple of our {default}"
     place(made, "train.learning_rate", theirs, rate, note)
 
 
 def _signal(made: Expansion) -> None:
-    """Text alone is learned from an endpoint, and where the student learns another text."""
+    """Sets generate.top_k to 0 if no signal can be learned: only the text is."""
     remote = made.sections.get("generate", {}).get("engine") == "openai"
     if remote or "curate" in made.sections:
         put(made.sections, "generate.top_k", 0)
@@ -243,13 +240,13 @@ def _names(made: Expansion, raw: dict[str, Any]) -> None:
     refuse_unknown(model, ("type", "name", "path", "mode"), "outputs.registered_model.")
     if registered := model.get("name"):
         place(made, "release.registered_model", "outputs.registered_model.name", registered)
-    given = str(raw.get("name") or registered or "distillation")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", given).strip("-._")[:64] or "distillation"
+    wanted = str(raw.get("name") or registered or "distillation")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("-._")[:64] or "distillation"
     changed = "" if name == raw.get("name") else f" (from {raw.get('name') or 'the model'})"
     place(made, "name", "name", name, f"name is {name}{changed}")
 
 
-def _required(given: dict[str, Any], key: str, prefix: str = "") -> Any:
-    if given.get(key) in (None, ""):
-        raise SpecError(f"{prefix}{key}: missing; the job file must say it")
-    return given[key]
+def _required(section: dict[str, Any], key: str, prefix: str = "") -> Any:
+    if section.get(key) in (None, ""):
+        raise SpecError(f"{prefix}{key}: missing; add it to the job file")
+    return section[key]

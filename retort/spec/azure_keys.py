@@ -1,6 +1,6 @@
-"""Every key of the Azure ML job file, and which of our knobs it is.
+"""The keys of the Azure ML job file, each with its knob in our spec.
 
-The surprise: its hyperparameters come in three dialects, so several keys are the same knob.
+Its hyperparameters come in three dialects, so several keys are the same knob.
 """
 
 TASK_TYPES = {

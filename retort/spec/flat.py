@@ -1,6 +1,6 @@
-"""The flat form of a job (teacher_model, student_model, training_data ...) as the same spec.
+"""The flat form of a job (teacher_model, student_model, training_data ...), read as the same spec.
 
-Also what every foreign form shares: how a value is placed, and under which name its user knows it.
+Also what all foreign forms share: placing a value in our sections, with the name its user gave it.
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ HYPERPARAMETERS = {
 
 
 class Expansion(NamedTuple):
-    """A foreign form in our sections: one sentence for each value, and our keys' names there."""
+    """A foreign form as our sections, a note on each value, and the user's names of the keys."""
 
     sections: dict[str, Any]
     notes: list[str]
@@ -46,18 +46,18 @@ def is_flat(raw: dict[str, Any]) -> bool:
 
 
 def expand(raw: dict[str, Any]) -> Expansion:
-    """Returns the flat form as sections, and one sentence for each value: what it became.
+    """Returns the flat form as sections, with a note on each value.
 
     `hyperparameters.temperature` is both the teacher's sampling temperature and, for the stored
     signal, the distillation temperature. Raises `SpecError` for an unknown key.
     """
     made = Expansion({}, [], {})
-    given = mapping(raw.get("hyperparameters"), "hyperparameters")
+    hyperparameters = mapping(raw.get("hyperparameters"), "hyperparameters")
     refuse_unknown(raw, [*KEYS, "hyperparameters"], "")
-    refuse_unknown(given, HYPERPARAMETERS, "hyperparameters.")
+    refuse_unknown(hyperparameters, HYPERPARAMETERS, "hyperparameters.")
     for key in (key for key in raw if key in KEYS):
         place(made, KEYS[key], key, raw[key])
-    for key, value in given.items():
+    for key, value in hyperparameters.items():
         place(made, HYPERPARAMETERS[key], f"hyperparameters.{key}", value)
         if key == "temperature" and number(value) != 0:
             made.sections.setdefault("train", {})["losses"] = [
@@ -77,12 +77,12 @@ def expand(raw: dict[str, Any]) -> Expansion:
 
 
 def place(made: Expansion, ours: str, theirs: str, value: Any, note: str | None = None) -> None:
-    """Puts a value under our dotted key, with its sentence and its user's name for it.
+    """Sets a value under our dotted key, with a note and the user's name of the key.
 
-    Raises `SpecError` when another key of the user's said the same thing already.
+    Raises `SpecError` if another key of the user's has set it already.
     """
     if ours in made.names:
-        raise SpecError(f"{made.names[ours]} and {theirs} both say {ours}; keep one of them")
+        raise SpecError(f"{made.names[ours]} and {theirs} both set {ours}; keep one of them")
     put(made.sections, ours, value)
     made.names[ours] = theirs
     made.notes.append(note or f"{theirs}: {' '.join(str(value).split())} is {ours}")
@@ -97,9 +97,9 @@ def put(sections: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """Returns a value that must be a mapping; nothing given is an empty one.
+    """Returns a value that must be a mapping; None is an empty one.
 
-    Raises `SpecError`, which does not repeat the value: it may be a key.
+    Raises `SpecError`, which does not show the value: it may be a secret.
     """
     if value is None:
         return {}
@@ -108,9 +108,9 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def refuse_unknown(given: dict[str, Any], allowed: Any, prefix: str) -> None:
-    """Raises `SpecError` for the first key that is not allowed, with the nearest that is."""
-    for key in given:
+def refuse_unknown(section: dict[str, Any], allowed: Any, prefix: str) -> None:
+    """Raises `SpecError` for the first key that is not allowed, with the nearest allowed one."""
+    for key in section:
         if key not in allowed:
             raise SpecError(
                 f"unknown key '{prefix}{key}'{did_you_mean(str(key), allowed)}; "
@@ -119,7 +119,7 @@ def refuse_unknown(given: dict[str, Any], allowed: Any, prefix: str) -> None:
 
 
 def number(value: Any) -> float | None:
-    """Returns a number that may be written as text; None for anything else."""
+    """Returns a value that is a number, or a text of one, as float; else None."""
     try:
         return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""From a YAML file and what the command line says to a JobSpec, with errors a person can act on."""
+"""From a job file and the options of the command line to a JobSpec, with errors one can act on."""
 
 import copy
 import difflib
@@ -14,8 +14,8 @@ from retort.spec import azure, flat
 from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
 
-# Values that may be paths relative to the job file. A model may also be a hub id, or the name that
-# an endpoint knows it by.
+# Values that may be paths relative to the job file. A model may also be a hub id, or its name at
+# an endpoint.
 DATA_PATHS = (
     ("prepare", "train"),
     ("prepare", "validation"),
@@ -29,7 +29,7 @@ MODEL_PATHS = (
     ("curate", "second_teacher", "model"),
     ("evaluate", "judge", "model"),
 )
-# pydantic's names of the forms that a source of rows may have, by the type that the YAML gives.
+# pydantic's names for the forms of a source of rows, by the type of the value in the job file.
 FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
 
 
@@ -39,12 +39,12 @@ def load(
     teacher: str | None = None,
     student: str | None = None,
 ) -> tuple[JobSpec, list[str]]:
-    """Returns the spec of a job file in any of its forms, and notes on what its values became.
+    """Returns the spec of a job file in any of its forms, and notes on how its values were read.
 
     Relative paths in the file and in overrides are relative to the file; `teacher` and `student`,
-    which take the place of the file's, are relative to the working directory. A teacher that is a
-    URL is an endpoint. Raises `SpecError` in one message that names the key, the value, what is
-    allowed and, for a name, the nearest one.
+    which replace the file's, are relative to the working directory. A teacher that is a URL is an
+    endpoint. Raises `SpecError` with the key, the value, what is allowed and, for a name, the
+    nearest known one.
     """
     path = Path(path)
     made = _expand(_read_yaml(path), teacher, student)
@@ -60,7 +60,7 @@ def load(
 
 
 def build_at(raw: dict[str, Any], folder: Path) -> JobSpec:
-    """Returns the spec of a mapping in any form of a job, its relative paths starting at a folder.
+    """Returns the spec of a mapping in any form of a job; its paths are relative to a folder.
 
     Raises `SpecError` as `load` does.
     """
@@ -72,7 +72,7 @@ def build_at(raw: dict[str, Any], folder: Path) -> JobSpec:
 def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None = None) -> JobSpec:
     """Returns the spec of a mapping. Raises `SpecError` that lists every mistake in it.
 
-    `names` are the keys that the user wrote where those are not ours, by ours.
+    `names` are the keys as the user wrote them, if they differ from ours, by ours.
     """
     made = _expand(raw, None, None)
     try:
@@ -131,9 +131,9 @@ def _override(made: Expansion, text: str) -> None:
 
 
 def _use_teacher(made: Expansion, teacher: str) -> None:
-    """Puts the teacher of the command line in place: an endpoint, a folder here or a hub id.
+    """Sets the teacher of the command line: an endpoint, a folder on this machine or a hub id.
 
-    The job's own key was meant for another endpoint, so it is not sent to this one.
+    The job's own key belongs to another endpoint and is not sent to this one.
     """
     knobs = mapping(made.sections.setdefault("generate", {}), "generate")
     is_remote = bool(knobs.pop("endpoint", None)) or knobs.get("engine") in azure.REMOTE
@@ -144,8 +144,8 @@ def _use_teacher(made: Expansion, teacher: str) -> None:
         made.names["generate.endpoint"] = "--teacher"
         if azure.has_own_key():
             knobs["api_key_env"] = azure.KEY_ENV
-        said = "is sent there" if azure.has_own_key() else "would be sent there if it were set"
-        made.notes.append(f"--teacher is generate.endpoint; the key in {azure.KEY_ENV} {said}")
+        sent = "is sent there" if azure.has_own_key() else "would be sent there if it were set"
+        made.notes.append(f"--teacher is generate.endpoint; the key in {azure.KEY_ENV} {sent}")
         return
     if is_remote:
         knobs["engine"] = "auto"
@@ -154,14 +154,14 @@ def _use_teacher(made: Expansion, teacher: str) -> None:
 
 
 def _here(model: str) -> str:
-    """Returns a folder given on the command line as a whole path; a hub id as it is."""
+    """Returns a folder named on the command line as an absolute path; a hub id unchanged."""
     path = Path(model).expanduser()
     is_path = path.exists() or model.startswith((".", "/", "~"))
     return str(path.resolve()) if is_path else model
 
 
 def _anchor(made: Expansion, folder: Path) -> None:
-    """Makes the paths of a job whole: those of the command line are, others start at the file."""
+    """Makes the paths of a job absolute, except those of the command line, which are already."""
     for *parents, key in DATA_PATHS + MODEL_PATHS:
         holder: Any = made.sections
         for parent in parents:
@@ -180,7 +180,7 @@ def _anchor(made: Expansion, folder: Path) -> None:
 
 
 def _data(value: Any, folder: Path) -> Any:
-    """Returns a source of rows with its paths made whole: one, a list of them, or a dataset."""
+    """Returns a source of rows with absolute paths: a path, a list of them, or a dataset."""
     if isinstance(value, list):
         return [_data(item, folder) for item in value]
     if isinstance(value, dict) and "dataset" in value:
@@ -191,7 +191,7 @@ def _data(value: Any, folder: Path) -> Any:
 
 
 def _model(value: Any, folder: Path) -> Any:
-    """Returns a path made whole where the value is one, and a hub id as it is."""
+    """Returns an absolute path if the value is a path, and a hub id unchanged."""
     if not isinstance(value, str) or "://" in value:
         return value
     beside = folder / Path(value).expanduser()
@@ -200,7 +200,7 @@ def _model(value: Any, folder: Path) -> Any:
 
 
 def _is_meant(item: Any, raw: Any) -> bool:
-    """Whether an error is of the form that a value has: a source of rows may have three."""
+    """Whether an error is about the form that a value has, of the three of a source of rows."""
     at = raw
     for part in item["loc"]:
         if part in FORMS.values():
@@ -226,13 +226,13 @@ def _explain(item: Any, names: dict[str, str]) -> str:
         return f"{where}: missing, and it has no default{written}; see `retort schema`"
     if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
-    # A whole section is not shown: it may hold what only its user should see.
+    # A whole section is not shown: it may hold a secret.
     shown = "" if isinstance(value, dict) else f" (it is {json.dumps(value, default=str)})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _named(location: tuple[Any, ...], names: dict[str, str]) -> str:
-    """Returns the key of an error as its user wrote it, and ours where that is another."""
+    """Returns the key of an error as the user wrote it, with ours if that is another."""
     ours = ".".join(str(part) for part in location) or "spec"
     for length in range(len(location), 0, -1):
         theirs = names.get(".".join(str(part) for part in location[:length]))

@@ -7,6 +7,9 @@ TOOL = {"type": "function", "function": FUNCTION}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
+CALL_OF_2 = {**CALL, "function": {"name": "f", "arguments": {"a": 2}}}
+
+
 def turn(role, content, **more):
     return {"role": role, "content": content, **more}
 
@@ -195,5 +198,173 @@ CHATS = {
         {"prompt": "2 + 3?", "chosen": CHAT[1:], "rejected": []},
         "prompt_completion",
         CHAT[1:],
+    ),
+    "trl without a prompt": (
+        {"chosen": CHAT[1:], "rejected": [CHAT[1], turn("assistant", "6")]},
+        "preference",
+        CHAT[1:],
+    ),
+    "transcripts": (
+        {
+            "chosen": "\n\nHuman: 2 + 3?\n\nAssistant: 5\n\nHuman: Sure?\n\nAssistant: Yes:\nfive",
+            "rejected": "\n\nHuman: 2 + 3?\n\nAssistant: 6",
+        },
+        "preference",
+        [*CHAT[1:], turn("user", "Sure?"), turn("assistant", "Yes:\nfive")],
+    ),
+    "chosen beside turns": (
+        {
+            "conversations": [{"from": "human", "value": "2 + 3?"}],
+            "chosen": {"from": "gpt", "value": "5"},
+            "rejected": {"from": "gpt", "value": "6"},
+        },
+        "sharegpt",
+        CHAT[1:],
+    ),
+    "an answer labelled as bad": (
+        {"messages": CHAT[1:], "label": False},
+        "messages",
+        ASKED,
+    ),
+    "turns labelled as bad": (
+        {"prompt": ASKED, "completion": CHAT[2:], "label": "false"},
+        "prompt_completion",
+        ASKED,
+    ),
+    "an answer not to learn": (
+        {"messages": [*ASKED, turn("assistant", "6", weight=0)]},
+        "messages",
+        ASKED,
+    ),
+    "history of pairs": (
+        {
+            "instruction": "And 3 + 3?",
+            "input": "",
+            "output": "6",
+            "system": "Be brief.",
+            "history": [["2 + 3?", "5"]],
+        },
+        "alpaca",
+        [*CHAT, turn("user", "And 3 + 3?"), turn("assistant", "6")],
+    ),
+    "history of turns": (
+        {"query": "And 3 + 3?", "response": "6", "history": json.dumps(CHAT[1:])},
+        "question_answer",
+        [*CHAT[1:], turn("user", "And 3 + 3?"), turn("assistant", "6")],
+    ),
+    "history of texts": (
+        {"prompt": "And 3 + 3?", "history": ["Hello!", "2 + 3?", "5"]},
+        "prompt_completion",
+        [turn("assistant", "Hello!"), *CHAT[1:], turn("user", "And 3 + 3?")],
+    ),
+    "as pandas writes it": ({"messages": str(CHAT)}, "messages", CHAT),
+    "as numpy prints it": (
+        {"messages": "[" + "\n ".join(map(str, CHAT)) + "]"},
+        "messages",
+        CHAT,
+    ),
+    "thoughts": (
+        {
+            "messages": [
+                *ASKED,
+                turn(
+                    "assistant",
+                    [
+                        {"type": "thinking", "thinking": "so 5", "signature": "s"},
+                        {"type": "redacted_thinking", "data": "x"},
+                        {"type": "text", "text": "5"},
+                    ],
+                    reasoning_content="so 5",
+                ),
+            ]
+        },
+        "messages",
+        CHAT[1:],
+    ),
+    "thoughts of bedrock": (
+        {
+            "schemaVersion": "bedrock-conversation-2024",
+            "messages": [
+                turn("user", [{"text": "2 + 3?"}, {"cachePoint": {"type": "default"}}]),
+                turn("assistant", [{"reasoningContent": {"reasoningText": {}}}, {"text": "5"}]),
+            ],
+        },
+        "bedrock",
+        CHAT[1:],
+    ),
+    "parts with a value": (
+        {"messages": [turn("user", [{"type": "text", "value": "2 + 3?"}])]},
+        "messages",
+        ASKED,
+    ),
+    "gemini": (
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "2 + 3?"}]},
+                {"role": "model", "parts": [{"text": "2 + 3 ...", "thought": True}, {"text": "5"}]},
+            ],
+        },
+        "sharegpt",
+        CHAT,
+    ),
+    "pairs": (
+        {"conversation": [{"system": "Be brief.", "input": "2 + 3?", "output": "5"}]},
+        "sharegpt",
+        CHAT,
+    ),
+    "anthropic's tools": (
+        {
+            "messages": [
+                *ASKED,
+                turn(
+                    "assistant",
+                    [
+                        {"type": "text", "text": "I add."},
+                        {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 2}},
+                    ],
+                ),
+                turn(
+                    "user",
+                    [
+                        {"type": "tool_result", "tool_use_id": "c1", "content": "5"},
+                    ],
+                ),
+                turn("assistant", "5"),
+            ]
+        },
+        "messages",
+        [
+            *ASKED,
+            turn("assistant", "I add.", tool_calls=[CALL_OF_2]),
+            turn("tool", "5", tool_call_id="c1"),
+            turn("assistant", "5"),
+        ],
+    ),
+    "bedrock's tools": (
+        {
+            "schemaVersion": "bedrock-conversation-2024",
+            "messages": [
+                turn("user", [{"text": "2 + 3?"}]),
+                turn(
+                    "assistant",
+                    [{"toolUse": {"toolUseId": "c1", "name": "f", "input": {"a": 2}}}],
+                ),
+                turn(
+                    "user",
+                    [
+                        {"toolResult": {"toolUseId": "c1", "content": [{"json": {"sum": 5}}]}},
+                        {"text": "So?"},
+                    ],
+                ),
+            ],
+        },
+        "bedrock",
+        [
+            *ASKED,
+            turn("assistant", "", tool_calls=[CALL_OF_2]),
+            turn("tool", '[{"json":{"sum":5}}]', tool_call_id="c1"),
+            turn("user", "So?"),
+        ],
     ),
 }

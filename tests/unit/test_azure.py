@@ -108,7 +108,7 @@ def test_two_keys_for_one_knob_are_refused_by_both_names(given):
         (INFERENCE, "generate.max_tokens", {"max_tokens": 5, "max_new_tokens": 5}),
     ]:
         one, two = (f"{section}.{key}" for key in twice)
-        with pytest.raises(SpecError, match=f"{one} and {two} both say {ours}; keep one"):
+        with pytest.raises(SpecError, match=f"{one} and {two} both set {ours}; keep one"):
             given({section: twice})
 
 
@@ -162,7 +162,7 @@ def test_each_prompt_setting_belongs_to_its_task(given):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data_generation_type": "data_generation"}, "never built; here the rows bring"),
+        ({"data_generation_type": "data_generation"}, "never available; give the questions"),
         ({"data_generation_task_type": "maths"}, "did you mean 'math'"),
         ({"hyperparameters.n_epoch": "3"}, r"hyperparameters.n_epoch'.*'n_epochs'"),
         ({f"{INFERENCE}.temprature": 1}, r"inference_parameters.temprature'.*'temperature'"),
@@ -204,7 +204,7 @@ def test_what_changes_nothing_here_is_accepted_with_a_note(given):
     keys = ("$schema", "display_name", "tags", "compute", "properties")
     _, notes = given({key: {"a": "b"} for key in keys})
     for key in (*keys, "description", "experiment_name", "resources"):
-        assert f"{key}: accepted, it changes nothing here" in notes
+        assert f"{key}: accepted and ignored" in notes
 
 
 def test_a_name_that_is_no_name_here_is_cleaned_and_said(given):

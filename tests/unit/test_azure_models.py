@@ -40,7 +40,7 @@ def test_a_key_is_sent_but_stands_in_no_spec_and_no_note(given, monkeypatch):
     assert os.environ[KEY_ENV] == SECRET
     assert spec.generate.api_key_env == KEY_ENV
     assert SECRET not in str(notes) + spec.model_dump_json() + repr(spec)
-    assert any("api_key is sent and stored nowhere; take it out of the file" in n for n in notes)
+    assert any("api_key is sent and not stored; remove it from the file" in n for n in notes)
     # The key of a file is for the endpoint of that file alone.
     spec, _ = given({f"{CONNECTION}.api_key": "sk-another"})
     assert os.environ[KEY_ENV] == "sk-another"
@@ -51,7 +51,7 @@ def test_a_key_is_sent_but_stands_in_no_spec_and_no_note(given, monkeypatch):
     monkeypatch.setenv(KEY_ENV, "sk-my-own")
     _, notes = given({f"{CONNECTION}.api_key": SECRET})
     assert os.environ[KEY_ENV] == "sk-my-own"
-    assert any(f"{KEY_ENV} is set" in note for note in notes)
+    assert any(f"the key in {KEY_ENV} is sent" in note for note in notes)
 
 
 def test_a_teacher_on_the_command_line_takes_the_place_of_the_endpoint(given, tmp_path):

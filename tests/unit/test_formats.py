@@ -61,6 +61,18 @@ BAD_CHATS = {
         turn("user", [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}])
     ],
     "turn 1 holds a part of kind image": [turn("user", [{"text": None, "image": {}}])],
+    "turn 1 holds a part of kind text without a text": [turn("user", [{"type": "text"}])],
+    "turn 1 holds images: only text is read": [turn("user", "x", images=["a.png"])],
+    "turn 2 holds audio": [*ASKED, turn("assistant", None, audio={"id": "a"})],
+    "neither JSON nor a list as Python": "[{'role': 'user', 'content': f(x)}]",
+    "the arguments of a tool call in turn 2 are no JSON object": [
+        *ASKED,
+        turn("assistant", None, tool_calls=[{"function": {"name": "f", "arguments": "{x"}}]),
+    ],
+    "a tool call of turn 2 names no function": [
+        *ASKED,
+        turn("assistant", None, tool_calls=[{"function": {"arguments": "{}"}}]),
+    ],
 }
 
 
@@ -91,6 +103,21 @@ BAD_ROWS = {
         "n": 1,
     },
     "no known columns; the row has none": {},
+    "column images holds an image, a sound or a video: only text is read": {
+        "messages": ASKED,
+        "images": ["1.jpg"],
+    },
+    "column image holds": {"conversations": CHAT, "image": "1.jpg"},
+    "column audio holds": {"instruction": "x", "audio": {"bytes": None, "path": None}},
+    "column scan holds": {"question": "x", "scan": [{"bytes": None, "path": "p"}]},
+    "history holds earlier turns, which are not read": {
+        "premise": "a",
+        "hypothesis": "b",
+        "history": [["q", "a"]],
+    },
+    "history beside choices": {"question": "q", "A": "x", "B": "y", "history": [["q", "a"]]},
+    "history must be a list of": {"prompt": "q", "history": [["a", "b", "c"]]},
+    "chosen is neither a list of turns nor": {"chosen": "good", "rejected": "bad"},
 }
 
 

@@ -147,6 +147,21 @@ COLUMNS = {
         "summarization",
         {"article": "long", "summary": "short", "title": "t"},
     ),
+    "orca pairs": (
+        {"system": "s", "question": "1 + 1?", "chosen": "2", "rejected": "3"},
+        "question_answer",
+        {"question": "1 + 1?", "answer": "2"},
+    ),
+    "alpaca pairs": (
+        {"instruction": "Add 1, 1.", "input": "", "chosen": [{"from": "gpt", "value": "2"}]},
+        "alpaca",
+        {"prompt": "Add 1, 1.", "completion": "2"},
+    ),
+    "no history, no image": (
+        {"prompt": "1 + 1 =", "history": "of arithmetic", "images": [], "image": None},
+        "prompt_completion",
+        {"prompt": "1 + 1 ="},
+    ),
     "imdb": ({"text": "good", "label": 1}, "text_label", {"text": "good", "label": 1}),
     "sst2": ({"sentence": "good", "label": 1}, "text_label", {"text": "good", "label": 1}),
 }
@@ -161,6 +176,21 @@ def test_columns_are_recognised_and_stand_under_our_names_and_their_own(name):
     own = {key: value for key, value in row.items() if key not in placed}
     assert read.fields == {**own, **fields}
     assert read_row(row, form, {}) == (form, read)
+
+
+def test_an_answer_that_its_data_labels_as_bad_is_no_answer():
+    for row, name in (
+        ({"prompt": "q", "completion": "bad", "label": False}, "completion"),
+        ({"prompt": "q", "completion": "bad", "label": "False"}, "completion"),
+        ({"instruction": "q", "output": "bad", "kto_tag": False}, "completion"),
+        ({"question": "q", "answer": "bad", "label": 0}, "answer"),
+        ({"question": "q", "answer": "bad", "label": False}, "answer"),
+    ):
+        fields = read_row(row, "auto", {})[1].fields
+        assert name not in fields
+        good = {**row, "label": True} if "label" in row else {**row, "kto_tag": True}
+        assert read_row(good, "auto", {})[1].fields[name] == "bad"
+    assert read_row({"prompt": "q", "label": False}, "auto", {})[1].fields["label"] is False
 
 
 def test_columns_are_mapped_and_a_mapped_column_that_is_missing_names_both():

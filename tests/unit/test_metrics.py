@@ -188,7 +188,7 @@ def test_a_metric_of_ones_own_that_gives_no_number_is_refused_by_name(own, given
     examples = [example("7", "a"), example("8", "b")]
     texts = {"a": "7", "b": "7"}
     with pytest.raises(
-        SpecError, match=r"metric own_type:odd gives .* for example 'b'; give a fin"
+        SpecError, match=r"metric own_type:odd returned .* for example 'b'; return a fin"
     ):
         statistics(math, examples, texts, texts, ["own_type:odd"])
 

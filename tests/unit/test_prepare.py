@@ -274,7 +274,7 @@ def test_a_ratio_that_sets_no_row_apart_is_told_to_be_raised(prepared):
 
 
 def test_a_train_file_that_is_the_test_file_stops_the_job(prepared):
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="no row is left"):
         prepared(GOOD, test=GOOD)
 
 

@@ -87,7 +87,7 @@ def test_a_dataset_that_is_not_here_says_that_the_hub_cannot_be_reached(cached):
             use(source)
 
 
-def test_images_of_a_dataset_are_left_out_without_a_library_for_them(tmp_path):
+def test_images_of_a_dataset_need_no_library_and_are_there_to_be_refused(tmp_path):
     import datasets
 
     features = datasets.Features(
@@ -99,7 +99,8 @@ def test_images_of_a_dataset_are_left_out_without_a_library_for_them(tmp_path):
     )
     row = {"image": {"bytes": b"x", "path": None}, "label": 1, "grid": [[1, 2]]}
     datasets.Dataset.from_list([row], features=features).save_to_disk(tmp_path / "d")
-    assert values(tmp_path / "d") == [{"label": 1, "grid": [[1, 2]]}]
+    image = {"path": None, "bytes": None}
+    assert values(tmp_path / "d") == [{"image": image, "label": 1, "grid": [[1, 2]]}]
 
 
 def test_the_digest_of_a_dataset_is_of_its_split_and_not_of_its_place(saved, tmp_path):

@@ -14,7 +14,7 @@ from retort.errors import SpecError
 from tests.support.source_rows import MOST, ROWS, rows_of
 
 
-def test_columns_come_as_plain_values_and_images_are_left_out(tmp_path):
+def test_columns_come_as_plain_values_and_of_images_only_the_paths(tmp_path):
     media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]
     columns = {
@@ -34,6 +34,8 @@ def test_columns_come_as_plain_values_and_images_are_left_out(tmp_path):
     first, second = rows_of(tmp_path / "a.parquet")
     assert first.value == {
         "messages": turns,
+        "image": {"path": "p", "bytes": None},
+        "frames": [{"path": "p", "bytes": None}],
         "number": 1.5,
         "when": "2024-05-06T07:08:00",
         "day": "2024-05-06",
@@ -46,6 +48,43 @@ def test_columns_come_as_plain_values_and_images_are_left_out(tmp_path):
     kept = {"bytes": "/w==", "word": "b"}
     assert second.value == {**dict.fromkeys(first.value), **kept}
     assert (json.loads(first.raw), first.line, second.line) == (first.value, 1, 2)
+
+
+def test_a_value_that_python_cannot_hold_is_a_bad_row_that_names_its_column(tmp_path):
+    far = pa.array([1, 10**8, 2])
+    columns = {
+        "n": pa.array([1, 2, 2**64 - 1], pa.uint64()),
+        "when": far.cast(pa.int32()).cast(pa.date32()),
+        "text": ["a", "b", "c"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second, third = rows_of(tmp_path / "a.parquet")
+    assert (first.value["when"], third.value["n"]) == ("1970-01-02", 2**64 - 1)
+    assert second.error.startswith("a value that cannot be read: column when: ")
+    pq.write_table(pa.table([[1], [2]], names=["n", "n"]), tmp_path / "b.parquet")
+    with pytest.raises(SpecError, match="has the column n twice"):
+        rows_of(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("shape", ["text", "large", "view", "dictionary", "list", "struct", "map"])
+def test_broken_utf8_is_one_bad_row_whatever_the_types_of_the_columns(tmp_path, shape):
+    data = pa.array([b"good", b"a\xff", b"last"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, data.buffers())
+    ends = pa.array([0, 1, 2, 3], pa.int32())
+    column = {
+        "text": lambda: text,
+        "large": lambda: data.cast(pa.large_binary()).view(pa.large_string()),
+        "view": lambda: data.cast(pa.binary_view()).view(pa.string_view()),
+        "dictionary": text.dictionary_encode,
+        "list": lambda: pa.ListArray.from_arrays(ends, text),
+        "struct": lambda: pa.StructArray.from_arrays([text], ["x"]),
+        "map": lambda: pa.MapArray.from_arrays(ends, text, pa.array([1, 2, 3])),
+    }[shape]()
+    table = pa.table({"number": [1, 2, 3], "when": pa.array([1, 2, 3], pa.date32()), "t": column})
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, bad, last = rows_of(tmp_path / "a.parquet")
+    assert (first.value["number"], last.value["number"], bad.line) == (1, 3, 2)
+    assert "not UTF-8" in bad.error and "column t" in bad.error
 
 
 def test_bad_rows_of_parquet_are_bad_one_by_one(tmp_path):

@@ -155,7 +155,7 @@ def test_a_template_is_filled_with_columns_and_nothing_else():
     assert fill("{{{a.b:c}}}", {"a.b:c": "x"}) == "{x}"
     with pytest.raises(ValueError, match=r"names \{x\}, but the row has a, b; write \{\{ and"):
         fill("{x}", {"a": 1, "b": 2})
-    with pytest.raises(ValueError, match="brace without a partner"):
+    with pytest.raises(ValueError, match="unpaired brace"):
         fill("f(x) = {", {})
     with pytest.raises(ValueError, match=r"\{a\}, which is empty"):
         fill("{a}", {"a": None})

@@ -207,7 +207,7 @@ def unique(item: Candidate) -> str | None:
 
 
 def majority(item: Candidate, *, at_least: Annotated[int, Field(ge=1)] = 2) -> str | None:
-    """Rejects all answers but the most frequent, and that too if fewer than `at_least` samples agree.
+    """Rejects all answers but the most frequent; all, if it has fewer than `at_least` votes.
 
     Self-consistency (Wang et al. 2022, arXiv:2203.11171). Answers are compared by the task type;
     a text without an answer has no vote; of equally frequent answers the first wins.

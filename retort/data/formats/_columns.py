@@ -1,8 +1,11 @@
-"""Columns under the names that people give them, to ours; and what every row may carry besides."""
+"""The names that data gives to columns, and the parts that a row of any format may have.
+
+Columns that change the meaning of a row, such as earlier turns or an image, are read or refused.
+"""
 
 from typing import Any
 
-from retort.data.formats._chat import unquoted
+from retort.data.formats._chat import MEDIA, turns_in, unquoted
 from retort.records import Message, Row
 
 PROMPT = ("prompt",)
@@ -10,7 +13,10 @@ COMPLETION = ("completion", "response", "chosen", "output", "answer")
 INSTRUCTION = ("instruction",)
 QUESTION = ("question", "problem", "query", "question_stem")
 CONTEXT = ("context", "passage")
-ANSWER = ("answer", "solution", "response", "output", "answers", "answerKey", "correct_answer")
+ANSWER = (
+    *("answer", "solution", "response", "output", "answers", "answerKey", "correct_answer"),
+    "chosen",
+)
 CHOICES = ("choices", "options")
 PREMISE = ("premise", "sentence1", "text1")
 HYPOTHESIS = ("hypothesis", "sentence2", "text2")
@@ -18,10 +24,16 @@ LABEL = ("label", "gold_label")
 ARTICLE = ("article", "document", "text", "dialogue")
 SUMMARY = ("summary", "highlights", "abstract")
 TEXT = ("text", "sentence")
-CONVERSATION = ("conversations", "conversation")
-SYSTEM = ("system", "system_prompt")
+CONTENTS = "contents"  # Gemini's name of a list of turns; elsewhere a text
+CONVERSATION = ("conversations", "conversation", CONTENTS)
+SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
+HISTORY = "history"
+# Preference data says in one of these whether its answer is a good one.
+VERDICTS = ("label", "kto_tag")
+TRUTHS = {"true": True, "false": False}
+NUMBERED_TRUTHS = {**TRUTHS, "1": True, "0": False}
 ID = ("id", "custom_id", "_id", "uid")
-# Columns for the choices of a question, one each.
+# One column for each choice of a question.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERED = [
     [start + letter for letter in letters]
@@ -32,12 +44,12 @@ LETTERED = [
     )
 ]
 CHOICE_COLUMNS = frozenset([*CHOICES, *(names[1] for names in LETTERED)])
-# What a row has a place of its own for; everything else is one of its fields.
+# The columns that become other parts of a row; all others are its fields.
 PLACED = {"id", "metadata", "tools", "messages"}
 
 
 def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """Returns the value of the first of the named columns that is not null or an empty cell."""
+    """Returns the value of the first of the named columns that is neither null nor empty."""
     for name in names:
         value = row.get(name)
         if value is not None and value != "":
@@ -48,7 +60,7 @@ def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 def text(row: dict[str, Any], names: tuple[str, ...]) -> str:
     """Returns the text in the first of the named columns that the row has.
 
-    Raises ValueError where it is none or is empty.
+    Raises ValueError if it is no text or empty.
     """
     value = first(row, names)
     if isinstance(value, str) and value and not value.isspace():
@@ -63,29 +75,104 @@ def row_of(
     messages: list[Message] | None = None,
     used: tuple[str, ...] = (),
 ) -> Row:
-    """Returns a row with all its columns as fields, ours beside those of the file.
+    """Returns a row with all its columns as fields: the file's, and ours beside them.
 
-    Columns of the file that are `used` up, and what a row has another place for, are left out; so
-    are fields of ours that are None. Raises ValueError for tools that are no list.
+    Columns that are `used` or become other parts of the row are left out, and so are fields of
+    ours that are None. Raises ValueError for columns that a text model cannot be asked about, for
+    earlier turns that this format does not read, and for tools that are no list.
     """
-    found = {name: value for name, value in row.items() if name not in PLACED}
+    refuse_media(row)
+    if HISTORY not in used and earlier_turns(row):
+        raise ValueError(
+            "history holds earlier turns, which are not read from rows of this form; give them as "
+            "messages"
+        )
+    return any_row(row, fields, messages, used)
+
+
+def any_row(
+    row: dict[str, Any],
+    fields: dict[str, Any],
+    messages: list[Message] | None = None,
+    used: tuple[str, ...] = (),
+) -> Row:
+    """Returns a row as `row_of`, without a look at what its columns mean."""
+    values = {name: value for name, value in row.items() if name not in PLACED}
     for name in used:
-        found.pop(name, None)
+        values.pop(name, None)
     for name, value in fields.items():
         if value is not None:
-            found[name] = value
+            values[name] = value
     if messages is None and (system := first(row, SYSTEM)) is not None:
-        found["system"] = system
+        values["system"] = system
     metadata = unquoted(row.get("metadata"))
     if not isinstance(metadata, dict):
         if metadata is not None:
-            found["metadata"] = metadata
+            values["metadata"] = metadata
         metadata = {}
-    return Row(messages, found, identity(row), tools_of(row), metadata)
+    return Row(messages, values, identity(row), tools_of(row), metadata)
+
+
+def refuse_media(row: dict[str, Any]) -> None:
+    """Raises ValueError for a row with an image, a sound or a video."""
+    for name, value in row.items():
+        is_named = name in MEDIA and isinstance(value, str | list | dict)
+        if value and (is_named or _is_media(value)):
+            raise ValueError(
+                f"column {name} holds an image, a sound or a video: only text is read; remove the "
+                "column to ask about the text alone"
+            )
+
+
+def _is_media(value: Any) -> bool:
+    """Whether a value is an image or the like as `datasets` stores it, or a list of such."""
+    if isinstance(value, list):
+        return any(_is_media(item) for item in value)
+    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
+
+
+def earlier_turns(row: dict[str, Any]) -> list[Any]:
+    """Returns the turns before a row's question, as LLaMA-Factory's and ms-swift's `history`.
+
+    It is a list of [question, answer] pairs, of turns, or of texts of which the last is an answer.
+    A text in this column is no history of a chat. Raises ValueError for another list.
+    """
+    history = unquoted(row.get(HISTORY))
+    if not isinstance(history, list):
+        return []
+    turns: list[Any] = []
+    for number, item in enumerate(reversed(history)):
+        if isinstance(item, dict):
+            turns.insert(0, item)
+        elif isinstance(item, list) and len(item) == 2:
+            turns[:0] = [
+                {"role": "user", "content": item[0]},
+                {"role": "assistant", "content": item[1]},
+            ]
+        elif isinstance(item, str):
+            turns.insert(0, {"role": ("assistant", "user")[number % 2], "content": item})
+        else:
+            raise ValueError("history must be a list of [question, answer] pairs or of turns")
+    return turns
+
+
+def reply_in(value: Any) -> Any:
+    """Returns the text of a reply that is written as turns; any other value unchanged."""
+    turns = turns_in(value)
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if isinstance(last, dict) and not last.keys().isdisjoint(("role", "from")):
+        return last.get("content", last.get("value"))
+    return value
+
+
+def verdict(row: dict[str, Any], truths: dict[str, bool] = TRUTHS) -> bool | None:
+    """Returns whether a row marks its answer as a good one; None if it does not say."""
+    texts = (str(row.get(name)).lower() for name in VERDICTS)
+    return next((truths[text] for text in texts if text in truths), None)
 
 
 def identity(row: dict[str, Any]) -> str | None:
-    """Returns the id that a row has of its own, if any."""
+    """Returns the row's own id, if any."""
     for name in ID:
         value = row.get(name)
         if value is not None and value != "" and isinstance(value, str | int | float):
@@ -94,13 +181,13 @@ def identity(row: dict[str, Any]) -> str | None:
 
 
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the tools that a row offers; `functions` are put into the form of tools.
+    """Returns the tools of a row; `functions`, OpenAI's older form, become tools.
 
-    Raises ValueError when they are no list of objects.
+    Raises ValueError if they are no list of objects.
     """
-    if not (given := row.get("tools") or row.get("functions")):
+    if not (value := row.get("tools") or row.get("functions")):
         return None
-    tools = unquoted(given)
+    tools = unquoted(value)
     if isinstance(tools, list) and not row.get("tools"):
         tools = [{"type": "function", "function": item} for item in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -109,34 +196,36 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def choices_of(row: dict[str, Any]) -> tuple[list[str], list[str]] | None:
-    """Returns the choices of a question with their letters, or None where it has none.
+    """Returns the choices of a question with their letters, or None.
 
     They may be a list, {label: [...], text: [...]}, a list of {label, text}, {letter: text}, or
     columns A, B, C ... or option_a, option_b ... Raises ValueError for anything else.
     """
     if CHOICE_COLUMNS.isdisjoint(row):
         return None
-    given = unquoted(first(row, CHOICES))
-    if given is None:
+    choices = unquoted(first(row, CHOICES))
+    if choices is None:
         columns = next((c for c in LETTERED if c[0] in row and c[1] in row), [])
         return _lettered([row.get(name) for name in columns], LETTERS)
-    if isinstance(given, dict) and isinstance(given.get("text"), list):
-        texts = given["text"]
-        return _lettered(texts, given.get("label") or LETTERS)
-    if isinstance(given, dict):
-        return _lettered(list(given.values()), list(given))
-    if not isinstance(given, list):
+    if isinstance(choices, dict) and isinstance(choices.get("text"), list):
+        texts = choices["text"]
+        return _lettered(texts, choices.get("label") or LETTERS)
+    if isinstance(choices, dict):
+        return _lettered(list(choices.values()), list(choices))
+    if not isinstance(choices, list):
         raise ValueError("choices must be a list of texts, {label, text} or {letter: text}")
-    if all(isinstance(item, dict) and "text" in item for item in given):
-        labels = [item.get("label") or letter for item, letter in zip(given, LETTERS, strict=False)]
-        return _lettered([item["text"] for item in given], labels)
-    return _lettered(given, LETTERS)
+    if all(isinstance(item, dict) and "text" in item for item in choices):
+        labels = [
+            item.get("label") or letter for item, letter in zip(choices, LETTERS, strict=False)
+        ]
+        return _lettered([item["text"] for item in choices], labels)
+    return _lettered(choices, LETTERS)
 
 
 def _lettered(texts: list[Any], letters: str | list[Any]) -> tuple[list[str], list[str]] | None:
-    """Returns texts with their letters, without those that are empty in this row.
+    """Returns texts with their letters, without empty ones.
 
-    Raises ValueError for more texts than letters.
+    Raises ValueError if there are more texts than letters.
     """
     if len(texts) > len(letters):
         raise ValueError(f"{len(texts)} choices, but {len(letters)} letters for them")

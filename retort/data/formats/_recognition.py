@@ -1,4 +1,4 @@
-"""Which form a row has, told by its columns; the first that fits, chats before plain columns."""
+"""The format of a row by its columns: the first that fits, chats before plain columns."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,29 +11,30 @@ from retort.records import Row
 
 Format = Callable[[dict[str, Any]], Row]
 KNOWN = (
-    "messages; conversations; body; choices with a message; instruction; question, problem or "
-    "query; premise and hypothesis; prompt; article, document or dialogue; text with summary; "
-    "text with label"
+    "messages; conversations; contents; body; choices with a message; instruction; question, "
+    "problem or query; premise and hypothesis; prompt; chosen and rejected; article, document or "
+    "dialogue; text with summary; text with label"
 )
-# Of each of the groups a row must have one column.
+# A row has a format if it has one column of each group.
 BY_COLUMNS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("nli", (names.PREMISE, names.HYPOTHESIS)),
     ("question_answer", (names.QUESTION,)),
     ("alpaca", (names.INSTRUCTION,)),
     ("prompt_completion", (names.PROMPT,)),
+    ("preference", (("chosen",), ("rejected",))),
     ("summarization", (("article", "document", "dialogue"),)),
     ("summarization", (names.ARTICLE, names.SUMMARY)),
     ("text_label", (names.TEXT, names.LABEL)),
 )
-CONVERSATION = frozenset(names.CONVERSATION)
+CONVERSATION = frozenset(names.CONVERSATION) - {names.CONTENTS}
 TABLES = [(name, [frozenset(columns) for columns in needed]) for name, needed in BY_COLUMNS]
 
 
 def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -> tuple[str, Row]:
-    """Returns a row of a file in our one form, and the name of the form it was in.
+    """Returns the name of a row's format, and the row in the form that task types read.
 
-    `format_name` is a form's name or "auto"; `columns` maps our names of columns to the file's.
-    Raises ValueError with the reason when the row has no known form or cannot be read in it.
+    `format_name` is a format's name or "auto"; `columns` maps our names of columns to the file's.
+    Raises ValueError with the reason if the row has no known format or cannot be read in it.
     """
     shown = value
     if columns:
@@ -43,23 +44,23 @@ def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -
 
 
 def recognise(row: dict[str, Any]) -> str:
-    """Returns the name of the first form whose columns a row has; a null is no column at first.
+    """Returns the name of the first format whose columns a row has, if possible with values.
 
     Raises ValueError that lists the row's columns and the known ones.
     """
     filled = row
     if None in row.values():
         filled = {name: value for name, value in row.items() if value is not None}
-    found = _chat_form(filled) or _table_form(filled) or _table_form(row)
-    if found is None:
+    name = _chat_format(filled) or _table_format(filled) or _table_format(row)
+    if name is None:
         raise ValueError(
             f"no known columns; the row has {', '.join(row) or 'none'}; known are: {KNOWN}; name "
             "them with prepare.format and prepare.columns"
         )
-    return found
+    return name
 
 
-def _chat_form(row: dict[str, Any]) -> str | None:
+def _chat_format(row: dict[str, Any]) -> str | None:
     if "messages" in row:
         if "schemaVersion" in row and "bedrock" in str(row["schemaVersion"]):
             return "bedrock"
@@ -68,11 +69,12 @@ def _chat_form(row: dict[str, Any]) -> str | None:
         return "openai_batch"
     if ("request" in row or "input" in row) and _is_stored(row):
         return "stored_completion"
-    return None if CONVERSATION.isdisjoint(row) else "sharegpt"
+    is_chat = isinstance(row.get(names.CONTENTS), list) or not CONVERSATION.isdisjoint(row)
+    return "sharegpt" if is_chat else None
 
 
 def _has_reply(row: dict[str, Any]) -> bool:
-    """Whether a row holds a reply beside its messages: a completion, or an output."""
+    """Whether a row has a reply beside its messages: a completion, or an output."""
     choices = row.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         return "message" in choices[0]
@@ -92,7 +94,7 @@ def _is_stored(row: dict[str, Any]) -> bool:
     return replied and isinstance(row.get("input"), list | dict)
 
 
-def _table_form(row: dict[str, Any]) -> str | None:
+def _table_format(row: dict[str, Any]) -> str | None:
     for name, needed in TABLES:
         if not any(columns.isdisjoint(row) for columns in needed):
             return name
@@ -100,7 +102,7 @@ def _table_form(row: dict[str, Any]) -> str | None:
 
 
 def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a row with our names beside the file's, and one with ours in place of the file's.
+    """Returns a row with our names added to the file's, and one with ours instead of the file's.
 
     Raises ValueError for a column that the row does not have.
     """
@@ -117,9 +119,8 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, An
 
 @cache
 def _format(name: str) -> Format:
-    """Returns the function of a form. Raises `SpecError` that lists what there is."""
-    found = find_function("format", name, "retort.data.formats")
-    if not callable(found):
+    """Returns the function of a format. Raises `SpecError` that lists the known ones."""
+    function: Format = find_function("format", name, "retort.data.formats")
+    if not callable(function):
         raise SpecError(f"format '{name}' is no function; it must take a row and return a Row")
-    function: Format = found
     return function

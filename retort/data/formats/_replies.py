@@ -1,7 +1,6 @@
-"""Requests and replies as OpenAI's two endpoints write them, to turns of one chat.
+"""Requests and replies of OpenAI's two endpoints, read as turns of one chat.
 
-Source: the API reference of Chat Completions and of Responses; what a model only thought
-(`reasoning`) is no turn.
+Source: the API reference of Chat Completions and of Responses. Items of `reasoning` are left out.
 """
 
 from typing import Any
@@ -12,24 +11,24 @@ Turn = dict[str, Any]
 
 
 def request_of(body: dict[str, Any]) -> tuple[list[Any], Any]:
-    """Returns the turns of a request, and its system prompt where that stands beside them.
+    """Returns the turns of a request, and the system prompt that it has beside them.
 
-    Raises ValueError when there are none.
+    Raises ValueError if it has no turns.
     """
-    given = first(body, ("messages", "input", "prompt"))
-    if isinstance(given, dict):
-        given = given.get("messages")
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    if not isinstance(given, list):
+    turns = first(body, ("messages", "input", "prompt"))
+    if isinstance(turns, dict):
+        turns = turns.get("messages")
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if not isinstance(turns, list):
         raise ValueError(f"no messages and no input; the request has {', '.join(body)}")
-    return _turns(given), first(body, ("instructions", "system"))
+    return _turns(turns), first(body, ("instructions", "system"))
 
 
 def reply_of(row: dict[str, Any]) -> list[Any]:
-    """Returns the turns of the reply that stands in a row, or in its `response`.
+    """Returns the turns of the reply in a row or in its `response`.
 
-    Raises ValueError when there is none.
+    Raises ValueError if there is none.
     """
     response = row.get("response")
     if isinstance(response, str):
@@ -51,7 +50,7 @@ def reply_of(row: dict[str, Any]) -> list[Any]:
 
 
 def _turns(items: list[Any]) -> list[Any]:
-    """Returns the items of a request or a reply as turns; calls of tools that follow are one."""
+    """Returns the items of a request or a reply as turns; successive tool calls are one turn."""
     turns: list[Any] = []
     for item in items:
         kind = item.get("type") if isinstance(item, dict) else None

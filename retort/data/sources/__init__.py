@@ -28,7 +28,16 @@ FORMATS = {
     ".json": "document",
     ".csv": "table",
     ".tsv": "tabs",
+    ".tab": "tabs",
     ".parquet": "parquet",
+}
+# What files begin with that hold no rows, whatever their names say, and what they are.
+NO_ROWS = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook; extract it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS, not the data; run `git lfs pull`",
+    b"<!doctype html": "a web page, not the data; download the file itself",
+    b"<html": "a web page, not the data; download the file itself",
 }
 COMPRESSED = (".gz", ".zst")
 PARQUET = b"PAR1"
@@ -115,10 +124,8 @@ def _rows(part: Part, where: str, most: int) -> Iterator[SourceRow]:
 
 def _file_rows(url: str, most: int) -> Iterator[SourceRow]:
     with open_url(url) as stream:
-        format_name = _format_by_name(url)
-        if format_name != "parquet":
-            head, blocks = decompressed(stream)
-            format_name = format_name or _format_by_content(head)
+        head, blocks = decompressed(stream)
+        format_name = _format_by_content(head, _format_by_name(url))
         if format_name == "parquet":
             from retort.data.sources.parquet_rows import parquet_rows
 
@@ -141,11 +148,20 @@ def _format_by_name(url: str) -> str | None:
     return FORMATS.get("." + name.rpartition(".")[2]) if "." in name else None
 
 
-def _format_by_content(head: bytes) -> str:
-    """Returns the format of a file by its first bytes. Raises `SpecError` if they are no text."""
+def _format_by_content(head: bytes, by_name: str | None) -> str:
+    """Returns the format of a file by its first bytes, or by its name if they allow that.
+
+    Raises `SpecError` for a file that cannot hold rows.
+    """
     if head.startswith(PARQUET):
         return "parquet"
-    if head.lstrip()[:1] in (b"{", b"["):
+    start = head[:64].lstrip().lower()
+    for signature, what in NO_ROWS.items():
+        if start.startswith(signature.lower()):
+            raise SpecError(f"the file is {what}")
+    if by_name:
+        return by_name
+    if start[:1] in (b"{", b"["):
         return "document"
     start = head[:4096].rpartition(b"\n")[0] or head[:4096]
     if b"\0" in start or "\ufffd" in start[:-4].decode(errors="replace"):

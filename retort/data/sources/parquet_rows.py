@@ -1,6 +1,7 @@
-"""Rows of Parquet, and of whatever else comes as Arrow's columns, as plain JSON values.
+"""Rows of Parquet, and of other sources of Arrow columns, as plain JSON values.
 
-Columns of images and sound are left out: there is nothing in them to ask a text model.
+Of an image or a sound only its path is kept: a text model cannot be asked about it, and the formats
+of rows refuse it by the name of its column.
 """
 
 import base64
@@ -21,21 +22,26 @@ def parquet_rows(file: str, stream: IO[bytes], most: int) -> Iterator[SourceRow]
     """Yields the rows of a Parquet file, a batch in memory at a time; `line` is the row's number.
 
     A group of rows that cannot be read is one bad row, and reading goes on after it. Raises
-    `SpecError` for what is no Parquet file.
+    `SpecError` for a file that is not Parquet or whose columns cannot be told apart.
     """
     try:
         table = pq.ParquetFile(stream)
+        schema = table.schema_arrow
+        _check_names(schema.names)
     except pa.ArrowInvalid as error:
         raise SpecError(f"not a Parquet file: {error}") from None
-    kept = [field.name for field in table.schema_arrow if not _is_media(field.type)]
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the name of a column is not UTF-8: {error.reason}") from None
+    media = _media(schema)
+    wanted = _without_media_bytes(table.schema, media) if media else None
     start = 1
     for group in range(table.num_row_groups):
         done = start
         try:
-            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=kept):
-                yield from batch_rows(file, batch, done, most)
+            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
+                yield from batch_rows(file, batch, done, most, media)
                 done += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
                 raise  # the file's place cannot be read, not the file
             yield bad(file, done, b"", f"the file's compressed data is broken: {error}")
@@ -43,50 +49,94 @@ def parquet_rows(file: str, stream: IO[bytes], most: int) -> Iterator[SourceRow]
 
 
 def table_rows(file: str, tables: Iterable[pa.Table], most: int) -> Iterator[SourceRow]:
-    """Yields the rows of Arrow tables that follow each other."""
+    """Yields the rows of Arrow tables that follow each other. Raises `SpecError`."""
     start = 1
     for table in tables:
-        kept = [field.name for field in table.schema if not _is_media(field.type)]
-        yield from batch_rows(file, table.select(kept), start, most)
+        _check_names(table.schema.names)
+        yield from batch_rows(file, table, start, most, _media(table.schema))
         start += table.num_rows
 
 
+def _check_names(names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SpecError(f"the file has the column {', '.join(twice)} twice; rename one")
+
+
+def _media(schema: pa.Schema) -> frozenset[str]:
+    """Returns the names of the columns that hold images, sounds or videos."""
+    return frozenset(field.name for field in schema if _is_media(field.type))
+
+
+def _without_media_bytes(schema: pq.ParquetSchema, media: frozenset[str]) -> list[str]:
+    """Returns the paths of all parts of a file's columns but the bytes of images and the like."""
+    paths = [schema.column(number).path for number in range(len(schema))]
+    return [p for p in paths if p.split(".")[0] not in media or p.split(".")[-1] != "bytes"]
+
+
 def batch_rows(
-    file: str, batch: pa.RecordBatch | pa.Table, start: int, most: int
+    file: str,
+    batch: pa.RecordBatch | pa.Table,
+    start: int,
+    most: int,
+    media: frozenset[str] = frozenset(),
 ) -> Iterator[SourceRow]:
-    """Yields the rows of columns; `start` is the first one's number."""
+    """Yields the rows of columns; `start` is the number of the first.
+
+    Of the columns `media` only the paths are kept.
+    """
     names = batch.schema.names
     try:
-        columns = [_values(column) for column in batch.columns]
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            yield bad(file, start, _bytes_of(batch), not_utf8(error))
-            return
+        columns = [
+            _values(column, name in media)
+            for name, column in zip(names, batch.columns, strict=True)
+        ]
+    except Exception:  # whatever Arrow or Python raises for a value that Python cannot hold
         for at in range(batch.num_rows):
-            yield from batch_rows(file, batch.slice(at, 1), start + at, most)
+            yield _checked_row(file, start + at, batch.slice(at, 1), most, media)
         return
     for line, values in enumerate(zip(*columns, strict=True), start):
-        value = dict(zip(names, values, strict=True))
-        raw = dumped(value)
-        if len(raw) > most:
-            yield bad(file, line, raw, too_long(most))
-        else:
-            yield SourceRow(file, line, raw, value, None)
+        yield _row(file, line, dict(zip(names, values, strict=True)), most)
 
 
-def _values(column: Any) -> list[Any]:
+def _checked_row(
+    file: str, line: int, batch: pa.RecordBatch | pa.Table, most: int, media: frozenset[str]
+) -> SourceRow:
+    """Returns the only row of columns, a bad one with the column if a value cannot be read."""
+    value = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            (value[name],) = _values(column, name in media)
+        except UnicodeDecodeError as error:
+            return bad(file, line, _bytes_of(batch), f"{not_utf8(error)}, in column {name}")
+        except Exception as error:  # as above
+            raw = str(column).encode(errors="surrogateescape")
+            return bad(file, line, raw, f"a value that cannot be read: column {name}: {error}")
+    return _row(file, line, value, most)
+
+
+def _row(file: str, line: int, value: dict[str, Any], most: int) -> SourceRow:
+    raw = dumped(value)
+    if len(raw) > most:
+        return bad(file, line, raw, too_long(most))
+    return SourceRow(file, line, raw, value, None)
+
+
+def _values(column: Any, is_media: bool) -> list[Any]:
+    if is_media:
+        return [_without_bytes(value) for value in column.to_pylist()]
     values: list[Any] = column.to_pylist(maps_as_pydicts="lossy")
     return values if _is_plain(column.type) else [_plain(value) for value in values]
 
 
 def _bytes_of(batch: pa.RecordBatch | pa.Table) -> bytes:
-    """Returns the texts of a row's own columns as they stand, whatever their bytes are."""
-    texts = [c for c in batch.columns if pa.types.is_string(c.type) or pa.types.is_large_string(c)]
+    """Returns the texts of a row's own columns unchanged, whatever their bytes are."""
+    is_text = (pa.types.is_string, pa.types.is_large_string)
+    texts = [column for column in batch.columns if any(test(column.type) for test in is_text)]
     return b"\n".join(column.cast(pa.large_binary()).to_pylist()[0] or b"" for column in texts)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether the values of a type are JSON's as they come."""
+    """Whether Arrow gives the values of a type as JSON has them."""
     simple = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
     if any(is_it(kind) for is_it in (*simple, pa.types.is_boolean, pa.types.is_null)):
         return True
@@ -96,13 +146,19 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _is_media(kind: pa.DataType) -> bool:
-    """Whether a type is what `datasets` stores an image or a sound as, or a list of such."""
+    """Whether `datasets` stores an image, a sound or a video as this type, or a list of such."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_media(kind.value_type)
     if not pa.types.is_struct(kind):
         return False
     types = {field.name: field.type for field in kind}
     return set(types) == {"bytes", "path"} and pa.types.is_binary(types["bytes"])
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value]
+    return None if value is None else {"path": value.get("path"), "bytes": None}
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Task types: how rows of a kind become prompts, and how answers are read, compared and scored.
 
-One file each, here or anywhere; `load` finds it by its name in the spec. What all of them do alike
-stands here: chats and plain prompts are read the same way whatever the task type.
+Each is one file, here or in the user's own code; `load` finds it by its name in the spec. All of
+them read chats and plain prompts with the functions in this file.
 """
 
 import importlib
@@ -28,55 +28,55 @@ PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class TaskType(Protocol):
-    """What a task type's file must offer.
+    """The functions that a task type's file must define.
 
     Three constants are optional, and read through the functions below: FILTERS (names of curation's
-    filters when the spec gives none), METRICS (names of functions in `retort.metrics`; the first
-    that applies decides) and REASONING (what the teacher is told, by the kind of reasoning).
+    filters if the spec gives none), METRICS (names of functions in `retort.metrics`; the first
+    that applies decides) and REASONING (the teacher's instruction for each kind of reasoning).
     """
 
     def prompt(self, row: Row, knobs: Prepare) -> Prompt:
-        """Returns the chat that asks the row, and what is known of its answer.
+        """Returns the chat to send for a row, and what is known of its answer.
 
-        Raises `ValueError` with the reason when the row cannot be asked.
+        Raises `ValueError` with the reason if the row cannot be used.
         """
 
     def answer(self, text: str, example: Example) -> str | None:
         """Returns the answer found in a text, in normal form, or None."""
 
     def equal(self, given: str, expected: str) -> bool:
-        """Whether two answers in normal form say the same."""
+        """Whether two answers in normal form mean the same."""
 
 
 def load(name: str) -> TaskType:
-    """Returns the task type of a spec's name: a file of this folder, or `package.module`.
+    """Returns the task type of a name: a file of this folder, or `package.module`.
 
-    Raises `SpecError` when there is none of the name or it lacks one of the three functions.
+    Raises `SpecError` if it is unknown or lacks one of the three functions.
     """
-    found: TaskType = find_file("task type", name, importlib.import_module(__name__))
+    task_type: TaskType = find_file("task type", name, importlib.import_module(__name__))
     needed = ("prompt", "answer", "equal")
-    if missing := [part for part in needed if not callable(getattr(found, part, None))]:
+    if missing := [part for part in needed if not callable(getattr(task_type, part, None))]:
         raise SpecError(
             f"task type '{name}' has no function {' and no '.join(missing)}; it needs "
             "prompt(row, knobs), answer(text, example) and equal(given, expected)"
         )
-    return found
+    return task_type
 
 
 def filters_of(task_type: TaskType) -> tuple[str, ...]:
-    """Returns the names of the filters that curation runs when the spec names none."""
+    """Returns the names of the filters that curation runs if the spec names none."""
     return tuple(getattr(task_type, "FILTERS", FILTERS))
 
 
 def metrics_of(task_type: TaskType) -> tuple[str, ...]:
-    """Returns the names of the metrics, the deciding one first."""
+    """Returns the names of the metrics; the first that applies decides."""
     return tuple(getattr(task_type, "METRICS", METRICS))
 
 
 def reasoning_of(task_type: TaskType, kind: str) -> str:
-    """Returns what the teacher is told so that it reasons before it answers.
+    """Returns the instruction that makes the teacher reason before it answers.
 
-    Raises `SpecError` when the task type has no words for this kind.
+    Raises `SpecError` if the task type has none for this kind of reasoning.
     """
     known: dict[str, str] = getattr(task_type, "REASONING", REASONING)
     if kind not in known:
@@ -91,7 +91,7 @@ def reasoning_of(task_type: TaskType, kind: str) -> str:
 def chat_of(row: Row) -> tuple[list[Message], str | None]:
     """Returns a row's chat up to its last user turn, and the assistant's last text after it.
 
-    Raises `ValueError` when the row is no chat or nobody asks in it.
+    Raises `ValueError` if there is no user turn.
     """
     messages = row.messages or []
     users = [index for index, turn in enumerate(messages) if turn["role"] == "user"]
@@ -103,19 +103,19 @@ def chat_of(row: Row) -> tuple[list[Message], str | None]:
     return messages[:last], replies[-1] if replies else None
 
 
-def asked(
+def read_prompt(
     row: Row,
     knobs: Prepare,
     templates: tuple[str, ...],
     extra: dict[str, str],
     replies: tuple[str, ...] = ANSWER_COLUMNS,
 ) -> tuple[list[Message], Any]:
-    """Returns the chat that asks a row, and the answer that stands in the row, or None.
+    """Returns the chat to send for a row, and the row's own answer, or None.
 
-    A row of columns is put into the spec's template, else into the first of `templates` whose
-    columns it has; `extra` is what a template may name besides columns. A column `system` becomes
-    the system message. The answer is the first of the columns `replies` that holds anything, and of
-    several right ones the first. Raises `ValueError` with the reason.
+    The columns of a row fill the spec's template, else the first of `templates` whose columns it
+    has; `extra` are further values for a template. A column `system` becomes the system message.
+    The answer is the first non-empty column of `replies`; of several right answers, the first.
+    Raises `ValueError` with the reason.
     """
     if row.messages is not None:
         return chat_of(row)
@@ -134,7 +134,7 @@ def asked(
 def fill(template: str, fields: dict[str, Any]) -> str:
     """Returns a template with each `{column}` replaced by its value; `{{` and `}}` are braces.
 
-    Raises `ValueError` for a column that there is not, for one without a value and a lone brace.
+    Raises `ValueError` for an unknown column, a column without a value and an unpaired brace.
     """
 
     def value(place: re.Match[str]) -> str:
@@ -142,11 +142,11 @@ def fill(template: str, fields: dict[str, Any]) -> str:
         if place[0] in ("{{", "}}"):
             return place[0][0]
         if name is None:
-            raise ValueError("the template has a brace without a partner; write {{ or }} for one")
+            raise ValueError("the template has an unpaired brace; write {{ or }} for a brace")
         if name not in fields:
             raise ValueError(
                 f"the template names {{{name}}}, but the row has {', '.join(fields)}; "
-                "write {{ and }} for braces that are no column"
+                "write {{ and }} for braces that name no column"
             )
         if fields[name] is None:
             raise ValueError(f"the template names {{{name}}}, which is empty in this row")

@@ -1,11 +1,11 @@
-"""Conversation: the reply to a user's turn. There is no right one, so none is ever expected.
+"""Conversation: the reply to a user's turn. No reply is the right one, so none is expected.
 
-A reply that stands in the row is only the reference: answers are held against it, but what decides
-is the agreement of student and teacher, which is the same text.
+The row's own reply is only a reference for further metrics; what decides is whether student and
+teacher reply with the same text.
 """
 
 from retort.data.reasoning import think
-from retort.data.task_types import asked
+from retort.data.task_types import read_prompt
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -30,12 +30,12 @@ REASONING = {
 
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, or `prompt` with `completion`."""
-    chat, reply = asked(row, knobs, TEMPLATES, {})
+    chat, reply = read_prompt(row, knobs, TEMPLATES, {})
     return Prompt(chat, reference=None if reply is None else str(reply))
 
 
 def answer(text: str, example: Example) -> str | None:
-    """The whole text with white space folded, without thoughts between <think> tags."""
+    """The whole text with white space folded, without the text between <think> tags."""
     return " ".join(think(text)[1].split()) or None
 
 

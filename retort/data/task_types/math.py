@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 from retort.data.reasoning import json_answer, marks, think
-from retort.data.task_types import asked
+from retort.data.task_types import read_prompt
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -56,7 +56,7 @@ MOST_DIGITS = 400  # of a number that is read; more are no answer, but a way to 
 
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `question` (or `problem`) with `answer` (or `solution`), or `prompt`."""
-    chat, reply = asked(row, knobs, TEMPLATES, {}, ("answer", "solution", "completion"))
+    chat, reply = read_prompt(row, knobs, TEMPLATES, {}, ("answer", "solution", "completion"))
     if reply is None:
         return Prompt(chat)
     expected = _found(str(reply))

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from retort.data.reasoning import conclusion
-from retort.data.task_types import asked
+from retort.data.task_types import read_prompt
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -40,7 +40,7 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
             "they are numbered; set prepare.labels, for example [negative, positive]"
         )
     extra = {"labels": ", ".join(labels)}
-    chat, reply = asked(row, knobs, TEMPLATES, extra, ("label", "completion", "answer"))
+    chat, reply = read_prompt(row, knobs, TEMPLATES, extra, ("label", "completion", "answer"))
     expected = None if reply is None else _expected(reply, labels)
     by_number = expected is not None and _label(str(reply), labels) is None
     reference = expected if by_number or reply is None else str(reply)

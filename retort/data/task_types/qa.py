@@ -9,7 +9,7 @@ import string
 from typing import Any
 
 from retort.data.reasoning import conclusion
-from retort.data.task_types import asked
+from retort.data.task_types import read_prompt
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -33,9 +33,9 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
     """
     if choices := _options(row.fields):
         listed = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
-        chat, reply = asked(row, knobs, CHOICES, {"choices": listed})
+        chat, reply = read_prompt(row, knobs, CHOICES, {"choices": listed})
     else:
-        chat, reply = asked(row, knobs, OPEN, {})
+        chat, reply = read_prompt(row, knobs, OPEN, {})
     options = choices or {label: label for label in knobs.labels}
     given = row.fields.get("answer")
     given = given.get("text") if isinstance(given, dict) else given

@@ -4,7 +4,7 @@ Two good summaries are rarely the same text: agreement with the teacher is ROUGE
 """
 
 from retort.data.reasoning import conclusion
-from retort.data.task_types import asked
+from retort.data.task_types import read_prompt
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -30,7 +30,7 @@ REASONING = {
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `article` (or `text`) with `summary`, or `prompt` with `completion`."""
     extra = {"max_words": str(knobs.max_summary_words)}
-    chat, reply = asked(row, knobs, TEMPLATES, extra, ("summary", "completion", "answer"))
+    chat, reply = read_prompt(row, knobs, TEMPLATES, extra, ("summary", "completion", "answer"))
     if reply is None:
         return Prompt(chat)
     return Prompt(chat, expected=_folded(conclusion(str(reply))) or None, reference=str(reply))

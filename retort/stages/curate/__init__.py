@@ -1,7 +1,7 @@
-"""curate: which responses the student may learn from. Kept + rejected = responses, always.
+"""curate: decides which responses the student learns. Kept + rejected = responses, always.
 
-Filters run one after the other, each over all that is left: so a judge or a second teacher is only
-asked about what the filters before it let through, and peers are those still standing.
+The filters run one after the other, each over all remaining responses: a judge or a second teacher
+is only asked about responses that the filters before it kept, and peers are those remaining.
 """
 
 from collections import Counter
@@ -52,28 +52,27 @@ def curate(stage: Stage) -> dict[str, Any]:
 
 
 def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
-    """Returns the filters in order with their options, and where it is due the check that a text
-    has an answer after its reasoning: behind `finished`, so that a cut text is said to be cut.
+    """Returns the filters in order with their options.
 
-    Raises `SpecError` for an option that a filter does not have.
+    If answers have a rationale, a filter for texts without an answer after it is added, behind
+    `finished`: a truncated text is rejected as such. Raises `SpecError` for an unknown option.
     """
     knobs = spec.curate
     named = [(chosen.name, chosen.options) for chosen in knobs.filters]
-    found: Chosen = []
-    for name, given in named or [(name, {}) for name in task_types.filters_of(task_type)]:
-        # The budget of a summary is the one that the teacher was given.
-        known = {"max_words": spec.prepare.max_summary_words} if name == "summary_length" else {}
-        options = {**known, **given}
-        found.append((name, partial(candidate.check(name, options), **options)))
+    filters: Chosen = []
+    for name, own in named or [(name, {}) for name in task_types.filters_of(task_type)]:
+        # A summary may have as many words as the teacher was allowed.
+        default = {"max_words": spec.prepare.max_summary_words} if name == "summary_length" else {}
+        options = {**default, **own}
+        filters.append((name, partial(candidate.check(name, options), **options)))
     if spec.generate.reasoning != "none" or knobs.rationale != "keep":
-        at = 1 + max((i for i, (name, _) in enumerate(found) if name == "finished"), default=-1)
-        found.insert(at, ("rationale", partial(_no_answer, spec)))
-    return found
+        at = 1 + max((i for i, (name, _) in enumerate(filters) if name == "finished"), default=-1)
+        filters.insert(at, ("rationale", partial(_no_answer, spec)))
+    return filters
 
 
 def _no_answer(spec: JobSpec, item: Candidate) -> str | None:
-    """Rejects a text in which nothing marks an answer though it was asked to, and one that ends
-    before it comes to its answer."""
+    """Rejects a text that ends before its answer, or that marks none although it was asked to."""
     whole = item.response.text
     if not whole.strip():
         return None
@@ -84,7 +83,7 @@ def _no_answer(spec: JobSpec, item: Candidate) -> str | None:
 def _items(stage: Stage, task_type: TaskType) -> Iterator[Candidate]:
     """Yields every response with its example, in order; answers to one question share their peers.
 
-    Raises `DataError` when responses and examples do not belong together.
+    Raises `DataError` when the ids of responses and examples do not match.
     """
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     peers: dict[tuple[str, int], list[Candidate]] = {}
@@ -103,7 +102,7 @@ def _items(stage: Stage, task_type: TaskType) -> Iterator[Candidate]:
 
 
 def _responses(stage: Stage) -> Iterator[Response]:
-    """Yields all responses without their token ids, which are most of their memory."""
+    """Yields all responses without their token ids, which take most of the memory."""
     generated = stage.input("generate")
     for name in generated.files():
         if name.startswith("responses-"):
@@ -114,23 +113,23 @@ def _responses(stage: Stage) -> Iterator[Response]:
 def _sift(
     stage: Stage, items: list[Candidate], chosen: Chosen
 ) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
-    """Returns why responses are rejected (filter, reason), and the judge's scores, by their id."""
+    """Returns the rejections (filter, reason) and the judge's scores, by the responses' ids."""
     reasons: dict[str, tuple[str, str]] = {}
     scores: dict[str, float] = {}
-    standing = items
+    remaining = items
     for number, (name, rejects) in enumerate(chosen):
         if name == "judged":
-            standing = judging.judge(stage, standing)
-            scores |= {i.response.id: i.score for i in standing if i.score is not None}
+            remaining = judging.judge(stage, remaining)
+            scores |= {i.response.id: i.score for i in remaining if i.score is not None}
         elif name == "teachers_agree":
-            standing = judging.second_teacher(stage, standing)
-        verdicts = [(item, rejects(item)) for item in standing]
+            remaining = judging.second_teacher(stage, remaining)
+        verdicts = [(item, rejects(item)) for item in remaining]
         for item, reason in verdicts:
             if reason is not None:
                 reasons[item.response.id] = (name, reason)
                 item.peers.remove(item)
-        standing = [item for item, reason in verdicts if reason is None]
-        note = f"{name}: {len(standing):,} of {len(items):,} responses left"
+        remaining = [item for item, reason in verdicts if reason is None]
+        note = f"{name}: {len(remaining):,} of {len(items):,} responses left"
         stage.report.progress(number + 1, len(chosen), "filters", note)
     return reasons, scores
 
@@ -138,7 +137,7 @@ def _sift(
 def _decision(
     item: Candidate, spec: JobSpec, reasons: dict[str, tuple[str, str]], scores: dict[str, float]
 ) -> Decision:
-    """Returns the decision on one response, with the text to learn where that is another."""
+    """Returns the decision on one response, with the text to learn if it is another."""
     name = item.response.id
     score = scores.get(name)
     if name in reasons:
@@ -151,7 +150,7 @@ def _decision(
 
 
 def _groups(spec: JobSpec, items: list[Candidate]) -> dict[int, str]:
-    """Returns the group, as `prepare.balance.by` says, of each train response by its place."""
+    """Returns the group (`prepare.balance.by`) of each train response by its index."""
     knobs = spec.prepare.balance
     trained = {at: item.example for at, item in enumerate(items) if item.example.split == "train"}
     if knobs.by != "cluster":
@@ -167,8 +166,8 @@ def _weigh(
     groups: dict[int, str],
     mode: Literal["none", "oversample", "weights"],
 ) -> dict[str, dict[str, int]]:
-    """Gives kept train responses their weights; returns how many train responses each group has
-    before and after curation."""
+    """Sets the weights of kept train responses; returns the number of train responses in each
+    group before and after curation."""
     kept = [at for at in groups if decisions[at].kept]
     kept_groups = [groups[at] for at in kept]
     for at, weight in zip(kept, balance.weights(kept_groups, mode), strict=True):
@@ -180,11 +179,11 @@ def _weigh(
 
 
 def _check_enough(spec: JobSpec, num_kept_train: int, reasons: Counter[str]) -> None:
-    """Raises `DataError` when too few train responses are left to learn from."""
+    """Raises `DataError` when too few train responses are kept."""
     if num_kept_train < spec.curate.min_kept:
         most = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
         raise DataError(
             f"curate kept {num_kept_train:,} train responses, fewer than curate.min_kept="
             f"{spec.curate.min_kept:,}; rejected: {most or 'none'}. `retort rows SPEC --rejected` "
-            "shows them; changing a filter asks the teacher nothing"
+            "shows them; after a change of filters the stored answers are used again"
         )

@@ -1,4 +1,4 @@
-"""What of `curate` can fail later, checked before a run: filters with their options, and judges."""
+"""The check of `curate` before a run: filters with their options, and further models."""
 
 from retort.data.filters import candidate
 from retort.spec import JobSpec

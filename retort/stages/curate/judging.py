@@ -1,4 +1,4 @@
-"""What curation asks of further models: a judge's score, a second teacher's answer."""
+"""The further models that curation asks: the judge and the second teacher."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,25 +14,25 @@ from retort.stages.teacher_requests import instruction_of, with_instruction
 
 
 def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
-    """Returns the items with the judge's scores; without one where it gave none."""
-    who = stage.spec.curate.judge
-    assert who, "the spec refuses the filter judged without a judge"
+    """Returns the candidates with the judge's scores, None where it gave none."""
+    model = stage.spec.curate.judge
+    assert model, "the spec refuses the filter judged without a judge"
     requests = [
         Request(
             i.response.id,
-            judging_chat(who.rubric, i.response.messages or i.example.messages, _given(i)),
+            judging_chat(model.rubric, i.response.messages or i.example.messages, _as_text(i)),
         )
         for i in items
     ]
-    said = consult(stage, who, requests, "judge")
-    scores = {name: score_of(text) for name, text in said.items()}
-    return [_told(item, score=scores.get(item.response.id)) for item in items]
+    texts = consult(stage, model, requests, "judge")
+    scores = {name: score_of(text) for name, text in texts.items()}
+    return [_replaced(item, score=scores.get(item.response.id)) for item in items]
 
 
 def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
-    """Returns the items with what the second teacher answers to the very same chats."""
-    who = stage.spec.curate.second_teacher
-    assert who, "the spec refuses the filter teachers_agree without a second teacher"
+    """Returns the candidates with the second teacher's answers to the same chats."""
+    model = stage.spec.curate.second_teacher
+    assert model, "the spec refuses the filter teachers_agree without a second teacher"
     instruction = instruction_of(stage.spec)
     requests = [
         Request(
@@ -42,22 +42,22 @@ def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
         )
         for item in items
     ]
-    said = consult(stage, who, requests, "second_teacher")
+    texts = consult(stage, model, requests, "second_teacher")
     answers = {
         name: reasoning.split(text)[1] if instruction or "</think>" in text else text
-        for name, text in said.items()
+        for name, text in texts.items()
     }
-    return [_told(item, second=answers.get(item.response.id)) for item in items]
+    return [_replaced(item, second=answers.get(item.response.id)) for item in items]
 
 
-def _given(item: Candidate) -> str:
-    """Returns a response as a judge reads it, with the tools it calls."""
+def _as_text(item: Candidate) -> str:
+    """Returns a response as the judge reads it, with its tool calls."""
     calls = item.response.tool_calls
     return item.text + (f"\n{orjson.dumps(calls).decode()}" if calls else "")
 
 
-def _told(item: Candidate, **facts: Any) -> Candidate:
-    """Returns an item with more facts, in its old place among its peers."""
-    told = replace(item, **facts)
-    item.peers[item.peers.index(item)] = told
-    return told
+def _replaced(item: Candidate, **facts: Any) -> Candidate:
+    """Returns a candidate with more facts, and puts it in the old one's place among its peers."""
+    new = replace(item, **facts)
+    item.peers[item.peers.index(item)] = new
+    return new

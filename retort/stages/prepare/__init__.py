@@ -1,7 +1,7 @@
-"""prepare: the user's rows to examples, and only those worth asking.
+"""prepare: from the user's rows to examples, without copies and leaks.
 
-One pass over the rows, which lie on the local disk meanwhile: a million of them need no more
-memory than their fingerprints. What is not asked is kept beside the examples, with the reason.
+The rows are read once and kept on the local disk meanwhile; in memory are only hashes of them.
+Bad and removed rows are stored beside the examples, with their reasons.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ SAY_EVERY_ROWS = 20_000
 
 
 def prepare(stage: Stage) -> dict[str, Any]:
-    """Writes the examples of each split, the bad rows and the removed ones; returns the counts.
+    """Writes the examples of each split, the bad rows and the removed rows; returns the counts.
 
-    Raises `DataError` when too many rows are bad or a split that is needed has none.
+    Raises `DataError` when too many rows are bad or a required split is empty.
     """
     reader, selection = Reader(stage.spec), Selection(stage.spec)
     try:
@@ -38,18 +38,18 @@ def prepare(stage: Stage) -> dict[str, Any]:
 def check_left(spec: JobSpec, selection: Selection) -> None:
     """Raises `DataError` when every row of a split was removed."""
     for split in SPLITS:
-        if spec.prepare.has(split) and not selection.standing(split):
+        if spec.prepare.has(split) and not selection.kept(split):
             report = next(selection.reports(split))
             raise DataError(
-                f"prepare.{split}: nothing is left of it; every row is a copy or stands in the "
-                f"held-out rows too, the first: {report.file}:{report.line} is a {report.reason} "
-                f"({report.other}). Give files that differ, or see prepare.deduplicate and "
+                f"prepare.{split}: no row is left; every row is a copy or a leak of a held-out "
+                f"row, the first: {report.file}:{report.line} is a {report.reason} "
+                f"({report.other}). Give files that differ, or change prepare.deduplicate or "
                 "prepare.decontaminate"
             )
 
 
 def _read(stage: Stage, reader: Reader, selection: Selection) -> Counts:
-    """Reads all rows once; bad ones go to quarantine."""
+    """Reads all rows once and writes the bad ones to quarantine."""
     counts, bad = new_counts(), []
     for number, read in enumerate(reader.rows(), start=1):
         counts.add(read)
@@ -71,22 +71,22 @@ def _read(stage: Stage, reader: Reader, selection: Selection) -> Counts:
 def _write(stage: Stage, selection: Selection) -> None:
     size = stage.spec.prepare.shard_size
     for split in SPLITS:
-        chosen = selection.standing(split)
-        for start in range(0, len(chosen), size):
-            lines = [selection.line(split, index) for index in chosen[start : start + size]]
+        kept = selection.kept(split)
+        for start in range(0, len(kept), size):
+            lines = [selection.line(split, index) for index in kept[start : start + size]]
             stage.out.write(f"{split}-{start // size:05d}.jsonl", b"".join(lines))
     if removed := [write_lines([report]) for report in selection.reports(*SPLITS)]:
         stage.out.write("removed.jsonl", b"".join(removed))
 
 
 def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -> dict[str, Any]:
-    asked = {split: selection.standing(split) for split in SPLITS if counts.examples[split]}
+    kept = {split: selection.kept(split) for split in SPLITS if counts.examples[split]}
     return {
         "num_rows": dict(counts.rows),
         "num_quarantined": counts.num_bad,
         "quarantine_reasons": dict(counts.reasons.most_common(20)),
         **selection.counts(),
-        "num_examples": {split: len(chosen) for split, chosen in asked.items()},
+        "num_examples": {split: len(rows) for split, rows in kept.items()},
         "num_expected": dict(counts.expected),
         "num_scrubbed": reader.num_scrubbed,
         "recognised": dict(reader.recognised.most_common()),
@@ -94,15 +94,15 @@ def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -
 
 
 def _say(stage: Stage, facts: dict[str, Any]) -> None:
-    """Says what was recognised and what became of the rows."""
+    """Notes which formats were recognised and how many rows were removed."""
     total = sum(facts["num_rows"].values())
     stage.report.progress(total, total, "rows")
-    forms = ", ".join(f"{count:,} {form}" for form, count in facts["recognised"].items())
-    gone = {
+    formats = ", ".join(f"{count:,} {name}" for name, count in facts["recognised"].items())
+    removed = {
         "copies": facts["num_duplicates"],
         "near copies": facts["num_near_duplicates"],
         "leaks of held-out rows": facts["num_contaminated"],
         "left out by balance or limit": facts["num_left_out"],
     }
-    parts = [f"{count:,} {what}" for what, count in gone.items() if count]
-    stage.report.note(f"recognised {forms}" + (f"; {', '.join(parts)}" if parts else ""))
+    parts = [f"{count:,} {what}" for what, count in removed.items() if count]
+    stage.report.note(f"recognised {formats}" + (f"; {', '.join(parts)}" if parts else ""))

@@ -1,4 +1,4 @@
-"""What of `prepare` can fail later, checked before a run: names of plug-ins, and the first rows."""
+"""The check of `prepare` before a run: names of plug-ins, and the first rows of each file."""
 
 from retort.data import sources, task_types
 from retort.errors import SpecError
@@ -7,15 +7,12 @@ from retort.records import SPLITS
 from retort.spec import JobSpec
 from retort.stages.prepare.rows import Reader, preview
 
-# Rows of each file that are looked at before a run; prepare reads them all.
+# Rows of each source that are read before a run; prepare reads all.
 PREVIEW_ROWS = 10_000
 
 
 def check(spec: JobSpec) -> list[str]:
-    """Returns a line for each thing that was checked and is well.
-
-    Raises `SpecError` or `DataError` for the first that is not.
-    """
+    """Returns a line for each successful check. Raises `SpecError` or `DataError` for a fault."""
     task_types.load(spec.prepare.task_type)
     for name in spec.prepare.scrub:
         check_function("scrubber", name, "retort.data.scrubbers")
@@ -37,8 +34,8 @@ def _check_data(spec: JobSpec) -> list[str]:
                 f"prepare.{split} {origin}: {counts.examples[split]:,} good rows{some}, "
                 f"{counts.expected[split]:,} with an expected answer"
             )
-    forms = ", ".join(f"{count:,} as {form}" for form, count in recognised.most_common())
-    lines.append(f"rows recognised: {forms}")
+    formats = ", ".join(f"{count:,} as {name}" for name, count in recognised.most_common())
+    lines.append(f"rows recognised: {formats}")
     if counts.num_bad:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
@@ -47,27 +44,27 @@ def _check_data(spec: JobSpec) -> list[str]:
 
 
 def _check_labels(spec: JobSpec) -> None:
-    """Raises `SpecError` when labels are to be learned but no train row has any.
+    """Raises `SpecError` if the loss label_distribution is named but no train row has labels.
 
-    It reads up to the first row that has, so all rows only where it refuses.
+    Rows are read up to the first with labels.
     """
     if all(loss.name != "label_distribution" for loss in spec.losses):
         return
-    found = (r.example for r in Reader(spec).rows() if r.split == "train" and r.example)
-    if not any(example.options for example in found):
+    examples = (r.example for r in Reader(spec).rows() if r.split == "train" and r.example)
+    if not any(example.options for example in examples):
         raise SpecError(
             "train.losses: label_distribution learns which answer of a closed set the teacher "
-            f"prefers, but no train row of task type {spec.prepare.task_type} has such a set. It "
-            "is for nli, and for qa where rows have choices or prepare.labels says which answers "
-            "there are; set those, or name another loss"
+            f"prefers, but no train row of task type {spec.prepare.task_type} has such a set. Use "
+            "it with nli, or with qa whose rows have choices or whose answers are listed in "
+            "prepare.labels; or name another loss"
         )
 
 
 def _check_gold(spec: JobSpec) -> None:
-    """Raises `SpecError` when the control gold has no train row's own answer to learn.
+    """Raises `SpecError` if the control gold is named but no train row has an answer of its own.
 
-    It reads up to the first row that has one. Where the teacher answers turn by turn, a row of
-    several turns is not learned: its own answer follows its own replies, not the teacher's.
+    Rows are read up to the first with one. If the teacher answers turn by turn, rows of several
+    turns do not count: their own answers follow their own replies, not the teacher's.
     """
     if "gold" not in spec.controls:
         return
@@ -82,6 +79,6 @@ def _check_gold(spec: JobSpec) -> None:
             return
     raise SpecError(
         "train.controls: gold learns the rows' own answers, but no train row has one"
-        f"{' after a single turn' if by_turn else ''}; give the rows answers, or take gold out of "
+        f"{' after a single turn' if by_turn else ''}; add answers, or remove gold from "
         "train.controls"
     )

@@ -1,6 +1,6 @@
-"""From the user's rows to examples, one at a time: whatever form they have, nothing is held.
+"""From the user's rows, in any format, to examples, one row at a time.
 
-A bad row is given with its reason and its bytes, and reading goes on after it.
+A bad row is yielded with its reason and its bytes, and reading goes on after it.
 """
 
 import base64
@@ -30,7 +30,7 @@ from retort.records import (
 )
 from retort.spec import JobSpec
 
-# The rows that are compared on come first: what the student learns must give way to them.
+# Held-out rows come first: a train row that repeats one of them is removed, not the reverse.
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
 # What a row without a chat asks; what it asks for comes last.
 ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
@@ -38,9 +38,9 @@ ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question
 
 @dataclass(frozen=True)
 class Read:
-    """One row: the example in it, or why there is none.
+    """One row: its example, or the reason why it has none.
 
-    `text` is what rows are compared by, `line` the example as it is stored.
+    `text` is the text by which rows are compared, `line` the example as it is stored.
     """
 
     raw: SourceRow
@@ -52,7 +52,7 @@ class Read:
 
 
 class Reader:
-    """Reads the rows of a job, and remembers which ids and which forms it has seen."""
+    """Reads the rows of a job, and keeps the ids and counts of the formats that it has read."""
 
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
@@ -71,13 +71,13 @@ class Reader:
         for split in ORDER:
             source = getattr(self._knobs, split)
             if source is not None:
-                found = sources.read(source, f"prepare.{split}", self._knobs.max_row_bytes)
-                for raw in islice(found, most):
+                rows = sources.read(source, f"prepare.{split}", self._knobs.max_row_bytes)
+                for raw in islice(rows, most):
                     self.num_read[split] += 1
                     yield self._read(raw, split)
 
     def texts(self, source: str) -> Iterator[tuple[SourceRow, str]]:
-        """Yields the rows of a file that must not be learned from, with each text in them."""
+        """Yields the rows of a file that must not be learned, with each text to compare."""
         where = "prepare.decontaminate.against"
         for raw in sources.read(source, where, self._knobs.max_row_bytes):
             if raw.value is not None:
@@ -87,7 +87,7 @@ class Reader:
         if raw.value is None:
             return Read(raw, split, reason=raw.error)
         try:
-            form, row = read_row(raw.value, self._form(raw.value), self._knobs.columns)
+            name, row = read_row(raw.value, self._format(raw.value), self._knobs.columns)
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
             text = compared(row) or _spoken(prompt.messages)
@@ -99,11 +99,11 @@ class Reader:
         except (ValueError, TypeError) as error:  # orjson's TypeError: it cannot be stored
             return Read(raw, split, reason=str(error))
         self._ids[example.id] = split
-        self.recognised[form] += 1
+        self.recognised[name] += 1
         return Read(raw, split, example, text, line)
 
-    def _form(self, value: dict[str, Any]) -> str:
-        """Returns the format of a row: a task type of the user's own reads any columns."""
+    def _format(self, value: dict[str, Any]) -> str:
+        """Returns the format of a row; the user's own task types read any columns."""
         if self._knobs.format == "auto" and not self._is_built_in:
             try:
                 recognise(value)
@@ -128,16 +128,16 @@ class Reader:
         )
 
     def _id(self, row: Row, messages: list[Message], split: Split) -> str:
-        """Returns the row's own id, or its content's hash; unlike any id before it.
+        """Returns a unique id: the row's own, or the hash of its content.
 
-        Raises `ValueError` for an own id that is used twice in a split; the ids of different
-        files often count from 0 each, so between splits the later one is given a prefix.
+        An id that occurs in another split too gets a prefix, as the ids of different files often
+        count from 0 each. Raises `ValueError` for an own id that occurs twice in a split.
         """
         identity = row.id if row.id is not None else content_id(messages)
-        standing = self._ids.get(identity)
-        if standing is None:
+        used_in = self._ids.get(identity)
+        if used_in is None:
             return identity
-        if standing != split and f"{split}/{identity}" not in self._ids:
+        if used_in != split and f"{split}/{identity}" not in self._ids:
             return f"{split}/{identity}"
         if row.id is not None:
             raise ValueError(f"an id used twice in prepare.{split}: {identity}")
@@ -147,7 +147,7 @@ class Reader:
         return f"{identity}-{number}"
 
     def _split(self, split: Split, messages: list[Message]) -> Split:
-        """Returns the split of a row: a share of the train rows is set apart by content."""
+        """Returns the split of a row; by its content a train row may be held out."""
         validation, test = self._knobs.validation_ratio, self._knobs.test_ratio
         if split != "train" or not (validation or test):
             return split
@@ -155,7 +155,7 @@ class Reader:
         return "test" if place < test else "validation" if place < test + validation else "train"
 
     def _scrubbed(self, row: Row) -> Row:
-        """Returns a row with personal data taken out of all its texts."""
+        """Returns a row with all its texts scrubbed."""
         messages = row.messages and [
             {**message, "content": self._scrub(message["content"])} for message in row.messages
         ]
@@ -202,7 +202,7 @@ def _spoken(turns: list[Message]) -> str:
 
 
 def quarantined(read: Read) -> Quarantined:
-    """Returns the record of a bad row, with its very bytes."""
+    """Returns the record of a bad row, with its bytes."""
     raw, reason = read.raw, read.reason or ""
     try:
         return Quarantined(raw.file, raw.line, reason, raw.raw.decode())
@@ -213,7 +213,7 @@ def quarantined(read: Read) -> Quarantined:
 
 @dataclass
 class Counts:
-    """What was read: rows and examples by split, and the bad rows."""
+    """Counts of the rows that were read: rows and examples by split, and the bad rows."""
 
     rows: Counter[Split]
     examples: Counter[Split]
@@ -233,24 +233,25 @@ class Counts:
 
     @property
     def num_bad(self) -> int:
-        """How many rows are bad."""
+        """The number of bad rows."""
         return sum(self.reasons.values())
 
 
 def new_counts() -> Counts:
-    """Returns counts of nothing yet."""
+    """Returns empty counts."""
     return Counts(Counter(), Counter(), Counter(), Counter())
 
 
 def kind_of(reason: str) -> str:
-    """Returns the part of a reason that rows share: what stands before the particulars."""
+    """Returns the general part of a reason, which is counted: the text before the details."""
     return re.split("[:;]", reason)[0][:80]
 
 
 def preview(spec: JobSpec, most: int) -> tuple[Counts, Counter[str], set[Split]]:
-    """Returns the counts of the first rows of each source, their forms, and which have more.
+    """Returns the counts of the first rows of each source, their formats, and the splits that have
+    more rows.
 
-    Raises `SpecError` or `DataError` when the job cannot be run on them.
+    Raises `SpecError` or `DataError` when the job cannot run on them.
     """
     counts, reader = new_counts(), Reader(spec)
     for read in reader.rows(most):
@@ -261,24 +262,24 @@ def preview(spec: JobSpec, most: int) -> tuple[Counts, Counter[str], set[Split]]
 
 
 def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
-    """Raises `DataError` when too many rows are bad or a split that is needed has none left."""
+    """Raises `DataError` when too many rows are bad or a required split is empty."""
     knobs, total = spec.prepare, sum(counts.rows.values())
     if counts.num_bad > knobs.max_bad_ratio * total and (whole or counts.num_bad == total):
         raise DataError(
             f"{counts.num_bad} of {total} rows are bad, more than prepare.max_bad_ratio="
-            f"{knobs.max_bad_ratio:g} allows; the first: {counts.first_bad}. Mend the rows and run "
-            "again, or raise the ratio to go on without them"
+            f"{knobs.max_bad_ratio:g} allows; the first: {counts.first_bad}. Correct the rows, or "
+            "raise the ratio to go on without them"
         )
     for split in SPLITS:
         if knobs.has(split) and not counts.examples[split] and whole:
             if getattr(knobs, split) is None:
                 raise DataError(
                     f"prepare.{split}_ratio: {getattr(knobs, f'{split}_ratio'):g} of {total} rows "
-                    f"sets none apart; raise it, or give a file as prepare.{split}"
+                    f"holds out no row; raise it, or give a file as prepare.{split}"
                 )
             raise DataError(
                 f"prepare.{split}: {sources.describe(getattr(knobs, split))} holds no usable row; "
-                "give at least one JSON object a line, or a table with a heading"
+                "give JSON lines with an object each, or a table with a heading"
             )
     if not (knobs.has("test") or knobs.has("validation")):
         raise SpecError(

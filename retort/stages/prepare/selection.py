@@ -1,6 +1,6 @@
-"""Which of the rows that were read are asked: not twice, none of the comparison's, in balance.
+"""Selects the rows to ask: without copies, without leaks of held-out rows, balanced and limited.
 
-The rows themselves lie in a file on the local disk; here are only numbers about them.
+The rows themselves are in a temporary file; in memory are only numbers about them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXACT_ONLY = Deduplicate(near=False)
 
 
 class Spool:
-    """Lines on the local disk, in the order they came; found by number."""
+    """Lines in a temporary file, read by their number."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="retort-")  # noqa: SIM115 - see close()
@@ -45,13 +45,13 @@ class Spool:
         return self._file.read(end - start)
 
     def close(self) -> None:
-        """Gives the disk back."""
+        """Deletes the file."""
         self._file.close()
 
 
 @dataclass
 class RowColumns:
-    """The rows of one split, or of the files that must not be learned from, as columns."""
+    """The rows of one split, or of the files that must not be learned, as columns."""
 
     texts: Texts = field(default_factory=Texts)
     numbers: array[int] = field(default_factory=lambda: array("Q"))
@@ -62,12 +62,12 @@ class RowColumns:
 
 
 class Selection:
-    """All rows of a job, and which of them are removed for which reason."""
+    """All rows of a job, and which of them are removed for which reasons."""
 
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
         self._spool = Spool()
-        # Clusters are found once all rows are here.
+        # Clusters need all rows first.
         by = spec.prepare.balance.by
         self._by = "auto" if by == "cluster" else by
         self.rows: dict[str, RowColumns] = {}
@@ -76,7 +76,7 @@ class Selection:
         self._left_out: set[int] = set()
 
     def add(self, read: Read) -> None:
-        """Takes one good row."""
+        """Adds a good row."""
         example = read.example
         assert example
         rows = self.rows.setdefault(read.split, RowColumns())
@@ -89,7 +89,7 @@ class Selection:
         rows.groups.append(balance.group_of(example, self._by))
 
     def add_foreign(self, raw: SourceRow, text: str) -> None:
-        """Takes one row of a file that must not be learned from."""
+        """Adds a row of a file that must not be learned."""
         rows = self.rows.setdefault("against", RowColumns())
         rows.texts.add(text)
         rows.numbers.append(self._spool.add(text.encode()[:SHOWN_CHARACTERS]))
@@ -97,7 +97,7 @@ class Selection:
         rows.files.append(raw.file)
 
     def choose(self) -> None:
-        """Decides on every row: copies, leaks, and what balance and limit leave out."""
+        """Finds the copies and leaks, and the rows that balance and limit leave out."""
         for split, rows in self.rows.items():
             knobs = EXACT_ONLY if split == "test" else self._knobs.deduplicate
             pairs = find_duplicates(rows.texts, knobs) if split != "against" else []
@@ -118,9 +118,9 @@ class Selection:
                 self._against[split, pair.index] = held_out
 
     def _balance(self, rows: RowColumns) -> None:
-        """Leaves out train rows above the cap of their group, then above the limit."""
+        """Leaves out train rows beyond the cap of their group, then those beyond the limit."""
         knobs = self._knobs
-        chosen = self.standing("train")
+        chosen = self.kept("train")
         if knobs.balance.by == "cluster":
             texts = [balance.text_of(self.example("train", index)) for index in chosen]
             for index, name in zip(
@@ -135,13 +135,13 @@ class Selection:
                 self._left_out |= {i for i, keep in zip(chosen, kept, strict=True) if not keep}
                 chosen = [i for i, keep in zip(chosen, kept, strict=True) if keep]
 
-    def standing(self, split: str) -> list[int]:
-        """Returns the rows of a split that are asked, in order."""
+    def kept(self, split: str) -> list[int]:
+        """Returns the indices of the rows of a split that are kept, in order."""
         if split not in self.rows:
             return []
-        gone = self.removed[split]
+        removed = self.removed[split]
         left = self._left_out if split == "train" else set()
-        return [i for i in range(len(self.rows[split].lines)) if i not in gone and i not in left]
+        return [i for i in range(len(self.rows[split].lines)) if i not in removed and i not in left]
 
     def line(self, split: str, index: int) -> bytes:
         """Returns a row's example as it is stored."""
@@ -152,7 +152,7 @@ class Selection:
         return Example(**orjson.loads(self.line(split, index)))
 
     def reports(self, *splits: str) -> Iterator[Removed]:
-        """Yields each copy and each leak of some splits, with the row that it repeats."""
+        """Yields each copy and each leak in some splits, with the row that it repeats."""
         for split in splits:
             for index, pair in sorted(self.removed.get(split, {}).items()):
                 yield self._report(split, index, pair)
@@ -177,7 +177,7 @@ class Selection:
         )
 
     def counts(self) -> dict[str, Any]:
-        """Returns how many rows were removed for each reason, and how the rest spreads."""
+        """Returns the number of rows removed for each reason, and the groups of those kept."""
         kinds = [pair.kind for pairs in self.removed.values() for pair in pairs.values()]
         groups = self.rows["train"].groups if "train" in self.rows else []
         return {
@@ -186,17 +186,17 @@ class Selection:
             "num_contaminated": kinds.count("leak"),
             "num_left_out": len(self._left_out),
             "balance": balance.largest(
-                balance.spread(groups[index] for index in self.standing("train"))
+                balance.spread(groups[index] for index in self.kept("train"))
             ),
         }
 
     def close(self) -> None:
-        """Gives the disk back."""
+        """Deletes the temporary file."""
         self._spool.close()
 
 
 def _comparisons(knobs: Prepare) -> Iterable[tuple[Split, str]]:
-    """Returns which split must hold nothing of which other rows."""
+    """Returns each split with the rows that must not occur in it."""
     own: list[tuple[Split, str]] = [
         ("validation", "test"),
         ("train", "test"),

@@ -1,7 +1,7 @@
 """Exact and near duplicates, and leaks of held-out texts, among up to millions of texts.
 
-Texts are added one by one and only hashes of their words are kept. The surprise: near duplicates
-that differ in a number, a negation or a short last line are none, as they ask something else.
+Texts are added one by one, and only hashes of their words are kept. Similar texts that differ in a
+number, a negation or a short last line ask different things and are no duplicates.
 """
 
 from retort.stages.prepare.duplicates.pairs import DuplicatePair, find_duplicates, find_leaks

@@ -1,7 +1,7 @@
-"""Held-out texts that stand in other texts, whole or in great part: found by their rarest words.
+"""Finds texts that contain a held-out text, whole or in great part, by its rarest sequences.
 
-A text that holds 60% of a held-out one's sequences holds at least two of any 40% (and one) of
-them. So only the rarest of each are looked for first, and nothing is missed by chance.
+A text with 60% of the sequences of a held-out text contains at least one of any 40% (and one more)
+of them. So looking up the rarest of each finds all candidates, and none is missed by chance.
 """
 
 # S sequences, H held-out texts
@@ -32,27 +32,28 @@ MAX_HITS = 1 << 21  # of one batch
 
 
 class Side(NamedTuple):
-    """Of each pair its text on one side."""
+    """One text of each pair."""
 
     columns: TextColumns
     texts: I64
 
 
 class Index(NamedTuple):
-    """The rarest sequences of the held-out texts, and which texts have each."""
+    """The rarest sequences of the held-out texts, and the texts that contain each."""
 
     lookup: Lookup
     ends: I64  # of each sequence's owners
     owners: I64
-    least: I64  # how many of its rarest a text that leaks has
+    least: I64  # of each held-out text: how many of its rarest sequences a leak contains
 
 
 def find_parts(
     texts: TextColumns, held_out: TextColumns, overlap: float, numbers_matter: bool
 ) -> Edges:
-    """Returns the texts that hold `overlap` of a held-out one, each with the one it holds most of.
+    """Returns the texts that contain a share `overlap` of a held-out text's sequences.
 
-    `earlier` of the edges is the held-out text, `later` the one that leaks it.
+    Each comes with the held-out text of which it contains the largest share: that is `earlier` of
+    an edge, and the leaking text `later`.
     """
     every = np.arange(len(texts.scopes))
     common = common_sequences(texts, every)
@@ -95,10 +96,11 @@ def _index(texts: TextColumns, held_out: TextColumns, common: Lookup, overlap: f
 
 
 def _least_hits(times: Ragged, spare_H: I64, needed_H: I64) -> I64:
-    """Returns how many of its rarest sequences must be found for a held-out text to be compared.
+    """Returns how many of a held-out text's rarest sequences a text needs to be compared with it.
 
-    More are asked where it costs little, as further sequences are as rare: in texts made by a
-    template. `times` says how often each sequence stands in the texts, the rarest first.
+    More are required if further sequences are as rare, so that looking them up costs little: that
+    keeps texts made by a template apart. `times` is how often each sequence occurs in the texts,
+    the rarest first.
     """
     least_H = np.minimum(MIN_HITS, needed_H)
     totals = np.concatenate([[0], np.cumsum(times.values)])
@@ -111,7 +113,7 @@ def _least_hits(times: Ragged, spare_H: I64, needed_H: I64) -> I64:
 
 
 def _occurrences(texts: TextColumns, values: U64) -> I64:
-    """Returns how often each of the sorted values stands in the texts."""
+    """Returns how often each of the sorted values occurs in the texts."""
     lookup, counts = Lookup(values), np.zeros(len(values), dtype=np.int64)
     every = np.arange(len(texts.scopes))
     for part in batches(num_words(texts, every)):
@@ -120,7 +122,7 @@ def _occurrences(texts: TextColumns, values: U64) -> I64:
 
 
 def _candidates(texts: TextColumns, part: I64, index: Index) -> Iterator[tuple[I64, I64]]:
-    """Yields pairs of a text of this part and a held-out one with enough rare sequences."""
+    """Yields pairs of a text of this part and a held-out text with enough rare sequences in it."""
     found = sequences(texts, part)
     at, places = index.lookup.find(found.values)
     rows, places = _unpacked(distinct(found.owners()[at] << 32 | places))
@@ -141,7 +143,7 @@ def _unpacked(pairs: I64) -> tuple[I64, I64]:
 
 
 def _shares(texts: Side, held_out: Side, common: Lookup) -> F64:
-    """Returns for each pair how much of the held-out text's sequences stands in the text."""
+    """Returns for each pair the share of the held-out text's sequences that the text contains."""
     parts = [np.zeros(0)]
     for part in batches(num_words(*texts) + num_words(*held_out)):
         sets = (sequences(side.columns, side.texts[part], common) for side in (texts, held_out))
@@ -151,14 +153,14 @@ def _shares(texts: Side, held_out: Side, common: Lookup) -> F64:
 
 
 def _same_numbers(texts: Side, held_out: Side) -> npt.NDArray[np.bool_]:
-    """Returns for each pair whether all numbers of the held-out text stand in the text."""
+    """Returns for each pair whether the text contains all numbers of the held-out text."""
     shared, _, sizes = overlaps(_numbers(texts), _numbers(held_out))
     same: npt.NDArray[np.bool_] = shared == sizes
     return same
 
 
 def _numbers(side: Side) -> Ragged:
-    """Returns the numbers of texts; the second 5 of a text is another one than its first."""
+    """Returns the numbers of texts; a second 5 in a text counts as another number."""
     columns, texts = side
     counts = num_words(columns, texts)
     words = columns.words[spread(columns.starts[texts].astype(np.int64), counts)]

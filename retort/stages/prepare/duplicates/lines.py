@@ -1,4 +1,4 @@
-"""The last line of each text that is its own: it is where a question, or a hypothesis, stands."""
+"""The last line of each text that few others have: the question, or the hypothesis, is there."""
 
 # L lines, N texts
 from typing import NamedTuple
@@ -18,19 +18,19 @@ SHORT_LINE = 8  # words
 
 
 class LastLines(NamedTuple):
-    """Where the last line of each text stands; a text of one line is its own last line.
+    """The place of the last line of each text; a text of one line is its own last line.
 
-    A line that more than a tenth of the texts have ("Answer:") is passed over.
+    Lines of more than a tenth of the texts ("Answer:") are skipped.
     """
 
     starts: I64
     counts: I64  # words
-    hashes: U64  # 0 where there is but one line
-    kinds: U64  # 0: there is but one line; 1: it is a long one; else which short one it is
+    hashes: U64  # 0 for a text of one line
+    kinds: U64  # 0 for a text of one line, 1 for a long last line, else the hash of a short one
 
 
 def last_lines(columns: TextColumns, texts: I64) -> LastLines:
-    """Returns the last lines of all texts; which lines are common is measured on `texts`."""
+    """Returns the last lines of all texts; lines that are common in `texts` are skipped."""
     bounds = columns.starts.astype(np.int64)
     starts, counts = bounds[:-1].copy(), np.diff(bounds)
     lines = columns.lines.astype(np.int64)

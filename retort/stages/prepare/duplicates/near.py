@@ -1,7 +1,7 @@
-"""Near duplicates: candidates by MinHash in bands, each pair then compared word by word.
+"""Near duplicates: candidates by MinHash in bands, then each pair compared word by word.
 
-Only texts that could ask the same meet in a bucket: what tells questions apart (numbers, scope,
-a short last line ...) is part of its key. That keeps buckets of texts made by a template small.
+What distinguishes questions (numbers, scope, a short last line ...) is part of a bucket's key, so
+that only texts that could ask the same meet. Buckets of texts made by a template stay small.
 """
 
 # P pairs, N texts, B bands
@@ -35,17 +35,17 @@ LINE_SIMILARITY = 0.5
 
 
 class ComparedTexts(NamedTuple):
-    """The texts that are compared, and what is needed to do so."""
+    """The texts that are compared, and the facts needed to compare them."""
 
     columns: TextColumns
     common: Lookup
     lines: LastLines
-    groups: U64  # of each text; those of different groups ask different things
+    groups: U64  # texts of different groups ask different things
     similarity: float
 
 
 class Edges(NamedTuple):
-    """Pairs of similar texts, and how similar they are."""
+    """Pairs of similar texts, and their similarity."""
 
     earlier: I64
     later: I64
@@ -69,15 +69,15 @@ def joined(parts: list[Edges]) -> Edges:
 
 
 def find_near(columns: TextColumns, texts: I64, knobs: Deduplicate) -> Edges:
-    """Returns of these texts those to remove, each with the most similar one that is kept.
+    """Returns the texts to remove, each with the most similar text that is kept.
 
-    Which is kept is decided in order: the earliest of several stays.
+    The earliest of several similar texts is kept.
     """
     lines = last_lines(columns, texts)
     groups = _groups(columns, lines, texts, knobs.numbers_matter)
     common = common_sequences(columns, texts)
     field = ComparedTexts(columns, common, lines, groups, knobs.similarity)
-    texts, sketches = sketched(columns, texts, common, (groups, knobs.similarity))
+    texts, sketches = sketched(columns, texts, common, groups, knobs.similarity)
     seen = np.zeros(SEEN, dtype=np.uint64)
     active, alive = np.arange(len(texts)), np.ones(len(texts), dtype=np.bool_)
     met = np.zeros(len(texts), dtype=np.bool_)
@@ -92,7 +92,7 @@ def find_near(columns: TextColumns, texts: I64, knobs: Deduplicate) -> Edges:
             pairs = may_be_similar(sketches, *_unseen(*pairs, seen), knobs.similarity)
             found = _similar(field, texts[pairs[0]], texts[pairs[1]])
             every = joined([every, found])
-            # For now: what is left meets others in the next band.
+            # Removed for now; the remaining texts meet others in the next band.
             sure = found.later[~np.isin(found.earlier, found.later)]
             alive[np.searchsorted(texts, sure)] = False
         if len(every.later) == num_before:
@@ -104,9 +104,9 @@ def find_near(columns: TextColumns, texts: I64, knobs: Deduplicate) -> Edges:
 
 
 def _settled(field: ComparedTexts, every: Edges) -> tuple[Edges, Edges]:
-    """Returns the pairs, and some more, and which of them count, so that each other text is kept.
+    """Returns the pairs with some more, and those that count: in each the earlier text is kept.
 
-    A text whose other text goes is compared with the one that this goes for.
+    A text whose similar text is removed is compared with the text for which that one is removed.
     """
     while True:
         chosen = _kept_first(every)
@@ -134,9 +134,9 @@ def _groups(columns: TextColumns, lines: LastLines, texts: I64, numbers_matter: 
 
 
 def _unseen(earlier: I64, later: I64, seen: U64) -> tuple[I64, I64]:
-    """Returns the pairs that are not remembered, and remembers them.
+    """Returns the pairs that were not seen before, and marks them as seen.
 
-    A pair whose place is taken by another is forgotten, and only compared once more.
+    A pair whose place is taken by another is forgotten; it may be compared once more.
     """
     keys = (earlier << 32 | later).astype(np.uint64)
     places = mixed(keys) % np.uint64(SEEN)
@@ -146,7 +146,7 @@ def _unseen(earlier: I64, later: I64, seen: U64) -> tuple[I64, I64]:
 
 
 def _similar(field: ComparedTexts, earlier: I64, later: I64) -> Edges:
-    """Returns those of the pairs that ask the same, by comparing all their sequences."""
+    """Returns the pairs that ask the same, by comparing all their sequences."""
     answers = field.columns.answers
     may = (answers[earlier] == answers[later]) | (answers[earlier] == 0) | (answers[later] == 0)
     may &= field.groups[earlier] == field.groups[later]
@@ -163,10 +163,10 @@ def _similar(field: ComparedTexts, earlier: I64, later: I64) -> Edges:
 
 
 def _same_lines(field: ComparedTexts, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
-    """Returns for each pair whether its last lines, and what is before them, are similar too.
+    """Returns for each pair whether both the last lines and the texts before them are similar.
 
-    Of other last lines, neither may stand in what is before the other: a premise and a hypothesis
-    that changed places ask something else. A text of one line has nothing to compare.
+    A different last line must not occur in the text before the other: a premise and a hypothesis
+    that changed places ask something else. Texts of one line always pass.
     """
     same = np.ones(len(earlier), dtype=np.bool_)
     several = np.flatnonzero(field.lines.kinds[earlier])
@@ -205,7 +205,7 @@ def _line_words(field: ComparedTexts, texts: I64) -> Ragged:
 
 
 def _kept_first(every: Edges) -> Edges:
-    """Returns for each text that is similar to an earlier, kept one the most similar of these."""
+    """Returns for each text that is similar to earlier, kept texts the most similar of them."""
     order = np.lexsort((every.earlier, -every.similarity, every.later))
     chosen: dict[int, int] = {}
     both = zip(every.earlier[order].tolist(), every.later[order].tolist(), strict=True)

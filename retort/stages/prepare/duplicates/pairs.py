@@ -1,6 +1,6 @@
-"""Which texts are copies of others: as they stand, nearly, or of what must not be learned from.
+"""The pairs of texts that are copies, near copies or leaks.
 
-A pair that is reported was compared in full; a sketch only says which pairs are compared.
+Sketches only select the pairs to compare; every reported pair was compared in full.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from retort.stages.prepare.duplicates.texts import I64, U64, Texts, mixed
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """A text to remove, by its index, and why.
+    """A text to remove, by its index, and the reason.
 
-    `other` is the earlier, kept text that it is a copy of, or the held-out text that it leaks.
-    `similarity` is the Jaccard index of the two sets of three-word sequences; of a leak the share
-    of the held-out text's sequences.
+    `other` is the earlier, kept text that it copies, or the held-out text that it leaks.
+    `similarity` is the Jaccard index of the two sets of three-word sequences; for a leak, the
+    share of the held-out text's sequences that the text contains.
     """
 
     index: int
@@ -31,7 +31,7 @@ class DuplicatePair:
 
 
 def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[DuplicatePair]:
-    """Returns the texts that ask what an earlier one asks, in order; the first of them stays."""
+    """Returns the texts that repeat an earlier one, in order; the first of equal texts is kept."""
     columns = texts.columns()
     every = np.arange(len(texts))
     pairs = []
@@ -52,7 +52,7 @@ def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[DuplicatePair]:
 def find_leaks(
     texts: Texts, held_out: Texts, knobs: Decontaminate, numbers_matter: bool
 ) -> list[DuplicatePair]:
-    """Returns the texts that are, or hold, a held-out text, each with the most similar of these."""
+    """Returns the texts that equal or contain a held-out text, each with the most similar one."""
     columns, held = texts.columns(), held_out.columns()
     found = find_parts(columns, held, knobs.overlap, numbers_matter)
     lists = (found.later.tolist(), found.earlier.tolist(), found.similarity.tolist())
@@ -70,7 +70,7 @@ def _first_equal(keys: U64) -> I64:
 
 
 def _equal_to(keys: U64, wanted: U64) -> tuple[I64, I64]:
-    """Returns the indices of the keys that are among the wanted, and of the first such each."""
+    """Returns the indices of the keys that are wanted, and of the first equal wanted key."""
     values, first = np.unique(wanted, return_index=True)
     if not len(values):
         return first, first

@@ -1,6 +1,6 @@
-"""Three-word sequences of texts, those that all texts share, and how much of them two texts share.
+"""Three-word sequences of texts: which are common to many texts, and how many two texts share.
 
-A sequence is a 64-bit hash of its words; sets of them are compared one by one, never by a sketch.
+A sequence is a 64-bit hash of its words. Sets of sequences are compared in full.
 """
 
 # S sequences, P pairs
@@ -16,7 +16,7 @@ WIDTH = 3  # words of a sequence
 SAMPLE = 10_000  # texts
 MIN_TEXTS = 50
 COMMON_SHARE = 0.1
-BATCH = 1 << 18  # sequences that are worked on at once: what the processor holds in its cache
+BATCH = 1 << 18  # sequences processed at once: they fit into the processor's cache
 F64 = npt.NDArray[np.float64]
 Integer = TypeVar("Integer", np.int64, np.uint64)
 NEVER = 2**64 - 1
@@ -24,13 +24,13 @@ FACTORS = mixed(np.arange(1, WIDTH + 1, dtype=np.uint64)) | np.uint64(1)
 
 
 class Ragged(NamedTuple):
-    """The sequences, or words, of several texts one after the other, and how many each has."""
+    """The sequences, or words, of several texts in one array, and each text's number of them."""
 
     values: npt.NDArray[Any]
     counts: I64
 
     def owners(self) -> I64:
-        """Returns for each value which of the texts it is of."""
+        """Returns for each value the index of its text."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def only(self, wanted: npt.NDArray[np.bool_]) -> "Ragged":
@@ -41,7 +41,7 @@ class Ragged(NamedTuple):
 
 
 class Lookup:
-    """Finds values among many, most of which are not there: a table of bits says so at once."""
+    """Looks up values in a large set; a table of bits answers fast for most absent values."""
 
     def __init__(self, values: U64) -> None:
         self.values = distinct(values)
@@ -49,32 +49,32 @@ class Lookup:
         self._shift, self._slot = np.uint64(60 - bits), np.uint64(64 - bits)
         self._table = np.zeros(1 << (bits + 4), dtype=np.bool_)
         self._table[self.values >> self._shift] = True
-        # Where to begin to look; about one value is in each slot, and none is after the last.
+        # Where the search starts; each slot holds about one value, the last none.
         slots = np.arange(1 << bits, dtype=np.uint64) << self._slot
         self._starts = np.searchsorted(self.values, slots)
         self._ended = np.append(self.values, np.uint64(NEVER))
 
-    def find(self, asked: U64) -> tuple[I64, I64]:
-        """Returns which of the asked values are there, and their places in `values`."""
-        at = np.flatnonzero(self._table[asked >> self._shift])
-        found = asked[at]
-        places = self._starts[found >> self._slot]
-        smaller = np.flatnonzero(self._ended[places] < found)
+    def find(self, wanted: U64) -> tuple[I64, I64]:
+        """Returns the indices of the wanted values that are in the set, and their places in it."""
+        at = np.flatnonzero(self._table[wanted >> self._shift])
+        likely = wanted[at]
+        places = self._starts[likely >> self._slot]
+        smaller = np.flatnonzero(self._ended[places] < likely)
         while len(smaller):
             places[smaller] += 1
-            smaller = smaller[self._ended[places[smaller]] < found[smaller]]
-        there = (self._ended[places] == found) & (places < len(self.values))
-        return at[there], places[there]
+            smaller = smaller[self._ended[places[smaller]] < likely[smaller]]
+        present = (self._ended[places] == likely) & (places < len(self.values))
+        return at[present], places[present]
 
-    def lacks(self, asked: U64) -> npt.NDArray[np.bool_]:
-        """Returns for each asked value whether it is not there."""
-        absent = np.ones(len(asked), dtype=np.bool_)
-        absent[self.find(asked)[0]] = False
+    def lacks(self, wanted: U64) -> npt.NDArray[np.bool_]:
+        """Returns for each wanted value whether it is absent."""
+        absent = np.ones(len(wanted), dtype=np.bool_)
+        absent[self.find(wanted)[0]] = False
         return absent
 
 
 def sequences(columns: TextColumns, texts: I64, common: Lookup | None = None) -> Ragged:
-    """Returns the sequences of these texts, as often as they stand there, without common ones."""
+    """Returns the sequences of these texts, repeated ones too, without the common ones."""
     starts = columns.starts[texts].astype(np.int64)
     return sequences_between(columns, starts, num_words(columns, texts), common)
 
@@ -82,7 +82,7 @@ def sequences(columns: TextColumns, texts: I64, common: Lookup | None = None) ->
 def sequences_between(
     columns: TextColumns, starts: I64, counts: I64, common: Lookup | None = None
 ) -> Ragged:
-    """Returns the sequences of so many words from each start on."""
+    """Returns the sequences of the words from each start on, as many words as its count."""
     counts = np.maximum(counts - (WIDTH - 1), 0)
     at = spread(starts, counts)
     values = np.zeros(len(at), dtype=np.uint64)
@@ -93,23 +93,22 @@ def sequences_between(
 
 
 def distinct(values: npt.NDArray[Integer]) -> npt.NDArray[Integer]:
-    """Returns the different values in order; much faster than numpy's own, which hashes."""
+    """Returns the different values, sorted; much faster than np.unique, which hashes."""
     ordered = np.sort(values)
-    found: npt.NDArray[Integer] = ordered[
-        np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
-    ]
-    return found
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+    different: npt.NDArray[Integer] = ordered[is_first]
+    return different
 
 
 def spread(starts: I64, counts: I64) -> I64:
-    """Returns start, start + 1 ... for each start, as many as its count says."""
+    """Returns start, start + 1 ... for each start, as many numbers as its count."""
     shifts = starts - (np.cumsum(counts) - counts)
-    found: I64 = np.arange(counts.sum()) + np.repeat(shifts, counts)
-    return found
+    numbers: I64 = np.arange(counts.sum()) + np.repeat(shifts, counts)
+    return numbers
 
 
 def common_sequences(columns: TextColumns, texts: I64) -> Lookup:
-    """Returns the sequences of more than a tenth of these texts: instructions, or a template."""
+    """Returns the sequences that more than a tenth of these texts contain, such as a template's."""
     sample = spread_sample(texts)
     found = sequences(columns, sample)
     values, places = np.unique(found.values, return_inverse=True)
@@ -120,17 +119,17 @@ def common_sequences(columns: TextColumns, texts: I64) -> Lookup:
 
 
 def spread_sample(texts: I64) -> I64:
-    """Returns evenly spread texts on which is measured what texts share; none of a few texts."""
+    """Returns an evenly spaced sample in which common sequences are counted; none of few texts."""
     count = min(SAMPLE, len(texts)) if len(texts) >= MIN_TEXTS else 0
     sample: I64 = texts[np.arange(count) * len(texts) // max(count, 1)]
     return sample
 
 
 def overlaps(first: Ragged, second: Ragged) -> tuple[I64, I64, I64]:
-    """Returns of each pair of sets how many values both have, and how many each of the two."""
+    """Returns for each pair of sets the number of shared values, and the size of either set."""
     sides = []
     for side, ragged in enumerate((first, second)):
-        # 42 bits of a value are enough to tell a pair's own apart.
+        # 42 bits are enough to distinguish the values of one pair.
         low = ragged.values >> np.uint64(22) << np.uint64(1) | np.uint64(side)
         sides.append(ragged.owners().astype(np.uint64) << np.uint64(43) | low)
     keys = distinct(np.concatenate(sides))
@@ -145,14 +144,14 @@ def overlaps(first: Ragged, second: Ragged) -> tuple[I64, I64, I64]:
 
 
 def jaccard(first: Ragged, second: Ragged) -> F64:
-    """Returns how similar the sets of each pair are, from 0 to 1; two empty ones are equal."""
+    """Returns the Jaccard similarity of each pair of sets, from 0 to 1; 1 for two empty sets."""
     shared, one, two = overlaps(first, second)
     either = one + two - shared
     return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
 
 
 def batches(sizes: npt.NDArray[Any], limit: int = BATCH) -> Iterator[slice]:
-    """Yields slices whose sizes sum to at most `limit`, or that hold one item."""
+    """Yields slices whose sizes sum to at most `limit`, or slices of one larger item."""
     totals = np.cumsum(sizes)
     start = 0
     while start < len(totals):
@@ -163,5 +162,5 @@ def batches(sizes: npt.NDArray[Any], limit: int = BATCH) -> Iterator[slice]:
 
 
 def num_words(columns: TextColumns, texts: I64) -> I64:
-    """Returns the lengths of these texts."""
+    """Returns the numbers of words of these texts."""
     return (columns.starts[texts + 1] - columns.starts[texts]).astype(np.int64)

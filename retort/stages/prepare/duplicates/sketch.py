@@ -1,7 +1,7 @@
-"""MinHash sketches of texts: which could be similar, found in time linear in texts.
+"""MinHash sketches: pairs of texts that could be similar, in time linear in the texts.
 
-Broder, "On the resemblance and containment of documents" (1997). The surprise: whatever tells two
-questions apart is part of a bucket's name, so that texts made by one template meet rarely.
+Source: Broder, "On the resemblance and containment of documents" (1997). A text's group is part
+of its buckets' keys, so that texts of one template that ask different things rarely meet.
 """
 
 # B bands, K hashes, N texts, S sequences of a text
@@ -21,10 +21,10 @@ from retort.stages.prepare.duplicates.sequences import (
 from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
 
 NUM_HASHES = 96
-LEAST_RECALL = 0.999  # of pairs that are exactly as similar as asked
+LEAST_RECALL = 0.999  # of pairs exactly at the threshold of similarity
 MATRIX = 1 << 16  # hashes that are multiplied at once
 WINDOW = 2  # texts on each side in a sorted bucket
-SAFE_DEVIATIONS = 4.5  # a pair this far below what is expected is not similar: 3 in a million are
+SAFE_DEVIATIONS = 4.5  # a similar pair is this far below its expectation 3 times in a million
 _ODD = mixed(np.arange(1, 2 * NUM_HASHES + 1, dtype=np.uint64)) | np.uint64(1)
 MULTIPLIERS = (_ODD[:NUM_HASHES] >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
 WEIGHTS = _ODD[NUM_HASHES:]
@@ -33,14 +33,14 @@ U32 = npt.NDArray[np.uint32]
 
 
 class Sketches(NamedTuple):
-    """Of each text the name of its bucket in each band, and eight bits of each least hash."""
+    """The key of each text's bucket in each band, and eight bits of each of its least hashes."""
 
     keys_BN: U32
     least_NK: U8
 
 
 def bands(similarity: float) -> tuple[int, int]:
-    """Returns how many bands of how many hashes each find pairs of this similarity."""
+    """Returns the number of bands, and of hashes in each, that find pairs of this similarity."""
     for width in range(NUM_HASHES, 1, -1):
         count = NUM_HASHES // width
         if 1 - (1 - similarity**width) ** count >= LEAST_RECALL:
@@ -49,13 +49,9 @@ def bands(similarity: float) -> tuple[int, int]:
 
 
 def sketched(
-    columns: TextColumns, texts: I64, common: Lookup, asked: tuple[U64, float]
+    columns: TextColumns, texts: I64, common: Lookup, groups: U64, similarity: float
 ) -> tuple[I64, Sketches]:
-    """Returns those of the texts that have sequences which are not common, and their sketches.
-
-    `asked` are each text's group, which is part of its buckets' names, and the similarity.
-    """
-    groups, similarity = asked
+    """Returns the texts that have any sequences besides the common ones, and their sketches."""
     shape = bands(similarity)
     keys_BN = np.zeros((shape[0], len(texts)), dtype=np.uint32)
     least_NK = np.zeros((len(texts), NUM_HASHES), dtype=np.uint8)
@@ -70,7 +66,7 @@ def sketched(
         while len(order):
             most = found.counts[order[0]]
             rows, order = np.split(order, [max(MATRIX // most, 1)])
-            # Shorter texts repeat their last, which changes no minimum.
+            # Shorter texts repeat their last sequence, which changes no minimum.
             steps = np.minimum(np.arange(most)[:, None], found.counts[rows] - 1)
             least_KN = _minima(hashes[starts[rows] + steps])
             rows += part.start
@@ -101,7 +97,7 @@ def _keys(least_KN: U32, groups_N: U64, shape: tuple[int, int]) -> U32:
 
 
 def buckets(keys_N: U32, texts: I64) -> tuple[I64, I64]:
-    """Returns those of the texts that are not alone in their bucket, by bucket, and its number."""
+    """Returns the texts that share a bucket, sorted by bucket, and the number of its bucket."""
     named = keys_N[texts].astype(np.uint64) << np.uint64(32) | texts.astype(np.uint64)
     named.sort()
     same = named[1:] >> np.uint64(32) == named[:-1] >> np.uint64(32)
@@ -112,10 +108,10 @@ def buckets(keys_N: U32, texts: I64) -> tuple[I64, I64]:
 
 
 def mates(keys_BN: U32, band: int, texts: I64, bucket: I64) -> tuple[I64, I64]:
-    """Returns pairs out of the buckets of a band: linear in texts, however large a bucket.
+    """Returns pairs of texts of the same bucket, a number linear in the texts.
 
-    Each text is paired with the first of its bucket, and with those beside it when the bucket is
-    sorted by the next bands' keys, which similar texts often share.
+    Each text is paired with the first of its bucket, and with its neighbours when the bucket is
+    sorted by the keys of the next bands, which similar texts often share.
     """
     firsts = texts[np.searchsorted(bucket, bucket)]
     next_keys = [keys_BN[(band + step) % len(keys_BN), texts] for step in (2, 1)]
@@ -133,7 +129,7 @@ def mates(keys_BN: U32, band: int, texts: I64, bucket: I64) -> tuple[I64, I64]:
 def may_be_similar(
     sketches: Sketches, earlier: I64, later: I64, similarity: float
 ) -> tuple[I64, I64]:
-    """Returns the pairs whose sketches are as similar as they should be, or nearly so."""
+    """Returns the pairs whose sketches are similar enough."""
     variance = NUM_HASHES * similarity * (1 - similarity)
     least = NUM_HASHES * similarity - SAFE_DEVIATIONS * math.sqrt(variance)
     may = np.ones(len(earlier), dtype=np.bool_)

@@ -1,7 +1,7 @@
-"""The word sequences of many texts: four bytes a word, and a few hashes a text; no text is kept.
+"""The words of many texts as hashes: four bytes for each word, and a few hashes for each text.
 
-Words of the same 31 bits look alike when sequences are compared, at a chance of one in two
-billion each; whether whole texts, their numbers and their scopes are equal is told by 64 bits.
+In sequences a word has 31 bits, so that two different words are equal at a chance of one in two
+billion; whole texts, their numbers and their scopes are compared by 64 bits.
 """
 
 # T tokens, W words, N texts
@@ -43,11 +43,11 @@ TYPES = {
 
 
 class TextColumns(NamedTuple):
-    """What is known of N texts: W words, and where texts and lines with words start.
+    """N texts: their W words, where texts and lines of them start, and hashes of each text.
 
-    `wholes` says which texts are equal, `marks` which have the same numbers and operators in the
-    same order, `scopes` and `answers` which have the same of these (no answer is 0). `numbers` has
-    a bit set for each number of a text, and `negations` counts its words such as "not".
+    Texts are equal if `wholes` are, have the same numbers and operators in the same order if
+    `marks` are, and the same scope or answer if `scopes` or `answers` are (0: no answer). `numbers`
+    has a bit for each number in a text; `negations` counts its words such as "not".
     """
 
     words: npt.NDArray[np.uint32]  # the lowest bit: is a number
@@ -73,7 +73,7 @@ class Texts:
         self._columns["starts"].append(0)
 
     def add(self, text: str, scope: str = "", answer: str | None = None) -> None:
-        """Adds a text; `scope` is what else says what is asked, such as the system prompt."""
+        """Adds a text; `scope` is the rest of the question, such as the system prompt."""
         self._pending.append(text)
         self._num_chars += len(text)
         if scope not in self._scopes:
@@ -90,7 +90,7 @@ class Texts:
         return len(self._columns["scopes"])
 
     def columns(self) -> TextColumns:
-        """Returns all texts; no text can be added while one of the arrays is held."""
+        """Returns all texts; no text can be added while one of the arrays is in use."""
         self._store()
         return TextColumns(
             **{
@@ -111,7 +111,7 @@ class Texts:
         counts_N = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 8
         made = _columns(tokens_T, counts_N)
         for row in np.flatnonzero(np.diff(made["starts"], prepend=0) == 0).tolist():
-            # Punctuation alone is told apart by itself.
+            # A text without words is compared by its punctuation.
             made["wholes"][row] = hash64("".join(self._pending[row].split()))
         done = len(self._columns["words"])
         for name in ("starts", "lines"):
@@ -123,7 +123,7 @@ class Texts:
 
 
 def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
-    """Returns the columns of texts of so many tokens each; `starts` lacks its first, 0."""
+    """Returns the columns of texts with these numbers of tokens; `starts` lacks its first 0."""
     num_texts = len(counts_N)
     kinds_T = (tokens_T & np.uint64((1 << KIND_BITS) - 1)).astype(np.uint8)
     text_T = np.repeat(np.arange(num_texts), counts_N)
@@ -142,7 +142,7 @@ def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
     word_at, mark_at = np.flatnonzero(is_word_T), np.flatnonzero(is_mark_T)
     wholes_N = ordered(word_at, np.arange(len(words_W)) - starts_N[text_W])
     marks_N = ordered(mark_at, np.arange(len(mark_at)) - first_mark_N[text_T[mark_at]])
-    # Brackets are punctuation, but not where something is calculated.
+    # Brackets are punctuation, except in a calculation.
     calculates_N = np.bincount(text_W[kinds_W == OPERATOR], minlength=num_texts) > 0
     at = np.flatnonzero(kinds_T == BRACKET)
     at = at[calculates_N[text_T[at]]]
@@ -163,7 +163,7 @@ def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
 
 
 def _bits(numbers: U64, groups: I64, num_groups: int) -> U64:
-    """Returns a bit for each number of each ascending group."""
+    """Returns for each group 64 bits, one of them set for each number in it; groups ascend."""
     found = np.zeros(num_groups, dtype=np.uint64)
     present, first = np.unique(groups, return_index=True)
     if len(present):
@@ -173,14 +173,14 @@ def _bits(numbers: U64, groups: I64, num_groups: int) -> U64:
 
 
 def mixed(values: U64) -> U64:
-    """Returns values of which each bit depends on all bits before (splitmix64's last steps)."""
+    """Returns hashes of 64-bit values (the last steps of splitmix64)."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
 
 
 def ordered_sums(values: U64, places: I64, counts: I64) -> U64:
-    """Returns a hash of each run of so many values, which tells their order at these places."""
+    """Returns a hash of each run of values, which depends on their order; `places` count in it."""
     factors = mixed(places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
     totals = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * factors)])
     ends = np.cumsum(counts)

@@ -1,17 +1,17 @@
-"""A text as 64-bit words, equal where case, white space and punctuation alone differ.
+"""Texts as 64-bit words, equal for texts that differ only in case, white space and punctuation.
 
-Digits, signs and operators are words too: "1.5 - 2" and "15 2" ask different things. A piece of
-text between two spaces is taken apart only once and then looked up, as most pieces come again.
+Numbers, signs and operators are words too: "1.5 - 2" and "15 2" ask different things. The pieces
+of a text between spaces are split into words once and then looked up, as most occur often.
 """
 
 import re
 import unicodedata
 from hashlib import blake2b
 
-# What a word is stands in the lowest three bits of its hash.
+# The kind of a word is in the lowest three bits of its hash.
 WORD, NUMBER, OPERATOR, NEGATION, BRACKET, LINE = range(6)
 KIND_BITS = 3
-BREAK = "\0"  # the end of a line, as white space is gone once a text is split
+BREAK = "\0"  # the end of a line, as splitting a text removes its white space
 MAX_CACHED_CHARS = 64
 MAX_CACHED = 1 << 19
 
@@ -25,13 +25,13 @@ _NUMBERS = (
 _NEGATIONS = "not no never none nothing nobody neither nor cannot except without"
 NUMBER_WORDS, NEGATIONS = frozenset(_NUMBERS.split()), frozenset(_NEGATIONS.split())
 APOSTROPHES = "'\u2019\u02bc\u2032"
-# Signs of multiplication and division, and a minus that a word processor made a dash.
+# Signs of multiplication and division, and dashes that word processors make of a minus.
 SAME_OPERATOR = str.maketrans(
     "\xd7\xb7\u22c5\xf7\u2215\u2044\u2212\u2010\u2011\u2012\u2013\u2014", "***///------"
 )
 PROSE = ".,;:?!\"'"
 
-# Raised and lowered characters are no digits of the number before them: 5² is not 52, 1½ not 11/2.
+# Raised and lowered digits do not belong to the number before them: 5² is not 52, 1½ not 11/2.
 RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 FRACTION = re.compile("([¼-¾⅐-⅞↉])")
@@ -44,9 +44,9 @@ UNSPACED = re.compile(
     "\uf900-\ufaff\U00020000-\U000323af]"
 )
 
-# A text is read as the classes of its characters: a letter, k mark on a letter, c letter that is
-# a word, 9 digit, o operator, b bracket, s other symbol; those that mean different things in
-# different places stand for themselves, and a space for all else.
+# A text is matched by the classes of its characters: a letter, k mark on a letter, c letter that is
+# a word, 9 digit, o operator, b bracket, s other symbol. Characters whose meaning depends on their
+# place are their own class, all others are a space.
 _CLASSES = {ord(own): own for own in "_'.,-*!:$#"} | {
     ord(char): kind
     for kind, chars in {
@@ -67,10 +67,10 @@ TOKEN = re.compile(
     r"""
     (?P<number> (?: (?<!9)9{1,3}(?:,9{3})+(?!,?9) | 9+ ) (?:\.9+)* | (?<![ak9.])\.9+ )
   | (?P<word> a[ak]*(?:['_]a[ak]*)* | ck* | k+ )
-    # Emphasis of words, and dashes.
+    # Emphasis, and dashes.
   | (?P<skip> ^\*\*+(?=[^*]) | ^\*(?=[ac][akc]) | (?<=[^*])\*\*+(?=[ .,:!']*$)
       | (?<=[akc][akc])\*(?=[ .,:!']*$) | (?<![akc9b])--+(?![9b]) | (?<=[akc])--+(?=[akc]) )
-    # A sign, not a hyphen: at the start of its piece, or not beside a word.
+    # A sign, not a hyphen: at the start of the piece, or not beside a word.
   | (?P<operator> o | \* | ^-(?=[akc]) | (?<=b)-(?=[akc]) | (?<![ak][ak])(?<!c)-(?![ak][ak]|c)
       | (?<![akc])n(?![akc]) | (?<=9)m(?=9) | (?<=9):(?=9)
       | (?<=[9b])! | ^!(?=[ab]) | !(?=o) | (?<=(?<![ak])a)! | (?<=(?<![ak9'\ ])a)'+(?![ak]) )
@@ -83,16 +83,16 @@ _KINDS = {"number": NUMBER, "operator": OPERATOR, "bracket": BRACKET}
 
 
 class _CharClasses(dict[int, str]):
-    """The class of each character that was seen so far, by its code point."""
+    """The class of each character by its code point, found when first looked up."""
 
     def __missing__(self, code: int) -> str:
         category = unicodedata.category(chr(code))
         if category[0] == "L":
-            found = "c" if UNSPACED.match(chr(code)) else "a"
+            own = "c" if UNSPACED.match(chr(code)) else "a"
         else:
-            found = "k" if category[0] == "M" else _BY_CATEGORY.get(category, " ")
-        self[code] = found
-        return found
+            own = "k" if category[0] == "M" else _BY_CATEGORY.get(category, " ")
+        self[code] = own
+        return own
 
 
 _CHAR_CLASSES = _CharClasses(_CLASSES)
@@ -103,16 +103,16 @@ def tokens(piece: str) -> list[tuple[str, int]]:
     if not piece.isascii():
         piece = _compatible(piece)
     piece = piece.casefold()
-    found = []
+    words = []
     for match in TOKEN.finditer(piece.translate(_CHAR_CLASSES)):
         group, text = str(match.lastgroup), piece[match.start() : match.end()]
         if group == "word":
-            found.append((re.sub(f"[_{APOSTROPHES}]", "", text), _kind(text)))
+            words.append((re.sub(f"[_{APOSTROPHES}]", "", text), _kind(text)))
         elif group == "number":
-            found.append((text.replace(",", ""), NUMBER))
+            words.append((text.replace(",", ""), NUMBER))
         elif group != "skip":
-            found.append((text.translate(SAME_OPERATOR), _KINDS.get(group, WORD)))
-    return found
+            words.append((text.translate(SAME_OPERATOR), _KINDS.get(group, WORD)))
+    return words
 
 
 def _compatible(piece: str) -> str:
@@ -150,7 +150,7 @@ _SPECIAL = {word: _record(word, _kind(word)) for word in NUMBER_WORDS | NEGATION
 
 
 class _Records(dict[tuple[str, int], bytes]):
-    """The record of each word that was seen so far."""
+    """The record of each word, made when first looked up."""
 
     def __missing__(self, token: tuple[str, int]) -> bytes:
         self[token] = record = _record(*token)
@@ -158,9 +158,9 @@ class _Records(dict[tuple[str, int], bytes]):
 
 
 class Pieces(dict[str, bytes]):
-    """The words of each piece of text that was looked up, eight bytes a word.
+    """The words of each piece of text, eight bytes each, made when first looked up.
 
-    Memory is bounded by `trim`, which the owner calls now and then; what it forgets is made anew.
+    The owner calls `trim` now and then, which bounds the memory.
     """
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Pieces(dict[str, bytes]):
         return record
 
     def trim(self) -> None:
-        """Forgets everything where too much is held."""
+        """Empties the cache if it is too large."""
         if not self or len(self) > MAX_CACHED or len(self._records) > MAX_CACHED:
             self.clear()
             self._records.clear()
