@@ -1,6 +1,6 @@
-"""What can go wrong, by who can mend it; the exit code of the command follows the class.
+"""The errors that a user may see, by who can mend them. The command's exit code follows the class.
 
-A message says what is wrong, where, what is allowed and what to do; it never holds a secret.
+A message says what is wrong, where, what is allowed and what to do. It never holds a secret.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """The job spec, or a model or path it names, cannot be used. The user mends it (exit 2)."""
+    """The job spec, or a model or path in it, cannot be used. The user mends it (exit 2)."""
 
 
 class DataError(ValueError):
@@ -28,7 +28,7 @@ class StageError(RuntimeError):
 
 
 class EngineDiedError(StageError):
-    """A stage's process was killed, ran out of memory, hung or crashed: it may be started again."""
+    """The process of a stage was killed, crashed, hung or ran out of memory; a restart may help."""
 
 
 USER_ERRORS = (SpecError, DataError)

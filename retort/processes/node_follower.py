@@ -1,8 +1,8 @@
-"""A machine that trains with others when the first one calls: what `retort node` does.
+"""A machine that trains together with others when the first one calls: `retort node`.
 
-One call is one stage, the student or a control; between them nothing is held but a process that
-waits. Inputs and checkpoints are read from the store that all machines share; nothing is written.
-The surprise: whoever answers at the endpoint is obeyed, so it belongs into a network of one's own.
+One call is one stage: the student or a control. Between calls only a waiting process remains.
+Inputs and checkpoints are read from the store that all machines share; nothing is written. Note:
+this machine runs what the endpoint sends, so the endpoint must be in a private network.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
         try:
             process.wait()
         finally:
-            processes.stop(process, nodes.LEAVE_SECONDS)
+            processes.end(process, nodes.LEAVE_SECONDS)
             hand_on.join(processes.GRACE_SECONDS)
             line.send({"kind": "ended", "code": process.returncode})
     return process.returncode
@@ -72,4 +72,4 @@ def _end_when_cut(line: nodes.Line, process: "subprocess.Popen[str]") -> None:
     try:
         process.wait(processes.GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        processes.stop(process, processes.GRACE_SECONDS)
+        processes.end(process, processes.GRACE_SECONDS)

@@ -30,7 +30,7 @@ class Stage:
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts in an input's manifest."""
-        facts: dict[str, Any] = self.input(name).read_json("manifest.json")["facts"]
+        facts: dict[str, Any] = self.input(name).read_manifest()["facts"]
         return facts
 
     def arguments(self) -> dict[str, Any]:

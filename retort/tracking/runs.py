@@ -1,7 +1,8 @@
-"""The runs of a job: one parent, and below it one a stage, with knobs, curves, lineage and files.
+"""The MLflow runs of a job: one parent, and below it one for each stage, with knobs, curves,
+lineage and files.
 
-Explicit client and run ids, for the fluent API's active run is invisible in other threads. A
-tracking server that fails is reported once and never stops a job.
+The client and run ids are explicit because the fluent API's active run is invisible in other
+threads. A tracking server that fails is reported and never stops a job.
 """
 
 import tempfile
@@ -15,14 +16,9 @@ from typing import Any, TypeVar, cast
 
 from retort.store import Store
 from retort.tracking import registry
+from retort.tracking.promotion import mlflow_error
 from retort.tracking.registry import CHAMPION, GATE, ReleasedStudent, Version
-from retort.tracking.server import (
-    SQLITE,
-    connect,
-    may_have_alias,
-    tracking_uri,
-    without_secrets,
-)
+from retort.tracking.server import SQLITE, connect, may_have_alias, tracking_uri
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 MAX_PARAM_CHARACTERS = 500
@@ -31,29 +27,26 @@ ERROR = "retort.error"
 
 
 def _forgiving(call: Call) -> Call:
-    """Lets a job go on when tracking fails, and says so; after a few failures tracking is off."""
+    """Makes a call that fails a warning instead of an error; after a few, tracking is off."""
 
     @wraps(call)
     def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> Any:
         if self.failures >= MAX_FAILURES:
             return None
         try:
-            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of every run
+            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of each run
                 return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
             self.failures += 1 if self.parent_id else MAX_FAILURES
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
             rest = "; tracking is off for this run" if self.failures >= MAX_FAILURES else ""
-            place = without_secrets(self.uri)
-            cause = cause.replace(self.uri, place)
-            self._warn(f"warning: MLflow at {place}: {call.__name__}: {cause}{rest}")
+            self._warn(f"warning: {call.__name__}: {mlflow_error(self.uri, error)}{rest}")
             return None
 
     return cast(Call, guarded)
 
 
 class Tracker:
-    """Speaks to one MLflow store for one job run. Its methods never raise."""
+    """Tracks one run of a job in one MLflow. Its methods never raise."""
 
     def __init__(self, store: Store, warn: Callable[[str], None]):
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
@@ -71,12 +64,12 @@ class Tracker:
         self.experiment_id = found.experiment_id if found else self._new_experiment(job)
         if tags.get(resume_tag):
             query = f"tags.`{resume_tag}` = '{tags[resume_tag]}' and tags.`retort.stage` = 'job'"
-            standing = self._client.search_runs([self.experiment_id], query, max_results=1)
-            if standing:
-                self.parent_id = standing[0].info.run_id
+            earlier = self._client.search_runs([self.experiment_id], query, max_results=1)
+            if earlier:
+                self.parent_id = earlier[0].info.run_id
                 self._end_children(self.parent_id)
                 self._client.update_run(self.parent_id, status="RUNNING")
-                if ERROR in standing[0].data.tags:
+                if ERROR in earlier[0].data.tags:
                     self._client.delete_tag(self.parent_id, ERROR)
                 return
         run = self._client.create_run(
@@ -92,7 +85,7 @@ class Tracker:
 
     @_forgiving
     def others_running(self, tag: str) -> dict[str, str]:
-        """Returns the values of a tag of this job's other runs that are not ended, by run id."""
+        """Returns the values of a tag of this job's other unfinished runs, by run id."""
         query = "tags.`retort.stage` = 'job' and attributes.status = 'RUNNING'"
         found = self._client.search_runs([self.experiment_id], query)
         tags = {run.info.run_id: run.data.tags.get(tag, "") for run in found}
@@ -101,12 +94,12 @@ class Tracker:
 
     @_forgiving
     def end_lost(self, run_id: str) -> None:
-        """Ends a job's run whose process is gone, and the stages' below it, as killed."""
+        """Ends the run of a job whose process is gone, and those of its stages, as killed."""
         self._end_children(run_id)
         self._client.set_terminated(run_id, "KILLED")
 
     def _end_children(self, run_id: str) -> None:
-        """A process that was killed, with its machine perhaps, ends none of its runs itself."""
+        """Ends the unfinished runs of stages, which a process that was killed could not end."""
         query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
         for child in self._client.search_runs([self.experiment_id], query):
             self._client.set_tag(child.info.run_id, ERROR, "its process is gone")
@@ -131,7 +124,7 @@ class Tracker:
 
     @_forgiving
     def metrics(self, run_id: str, values: dict[str, float], step: int) -> None:
-        """Logs numbers of a step; sent in batches, at most one a second."""
+        """Logs the numbers of a step; they are sent in batches, at most one a second."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -147,7 +140,7 @@ class Tracker:
 
     @_forgiving
     def dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
-        """Logs an artifact as an input of a run: its address and digest, no data is loaded."""
+        """Logs an input of a run by its address and digest; its data is not loaded."""
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
@@ -160,9 +153,9 @@ class Tracker:
 
     @_forgiving
     def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
-        """Logs a stage's counts as metrics and its small files as artifacts; ends it well."""
-        numbers = {k: float(v) for k, v in _flat(facts).items() if _is_number(v)}
-        # What has a curve ends with that; once more at step 0 it would be its first point.
+        """Logs a stage's numbers as metrics and its small files as artifacts; ends it well."""
+        numbers = {k: float(v) for k, v in _flat(facts).items() if isinstance(v, int | float)}
+        # A metric with a curve is left out: at step 0 it would become the first point.
         self.metrics(run_id, {k: v for k, v in numbers.items() if k not in self._curves}, step=0)
         self._flush(run_id)
         for name, text in files.items():
@@ -171,7 +164,7 @@ class Tracker:
 
     @_forgiving
     def fail(self, run_id: str, error: BaseException) -> None:
-        """Ends a run as failed, or as killed when it was interrupted, with the message."""
+        """Ends a run as failed, or as killed when it was interrupted, with the error's message."""
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(Exception):
             self._flush(run_id)
@@ -180,15 +173,15 @@ class Tracker:
 
     @_forgiving
     def cached(self, stage: str, made_by: str) -> None:
-        """Points from the job's run to the run that made a reused artifact."""
+        """Tags the job's run with the run that made a reused artifact."""
         self._client.set_tag(self.parent_id, f"retort.cached.{stage}", made_by or "another store")
 
     @_forgiving
     def champion(self, name: str, train: str) -> Version | None:
         """Returns the version that a student is compared with: the champion of its name.
 
-        Where that is this very student (`train` is the artifact it was trained as), it is the one
-        that the champion was compared with itself, so that a job run again tells the same.
+        Where the champion is this very student (`train` names the artifact of its training), it is
+        the version that the champion was compared with, so that a repeated run has the same result.
         """
         if not may_have_alias(self.uri, name, CHAMPION):
             return None
@@ -217,10 +210,6 @@ class Tracker:
             self._client.log_artifacts(self.parent_id, scratch)
         self._client.set_tag(self.parent_id, GATE, "passed" if gate_passed else "refused")
         self._client.set_terminated(self.parent_id, "FINISHED")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where MLflow is, and the way to it. Loading mlflow takes seconds, so it is loaded last of all."""
+"""The address of MLflow, and a client of it. Importing mlflow takes seconds, so it comes last."""
 
 import logging
 import os
@@ -6,12 +6,11 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from retort.store import Store
 
 SQLITE = "sqlite:///"
-SURROUNDINGS = {
+ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -24,17 +23,9 @@ def tracking_uri(store: Store) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{store.local_state()}/mlflow.db"
 
 
-def without_secrets(uri: str) -> str:
-    """Returns a URI without the user and password it may carry: fit for reports and messages."""
-    parts = urlsplit(uri)
-    return (
-        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
-    )
-
-
 def connect(uri: str) -> Any:
-    """Returns a client of the MLflow at an address; a database that is not there yet is made."""
-    for name, value in SURROUNDINGS.items():
+    """Returns a client of the MLflow at an address; makes a database that does not exist yet."""
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -45,24 +36,24 @@ def connect(uri: str) -> Any:
     return MlflowClient(uri, registry_uri=uri)
 
 
-def is_there(uri: str) -> bool:
-    """Whether there is anything to ask: a database on this machine may not have been made yet."""
+def exists(uri: str) -> bool:
+    """Whether MLflow can have content: a database on this machine may not have been made yet."""
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
 
 
 def may_have_alias(uri: str, name: str, alias: str) -> bool:
-    """Whether a registered model may have the alias: False only where that is certain.
+    """Whether a registered model may have the alias; False only where that is certain.
 
-    A database on this machine is read without mlflow, for `retort why` should answer at once.
+    A database on this machine is read without mlflow, so that `retort why` answers at once.
     """
-    if not is_there(uri):
+    if not exists(uri):
         return False
     if not uri.startswith(SQLITE):
         return True
     query = "select 1 from registered_model_aliases where name = ? and alias = ?"
-    place = Path(uri.removeprefix(SQLITE)).resolve().as_uri()
+    path = Path(uri.removeprefix(SQLITE)).resolve().as_uri()
     try:
-        with closing(sqlite3.connect(f"{place}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path}?mode=ro", uri=True)) as database:
             return database.execute(query, (name, alias)).fetchone() is not None
-    except sqlite3.Error:  # the table is mlflow's own: if it is another now, mlflow is asked
+    except sqlite3.Error:  # mlflow's tables may have changed: then mlflow is asked
         return True

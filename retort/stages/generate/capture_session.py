@@ -275,7 +275,7 @@ class Session:
             return
         self._said = now
         if self._share:
-            self._share.holder.told = {
+            self._share.holder.status = {
                 "done": sum(self._states.values()) - self._before_done,
                 "tokens": self._tokens,
                 "mass": self._mass,
