@@ -4,6 +4,8 @@ A message says what is wrong, where, what is allowed and what to do. It never ho
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -23,6 +25,10 @@ class StoreError(OSError):
         self.transient = transient
 
 
+class DamagedError(StoreError):
+    """A stored file is not what was written: cut short, changed, or no JSON (exit 1)."""
+
+
 class StageError(RuntimeError):
     """A stage ended without its artifact: a crash, a timeout, out of memory (exit 1)."""
 
@@ -32,6 +38,26 @@ class EngineDiedError(StageError):
 
 
 USER_ERRORS = (SpecError, DataError)
+# The errors that cross from a child process as what they are.
+BY_NAME: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (SpecError, DataError, StoreError, DamagedError, StageError, EngineDiedError)
+}
+# What a disk refuses, by errno, and what to do about it.
+REMEDIES = {
+    errno.ENOSPC: "no space left on the device; free some, or use another disk ({remedy})",
+    errno.EDQUOT: "the quota of this user is used up; free some, or use another disk ({remedy})",
+    errno.EROFS: "the file system is read-only; remount it, or use another disk ({remedy})",
+}
+
+
+def disk_cause(error: BaseException, remedy: str) -> str | None:
+    """Returns what a disk refused and what to do, or None for another error. `remedy` names the
+    option or variable that chooses another disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and torch have errors of their own
+        number = errno.ENOSPC
+    return REMEDIES[number].format(remedy=remedy) if number in REMEDIES else None
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -13,7 +13,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 from retort import errors
 from retort.events import Event, Reporter
-from retort.processes import nodes
+from retort.processes import disk, nodes
 
 Result = TypeVar("Result")
 
@@ -57,13 +56,12 @@ def run(
     killed, hung or ran out of memory; `LostNodeError` when another machine is gone; `StageError`
     when it ran longer than allowed. In every case no process of its group is left.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     name = _name_of(function)
     call = {"function": name, "arguments": arguments, "runtime": runtime}
     outcomes: list[Event] = []
     with (
         nodes.gathered(call, runtime.get("num_nodes", 1), report) as (place, others),
-        tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch,
+        disk.temporary_folder() as scratch,
     ):
         process = start(call, place, log, scratch)
         try:
@@ -93,19 +91,20 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def start(
-    call: dict[str, Any], place: nodes.Place, log: Path | None, scratch: str
+    call: dict[str, Any], place: nodes.Place, log: Path | None, scratch: Path
 ) -> "subprocess.Popen[str]":
     """Returns the process, or torchrun, that runs a call's function and prints its events.
 
     `scratch` is a folder that outlives it; without a log its output joins that of this process.
     """
-    arguments = Path(scratch) / "arguments.json"
-    arguments.write_text(json.dumps(call["arguments"]))
+    arguments = scratch / "arguments.json"
+    with disk.disk_errors(scratch, "TMPDIR"):
+        arguments.write_text(json.dumps(call["arguments"]))
     runtime, module = call["runtime"], ["-m", "retort.processes"]
     number = runtime.get("num_processes", 1)
     if number > 1 or place.num_nodes > 1:
         module = [*place.torchrun(number), *module]
-    with log.open("a") if log else contextlib.nullcontext(sys.stderr) as stream:
+    with disk.open_log(log) if log else contextlib.nullcontext(sys.stderr) as stream:
         return subprocess.Popen(
             [sys.executable, *module, call["function"], str(log or "-"), str(arguments)],
             stdin=subprocess.PIPE,
@@ -113,7 +112,7 @@ def start(
             stderr=stream,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": scratch, **_threads(runtime)},
+            env={**os.environ, "TMPDIR": str(scratch), **_threads(runtime)},
         )
 
 
@@ -211,8 +210,9 @@ def _weight(event: Event) -> int:
     """Returns the rank of an outcome: an error ranks before those that may follow from it."""
     if event["kind"] == "result":
         return 0
-    ours = {"SpecError": 1, "DataError": 1, "StoreError": 1, "StageError": 1, "LostNodeError": 2}
-    return ours.get(event["type"], 3)
+    if event["type"] in errors.BY_NAME:
+        return 1
+    return 2 if event["type"] == nodes.LostNodeError.__name__ else 3
 
 
 def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) -> Exception:
@@ -222,12 +222,11 @@ def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) ->
             cause = "was killed (signal 9), most likely for want of memory"
         return errors.EngineDiedError(f"the stage's process {cause}; its log is {log}")
     kind, message = outcome["type"], outcome["message"]
-    if kind in ("SpecError", "DataError"):
-        return errors.USER_ERRORS[kind == "DataError"](message)
-    if kind == "StoreError":
-        return errors.StoreError(message, transient=bool(outcome.get("transient")))
-    if kind == "StageError":
-        return errors.StageError(message)
+    if kind in errors.BY_NAME:
+        error = errors.BY_NAME[kind](message)
+        if isinstance(error, errors.StoreError):
+            error.transient = bool(outcome.get("transient"))
+        return error
     if num_nodes > 1 and kind in ("LostNodeError", "KeyboardInterrupt"):
         what = message if kind == "LostNodeError" else "one of the machines was asked to end"
         return nodes.LostNodeError(

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from retort.errors import BY_NAME, StoreError, disk_cause
 from retort.events import Event, Reporter
 from retort.processes import GRACE_SECONDS
 
@@ -54,8 +55,7 @@ def main() -> NoReturn:
         target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
-        facts = {"type": type(error).__name__, "message": str(error)}
-        emit({"kind": "error", **facts, "transient": getattr(error, "transient", False)})
+        emit({"kind": "error", **_facts_of(error)})
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         code = 1
@@ -66,6 +66,17 @@ def main() -> NoReturn:
         _end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
     os._exit(code)
+
+
+def _facts_of(error: BaseException) -> Event:
+    """Returns an error's class, message and whether it is transient; what a disk refused becomes a
+    store error."""
+    kind, cause = type(error).__name__, disk_cause(error, "TMPDIR or --store")
+    if kind not in BY_NAME and cause:
+        path = getattr(error, "filename", None) or f"a disk of this machine ({error})"
+        return {"type": StoreError.__name__, "message": f"{path}: {cause}", "transient": False}
+    is_transient = bool(getattr(error, "transient", False))
+    return {"type": kind, "message": str(error), "transient": is_transient}
 
 
 def _imported(function: str) -> Any:

@@ -8,7 +8,6 @@ this machine runs what the endpoint sends, so the endpoint must be in a private 
 import contextlib
 import json
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 from retort import processes
 from retort.errors import SpecError
-from retort.processes import nodes
+from retort.processes import disk, nodes
 
 
 def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]) -> None:
@@ -44,7 +43,7 @@ def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]
 def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
     """Returns torchrun's exit code, once this machine's part of a call has ended."""
     place = nodes.Place(call["rank"], call["num_nodes"], line.peer, call["port"])
-    with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
+    with disk.temporary_folder() as scratch:
         process = processes.start(call, place, None, scratch)
         threading.Thread(target=_end_when_cut, args=(line, process), daemon=True).start()
         hand_on = threading.Thread(target=_hand_on, args=(process, line), daemon=True)

@@ -15,7 +15,7 @@ import fsspec
 from retort.errors import SpecError
 from retort.store import s3
 from retort.store.files import SCRATCH
-from retort.store.folder import MANIFEST, MODEL, Artifact, Folder, folder_of
+from retort.store.folder import MANIFEST, MODEL, Artifact, Folder, InputFolder, folder_of
 from retort.store.urls import (
     filesystem,
     find_urls,
@@ -32,6 +32,7 @@ __all__ = [
     "SCRATCH",
     "Artifact",
     "Folder",
+    "InputFolder",
     "Store",
     "find_urls",
     "folder_of",

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retort.processes.disk import disk_errors, temporary_folder
 from retort.store import local, s3
+from retort.store.damage import damaged
 from retort.store.urls import filesystem, is_s3, store_errors
 
 # What only a run in progress needs: never part of the artifact, removed once that is finished.
@@ -49,8 +50,11 @@ class Files:
             yield from ((name, bytes(data)) for name, data in zip(part, found, strict=True))
 
     def read_json(self, name: str) -> Any:
-        """Returns the content of a JSON file."""
-        return json.loads(self.read(name))
+        """Returns the content of a JSON file. Raises `DamagedError` for one that is no JSON."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise damaged(self._path(name), f"it is no JSON ({error})") from None
 
     def has(self, name: str) -> bool:
         """Whether there is a file."""
@@ -158,17 +162,21 @@ class Files:
         if self._is_local:
             yield Path(self._path(prefix))
             return
-        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        with temporary_folder() as scratch:
             for name, size in sorted(self.sizes().items()):
                 if name.startswith(f"{prefix}/"):
-                    target = Path(scratch) / name.removeprefix(f"{prefix}/")
+                    target = scratch / name.removeprefix(f"{prefix}/")
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with store_errors(path := self._path(name)):
-                        if is_s3(path):
-                            s3.get(self._fs, path, size, str(target))
-                        else:
-                            self._fs.get_file(path, str(target))
-            yield Path(scratch)
+                    self._fetch(name, size, target)
+            yield scratch
+
+    def _fetch(self, name: str, size: int, target: Path) -> None:
+        path = self._path(name)
+        with store_errors(path), disk_errors(target, "TMPDIR"):
+            if is_s3(path):
+                s3.get(self._fs, path, size, str(target))
+            else:
+                self._fs.get_file(path, str(target))
 
     @property
     def _is_local(self) -> bool:

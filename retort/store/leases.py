@@ -21,7 +21,7 @@ from typing import Any, Literal, TypedDict
 
 import psutil
 
-from retort.errors import StoreError
+from retort.errors import DamagedError, StoreError
 from retort.store import Folder
 
 BEAT_SECONDS, LOST_SECONDS = 5.0, 30.0
@@ -29,11 +29,14 @@ LeaseState = Literal["free", "held", "done"]
 
 
 class ProcessIdentity(TypedDict):
-    """What names a process among all processes of its machine, and the machine."""
+    """What names a process among all processes of its machine, and the machine.
+
+    `started` is a time that no setting of a clock moves; other processes compare it for equality.
+    """
 
     machine: str
     pid: int
-    born: float
+    started: float
 
 
 class HolderFacts(ProcessIdentity):
@@ -155,9 +158,27 @@ class Holder:
                 known = self._others.get(holder)
                 if known and known[0]["state"] != "alive":
                     continue
-                facts: HolderFacts = self._folder.read_json(name)
+                facts = self._read_facts(name)
                 if known is None or known[0]["beats"] != facts["beats"]:
                     self._others[holder] = (facts, now)
+
+    def _read_facts(self, name: str) -> HolderFacts:
+        """Returns the content of a holder's file. One that cannot be read never changes, so its
+        holder counts as lost after `LOST_SECONDS`."""
+        facts: Any = None
+        with contextlib.suppress(DamagedError):
+            facts = self._folder.read_json(name)
+        if not isinstance(facts, dict):
+            facts = {}
+        return HolderFacts(
+            state=facts.get("state", "alive"),
+            beats=facts.get("beats", 0),
+            told=facts.get("told", {}),
+            # Of older versions, which stored another time, it is not known whether they are gone.
+            machine=facts["machine"] if "started" in facts else "",
+            pid=facts.get("pid", 0),
+            started=facts.get("started", 0.0),
+        )
 
     def _latest(self, name: str) -> int:
         """Returns the number of a name's last claim; 0 where there is none."""
@@ -184,8 +205,17 @@ def _claim(name: str, number: int) -> str:
 
 
 def _this_process() -> ProcessIdentity:
-    born = psutil.Process().create_time()
-    return ProcessIdentity(machine=_machine(), pid=os.getpid(), born=born)
+    return ProcessIdentity(machine=_machine(), pid=os.getpid(), started=_started(os.getpid()))
+
+
+def _started(pid: int) -> float:
+    """Returns when a process started. On Linux in clock ticks since the boot: psutil adds the time
+    of the boot, which moves when the clock is set. Raises `psutil.NoSuchProcess`."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return float(text.rpartition(")")[2].split()[19])
+    except OSError:
+        return psutil.Process(pid).create_time()
 
 
 def _machine() -> str:
@@ -202,8 +232,7 @@ def _is_gone(facts: HolderFacts) -> bool:
     if facts["machine"] != _machine():
         return False
     try:
-        process = psutil.Process(facts["pid"])
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return ended or abs(process.create_time() - facts["born"]) > 1
+        is_zombie = psutil.Process(facts["pid"]).status() == psutil.STATUS_ZOMBIE
+        return is_zombie or _started(facts["pid"]) != facts["started"]
     except psutil.NoSuchProcess:
         return True

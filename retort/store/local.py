@@ -1,6 +1,7 @@
 """Files of this machine, written so that a file that exists has all of its bytes on the disk.
 
 A file is written under another name that ends in .part, which no reader looks at, then renamed.
+Files and folders are made for their owner alone.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from retort.processes.disk import for_owner, make_folder
 
 
 class NoLinksError(OSError):
@@ -57,10 +60,10 @@ def copy(source: Path, path: str) -> None:
 @contextlib.contextmanager
 def _part(path: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Opens the unfinished file beside a path, and removes what is left of it afterwards."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
-        with open(part, "wb") as stream:
+        with open(part, "wb", opener=for_owner) as stream:
             yield part, stream
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -4,7 +4,6 @@ A listing is never cached. A missing file is the one error that keeps its own cl
 """
 
 import contextlib
-import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, Any
 
 import fsspec
 
-from retort.errors import SpecError, StoreError
+from retort.errors import SpecError, StoreError, disk_cause
 from retort.store import s3
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
@@ -171,12 +170,12 @@ def _is_store_error(error: Exception, path: str) -> bool:
 def _cause(error: Exception, path: str) -> str:
     if is_s3(path) and (known := s3.cause(error, path)):
         return known
+    if full := disk_cause(error, "--store"):
+        return full
     if isinstance(error, PermissionError):
         return f"access denied ({error}); check the credentials and the permissions of the store"
     if isinstance(error, FileNotFoundError):
         return f"not found ({error}); check the bucket or folder and the prefix"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "no space left on the device; free some, or use --store on another disk"
     return f"{type(error).__name__}: {error}"
 
 
@@ -187,12 +186,21 @@ def _is_transient(error: Exception) -> bool:
     if not isinstance(error, OSError):
         return bool({kind.__name__ for kind in type(error).__mro__} & TRANSIENT)
     lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
-    return not isinstance(error, lasting) and error.errno not in (errno.ENOSPC, errno.EROFS)
+    return not isinstance(error, lasting) and disk_cause(error, "") is None
 
 
 def public(text: str) -> str:
     """Returns a text with user, password, query and fragment taken out of every URL in it."""
     return URL.sub(_without_secrets, text) if "://" in text else text
+
+
+def public_json(value: Any) -> Any:
+    """Returns a JSON value with `public` applied to every text in it."""
+    if isinstance(value, dict):
+        return {key: public_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public_json(item) for item in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def _without_secrets(match: re.Match[str]) -> str:

@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from retort.store import Folder
+from retort.store import MANIFEST, Folder, InputFolder
+from retort.store.urls import public
+from retort.tracking.names import safe_names
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
 GATE, SOURCE, TRAIN = "retort.stages.report.gate", "retort.source", "retort.stages.train"
@@ -140,7 +142,7 @@ def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
         run_id=run.info.run_id,
         tags=student.tags,
         model_id=model.model_id,
-        description=f"Distilled by Retort. Its folder: {student.source}",
+        description=f"Distilled by Retort. Its folder: {public(student.source)}",
     )
     versions = json.dumps([{"name": student.name, "version": str(made.version)}])
     client.set_logged_model_tags(model.model_id, {VERSIONS_OF_MODEL: versions})
@@ -163,13 +165,14 @@ def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
     now = run.info.start_time
     scores = [
         Metric(key, value, now, 0, model_id=model.model_id, run_id=run.info.run_id)
-        for key, value in student.scores.items()
+        for key, value in safe_names(student.scores).items()
     ]
     client.log_batch(run.info.run_id, metrics=scores)
     client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     if student.log_weights:
         root, _, name = student.source.rpartition("/")
-        with Folder(root).local_copy(name) as folder:
+        is_finished = Folder(root).has(MANIFEST)  # then its files are compared with the manifest
+        with (InputFolder if is_finished else Folder)(root).local_copy(name) as folder:
             client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, "READY")
     return model

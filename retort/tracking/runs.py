@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from retort.store import Store
+from retort.store.urls import public
 from retort.tracking import registry
+from retort.tracking.names import is_refusal, safe_names
 from retort.tracking.promotion import mlflow_error
 from retort.tracking.registry import CHAMPION, GATE, ReleasedStudent, Version
 from retort.tracking.server import SQLITE, connect, may_have_alias, tracking_uri
@@ -27,7 +29,10 @@ ERROR = "retort.error"
 
 
 def _forgiving(call: Call) -> Call:
-    """Makes a call that fails a warning instead of an error; after a few, tracking is off."""
+    """Makes a call that fails a warning instead of an error; after a few, tracking is off.
+
+    A call that MLflow refuses for what it holds, such as a name, is no failure of the server.
+    """
 
     @wraps(call)
     def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +42,8 @@ def _forgiving(call: Call) -> Call:
             with redirect_stdout(StringIO()):  # mlflow prints a link at the end of each run
                 return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
-            self.failures += 1 if self.parent_id else MAX_FAILURES
+            if not (self.parent_id and is_refusal(error)):
+                self.failures += 1 if self.parent_id else MAX_FAILURES
             rest = "; tracking is off for this run" if self.failures >= MAX_FAILURES else ""
             self._warn(f"warning: {call.__name__}: {mlflow_error(self.uri, error)}{rest}")
             return None
@@ -53,13 +59,14 @@ class Tracker:
         self._client: Any = None
         self._buffer: list[Any] = []
         self._curves: set[str] = set()
+        self._refused: set[str] = set()
         self._flushed = 0.0
         self.experiment_id = self.parent_id = ""
 
     @_forgiving
     def open_job(self, job: str, tags: dict[str, str], resume_tag: str) -> None:
         """Starts the job's parent run, or reopens the one that carries the same resume tag."""
-        self._client = connect(self.uri)
+        self._client = connect(self.uri, self._warn)
         found = self._client.get_experiment_by_name(job)
         self.experiment_id = found.experiment_id if found else self._new_experiment(job)
         if tags.get(resume_tag):
@@ -117,7 +124,8 @@ class Tracker:
             tags={**tags, "retort.stage": stage, MLFLOW_PARENT_RUN_ID: self.parent_id},
         )
         parameters = [
-            Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flat(knobs).items()
+            Param(key, public(str(value))[:MAX_PARAM_CHARACTERS])
+            for key, value in safe_names(_flat(knobs)).items()
         ]
         self._client.log_batch(run.info.run_id, params=parameters)
         return str(run.info.run_id)
@@ -127,16 +135,33 @@ class Tracker:
         """Logs the numbers of a step; they are sent in batches, at most one a second."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._curves |= values.keys()
-        self._buffer += [Metric(name, float(v), now, step) for name, v in values.items()]
+        now, named = int(time.time() * 1000), safe_names(values)
+        self._curves |= named.keys()
+        self._buffer += [Metric(name, float(v), now, step) for name, v in named.items()]
         if time.monotonic() - self._flushed > 1:
             self._flush(run_id)
 
     def _flush(self, run_id: str) -> None:
-        for start in range(0, len(self._buffer), 1000):
-            self._client.log_batch(run_id, metrics=self._buffer[start : start + 1000])
-        self._buffer, self._flushed = [], time.monotonic()
+        waiting, self._buffer, self._flushed = self._buffer, [], time.monotonic()
+        for start in range(0, len(waiting), 1000):
+            batch = [m for m in waiting[start : start + 1000] if m.key not in self._refused]
+            try:
+                self._client.log_batch(run_id, metrics=batch)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._log_singly(run_id, batch)
+
+    def _log_singly(self, run_id: str, metrics: list[Any]) -> None:
+        """Logs what MLflow refused together one by one; gives up those that it refuses."""
+        for metric in metrics:
+            try:
+                self._client.log_batch(run_id, metrics=[metric])
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._refused.add(metric.key)
+                self._warn(f"warning: metric {metric.key}: {mlflow_error(self.uri, error)}")
 
     @_forgiving
     def dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
@@ -145,7 +170,7 @@ class Tracker:
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        source = CodeDatasetSource(tags={"uri": uri})
+        source = CodeDatasetSource(tags={"uri": public(uri)})
         dataset = MetaDataset(source, name=name, digest=digest[:32])
         tags = [InputTag("mlflow.data.context", name), InputTag("sha256", digest)]
         entity = dataset._to_mlflow_entity()
@@ -154,7 +179,8 @@ class Tracker:
     @_forgiving
     def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
         """Logs a stage's numbers as metrics and its small files as artifacts; ends it well."""
-        numbers = {k: float(v) for k, v in _flat(facts).items() if isinstance(v, int | float)}
+        flat = safe_names(_flat(facts))
+        numbers = {name: float(v) for name, v in flat.items() if isinstance(v, int | float)}
         # A metric with a curve is left out: at step 0 it would become the first point.
         self.metrics(run_id, {k: v for k, v in numbers.items() if k not in self._curves}, step=0)
         self._flush(run_id)
@@ -168,7 +194,7 @@ class Tracker:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(Exception):
             self._flush(run_id)
-        self._client.set_tag(run_id, ERROR, str(error)[:4000])
+        self._client.set_tag(run_id, ERROR, public(str(error))[:4000])
         self._client.set_terminated(run_id, status)
 
     @_forgiving
@@ -218,7 +244,5 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(item, dict):
             found |= _flat(item, f"{prefix}{key}.")
         else:
-            # MLflow allows letters, digits and _ - . space / in names.
-            name = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
-            found[name] = item
+            found[f"{prefix}{key}"] = item
     return found

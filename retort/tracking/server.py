@@ -1,13 +1,25 @@
-"""The address of MLflow, and a client of it. Importing mlflow takes seconds, so it comes last."""
+"""The address of MLflow, a client of it, and the database of the embedded one.
 
+Importing mlflow takes seconds, so that is done last.
+"""
+
+import contextlib
 import logging
 import os
 import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from retort.processes.disk import for_owner, make_folder
 from retort.store import Store
+
+try:
+    import fcntl
+except ImportError:  # no POSIX: there two first runs at once may both make the database
+    fcntl = None  # type: ignore[assignment]
 
 SQLITE = "sqlite:///"
 ENVIRONMENT = {
@@ -23,7 +35,7 @@ def tracking_uri(store: Store) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{store.local_state()}/mlflow.db"
 
 
-def connect(uri: str) -> Any:
+def connect(uri: str, warn: Callable[[str], None] = lambda text: None) -> Any:
     """Returns a client of the MLflow at an address; makes a database that does not exist yet."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -32,8 +44,48 @@ def connect(uri: str) -> Any:
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        _make_database(Path(uri.removeprefix(SQLITE)), warn)
     return MlflowClient(uri, registry_uri=uri)
+
+
+def _make_database(path: Path, warn: Callable[[str], None]) -> None:
+    """Makes MLflow's database unless there is one. Of several processes one makes it, under another
+    name until it is whole, and the others wait."""
+    if _is_made(path):
+        return
+    from mlflow import MlflowClient
+
+    with _lock(make_folder(path.parent) / f"{path.name}.lock", warn):
+        if _is_made(path):
+            return
+        for left in path.parent.glob(f"{path.name}.*.part"):  # by a process that was killed
+            left.unlink()
+        part = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
+        os.close(for_owner(str(part), os.O_CREAT | os.O_RDWR))
+        try:
+            client = MlflowClient(f"{SQLITE}{part}", registry_uri=f"{SQLITE}{part}")
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _is_made(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+@contextlib.contextmanager
+def _lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock of a file of this machine, which ends with the process."""
+    with open(path, "w", opener=for_owner) as stream:
+        if fcntl:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                warn(f"another run makes MLflow's database, {path.with_suffix('')}; waiting for it")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def exists(uri: str) -> bool:
