@@ -40,7 +40,7 @@ def run(store: str, *more: str) -> Evaluation:
     if done.returncode not in (0, 3):  # 3: the gate refused the student, who is measured anyway
         raise SystemExit(f"the job failed with exit code {done.returncode}")
     folder = Folder(json.loads(done.stdout)["artifacts"]["evaluate"])
-    manifest = folder.read_json("manifest.json")
+    manifest = folder.read_manifest()
     answers = {role: folder.read(f"answers-{role}.jsonl") for role in ROLES}
     return Evaluation(manifest["seconds"], manifest["facts"], answers)
 

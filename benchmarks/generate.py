@@ -97,7 +97,7 @@ def durable(stage: Stage, engine: Any) -> tuple[int, float]:
     module: Any = engine_settings.engine_of(stage.spec)
     module.open_engine = lambda settings: engine  # it is open: only the capture is measured
     started = time.monotonic()
-    facts = capture.capture(stage.arguments(), time.time(), 128, SILENT)
+    facts = capture.capture(stage.arguments(), "benchmark", 128, SILENT)
     return facts["num_tokens"], time.monotonic() - started
 
 
@@ -179,7 +179,7 @@ def _ratio(name: str, ours: list[float], peers: list[float], target: float) -> M
 def echo_rows(arguments: dict[str, Any]) -> None:
     """The capture of a prepared echo job, in a process of its own; prints what it took as JSON."""
     before, started = psutil.Process().memory_info().rss, time.monotonic()
-    facts = capture.capture(arguments, time.time(), 128, SILENT)
+    facts = capture.capture(arguments, "benchmark", 128, SILENT)
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": seconds, "above": peak - before, "rows": facts["num_responses"]}))

@@ -99,7 +99,7 @@ def overhead(place: Place, spec: JobSpec) -> float:
     seconds = _seconds(place.completed(spec))
     store = Store(str(place.folder / ".retort"))
     names = store.job(spec.name).read_json("artifacts.json")
-    made = [store.artifact(stage, name).read_json("manifest.json") for stage, name in names.items()]
+    made = [store.artifact(stage, name).read_manifest() for stage, name in names.items()]
     functions = sum(manifest["seconds"] for manifest in made)
     print(f"{len(made)} stages: {seconds:.1f} s, of which in stages {functions:.1f} s")
     return float((seconds - functions) / len(made))

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     from flows.distill import distill
 
     # Whatever a library prints belongs on stderr: stdout is for the report alone.
-    log = store.local_state() / "logs" / f"{spec.name}.log"
+    log = store.log(spec.name)
     with watching(), contextlib.redirect_stdout(sys.stderr):
         try:
             content: dict[str, Any] = distill(spec, store.uri, tuple(options.force or ()))

@@ -24,7 +24,7 @@ from retort.jobs.run import JobRun
 from retort.metrics.comparison import table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store
-from retort.tracking import without_secrets
+from retort.store.urls import public
 from tasks import (
     curate,
     evaluate,
@@ -123,7 +123,7 @@ def page_in_mlflow(job: JobRun) -> str | None:
     path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
     # Else a new browser shows the pages about agents.
     view = "workflowType=machine_learning"
-    return f"{without_secrets(server).rstrip('/')}/{path}?{view}"
+    return f"{public(server).rstrip('/')}/{path}?{view}"
 
 
 def link_to_mlflow(job: JobRun) -> None:

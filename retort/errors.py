@@ -1,14 +1,16 @@
-"""What can go wrong, by who can mend it; the exit code of the command follows the class.
+"""The errors that a user may see, by who can mend them. The command's exit code follows the class.
 
-A message says what is wrong, where, what is allowed and what to do; it never holds a secret.
+A message says what is wrong, where, what is allowed and what to do. It never holds a secret.
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
 class SpecError(ValueError):
-    """The job spec, or a model or path it names, cannot be used. The user mends it (exit 2)."""
+    """The job spec, or a model or path in it, cannot be used. The user mends it (exit 2)."""
 
 
 class DataError(ValueError):
@@ -23,15 +25,39 @@ class StoreError(OSError):
         self.transient = transient
 
 
+class DamagedError(StoreError):
+    """A stored file is not what was written: cut short, changed, or no JSON (exit 1)."""
+
+
 class StageError(RuntimeError):
     """A stage ended without its artifact: a crash, a timeout, out of memory (exit 1)."""
 
 
 class EngineDiedError(StageError):
-    """A stage's process was killed, ran out of memory, hung or crashed: it may be started again."""
+    """The process of a stage was killed, crashed, hung or ran out of memory; a restart may help."""
 
 
 USER_ERRORS = (SpecError, DataError)
+# The errors that cross from a child process as what they are.
+BY_NAME: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (SpecError, DataError, StoreError, DamagedError, StageError, EngineDiedError)
+}
+# What a disk refuses, by errno, and what to do about it.
+REMEDIES = {
+    errno.ENOSPC: "no space left on the device; free some, or use another disk ({remedy})",
+    errno.EDQUOT: "the quota of this user is used up; free some, or use another disk ({remedy})",
+    errno.EROFS: "the file system is read-only; remount it, or use another disk ({remedy})",
+}
+
+
+def disk_cause(error: BaseException, remedy: str) -> str | None:
+    """Returns what a disk refused and what to do, or None for another error. `remedy` names the
+    option or variable that chooses another disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and torch have errors of their own
+        number = errno.ENOSPC
+    return REMEDIES[number].format(remedy=remedy) if number in REMEDIES else None
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a running stage says: progress, metrics and notes. Stages speak; who listens is not theirs.
+"""The events of a running stage: progress, metrics and notes. A stage does not know who listens.
 
 An event is a small JSON value, so that it crosses from a child process unchanged.
 """
@@ -17,20 +17,20 @@ class Reporter:
     emit: Callable[[Event], None]
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Says how far the stage is, in its own unit; `note` is a short text beside it."""
+        """Reports how far the stage is, counted in its own unit; `note` is a short text beside."""
         self.emit({"kind": "progress", "done": done, "total": total, "unit": unit, "note": note})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Gives numbers over time."""
+        """Reports numbers that change over the steps of a stage."""
         self.emit({"kind": "metrics", "values": values, "step": step})
 
     def note(self, text: str) -> None:
-        """Says one thing worth a line."""
+        """Reports one line of text."""
         self.emit({"kind": "note", "text": text})
 
     def part(self, name: str, index: int, number: int) -> "Reporter":
-        """Returns who speaks for one of `number` equal parts of a stage: progress counts in the
-        whole, with the part's name beside it."""
+        """Returns the reporter of one of `number` equal parts of a stage. Its progress is counted
+        within the whole stage and shows the part's name."""
 
         def emit(event: Event) -> None:
             if event["kind"] == "progress":

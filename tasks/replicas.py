@@ -65,8 +65,7 @@ def with_replicas(job: JobRun) -> Iterator[None]:
 def answer(given: dict[str, Any], number: int) -> int:
     """Answers a share of a job's examples; returns how many requests this sent."""
     spec = given["arguments"]["spec"]
-    state = Store(given["arguments"]["store"]).local_state()
-    log = state / "logs" / f"{spec['name']}-replica-{number}.log"
+    log = Store(given["arguments"]["store"]).log(f"{spec['name']}-replica-{number}")
     say = partial(tell, "generate")
     with slot("generate", lambda text: say({"kind": "note", "text": text})):
         return help_generate(given, log, Reporter(say))

@@ -1,6 +1,6 @@
-"""`retort gc`: what of a store nothing refers to any more; removed only with --delete.
+"""`retort gc`: shows what no job and no registered model of a store uses; --delete removes it.
 
-Exit codes: 0 it was shown or removed; 1 the store or MLflow refuses, and what is still there stays.
+Exit codes: 0 shown or removed; 1 the store or MLflow failed, and what is not removed is kept.
 """
 
 import argparse
@@ -21,59 +21,60 @@ UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def add(commands: Any) -> None:
-    """Adds the command. It is about a store, and takes no SPEC."""
-    it = commands.add_parser("gc", help="show what of a store nothing refers to, or remove it")
+    """Adds the command. It works on a store and takes no SPEC."""
+    it = commands.add_parser("gc", help="show what of a store nothing uses, or remove it")
     it.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
-    it.add_argument("--delete", action="store_true", help="remove it; otherwise it is only shown")
+    it.add_argument("--delete", action="store_true", help="remove it; without, it is only shown")
     it.add_argument(
         "--keep-days",
         type=float,
         default=cleanup.KEEP_DAYS,
         metavar="N",
-        help="what changed in so many days stays (default: %(default)g)",
+        help="keep what changed in the last N days (default: %(default)g)",
     )
     it.add_argument(
         "--ledger",
         action="store_true",
-        help="also answers that were paid for, where no artifact that stays has them",
+        help="also remove paid answers that are in no artifact that is kept",
     )
     it.add_argument(
         "--no-registry",
         action="store_true",
-        help="do not ask MLflow: registered models go, too, where no job refers to them",
+        help="do not ask MLflow: also remove registered models that no job uses",
     )
-    it.add_argument("--json", action="store_true", help="print all of it as JSON, and only that")
+    it.add_argument("--json", action="store_true", help="print JSON only")
     it.add_argument("--debug", action="store_true", help="show tracebacks")
     it.set_defaults(command=collect)
 
 
 def collect(options: argparse.Namespace) -> int:
-    """`retort gc`: prints what would go and what stays, or removes it and says what is gone."""
-    made = cleanup.plan(
+    """`retort gc`: prints what it would remove and what it keeps, or what it has removed."""
+    plan = cleanup.plan(
         open_store(options.store),
         options.keep_days,
         registry=not options.no_registry,
         ledgers=options.ledger,
     )
-    gone = _removed(made) if options.delete else None
-    left = cleanup.leftovers(made.store, delete=options.delete)
+    gone = _removed(plan) if options.delete else None
+    num_left = cleanup.leftovers(plan.store, delete=options.delete)
     if options.json:
-        content = {**_content(made, gone), "leftovers": left}
+        content = {**_content(plan, gone), "leftovers": num_left}
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        _print(made, gone)
-        if left:
-            verb = "goes too" if gone is None else "removed too"
-            print(f"{verb}: {left:,} leases and unfinished uploads of processes long gone")
+        _print(plan, gone)
+        if num_left:
+            verb = "would also remove" if gone is None else "also removed"
+            print(f"{verb}: {num_left:,} leases and unfinished uploads of processes long gone")
     return DONE
 
 
-def _removed(made: cleanup.CleanupPlan) -> list[cleanup.StoredFolder]:
-    """Removes what a plan says; returns what is gone. A store that fails says how far it came."""
+def _removed(plan: cleanup.CleanupPlan) -> list[cleanup.StoredFolder]:
+    """Removes the folders of a plan; returns those that are gone. The error of a store that fails
+    says what was removed before."""
     gone: list[cleanup.StoredFolder] = []
     try:
-        for item, is_gone in cleanup.remove(made):
-            gone += [item] if is_gone else []
+        for folder, is_gone in cleanup.remove(plan):
+            gone += [folder] if is_gone else []
     except StoreError as error:
         if gone:
             raise StoreError(f"{error}; removed before that: {_sum(gone)}") from error
@@ -81,74 +82,74 @@ def _removed(made: cleanup.CleanupPlan) -> list[cleanup.StoredFolder]:
     return gone
 
 
-def _content(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> dict[str, Any]:
-    """Returns the command's JSON: sizes in bytes, ages in days; `removed` without --delete is
-    null."""
-    shown = made.goes if gone is None else gone
+def _content(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> dict[str, Any]:
+    """Returns the command's JSON: sizes in bytes, ages in days. `goes` is what would be removed and
+    `stays` what is kept; `removed` is null without --delete."""
+    shown = plan.to_remove if gone is None else gone
     return {
-        "store": made.store.uri,
+        "store": plan.store.uri,
         "goes": [
             {
-                "stage": item.stage,
-                "name": item.name,
-                "age_days": _days(made, item),
-                "bytes": item.num_bytes,
-                "is_finished": item.is_finished,
+                "stage": folder.stage,
+                "name": folder.name,
+                "age_days": _days(plan, folder),
+                "bytes": folder.num_bytes,
+                "is_finished": folder.is_finished,
             }
-            for item in made.goes
+            for folder in plan.to_remove
         ],
         "stays": {
-            why: {"count": count, "bytes": num_bytes}
-            for why, (count, num_bytes) in made.stays.items()
+            reason: {"count": count, "bytes": num_bytes}
+            for reason, (count, num_bytes) in plan.to_keep.items()
         },
-        "bytes": sum(item.num_bytes for item in shown),
-        "removed": None if gone is None else [item.name for item in gone],
-        "registry_unknown": made.unknown,
+        "bytes": sum(folder.num_bytes for folder in shown),
+        "removed": None if gone is None else [folder.name for folder in gone],
+        "registry_unknown": plan.unknown,
     }
 
 
-def _print(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> None:
+def _print(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    if made.goes:
-        console.print(_table(made, gone))
+    if plan.to_remove:
+        console.print(_table(plan, gone))
     if gone is None:
-        hint = "; `retort gc --delete` with the same flags removes it" if made.goes else ""
-        console.print(f"[bold]would go[/]: {_sum(made.goes)}{hint}")
+        hint = "; `retort gc --delete` with the same flags removes it" if plan.to_remove else ""
+        console.print(f"[bold]would remove[/]: {_sum(plan.to_remove)}{hint}")
     else:
         console.print(f"[bold]removed[/]: {_sum(gone)}")
-        if late := len(made.goes) - len(gone):
-            console.print(f"stays after all: {late:,}, taken up or changed meanwhile")
-    for why, (count, num_bytes) in made.stays.items():
-        console.print(f"stays: {count:,} {why}, {_size(num_bytes)}")
-    if not made.goes and not made.stays:
-        console.print(f"there is no artifact in {escape(made.store.uri)}; see --store")
-    if made.unknown:
-        console.print(f"[yellow]note[/]: {escape(made.unknown)}: all releases are shown as kept")
+        if num_used := len(plan.to_remove) - len(gone):
+            console.print(f"kept: {num_used:,} that were used or changed meanwhile")
+    for reason, (count, num_bytes) in plan.to_keep.items():
+        console.print(f"kept: {count:,} {reason}, {_size(num_bytes)}")
+    if not plan.to_remove and not plan.to_keep:
+        console.print(f"there is no artifact in {escape(plan.store.uri)}; see --store")
+    if plan.unknown:
+        console.print(f"[yellow]note[/]: {escape(plan.unknown)}: all releases are shown as kept")
 
 
-def _table(made: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> Table:
+def _table(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> Table:
     shown = Table()
     for heading in ("stage", "name", "age", "size", ""):
         is_number = heading in ("age", "size")
         shown.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
-    left = {item.key for item in made.goes} if gone is None else {item.key for item in gone}
-    for item in made.goes:
-        is_part = not item.is_finished and item.stage != "ledger"
+    removed = {folder.key for folder in (plan.to_remove if gone is None else gone)}
+    for folder in plan.to_remove:
+        is_part = not folder.is_finished and folder.stage != "ledger"
         state = "not finished" if is_part else ""
-        state = state if item.key in left else "stays after all"
-        age = f"{_days(made, item):.0f} days"
-        shown.add_row(item.stage, item.name, age, _size(item.num_bytes), state)
+        state = state if folder.key in removed else "kept"
+        age = f"{_days(plan, folder):.0f} days"
+        shown.add_row(folder.stage, folder.name, age, _size(folder.num_bytes), state)
     return shown
 
 
-def _days(made: cleanup.CleanupPlan, item: cleanup.StoredFolder) -> float:
-    return round((made.at - item.changed_at) / 86_400, 2)
+def _days(plan: cleanup.CleanupPlan, folder: cleanup.StoredFolder) -> float:
+    return round((plan.at - folder.changed_at) / 86_400, 2)
 
 
-def _sum(items: Sequence[cleanup.StoredFolder]) -> str:
-    """Returns how many folders there are, and how large they are together."""
-    folders = "folder" if len(items) == 1 else "folders"
-    return f"{len(items):,} {folders}, {_size(sum(item.num_bytes for item in items))}"
+def _sum(folders: Sequence[cleanup.StoredFolder]) -> str:
+    """Returns the number of folders and their size together."""
+    noun = "folder" if len(folders) == 1 else "folders"
+    return f"{len(folders):,} {noun}, {_size(sum(folder.num_bytes for folder in folders))}"
 
 
 def _size(num_bytes: int) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 from flows import databases
 from flows.commands.options import DONE, FAILED, say
+from retort import processes
 from retort.errors import SpecError, StageError
 from retort.store import Store, open_store
 
@@ -83,11 +84,11 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     servers, worker = services(options, store)
     with contextlib.ExitStack() as running:
-        started = [running.enter_context(_running(server, state)) for server in servers]
+        started = [running.enter_context(_running(server, store)) for server in servers]
         for server, process in zip(servers, started, strict=True):
-            _wait(server, process, state)
+            _wait(server, process, store)
         prepare_server(servers[0].environment["PREFECT_API_URL"], store, options.gpus, Path.cwd())
-        at_work = running.enter_context(_running(worker, state))
+        at_work = running.enter_context(_running(worker, store))
         say(f"Prefect  http://{HOST}:{options.prefect_port}/deployments")
         say(
             f"MLflow   http://{HOST}:{options.mlflow_port}/#/experiments?workflowType=machine_learning"
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         for n, p in zip((*servers, worker), (*started, at_work), strict=True)
         if p.poll() is not None
     )
-    say(f"retort up: {dead} ended by itself; its log is {_log(state, dead)}")
+    say(f"retort up: {dead} ended by itself; its log is {store.log(dead)}")
     return FAILED
 
 
@@ -187,9 +188,9 @@ def prepare_server(
 
 
 @contextlib.contextmanager
-def _running(service: Service, state: Path) -> Iterator["subprocess.Popen[str]"]:
+def _running(service: Service, store: Store) -> Iterator["subprocess.Popen[str]"]:
     """Gives a running service; at the end its whole process group is ended: asked, then killed."""
-    log = _log(state, service.name)
+    log = store.log(service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         service.command,
@@ -203,7 +204,7 @@ def _running(service: Service, state: Path) -> Iterator["subprocess.Popen[str]"]
     try:
         yield process
     finally:
-        _end(process)
+        processes.end(process, GRACE_SECONDS, first=signal.SIGINT, kills_rest=False)
 
 
 def _stream(name: str, process: "subprocess.Popen[str]", log: Path) -> None:
@@ -217,16 +218,7 @@ def _stream(name: str, process: "subprocess.Popen[str]", log: Path) -> None:
                 say(line.rstrip())
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-            return
-
-
-def _wait(service: Service, process: "subprocess.Popen[str]", state: Path) -> None:
+def _wait(service: Service, process: "subprocess.Popen[str]", store: Store) -> None:
     """Returns when a server answers. Raises `StageError` when it ended, or never did."""
     assert service.health
     deadline = time.monotonic() + START_SECONDS
@@ -236,7 +228,7 @@ def _wait(service: Service, process: "subprocess.Popen[str]", state: Path) -> No
             return
         except OSError:
             time.sleep(0.2)
-    log = _log(state, service.name)
+    log = store.log(service.name)
     last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2] if log.is_file() else ""
     raise StageError(f"{service.name} did not start: {last}; its log is {log}")
 
@@ -252,7 +244,3 @@ def _check_port(flag: str, port: int) -> None:
                 f"port {port} of {HOST} is taken ({error.strerror}); give another as --{name}, or "
                 "end what listens there"
             ) from None
-
-
-def _log(state: Path, name: str) -> Path:
-    return state / "logs" / f"{name}.log"

@@ -15,7 +15,7 @@ import httpx
 from retort.client.state import JobState, Status
 from retort.errors import SpecError, StageError
 from retort.spec import STAGES, JobSpec
-from retort.tracking import without_secrets
+from retort.store.urls import public
 
 FLOW = "distill"
 STATUS: dict[str, Status] = {
@@ -116,7 +116,7 @@ class ServerJobs:
             stage=self._stage(run_id) if running or bad else None,
             progress=self._progress(run_id) if running else None,
             error=message if bad else None,
-            url=f"{without_secrets(self.url).removesuffix('/api')}/runs/flow-run/{run_id}",
+            url=f"{public(self.url).removesuffix('/api')}/runs/flow-run/{run_id}",
         )
 
     def _stage(self, run_id: str) -> str | None:
@@ -169,7 +169,7 @@ class ServerJobs:
     def _call(self, method: str, path: str, body: Any = None, missing: str = "") -> Any:
         """Returns what the server answers. A look is tried again where the network fails; what
         starts something is not."""
-        place, again = without_secrets(self.url), TRIES if "/filter" in path or not body else 1
+        place, again = public(self.url), TRIES if "/filter" in path or not body else 1
         for attempt in range(again):
             try:
                 answer = self._http.request(method, path, json=body)

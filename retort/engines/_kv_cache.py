@@ -4,7 +4,6 @@ An upper bound, so that no request ever waits for room. It is worth knowing: mem
 only be cleared, which costs a start seconds, and hide what the model itself takes.
 """
 
-import json
 from typing import Any
 
 from retort.engines import Settings
@@ -22,8 +21,7 @@ def cache_bytes(settings: Settings, dtype: str) -> int:
     length, and at most `kv_cache_gib`. `dtype` is the precision that they are kept in."""
     runtime, folder = settings.runtime, model_folder.locate(settings.model, "model")
     most = int(runtime["kv_cache_gib"]) << 30
-    whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config: dict[str, Any] = {**whole, **(whole.get("text_config") or {})}
+    config = model_folder.text_config(folder)
     length = settings.max_model_len or config.get("max_position_embeddings")
     numbers = _numbers_of_token(config)
     if not length or not numbers:

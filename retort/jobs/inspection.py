@@ -20,7 +20,7 @@ from retort.spec.fingerprint import CHAMPION
 from retort.stages.engine_settings import engine_of
 from retort.stages.stage import read_decisions, read_responses, stream_examples
 from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
-from retort.store import Store
+from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE, Ledger
 from retort.tracking import Tracker
 from retort.tracking.champion import with_champion
@@ -58,9 +58,9 @@ def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
 
 def _reasons(store: Store, wanted: Recipe, last: str | None) -> list[str]:
     folder = store.artifact(wanted.stage, last) if last else None
-    if folder is None or not folder.has("manifest.json"):
+    if folder is None or not folder.has(MANIFEST):
         return ["never finished in this store"]
-    changed = differences(folder.read_json("manifest.json")["ingredients"], wanted.ingredients)
+    changed = differences(folder.read_manifest()["ingredients"], wanted.ingredients)
     return changed or ["a file of its artifact is missing or cut short"]
 
 
@@ -155,4 +155,4 @@ def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Ex
         raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")
     ledger = Ledger(store.ledger(ledger_name(request_context(spec))), engine_of(spec).parse)
     ledger.load()
-    return RequestPlan(spec, ledger, 0.0), ledger, stream_examples(prepared, "train", "validation")
+    return RequestPlan(spec, ledger), ledger, stream_examples(prepared, "train", "validation")

@@ -24,9 +24,10 @@ from retort.processes import machine
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
 from retort.stages.stage import Stage
-from retort.store import Artifact, Folder, Store
+from retort.store import MANIFEST, Artifact, Folder, Store
 from retort.store.leases import Holder
-from retort.tracking import NONE, ReleasedStudent, Tracker, champion, without_secrets
+from retort.store.urls import public
+from retort.tracking import NONE, ReleasedStudent, Tracker, champion
 
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
@@ -163,12 +164,12 @@ class JobRun:
             "fingerprints": {name: artifact.name for name, artifact in self.used.items()},
             "artifacts": {name: artifact.uri for name, artifact in self.used.items()},
             "mlflow": {
-                "tracking_uri": without_secrets(self.tracker.uri),
+                "tracking_uri": public(self.tracker.uri),
                 "run_id": self.tracker.parent_id,
             },
             "prefect": {"flow_run_id": flow_run_id},
         }
-        released = Folder(self.used["release"].uri).read_json("manifest.json")["facts"]
+        released = Folder(self.used["release"].uri).read_manifest()["facts"]
         found["registered"] = {
             "name": released["registered_model"],
             "version": released["model_version"],
@@ -193,7 +194,7 @@ class JobRun:
     @property
     def log(self) -> Path:
         """The file with what vLLM, transformers and the like have to say."""
-        return self.store.local_state() / "logs" / f"{self.spec.name}.log"
+        return self.store.log(self.spec.name)
 
     def _keep_log(self) -> None:
         """Puts the log into a store that is not on this machine; in a local one it lies already."""
@@ -226,7 +227,7 @@ class JobRun:
         mine = _digests(inputs)
         marker = "scratch/inputs.json"
         continues = folder.has(marker) and folder.read_json(marker) == mine
-        if name in self.force or folder.has("manifest.json") or not continues:
+        if name in self.force or folder.has(MANIFEST) or not continues:
             folder.clear()
         folder.write_json(marker, mine)
 
@@ -257,7 +258,7 @@ def _small_files(folder: Folder) -> dict[str, str]:
         for name, size in folder.sizes().items()
         if "/" not in name
         and name.endswith(SMALL_FILES)
-        and name != "manifest.json"
+        and name != MANIFEST
         and not name.startswith(WORKINGS)
         and size < MAX_ARTIFACT_BYTES
     }

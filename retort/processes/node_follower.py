@@ -1,14 +1,13 @@
-"""A machine that trains with others when the first one calls: what `retort node` does.
+"""A machine that trains together with others when the first one calls: `retort node`.
 
-One call is one stage, the student or a control; between them nothing is held but a process that
-waits. Inputs and checkpoints are read from the store that all machines share; nothing is written.
-The surprise: whoever answers at the endpoint is obeyed, so it belongs into a network of one's own.
+One call is one stage: the student or a control. Between calls only a waiting process remains.
+Inputs and checkpoints are read from the store that all machines share; nothing is written. Note:
+this machine runs what the endpoint sends, so the endpoint must be in a private network.
 """
 
 import contextlib
 import json
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 from retort import processes
 from retort.errors import SpecError
-from retort.processes import nodes
+from retort.processes import disk, nodes
 
 
 def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]) -> None:
@@ -44,7 +43,7 @@ def follow(endpoint: str | None, idle_seconds: float, say: Callable[[str], None]
 def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
     """Returns torchrun's exit code, once this machine's part of a call has ended."""
     place = nodes.Place(call["rank"], call["num_nodes"], line.peer, call["port"])
-    with tempfile.TemporaryDirectory(prefix="retort-", ignore_cleanup_errors=True) as scratch:
+    with disk.temporary_folder() as scratch:
         process = processes.start(call, place, None, scratch)
         threading.Thread(target=_end_when_cut, args=(line, process), daemon=True).start()
         hand_on = threading.Thread(target=_hand_on, args=(process, line), daemon=True)
@@ -52,7 +51,7 @@ def _take_part(call: dict[str, Any], line: nodes.Line) -> int:
         try:
             process.wait()
         finally:
-            processes.stop(process, nodes.LEAVE_SECONDS)
+            processes.end(process, nodes.LEAVE_SECONDS)
             hand_on.join(processes.GRACE_SECONDS)
             line.send({"kind": "ended", "code": process.returncode})
     return process.returncode
@@ -72,4 +71,4 @@ def _end_when_cut(line: nodes.Line, process: "subprocess.Popen[str]") -> None:
     try:
         process.wait(processes.GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        processes.stop(process, processes.GRACE_SECONDS)
+        processes.end(process, processes.GRACE_SECONDS)

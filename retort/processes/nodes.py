@@ -1,9 +1,9 @@
 """Several machines that run one function together: the first calls, the others follow.
 
-Their processes are joined by torchrun, as static places: of a rendezvous that numbers the machines
-itself (c10d) rank 0 may be anywhere, and has to be where the job listens. The surprise: each other
-machine holds a line to the first one. The call goes down it, errors come up, and where it is cut
-the machine at its other end is gone, which torch would notice in ten minutes or more.
+torchrun joins their processes with fixed ranks: a rendezvous that numbers the machines itself
+(c10d) may put rank 0 anywhere, but rank 0 must be where the job listens. Note: each other machine
+holds a connection to the first one. The call goes down it, errors come up, and when it is cut the
+machine at its other end is gone, which torch would notice after ten minutes or more.
 """
 
 import contextlib

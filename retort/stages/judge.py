@@ -7,6 +7,7 @@ threshold asks it nothing again. To the rest of the code it *is* the teacher of 
 
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store import model_folder
-from retort.store.ledger import CONTEXT_FILE, Ledger
+from retort.store.ledger import Ledger
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
@@ -60,9 +61,9 @@ def consult(
     raises, and `StageError` where its budget is used up.
     """
     consulting = replace(stage, spec=as_teacher(stage.spec, model))
-    since = time.time()
+    run = uuid.uuid4().hex
     examples = [Example(r.id, "train", r.messages, tools=r.tools) for r in requests]
-    plan, ledger = _open(consulting, since)
+    plan, ledger = _open(consulting, run)
     missing = [e for e in examples if plan.entry_for(_request_of(plan, e)) is None]
     if missing:
         stage.report.note(f"{name}: asking {model.model} about {len(missing):,} responses")
@@ -70,19 +71,19 @@ def consult(
         stage.out.write(waiting, write_lines(missing))
         processes.run(
             answer,
-            {"arguments": consulting.arguments(), "waiting": waiting, "since": since},
+            {"arguments": consulting.arguments(), "waiting": waiting, "run": run},
             stage.report,
             stage.log,
             model.runtime.model_dump(mode="json"),
         )
-        plan, ledger = _open(consulting, since)
+        plan, ledger = _open(consulting, run)
     return dict(_answers(plan, ledger, examples))
 
 
-def answer(arguments: dict[str, Any], waiting: str, since: float, report: Reporter) -> int:
+def answer(arguments: dict[str, Any], waiting: str, run: str, report: Reporter) -> int:
     """The child's side: asks what waits and commits each answer; returns how many there were."""
     stage = from_arguments(arguments, report)
-    plan, ledger = _open(stage, since)
+    plan, ledger = _open(stage, run)
     examples = read_lines(Example, stage.out.read(waiting))
     total, shown_at = len({_request_of(plan, example).key for example in examples}), 0.0
     num_answered = 0
@@ -95,7 +96,7 @@ def answer(arguments: dict[str, Any], waiting: str, since: float, report: Report
             report.progress(num_answered, total, "answers")
 
     report.progress(0, total, "answers", "loading")
-    ledger.folder.write_json(CONTEXT_FILE, request_context(stage.spec))
+    ledger.describe(request_context(stage.spec))
     engine = engine_of(stage.spec).open_engine(settings_of(stage.spec, ledger.folder.uri))
     ledger.start(engine.facts)
     artifact = stage.out.uri.rsplit("/", 1)[-1]
@@ -139,12 +140,12 @@ def as_teacher(spec: JobSpec, who: ConsultedModel) -> JobSpec:
     return spec.model_copy(update={"generate": generate, "train": train})
 
 
-def _open(stage: Stage, since: float) -> tuple[RequestPlan, Ledger]:
+def _open(stage: Stage, run: str) -> tuple[RequestPlan, Ledger]:
     """Returns the plan and the ledger of the model that is the stage's teacher."""
     folder = stage.store.ledger(ledger_name(request_context(stage.spec)))
-    ledger = Ledger(folder, engine_of(stage.spec).parse)
+    ledger = Ledger(folder, engine_of(stage.spec).parse, run)
     ledger.load()
-    return RequestPlan(stage.spec, ledger, since), ledger
+    return RequestPlan(stage.spec, ledger), ledger
 
 
 def _request_of(plan: RequestPlan, example: Example) -> TeacherRequest:

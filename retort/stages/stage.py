@@ -8,7 +8,7 @@ from typing import Any
 from retort.events import Reporter
 from retort.records import Decision, Example, Response, Split, read_lines
 from retort.spec import JobSpec, StageName
-from retort.store import Artifact, Folder, Store, signals
+from retort.store import Artifact, Folder, InputFolder, Store, signals
 from retort.store.signals import Signal
 
 
@@ -24,13 +24,13 @@ class Stage:
     report: Reporter
     log: Path
 
-    def input(self, name: str) -> Folder:
-        """The folder of an input artifact: a stage's, or a control's."""
-        return Folder(self.inputs[name].uri)
+    def input(self, name: str) -> InputFolder:
+        """The folder of an input artifact, of a stage or a control: reading it checks digests."""
+        return InputFolder(self.inputs[name].uri)
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts in an input's manifest."""
-        facts: dict[str, Any] = self.input(name).read_json("manifest.json")["facts"]
+        facts: dict[str, Any] = self.input(name).read_manifest()["facts"]
         return facts
 
     def arguments(self) -> dict[str, Any]:

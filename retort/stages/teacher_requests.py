@@ -99,11 +99,11 @@ def with_instruction(messages: list[Message], instruction: str | None) -> list[M
 class RequestPlan:
     """Every request of a job, and what its ledger has of it already.
 
-    `since` is when the run began, in seconds since 1970: rows to retry are served by newer entries.
+    What the ledger's own run asked is not asked again: rows to retry are those of earlier runs.
     """
 
-    def __init__(self, spec: JobSpec, ledger: Ledger, since: float):
-        self._knobs, self._ledger, self._since = spec.generate, ledger, since
+    def __init__(self, spec: JobSpec, ledger: Ledger):
+        self._knobs, self._ledger = spec.generate, ledger
         turns = self._knobs.turns
         is_conversation = spec.prepare.task_type == "conversation"
         self._all_turns = turns == "all" or (turns == "auto" and is_conversation)
@@ -157,8 +157,8 @@ class RequestPlan:
         entry = self._ledger.find(request.key)
         if entry is None:
             return None
-        is_earlier = entry.at < self._since
-        if is_earlier and (entry.state in self._knobs.runtime.retry or entry.transient):
+        is_retried = entry.transient or entry.state in self._knobs.runtime.retry
+        if is_retried and not entry.of_this_run:
             return None
         (had_tokens, had_length), (tokens, length) = entry.limits, self.limits
         if entry.state == "truncated" and (had_tokens < tokens or had_length < length):

@@ -1,7 +1,7 @@
-"""Stores and artifacts: shards, and a manifest written last. With `urls` the only door to fsspec.
+"""Stores and artifacts: files, and a manifest written last. With `urls` the only place of fsspec.
 
-An artifact is readable only once its manifest stands, and the manifest lists every file with its
-size and digest; what a killed run left behind is invisible to readers and continued by writers.
+An artifact is readable only once it has a manifest, which lists every file with its size and
+digest. What a killed run left behind is invisible to readers, and continued by the next run.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import fsspec
 from retort.errors import SpecError
 from retort.store import s3
 from retort.store.files import SCRATCH
-from retort.store.folder import MANIFEST, MODEL, Artifact, Folder, folder_of
+from retort.store.folder import MANIFEST, MODEL, Artifact, Folder, InputFolder, folder_of
 from retort.store.urls import (
     filesystem,
     find_urls,
@@ -32,6 +32,7 @@ __all__ = [
     "SCRATCH",
     "Artifact",
     "Folder",
+    "InputFolder",
     "Store",
     "find_urls",
     "folder_of",
@@ -49,21 +50,25 @@ class Store:
 
     uri: str
 
-    def artifact(self, stage: str, name: str) -> "Folder":
+    def artifact(self, stage: str, name: str) -> Folder:
         """The folder of an artifact, finished or not."""
         return Folder(f"{self.uri}/artifacts/{stage}/{name}")
 
-    def lease(self, stage: str, name: str) -> "Folder":
+    def lease(self, stage: str, name: str) -> Folder:
         """The folder in which runs agree on who makes an artifact."""
         return Folder(f"{self.uri}/leases/{stage}-{name}")
 
-    def ledger(self, name: str) -> "Folder":
-        """The folder with the answers to one way of asking; only ever added to."""
+    def ledger(self, name: str) -> Folder:
+        """The folder with the answers to the requests of one context; only ever added to."""
         return Folder(f"{self.uri}/ledger/{name}")
 
-    def job(self, name: str) -> "Folder":
-        """The folder with a job's latest report and the artifacts it last used."""
+    def job(self, name: str) -> Folder:
+        """The folder with a job's latest report and the names of the artifacts it last used."""
         return Folder(f"{self.uri}/jobs/{name}")
+
+    def log(self, name: str) -> Path:
+        """The local file for the output of a job's child processes."""
+        return self.local_state() / "logs" / f"{name}.log"
 
     @property
     def is_local(self) -> bool:
@@ -71,7 +76,7 @@ class Store:
         return "://" not in self.uri
 
     def local_state(self) -> Path:
-        """A folder on this machine for what cannot live on an object store: databases, logs."""
+        """The local folder for what cannot be on an object store: databases, logs."""
         if self.is_local:
             return Path(self.uri)
         return Path(".retort").resolve() / hashlib.sha256(self.uri.encode()).hexdigest()[:12]
@@ -79,7 +84,7 @@ class Store:
     def probe(self) -> None:
         """Writes and removes a small file. Raises `StoreError` with the cause when it cannot.
 
-        What is wrong with an endpoint, a bucket or credentials is said within seconds.
+        A wrong endpoint, bucket or key is reported within seconds.
         """
         folder, name = Folder(self.uri), f".probe-{uuid.uuid4().hex}"
         if self.is_local:
@@ -93,10 +98,10 @@ class Store:
             files.rm_file(path)
 
     def unfinished_uploads(self, begun_before: float, *, remove: bool = False) -> list[str]:
-        """Returns the files whose upload was begun before a time, in seconds since 1970, and never
-        ended, for its process was killed; with `remove` the store forgets what came of them.
+        """Returns the files whose upload began before a time, in seconds since 1970, and never
+        ended because its process was killed; `remove` makes the store forget their parts.
 
-        Nobody can read them, but S3 keeps and charges for their parts; other stores have none.
+        Nobody can read them, but S3 keeps and charges for the parts; other stores have none.
         Raises `StoreError`.
         """
         if not is_s3(self.uri):
@@ -112,7 +117,7 @@ class Store:
 
 
 def open_store(uri: str) -> Store:
-    """Returns the store behind a path or URL. Raises `SpecError` when its kind is not installed."""
+    """Returns the store at a path or URL. Raises `SpecError` when its scheme is not installed."""
     uri = str(uri).rstrip("/")
     if "://" not in uri:
         return Store(str(Path(uri).expanduser().resolve()))

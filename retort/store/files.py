@@ -1,13 +1,8 @@
-"""The files of one folder of a store, each there whole or not at all.
-
-The surprise: that of several writers one alone makes a file needs a store that refuses to replace
-one; see `Files.create` for what remains where it does not.
-"""
+"""The files of one folder of a store, each there whole or not at all."""
 
 import contextlib
 import json
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -16,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retort.processes.disk import disk_errors, temporary_folder
 from retort.store import local, s3
+from retort.store.damage import damaged
 from retort.store.urls import filesystem, is_s3, store_errors
 
-# What only a run in progress needs: never part of the artifact, removed once it is finished.
+# What only a run in progress needs: never part of the artifact, removed once that is finished.
 SCRATCH = "scratch/"
 # Files fetched together from a store that is not on this machine.
 AT_ONCE = 64
-# How long a writer waits before it looks who wrote last, where the store cannot tell.
+# How long a writer waits before it looks who wrote last, in a store without conditional writes.
 SETTLE_SECONDS = 2.0
-_one_at_a_time = threading.Lock()
+_memory_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,30 +38,32 @@ class Files:
             return bytes(self._fs.cat_file(path, **self._in_one))
 
     def read_all(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
-        """Yields files with their bytes, in order; many at a time where they are far away."""
-        step = 1 if self._is_local else AT_ONCE
-        for start in range(0, len(names), step):
-            part = names[start : start + step]
-            if self._is_local:
-                yield part[0], self.read(part[0])
-                continue
+        """Yields files with their bytes, in order; many at a time from a remote store."""
+        if self._is_local:
+            yield from ((name, self.read(name)) for name in names)
+            return
+        for start in range(0, len(names), AT_ONCE):
+            part = names[start : start + AT_ONCE]
             paths = [self._path(name) for name in part]
             with store_errors(self.uri):
                 found = self._fs.cat_ranges(paths, None, None, on_error="raise", **self._in_one)
             yield from ((name, bytes(data)) for name, data in zip(part, found, strict=True))
 
     def read_json(self, name: str) -> Any:
-        """Returns the content of a JSON file."""
-        return json.loads(self.read(name))
+        """Returns the content of a JSON file. Raises `DamagedError` for one that is no JSON."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise damaged(self._path(name), f"it is no JSON ({error})") from None
 
     def has(self, name: str) -> bool:
-        """Whether a file stands."""
+        """Whether there is a file."""
         path = self._path(name)
         with store_errors(path):
             return s3.exists(self._fs, path) if is_s3(path) else bool(self._fs.exists(path))
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file so that it is there whole or not at all."""
+        """Writes a file, or replaces it."""
         path = self._path(name)
         with store_errors(path):
             if self._is_local:
@@ -75,13 +74,14 @@ class Files:
                 self._fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes a file that is not there yet; returns False, and leaves it alone, where it is.
+        """Writes a file if there is none; returns False, and changes nothing, where there is one.
 
         Of any number of writers exactly one gets True: on a disk with hard links, in memory, and
-        on S3 that heeds If-None-Match, which is tried once. Elsewhere the last writer counts: all
-        look, write, wait and look again, so that one alone gets True if none took more than
-        `SETTLE_SECONDS` from its first look to the end of its write; slower ones may replace the
-        file of one that got True. There, two that write the same bytes may both get True.
+        on S3 that honours If-None-Match, which is tried once. Other stores have no conditional
+        write. There each writer looks, writes, waits and looks again, and the last one gets True:
+        exactly one, if none took more than `SETTLE_SECONDS` from its first look to the end of its
+        write. A slower one may replace the file of another that got True, and two that write the
+        same bytes may both get True.
         """
         path = self._path(name)
         with store_errors(path):
@@ -90,10 +90,10 @@ class Files:
                     return local.create(path, data)
             elif is_s3(path):
                 probe = self._path(f"{SCRATCH}probe-{uuid.uuid4().hex}")
-                if s3.refuses_to_replace(self._fs, path, probe):
+                if s3.is_conditional(self._fs, path, probe):
                     return s3.create(self._fs, path, data)
             elif path.startswith("memory://"):
-                with _one_at_a_time:
+                with _memory_lock:
                     is_free = not self.has(name)
                     if is_free:
                         self.write(name, data)
@@ -119,11 +119,11 @@ class Files:
             try:
                 found = self._fs.find(root, detail=True)
             except FileNotFoundError:
-                if is_s3(self.uri):  # it says so of a bucket alone
+                if is_s3(self.uri):  # raised only where there is no bucket
                     raise
                 found = {}
         names = {path.removeprefix(root).lstrip("/"): facts for path, facts in found.items()}
-        # S3's own page leaves an empty file, whose name ends in /, for each folder made there.
+        # S3's own web page leaves an empty file, whose name ends in /, for each folder made there.
         shown = {name for name in names if name and not name.endswith((".part", "/"))}
         return {name: int(names[name]["size"]) for name in shown}
 
@@ -133,7 +133,7 @@ class Files:
             return int(self._fs.size(self._path(name)))
 
     def remove(self, name: str) -> None:
-        """Removes a file if it stands."""
+        """Removes a file if there is one."""
         with store_errors(self._path(name)), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
@@ -143,7 +143,7 @@ class Files:
             self.put_file(path, f"{prefix}/{path.relative_to(source).as_posix()}")
 
     def put_file(self, source: Path, name: str) -> None:
-        """Copies a file of this machine, a large one in parts, so that it is there whole or not."""
+        """Copies a file of this machine into the folder, a large one in parts."""
         target, size = self._path(name), source.stat().st_size
         with store_errors(target):
             if self._is_local:
@@ -157,21 +157,26 @@ class Files:
 
     @contextlib.contextmanager
     def local_copy(self, prefix: str) -> Iterator[Path]:
-        """Gives `prefix/` as a local folder: itself in a local store, otherwise a download."""
+        """Gives `prefix/` as a folder of this machine: itself in a local store, else a download
+        that is removed afterwards."""
         if self._is_local:
             yield Path(self._path(prefix))
             return
-        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        with temporary_folder() as scratch:
             for name, size in sorted(self.sizes().items()):
                 if name.startswith(f"{prefix}/"):
-                    target = Path(scratch) / name.removeprefix(f"{prefix}/")
+                    target = scratch / name.removeprefix(f"{prefix}/")
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with store_errors(path := self._path(name)):
-                        if is_s3(path):
-                            s3.get(self._fs, path, size, str(target))
-                        else:
-                            self._fs.get_file(path, str(target))
-            yield Path(scratch)
+                    self._fetch(name, size, target)
+            yield scratch
+
+    def _fetch(self, name: str, size: int, target: Path) -> None:
+        path = self._path(name)
+        with store_errors(path), disk_errors(target, "TMPDIR"):
+            if is_s3(path):
+                s3.get(self._fs, path, size, str(target))
+            else:
+                self._fs.get_file(path, str(target))
 
     @property
     def _is_local(self) -> bool:
@@ -183,7 +188,7 @@ class Files:
 
     @property
     def _in_one(self) -> dict[str, int]:
-        """What makes s3fs read a file by one request, that is tried again as a whole."""
+        """Makes s3fs read a file by one request, which is retried as a whole."""
         return {"max_concurrency": 1} if is_s3(self.uri) else {}
 
     def _path(self, name: str) -> str:

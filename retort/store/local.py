@@ -1,6 +1,7 @@
-"""Files of this machine, written so that a name that stands has all of its bytes on the disk.
+"""Files of this machine, written so that a file that exists has all of its bytes on the disk.
 
-What is being written has a name of its own that ends in .part, which no reader looks at.
+A file is written under another name that ends in .part, which no reader looks at, then renamed.
+Files and folders are made for their owner alone.
 """
 
 import contextlib
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from retort.processes.disk import for_owner, make_folder
+
 
 class NoLinksError(OSError):
-    """The disk has no hard links, so it cannot give a file a name that is free, and only then."""
+    """The disk has no hard links, the one way to give a file a name only if that is free."""
 
 
 def write(path: str, data: bytes) -> None:
@@ -27,14 +30,14 @@ def write(path: str, data: bytes) -> None:
 
 
 def create(path: str, data: bytes) -> bool:
-    """Writes a file if none stands; returns whether it did. Raises `NoLinksError`."""
+    """Writes a file if there is none; returns whether it did. Raises `NoLinksError`."""
     with _part(path) as (part, stream):
         stream.write(data)
         _flush(stream)
         try:
             os.link(part, path)
         except FileExistsError:
-            # A network disk may have done it already, and its first answer got lost.
+            # A network disk may repeat a link whose first answer got lost.
             return os.stat(part).st_nlink > 1
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
@@ -47,8 +50,8 @@ def create(path: str, data: bytes) -> bool:
 def copy(source: Path, path: str) -> None:
     """Copies a file, or replaces one by it."""
     with _part(path) as (part, stream):
-        with source.open("rb") as given:
-            shutil.copyfileobj(given, stream, 1 << 20)
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, stream, 1 << 20)
         _flush(stream)
         os.replace(part, path)
     _sync(Path(path).parent)
@@ -56,11 +59,11 @@ def copy(source: Path, path: str) -> None:
 
 @contextlib.contextmanager
 def _part(path: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """Gives the unfinished file beside a path, which is gone afterwards."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Opens the unfinished file beside a path, and removes what is left of it afterwards."""
+    make_folder(Path(path).parent)
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
-        with open(part, "wb") as stream:
+        with open(part, "wb", opener=for_owner) as stream:
             yield part, stream
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -73,7 +76,7 @@ def _flush(stream: IO[bytes]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Makes a new name last through a loss of power, where the system lets a folder be opened."""
+    """Makes a new name outlive a loss of power, where the system can open a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
-"""What a model folder says of itself without being loaded: digest, token map, template, size.
+"""Facts of a model folder, read without loading the model: digest, token map, template, size.
 
-Reads JSON files and safetensors headers only, so it is cheap enough to run before every job.
+Only JSON files and safetensors headers are read, which is cheap enough to do before every job.
 """
 
 import functools
@@ -23,7 +23,7 @@ SAMPLED_BLOCKS, BLOCK_BYTES = 64, 1 << 20
 def locate(model: str, where: str) -> Path:
     """Returns the folder with a model's small files (configuration, tokenizer, template).
 
-    For a hub id these are fetched, or found in the local cache. `where` names the knob in errors.
+    Those of a hub id are fetched, or found in the local cache. `where` names the knob in errors.
     Raises `SpecError` when there is neither such a folder nor such a model.
     """
     path = Path(model)
@@ -43,13 +43,14 @@ def locate(model: str, where: str) -> Path:
 
 
 def check(model: str, where: str) -> Path:
-    """Returns the model's folder after making sure that it has all that a run needs.
+    """Returns a model's folder, which has all files that a run needs.
 
     Raises `SpecError` that names the missing file.
     """
     folder = locate(model, where)
     if not (folder / "config.json").is_file():
         raise SpecError(f"{where}: {folder} has no config.json; it is not a model folder")
+    read_config(folder)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise SpecError(
             f"{where}: {folder} has no tokenizer (tokenizer.json); "
@@ -66,10 +67,10 @@ def check(model: str, where: str) -> Path:
 
 
 def digest(model: str, where: str) -> str:
-    """Returns what names a model's content: independent of where it lies.
+    """Returns a name for a model's content, the same wherever its folder is.
 
-    A hub model is its id and commit. A folder is the sha256 of its files; of files over 64 MiB,
-    of their size and 64 evenly spaced blocks of 1 MiB.
+    Of a hub model it is the id and commit. Of a folder it is the sha256 of its files; of files over
+    64 MiB only the size and 64 evenly spaced blocks of 1 MiB are read.
     """
     folder = locate(model, where)
     if not Path(model).is_dir():
@@ -92,6 +93,26 @@ def _blocks(path: Path) -> Iterator[bytes]:
         for index in range(SAMPLED_BLOCKS):
             stream.seek((size - BLOCK_BYTES) * index // (SAMPLED_BLOCKS - 1))
             yield stream.read(BLOCK_BYTES)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a model's config.json. Raises `SpecError` where it is missing or no JSON."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{path} is missing; {folder} is not a model folder") from None
+    except ValueError as error:
+        raise SpecError(f"{path} is no JSON ({error}); copy the model's folder again") from None
+    if not isinstance(config, dict):
+        raise SpecError(f"{path} is no JSON object; copy the model's folder again")
+    return config
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """Returns the part of config.json on the text model, for models that also have others."""
+    config = read_config(folder)
+    return {**config, **(config.get("text_config") or {})}
 
 
 @functools.lru_cache(maxsize=16)
@@ -132,27 +153,27 @@ def template_sha256(folder: Path) -> str:
 
 
 def stored_dtype(model: str) -> str:
-    """Returns the precision a model's weights are stored in, or "auto" where it does not say."""
-    config = json.loads((locate(model, "model") / "config.json").read_text(encoding="utf-8"))
+    """Returns the precision of a model's stored weights; "auto" where its config names none."""
+    config = read_config(locate(model, "model"))
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
 def cache_folder() -> Path:
-    """Returns the folder of this user for what can be made again: kernels compiled for models."""
+    """Returns this user's folder for files that can be made again: compiled kernels."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "retort"
 
 
 def length_changes_answers(folder: Path) -> bool:
-    """Whether the longest length a model is opened with changes its answers (long rope)."""
+    """Whether the length a model is opened with changes its answers (long rope)."""
     return _rope(folder)[0] in ("longrope", "su", "dynamic")
 
 
 def short_length(folder: Path) -> int | None:
-    """Returns up to which length a long-rope model uses its short factors; None for others.
+    """Returns the length up to which a long-rope model uses its short factors; None for others.
 
-    transformers chooses the factors by the length of the chat, vllm by the length it was opened
-    with: above this they disagree on short chats.
+    transformers chooses the factors by the length of the chat, vllm by the length the model was
+    opened with. Opened with more than this length, the two disagree on short chats.
     """
     kind, config = _rope(folder)
     length = config.get("original_max_position_embeddings")
@@ -160,8 +181,8 @@ def short_length(folder: Path) -> int | None:
 
 
 def _rope(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Returns the kind of position encoding, and the settings that may say more of it."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Returns the kind of position encoding, and the settings of the model and of its rope."""
+    config = read_config(folder)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return str(rope.get("rope_type") or rope.get("type")), {**config, **rope}
 

@@ -1,8 +1,8 @@
-"""What is special about S3: patience, files in parts, a file that only one writer can make, and
-what its errors mean. Endpoint, region and keys come from the usual environment or profile (AWS_*).
+"""What is special about S3: retries, files in parts, files that only one writer can create, and
+the meaning of errors. Endpoint, region and keys come from the usual environment or profile (AWS_*).
 
-The surprise: an answer may get lost after the store did what it was asked, so each file that is
-made once, or in parts, carries a token of its writer, by which that one knows its own again.
+Note: an answer may get lost after the store did what was requested. So each file that is created
+once, or in parts, carries a token of its writer, by which the writer knows its own file again.
 """
 
 import contextlib
@@ -15,30 +15,30 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 SCHEMES = ("s3", "s3a")
-# Requests that are throttled (SlowDown), fail with 5xx or lose their connection are sent so often,
-# with pauses that double from a second to twenty; AWS_MAX_ATTEMPTS says otherwise.
+# How often a request is sent that is throttled (SlowDown), fails with 5xx or loses its connection,
+# with pauses that double from one second to twenty. AWS_MAX_ATTEMPTS overrides the first.
 ATTEMPTS, QUICK_ATTEMPTS = 6, 2
-# s3fs starts over after those: for what it calls SlowDown, and for an answer that broke off.
+# How often s3fs starts over after those: for SlowDown, and for an answer that broke off.
 ROUNDS, QUICK_ROUNDS = 2, 1
 CONNECT_SECONDS, READ_SECONDS, QUICK_SECONDS = 10, 30, 5
-# A file of two parts or more goes, and comes, in parts; S3 takes parts from 5 MiB and 10,000.
+# A file of two parts or more is sent and fetched in parts. S3 takes 10,000, each of 5 MiB or more.
 PART_BYTES, MAX_PARTS, PARTS_AT_ONCE = 50 << 20, 10_000, 8
 WRITER = "retort-writer"
 CONFLICT_ATTEMPTS = 6
-WHO = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 UNREACHED = ("EndpointConnectionError", "ConnectTimeoutError")
-OLD = "an older one may need AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+CHECKSUMS = "an older one may need AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
 OTHER_REGION = ("301", "PermanentRedirect", "AuthorizationHeaderMalformed")
-# By endpoint and bucket: whether it refuses to replace a file where it is asked to.
-_refuses: dict[tuple[str, str], bool] = {}
+# By endpoint and bucket: whether it honours If-None-Match.
+_is_conditional: dict[tuple[str, str], bool] = {}
 
 
 def options(is_patient: bool) -> dict[str, Any]:
-    """Returns the arguments of the filesystem: its patience, and the region where only AWS_REGION
-    says it."""
+    """Returns the arguments of the filesystem: retries and time limits, and the region where only
+    AWS_REGION names it."""
     attempts = os.environ.get("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "config_kwargs": {
             "retries": {
                 "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
@@ -50,43 +50,43 @@ def options(is_patient: bool) -> dict[str, Any]:
     }
     region = os.environ.get("AWS_REGION")
     if region and "AWS_DEFAULT_REGION" not in os.environ:
-        found["client_kwargs"] = {"region_name": region}
-    return found
+        arguments["client_kwargs"] = {"region_name": region}
+    return arguments
 
 
 def endpoint(files: Any) -> str:
-    """Returns the address that a filesystem talks to; nothing before it talked."""
+    """Returns the address that a filesystem talks to; empty before its first request."""
     return str(files._s3.meta.endpoint_url) if files._s3 is not None else ""
 
 
 def exists(files: Any, path: str) -> bool:
-    """Whether a file stands, with one request; a folder is none."""
+    """Whether there is a file, by one request; a folder is none."""
     with contextlib.suppress(FileNotFoundError):
-        files.call_s3("head_object", **_place(files, path))
+        files.call_s3("head_object", **_location(files, path))
         return True
     return False
 
 
 def put(files: Any, path: str, size: int, read: Callable[[int, int], bytes]) -> None:
-    """Writes a file of `read(start, length)` in parts; where that fails it leaves no part.
+    """Writes a file of `read(start, length)` in parts; removes the parts when that fails.
 
-    A process that is killed leaves an unfinished upload; nobody can read it, see `unfinished`.
+    A process that is killed leaves an unfinished upload, which nobody can read; see `unfinished`.
     """
-    place, token = _place(files, path), uuid.uuid4().hex
-    made = files.call_s3("create_multipart_upload", **place, Metadata={WRITER: token})
-    upload = {**place, "UploadId": made["UploadId"]}
+    location, token = _location(files, path), uuid.uuid4().hex
+    begun = files.call_s3("create_multipart_upload", **location, Metadata={WRITER: token})
+    upload = {**location, "UploadId": begun["UploadId"]}
 
     def send(number: int, start: int, length: int) -> dict[str, Any]:
         body = read(start, length)
-        done = files.call_s3("upload_part", **upload, PartNumber=number, Body=body)
-        return {"PartNumber": number, "ETag": done["ETag"]}
+        sent = files.call_s3("upload_part", **upload, PartNumber=number, Body=body)
+        return {"PartNumber": number, "ETag": sent["ETag"]}
 
     try:
         parts = _in_parts(size, send)
         try:
             files.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
-        except FileNotFoundError:  # it was complete, and the answer that said so got lost
-            if not _is_mine(files, path, token):
+        except FileNotFoundError:  # it was complete, and the answer got lost
+            if not _is_written_by(files, path, token):
                 raise
     except BaseException:
         with contextlib.suppress(Exception):
@@ -95,7 +95,7 @@ def put(files: Any, path: str, size: int, read: Callable[[int, int], bytes]) -> 
 
 
 def get(files: Any, path: str, size: int, target: str) -> None:
-    """Fetches a file to this machine, a large one in parts, each of which may be tried again."""
+    """Fetches a file to this machine, a large one in parts, each retried by itself."""
     if size < 2 * PART_BYTES:
         files.get_file(path, target)
         return
@@ -109,51 +109,50 @@ def get(files: Any, path: str, size: int, target: str) -> None:
 
 
 def unfinished(files: Any, path: str, before: float) -> list[tuple[str, str]]:
-    """Returns the keys and ids of uploads below a path that were begun before a time, in seconds
-    since 1970, and neither finished nor given up."""
+    """Returns the keys and ids of uploads below a path that began before a time, in seconds since
+    1970, and were neither completed nor aborted."""
     bucket, prefix, _ = files.split_path(path)
-    asked, found = {"Bucket": bucket, "Prefix": prefix}, list[tuple[str, str]]()
+    query, found = {"Bucket": bucket, "Prefix": prefix}, list[tuple[str, str]]()
     while True:
-        page = files.call_s3("list_multipart_uploads", **asked)
-        for each in page.get("Uploads", []):
-            if each["Initiated"].timestamp() < before:
-                found.append((each["Key"], each["UploadId"]))
+        page = files.call_s3("list_multipart_uploads", **query)
+        for upload in page.get("Uploads", []):
+            if upload["Initiated"].timestamp() < before:
+                found.append((upload["Key"], upload["UploadId"]))
         if not page.get("IsTruncated"):
             return found
-        asked["KeyMarker"] = page["NextKeyMarker"]
-        asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+        query["KeyMarker"] = page["NextKeyMarker"]
+        query["UploadIdMarker"] = page["NextUploadIdMarker"]
 
 
-def refuses_to_replace(files: Any, path: str, probe: str) -> bool:
-    """Whether the bucket of a path keeps the first file of two writers that both ask for that.
+def is_conditional(files: Any, path: str, probe: str) -> bool:
+    """Whether the bucket of a path honours If-None-Match: of two writers it keeps the first file.
 
     Tried once a process and bucket, with a file named `probe` that is removed again.
     """
-    place = str(files.s3.meta.endpoint_url), str(files.split_path(path)[0])
-    if place not in _refuses:
+    bucket = str(files.s3.meta.endpoint_url), str(files.split_path(path)[0])
+    if bucket not in _is_conditional:
         try:
-            _refuses[place] = create(files, probe, b"") and not create(files, probe, b"")
+            _is_conditional[bucket] = create(files, probe, b"") and not create(files, probe, b"")
         except OSError as error:
             if isinstance(error, PermissionError) or status(error) not in (400, 501):
                 raise
-            _refuses[place] = False
+            _is_conditional[bucket] = False
         with contextlib.suppress(FileNotFoundError):
             files.rm_file(probe)
-    return _refuses[place]
+    return _is_conditional[bucket]
 
 
 def create(files: Any, path: str, data: bytes) -> bool:
-    """Writes a file if none stands; returns whether this call made the one that stands."""
+    """Writes a file if there is none; returns whether the file there is the one of this call."""
     token = uuid.uuid4().hex
-    asked = {**_place(files, path), "IfNoneMatch": "*", "Metadata": {WRITER: token}}
     for attempt in range(CONFLICT_ATTEMPTS):
         try:
-            files.call_s3("put_object", **asked, Body=data)
+            files.pipe_file(path, data, mode="create", Metadata={WRITER: token})
             return True
         except OSError as error:
             if status(error) == 412:
-                return _is_mine(files, path, token)
-            # Others write or remove it in this very moment.
+                return _is_written_by(files, path, token)
+            # 409: another writer creates or removes it at this moment.
             if status(error) != 409 or attempt == CONFLICT_ATTEMPTS - 1:
                 raise
         time.sleep(0.1 * 2**attempt)
@@ -166,55 +165,55 @@ def status(error: BaseException) -> int:
 
 
 def code(error: BaseException) -> str:
-    """Returns what S3 calls an error, such as NoSuchBucket; nothing where it did not answer."""
+    """Returns S3's name of an error, such as NoSuchBucket; empty where it did not answer."""
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def cause(error: BaseException, path: str) -> str:
     """Returns what is wrong and what to do, where that is known of S3; otherwise nothing."""
-    kind, said = type(error).__name__, _said(error)
+    kind, message = type(error).__name__, _message(error)
     if code(error) == "NoSuchBucket":
         bucket = path.partition("://")[2].partition("/")[0]
-        found = f"not found: there is no bucket {bucket} there; make it, or correct its name"
+        text = f"not found: there is no bucket {bucket} there; make it, or correct its name"
     elif isinstance(error, PermissionError) or kind in NO_KEYS:
-        found = f"access denied ({said}); check the credentials ({WHO}) and what they may do there"
+        text = f"access denied ({message}); check the credentials ({KEYS}) and their permissions"
     elif isinstance(error, ValueError) or kind in UNREACHED:
-        found = f"cannot be reached ({said}); check AWS_ENDPOINT_URL, and that the store runs"
+        text = f"cannot be reached ({message}); check AWS_ENDPOINT_URL, and that the store runs"
     elif isinstance(error, RecursionError):
-        found = "sends every request elsewhere; check AWS_ENDPOINT_URL, also whether it is https"
+        text = "redirects every request; check AWS_ENDPOINT_URL, also whether it must be https"
     elif code(error) in OTHER_REGION:
-        found = f"another region's ({said}); set AWS_DEFAULT_REGION to the bucket's"
+        text = f"of another region ({message}); set AWS_DEFAULT_REGION to the bucket's"
     elif status(error) == 501:
-        found = f"not known to this store ({said}); {OLD}"
+        text = f"not supported by this store ({message}); {CHECKSUMS}"
     elif isinstance(error, FileNotFoundError):
-        found = ""
+        text = ""
     else:
-        found = f"{status(error)} {said}" if status(error) else ""
-    return found
+        text = f"{status(error)} {message}" if status(error) else ""
+    return text
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     text = _answer(error).get("Error", {}).get("Message", error)
     return f"{code(error)}: {text}" if code(error) else str(text)
 
 
 def _answer(error: BaseException) -> dict[str, Any]:
-    """Returns what botocore read of the store's answer to what failed."""
+    """Returns what botocore read of the store's answer to a request that failed."""
     for each in (error, error.__cause__):
-        if isinstance(found := getattr(each, "response", None), dict):
-            return found
+        if isinstance(answer := getattr(each, "response", None), dict):
+            return answer
     return {}
 
 
-def _is_mine(files: Any, path: str, token: str) -> bool:
+def _is_written_by(files: Any, path: str, token: str) -> bool:
     try:
-        answer = files.call_s3("head_object", **_place(files, path))
+        answer = files.call_s3("head_object", **_location(files, path))
     except FileNotFoundError:
         return False
     return bool(answer.get("Metadata", {}).get(WRITER) == token)
 
 
-def _place(files: Any, path: str) -> dict[str, str]:
+def _location(files: Any, path: str) -> dict[str, str]:
     bucket, key, _ = files.split_path(path)
     return {"Bucket": bucket, "Key": key}
 

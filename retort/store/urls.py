@@ -1,42 +1,40 @@
-"""The user's own files, local or under any fsspec URL: found, opened, read.
+"""Paths and URLs of files, local or under any fsspec scheme: found, opened, read.
 
-A listing is never cached, and a missing file is the one error that keeps its own class.
+A listing is never cached. A missing file is the one error that keeps its own class.
 """
 
 import contextlib
-import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
-from retort.errors import SpecError, StoreError
+from retort.errors import SpecError, StoreError, disk_cause
 from retort.store import s3
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-MAGIC = frozenset("*?[")
-# What is fetched ahead of the reader from a store that is not on this machine.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
+GLOB_CHARACTERS = frozenset("*?[")
+# Read ahead at a time from a file that is not on this machine.
 BLOCK_BYTES = 8 << 20
-# Whose errors are the store's; of them those pass where a connection failed, broke or timed out.
-FOREIGN = ("botocore", "aiobotocore", "aiohttp", "s3fs")
-PASSING = {"ConnectionError", "HTTPClientError", "ResponseParserError", "ClientError"}
+# The modules whose errors are the store's, and their transient errors: the connection failed,
+# broke off or timed out.
+STORE_MODULES = ("botocore", "aiobotocore", "aiohttp", "s3fs")
+TRANSIENT = {"ConnectionError", "HTTPClientError", "ResponseParserError", "ClientError"}
 
 
 def filesystem(url: str, is_patient: bool = True) -> Any:
     """Returns the fsspec filesystem of a path or URL, which never caches listings.
 
-    A patient one waits out what passes, where it is S3's; the other says within seconds that a
-    store is not there. Raises ValueError or ImportError for a scheme that is unknown or not
+    On S3 a patient one retries transient errors; the other reports within seconds that a store
+    cannot be reached. Raises ValueError or ImportError for a scheme that is unknown or not
     installed.
     """
     scheme = _scheme(url) or "file"
     if scheme in ("file", "memory"):
         return fsspec.filesystem(scheme)
-    # Another process may have written meanwhile.
-    options = {"use_listings_cache": False}
+    options = {"use_listings_cache": False}  # other processes write to the same store
     if scheme not in s3.SCHEMES:
         return fsspec.filesystem(scheme, **options)
     files = fsspec.filesystem(scheme, **options, **s3.options(is_patient))
@@ -45,7 +43,7 @@ def filesystem(url: str, is_patient: bool = True) -> Any:
 
 
 def is_s3(url: str) -> bool:
-    """Whether a path or URL is one of S3's."""
+    """Whether a path or URL is on S3."""
     return _scheme(url) in s3.SCHEMES
 
 
@@ -60,7 +58,7 @@ def read_url(url: str) -> bytes:
 
 @contextlib.contextmanager
 def open_url(url: str) -> Iterator[IO[bytes]]:
-    """Gives a file as a stream of bytes that is fetched while it is read.
+    """Opens a file as a stream of bytes that is fetched while it is read.
 
     Raises `FileNotFoundError`, `StoreError`, or `SpecError` for an unknown scheme.
     """
@@ -81,10 +79,10 @@ def open_url(url: str) -> Iterator[IO[bytes]]:
 def find_urls(url: str) -> list[str]:
     """Returns the files that a path or URL stands for, sorted.
 
-    A file is itself, a folder every file below it, a glob what it matches. Names that start with
-    a dot or an underscore are left out, also those of folders, unless the glob's own last part
-    starts so. Raises `FileNotFoundError` when there is nothing, `StoreError`, or `SpecError` for
-    an unknown scheme.
+    A file stands for itself, a folder for every file below it, a glob for what it matches. Names
+    that begin with a dot or an underscore are left out, and everything in folders of such names,
+    unless the last part of the glob begins so. Raises `FileNotFoundError` when there is no file,
+    `StoreError`, or `SpecError` for an unknown scheme.
     """
     files = _known(url)
     path = _path(files, url)
@@ -94,7 +92,8 @@ def find_urls(url: str) -> list[str]:
         root, allowed = path.rstrip("/"), ""
         if is_glob(url) and not files.exists(path):
             root, allowed = _fixed_part(path), path.rsplit("/", 1)[-1][:1]
-            found = [name for name, facts in files.glob(path, detail=True).items() if _file(facts)]
+            matches = files.glob(path, detail=True).items()
+            found = [name for name, facts in matches if facts.get("type") != "directory"]
         else:
             found = files.find(root) if files.exists(root) else []
     shown = sorted(name for name in found if _is_shown(name.removeprefix(root), allowed))
@@ -104,24 +103,20 @@ def find_urls(url: str) -> list[str]:
 
 
 def is_glob(url: str) -> bool:
-    """Whether a path or URL holds a character that stands for others."""
-    return not MAGIC.isdisjoint(url)
+    """Whether a path or URL is a pattern."""
+    return not GLOB_CHARACTERS.isdisjoint(url)
 
 
 def _known(url: str) -> Any:
     try:
         return filesystem(url)
     except (ValueError, ImportError) as error:
-        raise SpecError(f"{url}: {error}; use a local path or s3://bucket/key") from None
+        raise SpecError(f"{public(url)}: {error}; use a local path or s3://bucket/key") from None
 
 
 def _path(files: Any, url: str) -> str:
     """Returns a URL as its filesystem names it."""
     return str(files._strip_protocol(url if "://" in url else str(Path(url).expanduser())))
-
-
-def _file(facts: dict[str, Any]) -> bool:
-    return facts.get("type") != "directory"
 
 
 def _fixed_part(pattern: str) -> str:
@@ -141,7 +136,7 @@ def _scheme(url: str) -> str:
 
 @contextlib.contextmanager
 def store_errors(path: str, files: Any = None) -> Iterator[None]:
-    """Turns what a filesystem raises into one `StoreError` that names the path and the cause.
+    """Turns whatever a filesystem raises into a `StoreError` that names the path and the cause.
 
     `files` is the filesystem where it is not the path's patient one; its endpoint is named.
     """
@@ -150,26 +145,24 @@ def store_errors(path: str, files: Any = None) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:  # botocore's errors have no common base in the standard library
-        if not (isinstance(error, OSError) or _is_foreign(error) or _is_address(error, path)):
+        if not _is_store_error(error, path):
             raise
-        asked = s3.endpoint(files or filesystem(path)) if is_s3(path) else ""
-        where = f"{path} at {asked}" if asked else path
+        endpoint = s3.endpoint(files or filesystem(path)) if is_s3(path) else ""
+        where = f"{path} at {endpoint}" if endpoint else path
         text = public(f"store: {where}: {_cause(error, path)}")
-        raise StoreError(text, transient=_passing(error)) from error
+        raise StoreError(text, transient=_is_transient(error)) from error
 
 
 def is_missing(error: StoreError) -> bool:
-    """Whether a store that is there said that it has no such file."""
+    """Whether the store answered that it has no such file."""
     missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
     return missing and s3.code(error.__cause__ or error) != "NoSuchBucket"
 
 
-def _is_foreign(error: Exception) -> bool:
-    return type(error).__module__.startswith(FOREIGN)
-
-
-def _is_address(error: Exception, path: str) -> bool:
-    """Whether it is what botocore raises for an endpoint that is no URL, or that only redirects."""
+def _is_store_error(error: Exception, path: str) -> bool:
+    if isinstance(error, OSError) or type(error).__module__.startswith(STORE_MODULES):
+        return True
+    # What botocore raises for an endpoint that is no URL, or that only redirects.
     is_no_url = isinstance(error, ValueError) and "endpoint" in str(error).lower()
     return is_s3(path) and (is_no_url or isinstance(error, RecursionError))
 
@@ -177,34 +170,43 @@ def _is_address(error: Exception, path: str) -> bool:
 def _cause(error: Exception, path: str) -> str:
     if is_s3(path) and (known := s3.cause(error, path)):
         return known
+    if full := disk_cause(error, "--store"):
+        return full
     if isinstance(error, PermissionError):
         return f"access denied ({error}); check the credentials and the permissions of the store"
     if isinstance(error, FileNotFoundError):
         return f"not found ({error}); check the bucket or folder and the prefix"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "no space left on the device; free some, or use --store on another disk"
     return f"{type(error).__name__}: {error}"
 
 
-def _passing(error: Exception) -> bool:
-    """Whether it may go well if it is tried again."""
+def _is_transient(error: Exception) -> bool:
+    """Whether the same call may succeed later."""
     if status := s3.status(error):
         return status in (408, 409, 429) or (status >= 500 and status != 501)
     if not isinstance(error, OSError):
-        return bool({kind.__name__ for kind in type(error).__mro__} & PASSING)
+        return bool({kind.__name__ for kind in type(error).__mro__} & TRANSIENT)
     lasting = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
-    return not isinstance(error, lasting) and error.errno not in (errno.ENOSPC, errno.EROFS)
+    return not isinstance(error, lasting) and disk_cause(error, "") is None
 
 
 def public(text: str) -> str:
-    """Returns a text with the secrets taken out of every URL in it."""
-    return URL.sub(lambda found: _bare(found.group()), text) if "://" in text else text
+    """Returns a text with user, password, query and fragment taken out of every URL in it."""
+    return URL.sub(_without_secrets, text) if "://" in text else text
 
 
-def _bare(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # no address after all, such as http://[x
-        return url.split("?", maxsplit=1)[0].rpartition("@")[2]
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=place, query="", fragment=""))
+def public_json(value: Any) -> Any:
+    """Returns a JSON value with `public` applied to every text in it."""
+    if isinstance(value, dict):
+        return {key: public_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public_json(item) for item in value]
+    return public(value) if isinstance(value, str) else value
+
+
+def _without_secrets(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" not in host and re.fullmatch(r"[^\[:]*:.*\D.*", host):
+        rest = rest.rpartition("@")[2]  # a password that holds one of these characters
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}{host.rpartition('@')[2]}{slash}{path}"

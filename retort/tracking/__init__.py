@@ -1,13 +1,13 @@
-"""MLflow: what was done, with what, how it went, and which student is out. The only door to mlflow.
+"""MLflow: the runs of jobs, and the registry of released students. The only place of mlflow.
 
 A tracking server that fails is reported once and never stops a job; a command about the registry
-alone says so and ends.
+reports it and ends.
 """
 
 from retort.tracking.promotion import Outcome, open_registry, promote, rollback
 from retort.tracking.registry import NONE, ReleasedStudent, Version
 from retort.tracking.runs import Tracker
-from retort.tracking.server import tracking_uri, without_secrets
+from retort.tracking.server import tracking_uri
 
 __all__ = [
     "NONE",
@@ -19,5 +19,4 @@ __all__ = [
     "promote",
     "rollback",
     "tracking_uri",
-    "without_secrets",
 ]

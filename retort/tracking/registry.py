@@ -1,7 +1,7 @@
-"""The registered models: a version a release, which points to the weights in Retort's store.
+"""The registered models: one version for each release, which points to the weights in the store.
 
-What a version knows of itself is in its tags, all named `retort.*`. An alias moves last of all, so
-that what was killed half-way is mended by doing it again.
+The facts of a version are in its tags, all named `retort.*`. An alias moves last, so that an
+interrupted registration is completed by doing it again.
 """
 
 import json
@@ -10,21 +10,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from retort.store import Folder
+from retort.store import MANIFEST, Folder, InputFolder
+from retort.store.urls import public
+from retort.tracking.names import safe_names
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
 GATE, SOURCE, TRAIN = "retort.stages.report.gate", "retort.source", "retort.stages.train"
 CONTENT, COMPARED, FORMER = "retort.content", "retort.tracking.champion", "retort.former_champion"
-# What mlflow calls the tag that leads from a logged model to its versions.
+# MLflow's tag that leads from a logged model to its versions.
 VERSIONS_OF_MODEL = "mlflow.modelVersions"
 
 
 @dataclass(frozen=True)
 class ReleasedStudent:
-    """A released student, about to be registered.
+    """A released student that is about to be registered.
 
-    `source` is its folder, `train` the name and `content` the digest of the artifact it was trained
-    as, `champion` the version it was compared with, `scores` what its page in MLflow shows.
+    `source` is its folder; `train` is the name and `content` the digest of its training's artifact;
+    `champion` is the version it was compared with; `scores` are shown on its page in MLflow.
     """
 
     name: str
@@ -39,7 +41,7 @@ class ReleasedStudent:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What a version says of itself."""
+        """The tags of its version."""
         return {
             GATE: "passed" if self.gate_passed else "refused",
             SOURCE: self.source,
@@ -51,7 +53,7 @@ class ReleasedStudent:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model, as its tags tell: see `ReleasedStudent`."""
+    """A version of a registered model, read from its tags: see `ReleasedStudent`."""
 
     name: str
     version: str
@@ -63,7 +65,7 @@ class Version:
 
 
 def find_model(client: Any, name: str) -> Any:
-    """Returns a registered model, None where there is none of the name."""
+    """Returns a registered model, or None for an unknown name."""
     return _existing(client.get_registered_model, name)
 
 
@@ -75,7 +77,7 @@ def by_alias(client: Any, name: str, alias: str) -> Version | None:
 
 
 def by_number(client: Any, name: str, version: str) -> Version | None:
-    """Returns a version of a registered model, None where there is none of that number."""
+    """Returns a version of a registered model, or None for an unknown number."""
     found = None if version == NONE else _existing(client.get_model_version, name, version)
     if found is None:
         return None
@@ -85,7 +87,7 @@ def by_number(client: Any, name: str, version: str) -> Version | None:
 
 
 def _existing(get: Callable[..., Any], *key: str) -> Any:
-    """Returns what is there, None where MLflow says that it is not."""
+    """Returns what `get` finds, or None where MLflow answers that it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -97,23 +99,23 @@ def _existing(get: Callable[..., Any], *key: str) -> Any:
 
 
 def register(client: Any, run: Any, student: ReleasedStudent) -> str:
-    """Makes a version of a released student, and of one that passed the gate the challenger.
+    """Makes a version of a released student, the challenger if it passed the gate.
 
-    Returns the version's number. The one that stands is taken where this very student was
-    registered from this very folder before: a run was killed between that and the end of its stage.
+    Returns the version's number. The same student from the same folder gets no second version: an
+    earlier run may have been killed between the registration and the end of its stage.
     """
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):  # it exists already
         client.create_registered_model(student.name)
     same = {SOURCE: student.source, CONTENT: student.content}
-    standing = [
+    earlier = [
         found
         for found in client.search_model_versions(f"name = '{student.name}'")
         if same.items() <= found.tags.items()
     ]
-    if standing:
-        version = standing[0].version
+    if earlier:
+        version = earlier[0].version
         for tag, value in student.tags.items():
             client.set_model_version_tag(student.name, version, tag, value)
     else:
@@ -124,10 +126,10 @@ def register(client: Any, run: Any, student: ReleasedStudent) -> str:
 
 
 def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
-    """Logs the model with its scores, and makes a version of it, by reference.
+    """Logs the model with its scores, and makes a version of it that points to the weights.
 
-    A server refuses paths of other machines; there the version points to the logged model, which
-    holds the weights where asked for, and whose tags say where they lie.
+    A server refuses a path of another machine. There the version points to the logged model, which
+    holds the weights if `log_weights`, and the tags name the folder.
     """
     model = _logged_model(client, run, student)
     is_path = "://" not in student.source
@@ -140,7 +142,7 @@ def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
         run_id=run.info.run_id,
         tags=student.tags,
         model_id=model.model_id,
-        description=f"Distilled by Retort. Its folder: {student.source}",
+        description=f"Distilled by Retort. Its folder: {public(student.source)}",
     )
     versions = json.dumps([{"name": student.name, "version": str(made.version)}])
     client.set_logged_model_tags(model.model_id, {VERSIONS_OF_MODEL: versions})
@@ -163,13 +165,14 @@ def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
     now = run.info.start_time
     scores = [
         Metric(key, value, now, 0, model_id=model.model_id, run_id=run.info.run_id)
-        for key, value in student.scores.items()
+        for key, value in safe_names(student.scores).items()
     ]
     client.log_batch(run.info.run_id, metrics=scores)
     client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     if student.log_weights:
         root, _, name = student.source.rpartition("/")
-        with Folder(root).local_copy(name) as folder:
+        is_finished = Folder(root).has(MANIFEST)  # then its files are compared with the manifest
+        with (InputFolder if is_finished else Folder)(root).local_copy(name) as folder:
             client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, "READY")
     return model

@@ -1,7 +1,8 @@
-"""The runs of a job: one parent, and below it one a stage, with knobs, curves, lineage and files.
+"""The MLflow runs of a job: one parent, and below it one for each stage, with knobs, curves,
+lineage and files.
 
-Explicit client and run ids, for the fluent API's active run is invisible in other threads. A
-tracking server that fails is reported once and never stops a job.
+The client and run ids are explicit because the fluent API's active run is invisible in other
+threads. A tracking server that fails is reported and never stops a job.
 """
 
 import tempfile
@@ -14,15 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from retort.store import Store
+from retort.store.urls import public
 from retort.tracking import registry
+from retort.tracking.names import is_refusal, safe_names
+from retort.tracking.promotion import mlflow_error
 from retort.tracking.registry import CHAMPION, GATE, ReleasedStudent, Version
-from retort.tracking.server import (
-    SQLITE,
-    connect,
-    may_have_alias,
-    tracking_uri,
-    without_secrets,
-)
+from retort.tracking.server import SQLITE, connect, may_have_alias, tracking_uri
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 MAX_PARAM_CHARACTERS = 500
@@ -31,52 +29,54 @@ ERROR = "retort.error"
 
 
 def _forgiving(call: Call) -> Call:
-    """Lets a job go on when tracking fails, and says so; after a few failures tracking is off."""
+    """Makes a call that fails a warning instead of an error; after a few, tracking is off.
+
+    A call that MLflow refuses for what it holds, such as a name, is no failure of the server.
+    """
 
     @wraps(call)
     def guarded(self: "Tracker", *args: Any, **kwargs: Any) -> Any:
         if self.failures >= MAX_FAILURES:
             return None
         try:
-            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of every run
+            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of each run
                 return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
-            self.failures += 1 if self.parent_id else MAX_FAILURES
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not (self.parent_id and is_refusal(error)):
+                self.failures += 1 if self.parent_id else MAX_FAILURES
             rest = "; tracking is off for this run" if self.failures >= MAX_FAILURES else ""
-            place = without_secrets(self.uri)
-            cause = cause.replace(self.uri, place)
-            self._warn(f"warning: MLflow at {place}: {call.__name__}: {cause}{rest}")
+            self._warn(f"warning: {call.__name__}: {mlflow_error(self.uri, error)}{rest}")
             return None
 
     return cast(Call, guarded)
 
 
 class Tracker:
-    """Speaks to one MLflow store for one job run. Its methods never raise."""
+    """Tracks one run of a job in one MLflow. Its methods never raise."""
 
     def __init__(self, store: Store, warn: Callable[[str], None]):
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
         self._client: Any = None
         self._buffer: list[Any] = []
         self._curves: set[str] = set()
+        self._refused: set[str] = set()
         self._flushed = 0.0
         self.experiment_id = self.parent_id = ""
 
     @_forgiving
     def open_job(self, job: str, tags: dict[str, str], resume_tag: str) -> None:
         """Starts the job's parent run, or reopens the one that carries the same resume tag."""
-        self._client = connect(self.uri)
+        self._client = connect(self.uri, self._warn)
         found = self._client.get_experiment_by_name(job)
         self.experiment_id = found.experiment_id if found else self._new_experiment(job)
         if tags.get(resume_tag):
             query = f"tags.`{resume_tag}` = '{tags[resume_tag]}' and tags.`retort.stage` = 'job'"
-            standing = self._client.search_runs([self.experiment_id], query, max_results=1)
-            if standing:
-                self.parent_id = standing[0].info.run_id
+            earlier = self._client.search_runs([self.experiment_id], query, max_results=1)
+            if earlier:
+                self.parent_id = earlier[0].info.run_id
                 self._end_children(self.parent_id)
                 self._client.update_run(self.parent_id, status="RUNNING")
-                if ERROR in standing[0].data.tags:
+                if ERROR in earlier[0].data.tags:
                     self._client.delete_tag(self.parent_id, ERROR)
                 return
         run = self._client.create_run(
@@ -92,7 +92,7 @@ class Tracker:
 
     @_forgiving
     def others_running(self, tag: str) -> dict[str, str]:
-        """Returns the values of a tag of this job's other runs that are not ended, by run id."""
+        """Returns the values of a tag of this job's other unfinished runs, by run id."""
         query = "tags.`retort.stage` = 'job' and attributes.status = 'RUNNING'"
         found = self._client.search_runs([self.experiment_id], query)
         tags = {run.info.run_id: run.data.tags.get(tag, "") for run in found}
@@ -101,12 +101,12 @@ class Tracker:
 
     @_forgiving
     def end_lost(self, run_id: str) -> None:
-        """Ends a job's run whose process is gone, and the stages' below it, as killed."""
+        """Ends the run of a job whose process is gone, and those of its stages, as killed."""
         self._end_children(run_id)
         self._client.set_terminated(run_id, "KILLED")
 
     def _end_children(self, run_id: str) -> None:
-        """A process that was killed, with its machine perhaps, ends none of its runs itself."""
+        """Ends the unfinished runs of stages, which a process that was killed could not end."""
         query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
         for child in self._client.search_runs([self.experiment_id], query):
             self._client.set_tag(child.info.run_id, ERROR, "its process is gone")
@@ -124,35 +124,53 @@ class Tracker:
             tags={**tags, "retort.stage": stage, MLFLOW_PARENT_RUN_ID: self.parent_id},
         )
         parameters = [
-            Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in _flat(knobs).items()
+            Param(key, public(str(value))[:MAX_PARAM_CHARACTERS])
+            for key, value in safe_names(_flat(knobs)).items()
         ]
         self._client.log_batch(run.info.run_id, params=parameters)
         return str(run.info.run_id)
 
     @_forgiving
     def metrics(self, run_id: str, values: dict[str, float], step: int) -> None:
-        """Logs numbers of a step; sent in batches, at most one a second."""
+        """Logs the numbers of a step; they are sent in batches, at most one a second."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._curves |= values.keys()
-        self._buffer += [Metric(name, float(v), now, step) for name, v in values.items()]
+        now, named = int(time.time() * 1000), safe_names(values)
+        self._curves |= named.keys()
+        self._buffer += [Metric(name, float(v), now, step) for name, v in named.items()]
         if time.monotonic() - self._flushed > 1:
             self._flush(run_id)
 
     def _flush(self, run_id: str) -> None:
-        for start in range(0, len(self._buffer), 1000):
-            self._client.log_batch(run_id, metrics=self._buffer[start : start + 1000])
-        self._buffer, self._flushed = [], time.monotonic()
+        waiting, self._buffer, self._flushed = self._buffer, [], time.monotonic()
+        for start in range(0, len(waiting), 1000):
+            batch = [m for m in waiting[start : start + 1000] if m.key not in self._refused]
+            try:
+                self._client.log_batch(run_id, metrics=batch)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._log_singly(run_id, batch)
+
+    def _log_singly(self, run_id: str, metrics: list[Any]) -> None:
+        """Logs what MLflow refused together one by one; gives up those that it refuses."""
+        for metric in metrics:
+            try:
+                self._client.log_batch(run_id, metrics=[metric])
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._refused.add(metric.key)
+                self._warn(f"warning: metric {metric.key}: {mlflow_error(self.uri, error)}")
 
     @_forgiving
     def dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
-        """Logs an artifact as an input of a run: its address and digest, no data is loaded."""
+        """Logs an input of a run by its address and digest; its data is not loaded."""
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        source = CodeDatasetSource(tags={"uri": uri})
+        source = CodeDatasetSource(tags={"uri": public(uri)})
         dataset = MetaDataset(source, name=name, digest=digest[:32])
         tags = [InputTag("mlflow.data.context", name), InputTag("sha256", digest)]
         entity = dataset._to_mlflow_entity()
@@ -160,9 +178,10 @@ class Tracker:
 
     @_forgiving
     def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
-        """Logs a stage's counts as metrics and its small files as artifacts; ends it well."""
-        numbers = {k: float(v) for k, v in _flat(facts).items() if _is_number(v)}
-        # What has a curve ends with that; once more at step 0 it would be its first point.
+        """Logs a stage's numbers as metrics and its small files as artifacts; ends it well."""
+        flat = safe_names(_flat(facts))
+        numbers = {name: float(v) for name, v in flat.items() if isinstance(v, int | float)}
+        # A metric with a curve is left out: at step 0 it would become the first point.
         self.metrics(run_id, {k: v for k, v in numbers.items() if k not in self._curves}, step=0)
         self._flush(run_id)
         for name, text in files.items():
@@ -171,24 +190,24 @@ class Tracker:
 
     @_forgiving
     def fail(self, run_id: str, error: BaseException) -> None:
-        """Ends a run as failed, or as killed when it was interrupted, with the message."""
+        """Ends a run as failed, or as killed when it was interrupted, with the error's message."""
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(Exception):
             self._flush(run_id)
-        self._client.set_tag(run_id, ERROR, str(error)[:4000])
+        self._client.set_tag(run_id, ERROR, public(str(error))[:4000])
         self._client.set_terminated(run_id, status)
 
     @_forgiving
     def cached(self, stage: str, made_by: str) -> None:
-        """Points from the job's run to the run that made a reused artifact."""
+        """Tags the job's run with the run that made a reused artifact."""
         self._client.set_tag(self.parent_id, f"retort.cached.{stage}", made_by or "another store")
 
     @_forgiving
     def champion(self, name: str, train: str) -> Version | None:
         """Returns the version that a student is compared with: the champion of its name.
 
-        Where that is this very student (`train` is the artifact it was trained as), it is the one
-        that the champion was compared with itself, so that a job run again tells the same.
+        Where the champion is this very student (`train` names the artifact of its training), it is
+        the version that the champion was compared with, so that a repeated run has the same result.
         """
         if not may_have_alias(self.uri, name, CHAMPION):
             return None
@@ -219,17 +238,11 @@ class Tracker:
         self._client.set_terminated(self.parent_id, "FINISHED")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, dict):
             found |= _flat(item, f"{prefix}{key}.")
         else:
-            # MLflow allows letters, digits and _ - . space / in names.
-            name = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
-            found[name] = item
+            found[f"{prefix}{key}"] = item
     return found

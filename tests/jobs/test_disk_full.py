@@ -63,7 +63,7 @@ def test_a_full_disk_is_said_with_what_to_do_and_the_same_command_goes_on(
         asked.waits.remove("full")
         said = running.communicate(timeout=300)[1]
         assert running.returncode == 1
-        assert "no space left on the device; free some, or use --store on another disk" in said
+        assert "no space left on the device; free some, or use another disk (--store)" in said
         filler.unlink()
         # 3: of random models, the gate refuses the student.
         again = subprocess.run(

@@ -197,7 +197,7 @@ def test_the_commands_say_what_they_did_and_leave_with_its_code(tracker, store, 
     tracker.register(student(store, "spoken", "t2"))
     assert run("promote", "spoken", "--store", store.uri) == 0
     assert capsys.readouterr().out == "spoken version 2 is the champion now\n"
-    with pytest.raises(SpecError, match=r"'spokn' \(did you mean 'spoken'\?\); there: .*spoken"):
+    with pytest.raises(SpecError, match=r"'spokn' \(did you mean 'spoken'\?\); registered: .*sp"):
         run("promote", "spokn", "--store", store.uri)
 
 

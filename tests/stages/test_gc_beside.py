@@ -36,7 +36,7 @@ def test_what_a_job_takes_up_after_the_plan_stays(store):
 
 
 def test_a_job_that_takes_up_an_artifact_while_others_are_removed_keeps_it(store, monkeypatch):
-    monkeypatch.setattr(cleanup, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(cleanup, "REREAD_SECONDS", 0.0)
     keys = [make(store, "prepare", n) for n in (1, 2, 3)]
     age(store, 90)
     steps = cleanup.remove(cleanup.plan(store))
@@ -125,7 +125,7 @@ def test_registered_models_stay_with_all_that_made_them_wherever_the_store_was(
     assert release in going(cleanup.plan(there, registry=False))
     client = open_registry(there)
     client.delete_model_version("name", "1")
-    assert {item.stage for item in cleanup.plan(there).goes} == {"train", "release"}
+    assert {item.stage for item in cleanup.plan(there).to_remove} == {"train", "release"}
     # And of as many versions as no page holds, each is read.
     monkeypatch.setattr(roots, "PAGE", 2)
     for number in range(2, 7):
@@ -140,7 +140,7 @@ def test_where_mlflow_does_not_answer_nothing_is_removed(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:a-secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     made = cleanup.plan(store)
-    assert going(made) == {old} and "maybe of a registered model" in made.stays
+    assert going(made) == {old} and "perhaps of a registered model" in made.to_keep
     with pytest.raises(StoreError, match=r"MLflow at http://127\.0\.0\.1:9.*--no-registry") as said:
         delete(made)
     assert "a-secret" not in str(said.value) and store.artifact(*old).finished()

@@ -72,7 +72,7 @@ def test_what_is_done_in_error_is_free(folder):
 
 def test_others_see_what_a_holder_tells(folder):
     with Holder(folder, beat_seconds=0.05) as one, Holder(folder, beat_seconds=0.05) as other:
-        one.told = {"done": 3}
+        one.status = {"done": 3}
         deadline = time.monotonic() + 60
         while other.others() != [{"done": 3}]:
             assert time.monotonic() < deadline

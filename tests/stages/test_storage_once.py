@@ -109,7 +109,7 @@ def test_files_of_two_runs_are_never_taken_for_those_of_one(proxy):
             folder.write("model.bin", b"OTHERS!")
 
     proxy.behave = overtaken
-    with pytest.raises(StoreError, match=r"another run .* is to be made again") as found:
+    with pytest.raises(StoreError, match=r"another run .* must run again") as found:
         folder.commit({"facts": "ours"})
     assert found.value.transient
     assert folder.finished() is None

@@ -121,7 +121,7 @@ def test_a_probe_does_not_wait_for_what_is_not_there(proxy, monkeypatch):
 
 def test_an_endpoint_that_only_redirects_is_said(proxy):
     proxy.behave = lambda asked: Fault(301, "PermanentRedirect")
-    with pytest.raises(StoreError, match="sends every request elsewhere; check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match="redirects every request; check AWS_ENDPOINT_URL"):
         PROBED.probe()
 
 

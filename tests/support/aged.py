@@ -42,7 +42,7 @@ def refer(store: Store, name: str, **artifacts: int) -> None:
 
 
 def going(made: cleanup.CleanupPlan) -> set[tuple[str, str]]:
-    return {item.key for item in made.goes}
+    return {item.key for item in made.to_remove}
 
 
 def delete(made: cleanup.CleanupPlan) -> set[tuple[str, str]]:

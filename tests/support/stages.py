@@ -68,4 +68,5 @@ def segments(store: str) -> list[Any]:
 
     root = Folder(f"{open_store(store).uri}/ledger")
     names = [name for name in root.files() if name.endswith(".jsonl")]
-    return [orjson.loads(line) for name in names for line in root.read(name).splitlines()]
+    lines = [orjson.loads(line) for name in names for line in root.read(name).splitlines()]
+    return [line for line in lines if "key" in line]  # the others hold checksums

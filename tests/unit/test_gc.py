@@ -44,14 +44,14 @@ def test_what_jobs_lead_to_stays_and_all_else_goes_as_a_slow_search_says(store):
     assert going(made) == wanted
     sizes = [sum(f.stat().st_size for f in path_of(store, key).iterdir()) for key in wanted]
     assert made.num_bytes == sum(sizes)
-    assert {why: count for why, (count, _) in made.stays.items()} == {
+    assert {why: count for why, (count, _) in made.to_keep.items()} == {
         "of a job's latest run": 4,
-        "what these were made from": len(stays) - 4,
+        "inputs of artifacts that are kept": len(stays) - 4,
     }
     assert delete(made) == wanted
     assert not any(path_of(store, key).exists() for key in wanted)
     assert all(store.artifact(*made_from[number][0]).finished() for number in stays)
-    assert cleanup.plan(store).goes == ()
+    assert cleanup.plan(store).to_remove == ()
 
 
 def test_a_control_a_champion_and_the_latest_report_count_too(store):
@@ -93,7 +93,7 @@ def test_what_is_not_finished_stays_for_two_days_whatever_is_asked_for(store):
         age(store, days, f"artifacts/train/{hexed(number)}")
     made = cleanup.plan(store, 0)
     assert going(made) == {("train", hexed(2))}
-    assert made.stays == {"not finished, maybe under way": (1, made.goes[0].num_bytes)}
+    assert made.to_keep == {"not finished, perhaps in progress": (1, made.to_remove[0].num_bytes)}
     assert delete(made) == {("train", hexed(2))}
     assert not path_of(store, ("train", hexed(2))).exists()
     assert path_of(store, ("train", hexed(1))).exists()
@@ -106,7 +106,7 @@ def test_what_retort_did_not_make_is_never_touched(store):
         path.parent.mkdir(parents=True)
         path.write_text("mine")
     age(store, 900)
-    assert cleanup.plan(store, 0, ledgers=True).goes == ()
+    assert cleanup.plan(store, 0, ledgers=True).to_remove == ()
 
 
 def test_paid_answers_go_only_when_asked_for_and_no_artifact_that_stays_has_them(store):
@@ -138,10 +138,10 @@ def test_on_s3_what_is_not_referred_to_is_removed_over_http(s3_here, monkeypatch
     unfinished.write("part.bin", b"x")
     ledger(store, 4)
     refer(store, "job", prepare=1)
-    assert cleanup.plan(store).goes == ()
+    assert cleanup.plan(store).to_remove == ()
     made = cleanup.plan(store, 0, ledgers=True)
     assert going(made) == {gone}
-    assert made.goes[0].num_bytes == sum(
+    assert made.to_remove[0].num_bytes == sum(
         map(store.artifact(*gone).size, ("data.bin", "manifest.json"))
     )
     assert delete(made) == {gone}
@@ -154,7 +154,7 @@ def test_a_manifest_or_report_that_is_no_json_is_said_and_nothing_goes(store):
     store.job("job").write("artifacts.json", b"{")
     age(store, 90)
     with pytest.raises(
-        DataError, match=r"jobs/job/artifacts\.json is no JSON .* mend it or remove"
+        DataError, match=r"jobs/job/artifacts\.json is no JSON .* correct or remove"
     ):
         cleanup.plan(store)
 
@@ -178,8 +178,8 @@ def test_the_command_shows_first_and_removes_with_delete(store, capsys):
     shown = capsys.readouterr().out
     size = sum(f.stat().st_size for f in path_of(store, gone).iterdir())
     assert "generate" in shown and gone[1] in shown and "41 days" in shown
-    assert f"would go: 1 folder, {size / 1000:.1f} kB; `retort gc --delete`" in shown
-    assert "stays: 1 of a job's latest run" in shown and "stays: 1 paid answers" in shown
+    assert f"would remove: 1 folder, {size / 1000:.1f} kB; `retort gc --delete`" in shown
+    assert "kept: 1 of a job's latest run" in shown and "kept: 1 paid answers" in shown
     assert kept[1] not in shown and store.artifact(*gone).finished()
     assert run("--store", store.uri, "--json", "--delete") == 0
     told = json.loads(capsys.readouterr().out)
@@ -205,7 +205,7 @@ def test_leases_of_processes_long_gone_go_and_those_of_today_stay(store, capsys)
         if name == "old":
             age(store, 3)
     assert run("--store", store.uri) == 0
-    assert "goes too: 1 leases and unfinished uploads" in capsys.readouterr().out
+    assert "would also remove: 1 leases and unfinished uploads" in capsys.readouterr().out
     assert store.lease("train", "old").files()
     assert run("--store", store.uri, "--delete") == 0
     assert not store.lease("train", "old").files() and store.lease("train", "new").files()

@@ -156,7 +156,12 @@ def test_a_question_is_the_users_words_or_the_whole_chat():
         ("s3://bucket/key", "s3://bucket/key"),
         ("https://h/x.jsonl?sig=abc#part", "https://h/x.jsonl"),
         ("2 files: https://a@h/x?sig=1 ...", "2 files: https://h/x ..."),
-        ("http://[a:b@h?sig=1", "h"),
+        ("http://[a:b@h?sig=1", "http://h"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("http://me:with/slash@h:80/x", "http://h:80/x"),
+        ("http://me:with?mark@h/x", "http://h/x"),
+        ("http://h:80/@someone/x", "http://h:80/@someone/x"),
+        ("s3://b/part-*.jsonl", "s3://b/part-*.jsonl"),
         ("What is 2 + 2? {text}", "What is 2 + 2? {text}"),
     ],
 )

@@ -16,7 +16,7 @@ from retort.jobs.cleanup import versions
 from retort.store import MANIFEST, Folder, Store, model_folder
 from retort.tracking import Version, open_registry, tracking_uri
 from retort.tracking.registry import CHALLENGER, CHAMPION, by_alias, by_number, find_model
-from retort.tracking.server import is_there
+from retort.tracking.server import exists
 
 BASELINE = "-baseline"
 # The end of the name that a job of two models gets where its user gives it none.
@@ -158,7 +158,7 @@ def main_score(store: Store, version: Version) -> tuple[str | None, float | None
 
 def registry(store: Store) -> Any:
     """Returns a client of MLflow; None where nothing was registered yet."""
-    return open_registry(store) if is_there(tracking_uri(store)) else None
+    return open_registry(store) if exists(tracking_uri(store)) else None
 
 
 def _unknown(client: Any, name: str) -> SpecError:

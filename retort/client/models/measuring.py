@@ -61,7 +61,7 @@ def measured(store: Store, found: FoundModel, asked: EvaluationRequest) -> Evalu
             f"evaluate.engine: {engine} asks an endpoint, but {found.label} is opened here; give "
             'knobs={"evaluate.engine": "auto"}'
         )
-    rows, log = _examples(spec), store.local_state() / "logs" / "models.log"
+    rows, log = _examples(spec), store.log("models")
     with found.here() as folder, tempfile.TemporaryDirectory(prefix="retort-") as scratch:
         model_folder.check(folder, "model_name")
         stage = _stage(spec, rows, open_store(scratch), log)

@@ -3,7 +3,6 @@
 A student is that of the job's finished artifacts: its recipe decides which, never a path.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,8 +113,7 @@ def longest(spec: JobSpec, wanted: int | None) -> int:
 
 def _length(folder: Path) -> int | None:
     """Returns a model's longest text; None where it does not say."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config") or config
+    config = model_folder.text_config(folder)
     length = config.get("max_position_embeddings") or config.get("n_positions")
     return int(length) if length else None
 

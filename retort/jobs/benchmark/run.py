@@ -95,7 +95,7 @@ def _planned(
         harness.plan,
         {"tasks": list(asked.tasks), "settings": asked.settings},
         report.part("reading", 0, 1),
-        _log(spec, store),
+        store.log(spec.name),
         spec.evaluate.runtime.model_dump(mode="json"),
     )
     return found
@@ -153,7 +153,7 @@ def _measure(
                 "out": store.job(spec.name).uri,
             },
             report,
-            _log(spec, store),
+            store.log(spec.name),
             runtime,
         )
 
@@ -162,7 +162,3 @@ def _dtype(address: str, manner: dict[str, Any]) -> str:
     """Returns the precision of the weights; vLLM's own auto would run float32 in bfloat16."""
     chosen = str(manner["dtype"])
     return model_folder.stored_dtype(address) if chosen == "auto" else chosen
-
-
-def _log(spec: JobSpec, store: Store) -> Path:
-    return store.local_state() / "logs" / f"{spec.name}.log"

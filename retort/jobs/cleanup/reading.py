@@ -1,6 +1,6 @@
-"""What lies in a store: its artifacts and ledgers with their age and size, and what jobs left.
+"""Reads a store for its cleanup: artifacts and ledgers with age and size, and the jobs' records.
 
-A folder whose name is not one that Retort gives is not looked at, so that it is never removed.
+Folders whose name is not one of Retort's are ignored, so they are never removed.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from retort.store.urls import filesystem, is_missing
 
 NAME = re.compile(r"[0-9a-f]{16}")
 ARTIFACTS, LEDGER, LEASES = "artifacts", "ledger", "leases"
-# What a run writes first into the folder of an artifact, and rewrites where it goes on in it.
+# The file that a run writes first into the folder of an artifact, also when it continues there.
 BEGUN = f"{SCRATCH}inputs.json"
 
 Key = tuple[str, str]  # stage, or LEDGER, and name
-FileFacts = tuple[int, float]  # of a file: bytes, and when it was written, seconds since 1970
+FileFacts = tuple[int, float]  # a file's bytes, and when it was written, seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class StoredFolder:
 
     @property
     def key(self) -> Key:
-        """What it is known by."""
+        """Its stage and name."""
         return self.stage, self.name
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What a job left under its name: what its latest run used, and its latest report, if any."""
+    """What is stored under a job's name: the artifacts of its latest run, and its latest report."""
 
     name: str
     artifacts: dict[str, str]
@@ -68,7 +68,7 @@ def items_in(store: Store, part: str) -> list[StoredFolder]:
 
 
 def item_of(key: Key, files: dict[str, FileFacts]) -> StoredFolder:
-    """Returns what is known of a folder by its files, of which there is one at least."""
+    """Returns the facts of a folder with these files; there is at least one."""
     sizes, times = zip(*files.values(), strict=True)
     return StoredFolder(*key, max(times), sum(sizes), len(files), MANIFEST in files)
 
@@ -86,8 +86,8 @@ def files_in(uri: str) -> dict[str, FileFacts]:
 
 
 def _written_at(facts: dict[str, Any]) -> float:
-    """Returns when a file was written, by what its kind of store calls that; a store that does not
-    say has nothing old."""
+    """Returns when a file was written, seconds since 1970; in a store that does not report it, no
+    file is old."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = facts.get(name)
         value = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -97,7 +97,7 @@ def _written_at(facts: dict[str, Any]) -> float:
 
 
 def jobs_of(store: Store) -> list[JobRecord]:
-    """Returns what all jobs left. A folder that may not be read is an error, never no job."""
+    """Returns the records of all jobs. A folder that cannot be read is an error, never no job."""
     root = f"{store.uri}/jobs"
     files = filesystem(root)
     with store_errors(root):
@@ -114,15 +114,14 @@ def jobs_of(store: Store) -> list[JobRecord]:
 
 
 def folder_of(store: Store, key: Key) -> Folder:
-    """Returns the folder that a key stands for."""
+    """Returns the folder of a key."""
     return store.ledger(key[1]) if key[0] == LEDGER else store.artifact(*key)
 
 
 def clear(folder: Folder, files: dict[str, FileFacts]) -> bool:
     """Removes the files of a folder, the manifest first; returns whether all are gone.
 
-    It ends where a run begins in the folder, which may write files of the same names: what is left
-    is that run's.
+    It stops when a run begins in the folder, because that may write files of the same names.
     """
     begun = files.get(BEGUN)
     for name in sorted(files, key=lambda name: (name != MANIFEST, name == BEGUN, name)):
@@ -132,13 +131,13 @@ def clear(folder: Folder, files: dict[str, FileFacts]) -> bool:
     if "://" not in folder.uri:
         root = Path(folder.uri)
         for path in (*sorted(root.rglob("*"), reverse=True), root):
-            with contextlib.suppress(OSError):  # somebody writes into it again
+            with contextlib.suppress(OSError):  # a process writes into it again
                 path.rmdir()
     return True
 
 
 def _facts(folder: Folder, name: str) -> FileFacts | None:
-    """Returns the facts of a file, None where there is none."""
+    """Returns the facts of a file, or None where there is none."""
     path = f"{folder.uri}/{name}"
     with store_errors(path), contextlib.suppress(FileNotFoundError):
         facts = filesystem(path).info(path)
@@ -147,7 +146,7 @@ def _facts(folder: Folder, name: str) -> FileFacts | None:
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:
-    """Returns a file's content; nothing where there is no such file."""
+    """Returns the content of a JSON file; an empty dict where there is no such file."""
     try:
         found = json.loads(folder.read(name))
     except StoreError as error:
@@ -156,7 +155,7 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise DataError(
-            f"{folder.uri}/{name} is no JSON ({error}), so what it refers to is not known; mend it "
-            "or remove that file"
+            f"{folder.uri}/{name} is no JSON ({error}), so it is not known which folders it uses; "
+            "correct or remove that file"
         ) from None
     return found if isinstance(found, dict) else {}

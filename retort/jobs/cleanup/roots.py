@@ -1,7 +1,6 @@
-"""What must stay, and why: what jobs use, what is registered, and all that these were made from.
+"""What a cleanup must keep, and why: what jobs use, what is registered, and the inputs of these.
 
-The surprise: where it cannot be known what is registered, that is said, and never taken for
-nothing.
+Note: where the registered models cannot be read, that is reported and never taken for none.
 """
 
 import re
@@ -13,45 +12,47 @@ from retort.jobs.cleanup.reading import JobRecord, Key, StoredFolder, folder_of,
 from retort.spec import STAGES
 from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE
-from retort.tracking import open_registry, tracking_uri, without_secrets
+from retort.store.urls import public
+from retort.tracking import open_registry, tracking_uri
+from retort.tracking.promotion import mlflow_error
 from retort.tracking.registry import SOURCE, TRAIN
-from retort.tracking.server import is_there
+from retort.tracking.server import exists
 
 RELEASE = re.compile(r"artifacts/release/([^/]+)(?:/|$)")
-PAGE = 1000  # versions that MLflow is asked for at a time
+PAGE = 1000  # versions in one request to MLflow
 # Knobs whose model is asked through a ledger that no manifest names.
-ASKED = ("curate.judge", "curate.second_teacher", "evaluate.judge")
+CONSULTED = ("curate.judge", "curate.second_teacher", "evaluate.judge")
 
 Manifests = dict[Key, dict[str, Any]]  # empty where there is none
 
 
 def used_by(jobs: list[JobRecord]) -> set[Key]:
-    """Returns the artifacts that jobs last used, and those of their latest reports: a run under way
-    has not used all of them yet."""
-    told = [names for job in jobs for names in (job.artifacts, job.report.get("fingerprints", {}))]
-    return {(stage_of(label), name) for names in told for label, name in names.items()}
+    """Returns the artifacts that jobs last used, and those of their latest reports: a run in
+    progress has not used all of them yet."""
+    named = [names for job in jobs for names in (job.artifacts, job.report.get("fingerprints", {}))]
+    return {(stage_of(label), name) for names in named for label, name in names.items()}
 
 
 def registered_in(store: Store, jobs: list[JobRecord]) -> tuple[set[Key], str | None]:
-    """Returns the artifacts of registered models, and why they are not known where they are not.
+    """Returns the artifacts of registered models, and the reason where they cannot be read.
 
-    They count by name, wherever they were registered from: a store may have been moved since.
+    They are compared by name, whatever store they were registered from: it may have been moved.
     """
     uri = tracking_uri(store)
-    place, found = without_secrets(uri), list[Any]()
-    if is_there(uri):
+    place, found = public(uri), list[Any]()
+    if exists(uri):
         try:
             found = list(versions(open_registry(store)))
         except StoreError as error:
             return set(), str(error)
     known = {(version.name, str(version.version)) for version in found}
     for job in jobs:
-        told = job.report.get("registered") or {}
+        registered = job.report.get("registered") or {}
         other = (job.report.get("mlflow") or {}).get("tracking_uri", place)
-        is_here = (told.get("name"), str(told.get("version"))) in known
-        if told.get("version") and not is_here and (other != place or not is_there(uri)):
-            what = f"{told['name']} version {told['version']} of job {job.name}"
-            return set(), f"{what} was registered at {other}, and {place} does not know it"
+        is_here = (registered.get("name"), str(registered.get("version"))) in known
+        if registered.get("version") and not is_here and (other != place or not exists(uri)):
+            version = f"{registered['name']} version {registered['version']} of job {job.name}"
+            return set(), f"{version} was registered at {other}, and {place} does not know it"
     keys: set[Key] = set()
     for version in found:
         keys |= {("train", version.tags[TRAIN])} if version.tags.get(TRAIN) else set()
@@ -67,10 +68,7 @@ def versions(client: Any) -> Iterator[Any]:
         try:
             page = client.search_model_versions(max_results=PAGE, page_token=token)
         except Exception as error:  # whatever the server or the network raises
-            place = without_secrets(client.tracking_uri)
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            cause = cause.replace(client.tracking_uri, place)
-            raise StoreError(f"MLflow at {place}: {cause}") from None
+            raise mlflow_error(client.tracking_uri, error) from None
         yield from page
         token = page.token
         if not token:
@@ -78,7 +76,7 @@ def versions(client: Any) -> Iterator[Any]:
 
 
 def reached_from(store: Store, roots: Iterable[Key]) -> Manifests:
-    """Returns the manifests of artifacts and of all that these were made from."""
+    """Returns the manifests of artifacts and of all their inputs."""
     found: Manifests = {}
     waiting = list(roots)
     while waiting:
@@ -86,25 +84,25 @@ def reached_from(store: Store, roots: Iterable[Key]) -> Manifests:
         if key not in found:
             found[key] = manifest = read_json(folder_of(store, key), MANIFEST)
             inputs = manifest.get("ingredients", {}).get("inputs", {})
-            made_from = [(stage_of(label), name) for label, name in inputs.items()]
-            waiting += [each for each in made_from if each[0] in STAGES]  # no champion's digest
+            keys = [(stage_of(label), name) for label, name in inputs.items()]
+            waiting += [each for each in keys if each[0] in STAGES]  # not the champion's digest
     return found
 
 
-def held_by(store: Store, paid: list[StoredFolder], reached: Manifests) -> set[Key]:
-    """Returns the ledgers whose answers are in artifacts: generate's manifest names its own; that
-    of a judge or a second teacher is known by the model that was asked."""
+def ledgers_of(store: Store, paid: list[StoredFolder], reached: Manifests) -> set[Key]:
+    """Returns the ledgers whose answers are in artifacts: the manifest of generate names its own;
+    that of a judge or a second teacher is found by the model it asked."""
     named = {manifest.get("facts", {}).get("ledger") for manifest in reached.values()}
     sources = [m.get("ingredients", {}).get("sources", {}) for m in reached.values()]
-    asked = {each[knob] for each in sources for knob in ASKED if knob in each}
-    held = {item.key for item in paid if item.name in named}
-    for item in paid if asked else ():
-        context = read_json(folder_of(store, item.key), CONTEXT_FILE)
-        if f"{context.get('engine')}: {context.get('model')}" in asked:
-            held.add(item.key)
-    return held
+    models = {each[knob] for each in sources for knob in CONSULTED if knob in each}
+    found = {folder.key for folder in paid if folder.name in named}
+    for folder in paid if models else ():
+        context = read_json(folder_of(store, folder.key), CONTEXT_FILE)
+        if f"{context.get('engine')}: {context.get('model')}" in models:
+            found.add(folder.key)
+    return found
 
 
 def stage_of(label: str) -> str:
-    """Returns the stage of a job's label: `train-fine_tuning` is a train, too."""
+    """Returns the stage of a job's label: that of `train-fine_tuning` is train."""
     return label.partition("-")[0]

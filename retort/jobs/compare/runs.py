@@ -12,7 +12,7 @@ from typing import Any
 from retort.errors import DataError, SpecError, StoreError, did_you_mean
 from retort.records import sha256_of
 from retort.stages.stage import read_examples
-from retort.store import Folder, Store, read_url
+from retort.store import MANIFEST, Folder, Store, read_url
 
 REPORT = "report.json"
 ROLES = ("teacher", "base", "student")
@@ -44,7 +44,7 @@ class Run:
         for uri in filter(None, places):
             folder = Folder(uri)
             try:
-                if folder.has("manifest.json"):
+                if folder.has(MANIFEST):
                     return folder
             except (StoreError, SpecError, ImportError):
                 continue

@@ -5,7 +5,6 @@ A dead engine is started again on what is missing, with half the sequences. With
 `shared` tells others with which arguments to call `help_generate`.
 """
 
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +48,7 @@ def help_generate(given: dict[str, Any], log: Path, report: Reporter) -> int:
     is then taken over by the others.
     """
     stage = from_arguments({**given["arguments"], "log": str(log)}, report)
-    rest = {name: given[name] for name in ("since", "meeting")}
+    rest = {name: given[name] for name in ("run", "meeting")}
     return int(_restarted(stage, capture.help_capture, rest)[0])
 
 
@@ -58,7 +57,7 @@ def _answers(stage: Stage) -> dict[str, Any]:
     meeting = None
     if stage.spec.generate.runtime.replicas > 1:
         meeting = f"{stage.out.uri}/{SCRATCH}meetings/{uuid.uuid4().hex[:12]}"
-    given = {"since": time.time(), "meeting": meeting}
+    given = {"run": uuid.uuid4().hex, "meeting": meeting}
     facts, restarts = _restarted(stage, capture.capture, given)
     return {**facts, "num_restarts": restarts}
 

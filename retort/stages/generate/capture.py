@@ -16,12 +16,12 @@ from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import ledger_name, request_context
 from retort.store import Folder
-from retort.store.ledger import CONTEXT_FILE, Ledger
+from retort.store.ledger import Ledger
 
 
 def capture(
     arguments: dict[str, Any],
-    since: float,
+    run: str,
     max_num_seqs: int,
     report: Reporter,
     meeting: str | None = None,
@@ -31,12 +31,12 @@ def capture(
     `meeting` is the folder where processes that share the work meet; None where none do.
     """
     stage = from_arguments(arguments, report)
-    session = _loaded(stage, since, max_num_seqs)
+    session = _loaded(stage, run, max_num_seqs)
     with Share(Folder(meeting), leads=True) if meeting else contextlib.nullcontext() as share:
         _ask(session, share)
     progress = session.progress
     if share:  # the ledger has what the others did
-        session = _loaded(stage, since, max_num_seqs)
+        session = _loaded(stage, run, max_num_seqs)
     ledger, knobs = session.ledger, stage.spec.generate
     counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
     return {
@@ -52,12 +52,12 @@ def capture(
 
 
 def help_capture(
-    arguments: dict[str, Any], since: float, max_num_seqs: int, report: Reporter, meeting: str
+    arguments: dict[str, Any], run: str, max_num_seqs: int, report: Reporter, meeting: str
 ) -> int:
     """Asks what is free of a job's examples; returns how many requests it sent."""
     stage = from_arguments(arguments, report)
     with Share(Folder(meeting), leads=False) as share:
-        session = _loaded(stage, since, max_num_seqs)
+        session = _loaded(stage, run, max_num_seqs)
         before = session.num_requests
         if share.has_room():
             _ask(session, share)
@@ -65,10 +65,10 @@ def help_capture(
     return session.num_requests - before
 
 
-def _loaded(stage: Stage, since: float, max_num_seqs: int) -> CaptureSession:
+def _loaded(stage: Stage, run: str, max_num_seqs: int) -> CaptureSession:
     name = ledger_name(request_context(stage.spec))
-    ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse)
-    session = CaptureSession(stage, ledger, since, max_num_seqs)
+    ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse, run)
+    session = CaptureSession(stage, ledger, run, max_num_seqs)
     session.load()
     return session
 
@@ -77,7 +77,7 @@ def _ask(session: CaptureSession, share: Share | None) -> None:
     """Asks what is missing, and commits all that is finished, whatever ends the run."""
     try:
         if session.num_missing:
-            session.ledger.folder.write_json(CONTEXT_FILE, request_context(session.spec))
+            session.ledger.describe(request_context(session.spec))
             session.ask_all(share)
     finally:
         session.close()

@@ -33,12 +33,12 @@ SPENT = "scratch/seconds/"
 class CaptureSession:
     """One run's work on one ledger. `num_requests` counts what this artifact's run asked."""
 
-    def __init__(self, stage: Stage, ledger: Ledger, since: float, max_num_seqs: int):
+    def __init__(self, stage: Stage, ledger: Ledger, run: str, max_num_seqs: int):
         self._stage, self.ledger, self._knobs = stage, ledger, stage.spec.generate
-        self._since, self._max_num_seqs = since, max_num_seqs
+        self._run, self._max_num_seqs = run, max_num_seqs
         self._artifact = stage.out.uri.rsplit("/", 1)[-1]
         self._seconds_file = f"{SPENT}{uuid.uuid4().hex[:8]}.json"
-        self.plan = RequestPlan(stage.spec, ledger, since)
+        self.plan = RequestPlan(stage.spec, ledger)
         self.budget = Budget(self._knobs)
         self.progress = Progress(stage.report, self.budget)
         self._loop = RequestLoop(self.plan, ledger, self.budget, self._artifact, self._received)
@@ -64,7 +64,7 @@ class CaptureSession:
         def seen(stored: StoredAnswer, response: Response) -> None:
             if stored.by == self._artifact:
                 self.budget.count(response)
-                self._num_before += stored.at >= self._since
+                self._num_before += stored.run == self._run
 
         self.ledger.load(seen)
         spent = [name for name in self._stage.out.files() if name.startswith(SPENT)]
@@ -136,8 +136,8 @@ class CaptureSession:
         self.progress.share, number = share, self._knobs.runtime.replicas
         self.budget.divide(number)
         if share.leads and share.open(self.num_examples, number):
-            arguments, since = self._stage.arguments(), self._since
-            given = {"arguments": arguments, "since": since, "meeting": share.folder.uri}
+            arguments, meeting = self._stage.arguments(), share.folder.uri
+            given = {"arguments": arguments, "run": self._run, "meeting": meeting}
             self._stage.report.emit({"kind": "shared", "number": number - 1, "given": given})
         while not self._loop.refused_by:
             self._ask(engine, share.rows(self.examples()))

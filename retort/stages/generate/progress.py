@@ -87,7 +87,7 @@ class Progress:
             return False
         self._shown_at = now
         if self.share:
-            self.share.holder.told = {
+            self.share.holder.status = {
                 "done": self.states.total() - self.num_cached,
                 "tokens": self._num_tokens,
                 "mass": self._top_k_mass,

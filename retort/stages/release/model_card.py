@@ -104,7 +104,7 @@ def _gate(gate: dict[str, Any]) -> str:
 
 def _data(stage: Stage) -> list[str]:
     """Returns what the student learned from: the files by digest, the filters with counts."""
-    prepared = stage.input("prepare").read_json("manifest.json")
+    prepared = stage.input("prepare").read_manifest()
     curated = stage.facts("curate")
     sources = [
         f"- {key.removeprefix('prepare.')}: sha256 `{digest[:SHOWN_DIGITS]}`"

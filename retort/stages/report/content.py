@@ -116,7 +116,7 @@ def _ran(stage: Stage, evaluated: dict[str, Any]) -> dict[str, Any]:
         "licences": {role: licences.of(model) for role, model in given.items()},
         "money": spending,
         "seconds": {
-            name: stage.input(name).read_json("manifest.json").get("seconds")
+            name: stage.input(name).read_manifest().get("seconds")
             for name in stage.inputs
             if name != CHAMPION  # it was made by another run, maybe elsewhere
         },

@@ -1,99 +1,137 @@
-"""The ledger: every answer ever paid for, raw, keyed by its complete request. Only ever added to.
+"""The ledger: every answer ever paid for, raw, found by the key of its complete request.
 
-Answers are committed in segments, files that are written once and whole: at most `MAX_UNCOMMITTED`
-finished answers, none older than 5 seconds, are ever outside one. Several writers, also on several
-machines, may add to one ledger at a time; no lock is needed, for no two write the same file.
+It is only ever added to. Answers are committed in segments, files that are written once and whole:
+at most `MAX_UNCOMMITTED` finished answers, none older than 5 seconds, are ever outside one. Several
+writers, also on several machines, may add to one ledger without a lock, for no two write the same
+file. No clock decides which answer of a request counts, nor which run asked for it.
 """
 
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import orjson
 
 from retort.records import STATES, Response
 from retort.store import Folder
-from retort.store.ledger.writer import MAX_UNCOMMITTED, StoredAnswer, Writer, signals_of
+from retort.store.ledger.checks import defect_of, is_transient, response_of
+from retort.store.ledger.segment import (
+    StoredAnswer,
+    answer_of,
+    open_segment,
+    read_segment,
+    segment_names,
+)
+from retort.store.ledger.writer import MAX_UNCOMMITTED, Writer
 from retort.store.signals import Signal, SignalFile, StoredTokens
+from retort.store.urls import public_json
 
-# Where a ledger says what its requests have in common; named so since the first ledgers.
+__all__ = ["CONTEXT_FILE", "MAX_UNCOMMITTED", "NO_LIMIT", "Ledger", "LedgerEntry", "StoredAnswer"]
+
+# What the requests of a ledger have in common; the file has this name since the first ledgers.
 CONTEXT_FILE = "manner.json"
+ENGINE_FILE = "engine.json"
 CACHED_SEGMENTS = 256
 NO_LIMIT = (1 << 31) - 1
+TRANSIENT = 0x80  # the bit beside a state in the index
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """What the index knows of the best entry of a key."""
+    """What the index knows of the answer that counts for a request.
+
+    `of_this_run`: the ledger's run has asked this request, whichever answer counts.
+    """
 
     place: int
     state: str
     limits: tuple[int, int]
     at: float
     transient: bool
+    of_this_run: bool
 
 
 class Ledger:
-    """One way of asking (one context), open for reading and, once `start`ed, for adding.
+    """The answers to the requests of one context, open for reading and, after `start`, for adding.
 
-    `parse` turns a raw answer into a response; it runs on what is committed, or about to be.
+    `parse` turns a raw answer into a response. Whatever it raises makes that one answer a failed
+    response. `run` names the run that adds; without it no entry is of this run.
     """
 
-    def __init__(self, folder: Folder, parse: Callable[[str, dict[str, Any]], Response]):
-        self.folder, self._parse = folder, parse
+    def __init__(
+        self, folder: Folder, parse: Callable[[str, dict[str, Any]], Response], run: str = ""
+    ):
+        self.folder, self._parse, self._run = folder, parse, run
         self._places: dict[bytes, int] = {}
+        # By place: where the answer that counts is, and what is known of it.
         self._segment, self._row = array("I"), array("I")
-        self._state, self._at = array("B"), array("d")
+        self._state, self._at, self._attempt = array("B"), array("d"), array("I")
         self._limits = array("i"), array("i")
+        # By place, of all answers to the request.
+        self._last_attempt, self._of_this_run = array("I"), array("B")
         self._names: list[str] = []
         self._open_segments: OrderedDict[int, tuple[list[bytes], SignalFile | None]] = OrderedDict()
         self._writer: Writer | None = None
 
     def load(self, seen: Callable[[StoredAnswer, Response], None] | None = None) -> None:
-        """Reads the index from all segments that stand; `seen` is told of every entry.
+        """Reads the index from all committed segments; calls `seen` with every entry.
 
-        Called again, it reads those that other writers have committed since.
+        Called again, it reads those that other writers have committed since. Raises `DamagedError`
+        for a segment that is not as it was written.
         """
-        names = [n for n in self.folder.files() if n.startswith("segments/") and _is_lines(n)]
         known = set(self._names)
-        for name, data in self.folder.read_all([n for n in names if n not in known]):
+        names = [name for name in segment_names(self.folder) if name not in known]
+        for name, data in self.folder.read_all(names):
+            segment = read_segment(f"{self.folder.uri}/{name}", data)
             self._names.append(name)
-            for row, line in enumerate(data.splitlines()):
-                entry = StoredAnswer(**orjson.loads(line))
-                response = self.response(entry)
-                self._index(entry, response, len(self._names) - 1, row)
+            for row, line in enumerate(segment.lines):
+                answer = answer_of(line)
+                response = self.response(answer)
+                self._index(answer, response, len(self._names) - 1, row)
                 if seen:
-                    seen(entry, response)
+                    seen(answer, response)
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Opens the ledger for adding what an engine with these facts gives."""
-        self.folder.write_json("engine.json", facts)
+        """Opens the ledger for adding answers of an engine with these facts."""
+        self.folder.write_json(ENGINE_FILE, public_json(facts))
         self._writer = Writer(self.folder, facts.get("vocabulary", 0))
 
-    def engine(self) -> dict[str, Any]:
-        """Returns the facts of the engine that was asked last; none where none ever was."""
-        found: dict[str, Any] = {}
-        if self.folder.has("engine.json"):
-            found = self.folder.read_json("engine.json")
-        return found
+    def describe(self, context: dict[str, Any]) -> None:
+        """Stores what the requests have in common, addresses without secrets."""
+        self.folder.write_json(CONTEXT_FILE, public_json(context))
 
-    def add(self, entry: StoredAnswer, signal: Signal | None) -> Response:
-        """Hands a finished answer to the writer, then returns what it says.
+    def engine(self) -> dict[str, Any]:
+        """Returns the facts of the engine that answered last; empty where none ever did."""
+        facts: dict[str, Any] = {}
+        if self.folder.has(ENGINE_FILE):
+            facts = self.folder.read_json(ENGINE_FILE)
+        return facts
+
+    def add(self, answer: StoredAnswer, signal: Signal | None) -> Response:
+        """Hands an answer to the writer, raw, then returns it parsed.
 
         Waits while too much is uncommitted. Raises `StoreError` when it cannot be committed.
         """
         assert self._writer, "start() comes first"
-        name, row = self._writer.add(entry, signal)
+        place = self._places.get(bytes.fromhex(answer.key))
+        attempt = 1 if place is None else self._last_attempt[place] + 1
+        defect = defect_of(signal, self._writer.vocabulary) if signal is not None else ""
+        answer = replace(
+            answer,
+            run=self._run,
+            attempt=attempt,
+            defect=defect,
+            raw=_without_secrets(answer.raw),
+        )
+        name, row = self._writer.add(answer, None if defect else signal)
         if not self._names or self._names[-1] != name:
             self._names.append(name)
-        response = self.response(entry)
-        self._index(entry, response, len(self._names) - 1, row)
+        response = self.response(answer)
+        self._index(answer, response, len(self._names) - 1, row)
         return response
 
     def commit(self) -> None:
-        """Commits everything that was added; returns when it stands."""
+        """Commits everything that was added; returns when it is written."""
         if self._writer:
             self._writer.flush()
 
@@ -104,80 +142,87 @@ class Ledger:
             self._writer = None
 
     def find(self, key: str) -> LedgerEntry | None:
-        """Returns what stands for a key: the latest that did not fail, or the latest."""
+        """Returns the entry that counts for a key: the last that did not fail, or the last."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
         state = self._state[place]
         return LedgerEntry(
             place,
-            STATES[state & 0x7F],
+            STATES[state & ~TRANSIENT],
             (self._limits[0][place], self._limits[1][place]),
             self._at[place],
-            bool(state & 0x80),
+            transient=bool(state & TRANSIENT),
+            of_this_run=bool(self._of_this_run[place]),
         )
 
-    def read(self, standing: LedgerEntry) -> tuple[StoredAnswer, StoredTokens | None]:
-        """Returns a committed entry and its signal as it lies in the file."""
-        segment, row = self._segment[standing.place], self._row[standing.place]
-        lines, stored = self._opened(segment)
-        entry = StoredAnswer(**orjson.loads(lines[row]))
+    def read(self, entry: LedgerEntry) -> tuple[StoredAnswer, StoredTokens | None]:
+        """Returns a committed answer, and its signal as it is stored."""
+        lines, stored = self._opened(self._segment[entry.place])
+        row = self._row[entry.place]
         has_signal = stored is not None and str(row) in stored.ids
-        return entry, stored.raw(str(row)) if stored and has_signal else None
+        return answer_of(lines[row]), stored.raw(str(row)) if stored and has_signal else None
 
-    def signal(self, standing: LedgerEntry) -> Signal | None:
-        """Returns the signal of a committed entry."""
-        stored = self._opened(self._segment[standing.place])[1]
-        row = str(self._row[standing.place])
+    def signal(self, entry: LedgerEntry) -> Signal | None:
+        """Returns the signal of a committed answer."""
+        stored = self._opened(self._segment[entry.place])[1]
+        row = str(self._row[entry.place])
         return stored.row(row) if stored and row in stored.ids else None
 
-    def response(self, entry: StoredAnswer) -> Response:
-        """Returns what an entry says."""
-        return self._parse(entry.key, entry.raw)
+    def response(self, answer: StoredAnswer) -> Response:
+        """Returns an answer parsed; a failed response where it cannot be."""
+        return response_of(answer, self._parse)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def _index(self, entry: StoredAnswer, response: Response, segment: int, row: int) -> None:
-        """Keeps the better of two entries of one key; of equals the later."""
-        transient = response.state == "failed" and bool(entry.raw.get("error", {}).get("transient"))
-        key, state = bytes.fromhex(entry.key), STATES.index(response.state)
+    def _index(self, answer: StoredAnswer, response: Response, segment: int, row: int) -> None:
+        """Keeps the better of two answers to one request."""
+        key, state = bytes.fromhex(answer.key), STATES.index(response.state)
         place = self._places.get(key)
         if place is None:
-            self._places[key] = len(self._segment)
-            for column in (self._segment, self._row, self._state, self._at, *self._limits):
+            place = self._places[key] = len(self._segment)
+            for column in (
+                *(self._segment, self._row, self._state, self._at, self._attempt),
+                *(*self._limits, self._last_attempt, self._of_this_run),
+            ):
                 column.append(0)
-            place = len(self._segment) - 1
-        elif _rank(state, entry.at) < _rank(self._state[place], self._at[place]):
-            return
-        self._segment[place], self._row[place] = segment, row
-        self._state[place], self._at[place] = state | (0x80 if transient else 0), entry.at
-        self._limits[0][place], self._limits[1][place] = entry.limits
+            is_better = True
+        else:
+            before = self._state[place], self._attempt[place], self._at[place]
+            is_better = _rank(state, answer.attempt, answer.at) >= _rank(*before)
+        self._last_attempt[place] = max(self._last_attempt[place], answer.attempt)
+        if self._run and answer.run == self._run:
+            self._of_this_run[place] = 1
+        if is_better:
+            self._segment[place], self._row[place] = segment, row
+            is_passing = response.state == "failed" and is_transient(answer)
+            self._state[place] = state | (TRANSIENT if is_passing else 0)
+            self._at[place], self._attempt[place] = answer.at, answer.attempt
+            self._limits[0][place], self._limits[1][place] = answer.limits
 
-    def _opened(self, segment: int) -> tuple[list[bytes], SignalFile | None]:
-        """Returns a segment's lines and signals, from memory where it was read lately."""
-        if segment in self._open_segments:
-            self._open_segments.move_to_end(segment)
-            return self._open_segments[segment]
-        name = self._names[segment]
-        if self._writer and self._writer.holds(name):
+    def _opened(self, number: int) -> tuple[list[bytes], SignalFile | None]:
+        """Returns a segment's lines and signals, from memory where it was read recently."""
+        if number in self._open_segments:
+            self._open_segments.move_to_end(number)
+            return self._open_segments[number]
+        name = self._names[number]
+        if self._writer and self._writer.is_uncommitted(name):
             self._writer.flush()
-        lines = self.folder.read(name).splitlines()
-        beside = signals_of(name)
-        stored = SignalFile.open(self.folder.read(beside)) if self.folder.has(beside) else None
-        self._open_segments[segment] = (lines, stored)
+        found = open_segment(self.folder, name)
+        self._open_segments[number] = found
         if len(self._open_segments) > CACHED_SEGMENTS:
             self._open_segments.popitem(last=False)
-        return lines, stored
+        return found
 
 
-def _rank(state: int, at: float) -> tuple[bool, float]:
-    """A response that was given stands before one that failed; of equals the later one."""
-    return STATES[state & 0x7F] != "failed", at
+def _rank(state: int, attempt: int, at: float) -> tuple[bool, int, float]:
+    """Orders the answers to one request: any that did not fail, then the later attempt. The time
+    only orders what two writers added at once, and the answers of older ledgers."""
+    return STATES[state & ~TRANSIENT] != "failed", attempt, at
 
 
-def _is_lines(name: str) -> bool:
-    return name.endswith(".jsonl")
-
-
-__all__ = ["MAX_UNCOMMITTED", "NO_LIMIT", "Ledger", "LedgerEntry", "StoredAnswer"]
+def _without_secrets(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns a raw answer whose error, if it is one, names addresses without secrets."""
+    error = raw.get("error") if isinstance(raw, dict) else None
+    return {**raw, "error": public_json(error)} if isinstance(error, dict) else raw

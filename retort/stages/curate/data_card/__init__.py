@@ -92,7 +92,7 @@ def _balance(examples: Examples, responses: Responses) -> dict[str, Any]:
 
 def _sources(stage: Stage) -> dict[str, dict[str, str]]:
     """Returns where the rows came from, with the digest of each."""
-    made_from = stage.input("prepare").read_json("manifest.json").get("ingredients", {})
+    made_from = stage.input("prepare").read_manifest().get("ingredients", {})
     digests = made_from.get("sources", {})
     return {
         split: {

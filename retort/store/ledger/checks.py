@@ -1,0 +1,74 @@
+"""The boundary around one answer: whatever is wrong with it makes that answer a failed response."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+
+from retort.records import STATES, Response
+from retort.store.ledger.segment import StoredAnswer
+from retort.store.signals import Signal
+
+MAX_COUNT = 1 << 31
+Parse = Callable[[str, dict[str, Any]], Response]
+
+
+def response_of(answer: StoredAnswer, parse: Parse) -> Response:
+    """Returns an answer as the engine parses it; a failed response, with the cause, for one that
+    has a defect, that `parse` raises for, or that is parsed to values of the wrong type."""
+    cause = answer.defect
+    try:
+        if not cause:
+            response = parse(answer.key, answer.raw)
+            cause = _wrong_value(response)
+        if not cause:
+            orjson.dumps(response)  # what the artifact cannot hold fails here, by itself
+            return response
+    except MemoryError:
+        raise
+    except Exception as error:  # a raw answer is data: it may make `parse` raise anything
+        cause = f"{type(error).__name__}: {error}"
+    cause = f"unreadable answer: {cause}".encode(errors="replace").decode()
+    return Response(answer.key, "", [], "error", 0, 0, state="failed", cause=cause)
+
+
+def defect_of(signal: Signal, vocabulary: int) -> str:
+    """Returns why a signal cannot be stored; empty for one that can."""
+    for ids in (signal.ids_TK, signal.target_ids_T):
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+            span = f"{ids.min()} to {ids.max()}"
+            return f"its signal has the token ids {span}, of {vocabulary} in the vocabulary"
+    if np.isnan(signal.logprobs_TK).any() or np.isnan(signal.tail_T).any():
+        return "its signal has a log-probability that is not a number"
+    return ""
+
+
+def is_transient(answer: StoredAnswer) -> bool:
+    """Whether an answer failed for a reason that may pass."""
+    error = answer.raw.get("error") if isinstance(answer.raw, dict) else None
+    return isinstance(error, dict) and bool(error.get("transient"))
+
+
+def _wrong_value(response: Response) -> str:
+    """Returns which value of a response has the wrong type or range; empty where none has."""
+    for name in ("text", "finish_reason"):
+        if type(value := getattr(response, name)) is not str:
+            return f"{name} is {_shown(value)}, not a text"
+    for name in ("num_tokens", "num_prompt_tokens"):
+        if type(value := getattr(response, name)) is not int or not 0 <= value < MAX_COUNT:
+            return f"{name} is {_shown(value)}, not a count"
+    ids = response.token_ids
+    if type(ids) is not list or not set(map(type, ids)) <= {int}:
+        return f"token_ids is {_shown(ids)}, not a list of integers"
+    if ids and not 0 <= min(ids) <= max(ids) < MAX_COUNT:
+        return f"token_ids has the ids {min(ids)} to {max(ids)}"
+    calls = response.tool_calls
+    if calls is not None and not (isinstance(calls, list) and set(map(type, calls)) <= {dict}):
+        return f"tool_calls is {_shown(calls)}, not a list of objects"
+    return "" if response.state in STATES else f"state is {_shown(response.state)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

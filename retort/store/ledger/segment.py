@@ -1,0 +1,165 @@
+"""A segment: a file of answers that is written once, one JSON line each.
+
+The first line says how the rest can be checked: `crc32` holds a checksum for each answer's line,
+`signals` the size and sha256 of the file with their signals, or null. Segments of older ledgers
+have no such line; then only what is no JSON or cut short is noticed.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from retort.errors import DataError, StoreError
+from retort.store import Folder
+from retort.store.damage import damaged
+from retort.store.folder import ListedFile, listed_file
+from retort.store.signals import SignalFile
+from retort.store.urls import is_missing
+
+# The key under which a raw answer that orjson cannot write is stored, as JSON text.
+AS_TEXT = "retort.json"
+TOO_DEEP = "the answer is nested too deeply to be stored"
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """One answer as it is stored. `limits` are the (max_tokens, max_model_len) of its request.
+
+    `by` names the artifact that paid for it, `at` is the time in seconds since 1970, for people
+    only. `run` names the run that asked, and `attempt` counts the answers to the same request, from
+    1; in older ledgers they are "" and 0. `defect` says why the answer cannot be used.
+    """
+
+    key: str
+    limits: tuple[int, int]
+    by: str
+    at: float
+    raw: dict[str, Any]
+    run: str = ""
+    attempt: int = 0
+    defect: str = ""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The content of a segment: the line of each answer, and the facts of its signals' file."""
+
+    lines: list[bytes]
+    signals: ListedFile | None
+    has_checksums: bool = True
+
+
+def write_segment(answers: list[StoredAnswer], signals: ListedFile | None) -> bytes:
+    """Returns the bytes of a segment."""
+    lines = [_line(answer) for answer in answers]
+    header = {"crc32": [zlib.crc32(line) for line in lines], "signals": signals}
+    return b"".join(line + b"\n" for line in (orjson.dumps(header), *lines))
+
+
+def read_segment(path: str, data: bytes) -> Segment:
+    """Returns the content of a segment. Raises `DamagedError` that names the file at `path`."""
+    lines = data.split(b"\n")
+    if not data:
+        raise damaged(path, "it is empty")
+    if lines.pop():
+        raise damaged(path, f"its last line, of {len(lines) + 1:,}, is cut short")
+    header = _header(lines[0])
+    if header is None:
+        for number, line in enumerate(lines, start=1):
+            if not _is_answer(line):
+                raise damaged(path, f"line {number:,} of {len(lines):,} is no answer")
+        return Segment(lines, None, has_checksums=False)
+    rows, checksums = lines[1:], header["crc32"]
+    num_whole = sum(zlib.crc32(row) == crc for row, crc in zip(rows, checksums, strict=False))
+    if num_whole < len(checksums):
+        num_lost = len(checksums) - num_whole
+        raise damaged(path, f"{num_lost:,} of its {len(checksums):,} answers are not as written")
+    if len(rows) > len(checksums):
+        raise damaged(path, "it has more lines than were written")
+    return Segment(rows, header["signals"])
+
+
+def segment_names(folder: Folder) -> list[str]:
+    """Returns the names of all committed segments of a ledger, sorted."""
+    names = folder.files()
+    return [name for name in names if name.startswith("segments/") and name.endswith(".jsonl")]
+
+
+def signals_of(name: str) -> str:
+    """Returns the name of the file with the signals of a segment."""
+    return name.removesuffix(".jsonl") + ".safetensors"
+
+
+def open_segment(folder: Folder, name: str) -> tuple[list[bytes], SignalFile | None]:
+    """Returns the lines and the signals of a segment. Raises `DamagedError` for either file."""
+    segment = read_segment(f"{folder.uri}/{name}", folder.read(name))
+    beside = signals_of(name)
+    if not segment.signals and (segment.has_checksums or not folder.has(beside)):
+        return segment.lines, None
+    path = f"{folder.uri}/{beside}"
+    try:
+        data = folder.read(beside)
+        if segment.signals and listed_file(data) != segment.signals:
+            raise damaged(path, "the signals of its answers are not as written")
+        return segment.lines, SignalFile.open(data)
+    except DataError as error:
+        raise damaged(path, str(error)) from None
+    except StoreError as error:
+        if not is_missing(error):
+            raise
+        raise damaged(path, "the signals of its answers are missing") from None
+
+
+def intact_lines(data: bytes) -> dict[int, bytes]:
+    """Returns the lines of a damaged segment that are as they were written, by row."""
+    first, *lines = data.split(b"\n")
+    header = _header(first)
+    if header is None:
+        return {row: line for row, line in enumerate((first, *lines)) if _is_answer(line)}
+    rows = {crc: row for row, crc in enumerate(header["crc32"])}
+    found = {zlib.crc32(line): line for line in lines}
+    return {rows[crc]: line for crc, line in found.items() if crc in rows}
+
+
+def answer_of(line: bytes) -> StoredAnswer:
+    """Returns the answer of a line."""
+    entry = StoredAnswer(**orjson.loads(line))
+    if isinstance(entry.raw, dict) and isinstance(text := entry.raw.get(AS_TEXT), str):
+        try:
+            return replace(entry, raw=json.loads(text))
+        except RecursionError:
+            return replace(entry, defect=TOO_DEEP)
+    return entry
+
+
+def _line(answer: StoredAnswer) -> bytes:
+    """Returns the line of an answer. What orjson refuses in an answer (integers of more than 64
+    bits, halves of surrogate pairs, deep nesting) is stored as text."""
+    try:
+        return orjson.dumps(answer)
+    except TypeError:
+        pass
+    try:
+        text = json.dumps(answer.raw, default=repr)
+    except RecursionError:
+        return orjson.dumps(replace(answer, raw={}, defect=TOO_DEEP))
+    return orjson.dumps(replace(answer, raw={AS_TEXT: text}))
+
+
+def _header(line: bytes) -> dict[str, Any] | None:
+    try:
+        header = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return header if isinstance(header, dict) and isinstance(header.get("crc32"), list) else None
+
+
+def _is_answer(line: bytes) -> bool:
+    try:
+        StoredAnswer(**orjson.loads(line))
+    except (orjson.JSONDecodeError, TypeError):
+        return False
+    return True
