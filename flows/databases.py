@@ -1,8 +1,8 @@
-"""Where the servers of `retort up` keep what they know: a file each, or one database of Postgres.
+"""The databases of the servers of `retort up`: a file each, or one database of Postgres.
 
-Prefect and MLflow both call a table alembic_version, so MLflow has a schema of its own there. The
-surprise: an address holds the password, so servers get it by their environment, never as an
-argument; TLS goes the same way, for the two drivers write its settings differently.
+Prefect and MLflow both call a table alembic_version, so MLflow has a schema of its own there. An
+address holds the password, so servers get it by their environment, never as an argument. TLS
+settings go the same way, because the two drivers write them differently.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-from retort.errors import SpecError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from retort.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
     import psycopg
@@ -22,33 +25,36 @@ CONNECT_SECONDS = 15
 FORM = "postgresql://USER@HOST:PORT/NAME"
 PASSWORD = "the password comes from PGPASSWORD, ~/.pgpass or the address"
 TLS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
-KNOWN = {"user", "password", "host", "port", "dbname", *TLS}
-HELP = (
-    f"{FORM}: Postgres for both servers instead of files in the store; {PASSWORD}, where lists of "
-    "processes show it. The database is made if the user may do that, else it has to be there and "
-    f"be the user's own: MLflow takes the schema `{SCHEMA}` in it, Prefect the default one and the "
-    "extension pg_trgm"
-)
 
 
 @dataclass(frozen=True)
 class Databases:
-    """What each server's environment says of its database. Nothing else may have it."""
+    """What leads each server to its database, for the environment of that server alone."""
 
     prefect: dict[str, str] = field(repr=False)
     mlflow: dict[str, str] = field(repr=False)
 
 
 def files(state: Path) -> Databases:
-    """Returns SQLite files in a folder.
+    """Returns SQLite files in a folder, which is made, and which other users cannot read.
 
-    Of Prefect's many connections to a file, one that has read may not write while another does
-    ("database is locked"), whatever its patience. Where `:memory:` is part of the address, Prefect
-    has one connection only, and requests take turns; to SQLite that part means nothing.
+    Note: Prefect opens many connections to a file, and one that has read may not write while
+    another does ("database is locked"), however long it waits. Where `:memory:` is part of the
+    address, Prefect opens one connection, and requests take turns; SQLite ignores that part.
+    Raises `StoreError` where the folder cannot be made.
     """
-    from sqlalchemy import URL
-
-    # The place is read twice, by SQLAlchemy and by SQLite.
+    try:
+        (state / "prefect").mkdir(parents=True, exist_ok=True)
+        (state / "prefect").chmod(0o700)
+        for path in state.glob("mlflow.db*"):
+            path.chmod(0o600)
+    except OSError as error:
+        raise StoreError(
+            f"the databases of Prefect and MLflow cannot be kept in {state} ({error.strerror}); "
+            "with a store on S3 this is below the working directory: start the command in a "
+            "folder that you may write to, or give another --store"
+        ) from error
+    # The path is parsed twice, by SQLAlchemy and by SQLite.
     place = f"file:{quote(str(state / 'prefect' / 'prefect.db'))}"
     settings = {"uri": "true", "check_same_thread": "false"}
     address = URL.create("sqlite+aiosqlite", database=place, query=settings).render_as_string()
@@ -59,10 +65,10 @@ def files(state: Path) -> Databases:
 
 
 def postgres(url: str) -> Databases:
-    """Returns the database of an address, made and prepared where that is missing.
+    """Returns the database of an address; makes and prepares it where it is missing.
 
-    Raises `SpecError` where the address is none, no server answers, the server lets the user not
-    in, or the user lacks a right.
+    Raises `SpecError` where the address is malformed, no server answers, the server refuses the
+    user, or the user lacks a right.
     """
     parts = _parts(url)
     with _connected(parts) as connection:
@@ -78,28 +84,32 @@ def postgres(url: str) -> Databases:
 
 
 def _parts(url: str) -> dict[str, str]:
-    """Returns the parts of an address. What is wrong with it is said without quoting it."""
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
-
+    """Returns the parts of an address. Errors never quote it: it may hold a password."""
     if not url.startswith(("postgresql://", "postgres://")):
         raise SpecError(f"--database: not an address of Postgres; allowed is {FORM}")
     try:
-        parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    except psycopg.ProgrammingError:
-        parts = {"port": "none"}
-    # What a password with a bare @ or / in it makes of the parts behind it.
-    elsewhere = "@" in parts.get("host", "") + parts.get("dbname", "")
-    if elsewhere or not parts.get("port", "5432").isdigit():
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        parsed = URL.create("postgresql", host="@")
+    # This is what a bare @ or / in a password makes of the parts behind it.
+    if "@" in (parsed.host or "") + (parsed.database or ""):
         raise SpecError(
             f"--database: not an address of Postgres; allowed is {FORM}, in which the signs "
             f": / @ ? # % of a password are written %3A %2F %40 %3F %23 %25; {PASSWORD}"
         )
-    if not parts.get("dbname"):
+    if not parsed.database:
         raise SpecError(f"--database names no database; allowed is {FORM}")
-    if unknown := sorted(parts.keys() - KNOWN):
+    if unknown := sorted(parsed.query.keys() - set(TLS)):
         raise SpecError(f"--database: {unknown[0]} cannot be set; allowed are {', '.join(TLS)}")
-    return parts
+    parts = {
+        "user": parsed.username,
+        "password": parsed.password,
+        "host": parsed.host,
+        "port": parsed.port,
+        "dbname": parsed.database,
+        **parsed.query,
+    }
+    return {name: str(value) for name, value in parts.items() if value is not None}
 
 
 @contextmanager
@@ -119,12 +129,12 @@ def _connected(parts: dict[str, str]) -> "Iterator[psycopg.Connection[Any]]":
 def _connect(parts: dict[str, str], **more: Any) -> "psycopg.Connection[Any]":
     import psycopg
 
-    given: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, **parts}
-    return psycopg.connect(**{**given, **more})
+    settings: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, **parts, **more}
+    return psycopg.connect(**settings)
 
 
 def _make_database(parts: dict[str, str], why: "psycopg.OperationalError") -> None:
-    """Makes the database that could not be opened. `SpecError` where that was not the cause."""
+    """Makes the database that could not be opened. `SpecError` for any other cause."""
     import psycopg
     from psycopg import errors, sql
 
@@ -134,7 +144,7 @@ def _make_database(parts: dict[str, str], why: "psycopg.OperationalError") -> No
     except psycopg.OperationalError:
         raise _refusal(why) from None
     with connection:
-        if _told(connection, "SELECT oid FROM pg_database WHERE datname = %s", name):
+        if _value(connection, "SELECT oid FROM pg_database WHERE datname = %s", name):
             raise _refusal(why)
         user = connection.info.user
         try:
@@ -142,22 +152,22 @@ def _make_database(parts: dict[str, str], why: "psycopg.OperationalError") -> No
         except errors.InsufficientPrivilege:
             raise SpecError(
                 f"--database: there is no database {name}, and {user} may not make it; have an "
-                f'administrator say: CREATE DATABASE "{name}" OWNER "{user}"'
+                f'administrator run: CREATE DATABASE "{name}" OWNER "{user}"'
             ) from None
 
 
 def _refusal(error: "psycopg.OperationalError") -> SpecError:
-    """Returns why there is no connection. What libpq says of it never holds the password."""
-    said = " ".join(str(error).split())
+    """Returns why there is no connection. The message of libpq never holds the password."""
+    message = " ".join(str(error).split())
     if error.pgconn and error.pgconn.needs_password:
-        return SpecError(f"--database: the server asks for a password ({said}); {PASSWORD}")
+        return SpecError(f"--database: the server asks for a password ({message}); {PASSWORD}")
     if error.pgconn and error.pgconn.used_password:
         return SpecError(
-            f"--database: the server lets this user not in ({said}); mend the user's name or "
+            f"--database: the server refused this user ({message}); correct the user's name or "
             f"password: {PASSWORD}"
         )
     return SpecError(
-        f"--database: no connection ({said}); start Postgres, or mend the address: {FORM}"
+        f"--database: no connection ({message}); start Postgres, or correct the address: {FORM}"
     )
 
 
@@ -171,16 +181,16 @@ def _make_room(connection: "psycopg.Connection[Any]") -> None:
     rights = "SELECT has_schema_privilege(coalesce(current_schema, 'public'), 'CREATE')"
     try:
         with connection.transaction():
-            # IF NOT EXISTS asks for the right to make a schema also where there is one.
-            if not _told(connection, "SELECT to_regnamespace(%s)", SCHEMA):
+            # IF NOT EXISTS needs the right to make a schema even where there is one.
+            if not _value(connection, "SELECT to_regnamespace(%s)", SCHEMA):
                 connection.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-            if not _told(connection, rights):
+            if not _value(connection, rights):
                 raise errors.InsufficientPrivilege
     except errors.InsufficientPrivilege:
         raise SpecError(
             f"--database: {user} may not make what it needs in database {name}; have an "
-            f'administrator say: ALTER DATABASE "{name}" OWNER TO "{user}"'
+            f'administrator run: ALTER DATABASE "{name}" OWNER TO "{user}"'
         ) from None
     except psycopg.Error as error:
         raise SpecError(
@@ -189,21 +199,21 @@ def _make_room(connection: "psycopg.Connection[Any]") -> None:
         ) from None
 
 
-def _told(connection: "psycopg.Connection[Any]", question: str, *values: str) -> Any:
+def _value(connection: "psycopg.Connection[Any]", query: str, *values: str) -> Any:
     """Returns the one value that answers a question; None for no row."""
-    row = connection.execute(question.encode(), values).fetchone()
+    row = connection.execute(query.encode(), values).fetchone()
     return row[0] if row else None
 
 
-def _address(driver: str, info: Any, **query: str) -> str:
+def _address(driver: str, info: "psycopg.ConnectionInfo", **query: str) -> str:
     """Returns the address of the database of a connection, for another driver."""
-    login = quote(info.user, safe="")
-    if info.password:
-        login += f":{quote(info.password, safe='')}"
-    host, port = info.host, f":{info.port}"
-    if host.startswith("/"):
-        query, host, port = {"host": host, "port": str(info.port), **query}, "", ""
-    elif ":" in host:
-        host = f"[{host}]"
-    asked = f"?{urlencode(query)}" if query else ""
-    return f"{driver}://{login}@{host}{port}/{quote(info.dbname, safe='')}{asked}"
+    is_socket = info.host.startswith("/")
+    return URL.create(
+        driver,
+        username=info.user,
+        password=info.password or None,
+        host=None if is_socket else info.host,
+        port=None if is_socket else info.port,
+        database=info.dbname,
+        query={"host": info.host, "port": str(info.port), **query} if is_socket else query,
+    ).render_as_string(hide_password=False)

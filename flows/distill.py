@@ -1,9 +1,10 @@
 """The distillation flow: seven stages, each cached by its artifact's manifest.
 
-The controls that the student is compared with are trained as it is, one after the other; the
-champion of its name, where there is one, is evaluated as it is.
+The controls, with which the student is compared, are trained one after the other, after the
+student. The champion of the student's name, where there is one, is evaluated as the student is.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,15 +12,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect import flow
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
+from flows import embedded
+from retort.events import shown
 from retort.jobs.run import JobRun
 from retort.metrics.comparison import table, verdict
 from retort.spec import JobSpec, StageName, training_of
@@ -36,9 +34,14 @@ from tasks import (
     train,
     train_control,
 )
-from tasks.listeners import tell
+from tasks.listeners import forgiving, leave, markdown, outbox, tell
 
 FLOW_RUN = "prefect.flow_run_id"
+# How long a flow waits at its end for its last artifacts to be sent.
+SEND_SECONDS = 10.0
+# The reports of the jobs that this process has finished, by their names: whoever called a flow has
+# them even where the server went away before it could be told of the run's end.
+finished: dict[str, dict[str, Any]] = {}
 
 
 @flow(name="distill", flow_run_name="{spec.name}", persist_result=False)
@@ -49,8 +52,8 @@ def distill(
 
     Args:
         spec: The job, one section per stage.
-        store: A local folder or s3://bucket/prefix with all that was made before.
-        force: Stages to run again although their artifacts stand.
+        store: A local folder or s3://bucket/prefix; it keeps all that was made before.
+        force: Stages to run again although they are cached.
     """
     with open_job(spec, store, force) as job:
         examples = prepare(job)
@@ -76,20 +79,20 @@ def distill(
             **champion,
         )
         release(job, prepare=examples, curate=kept, train=student, report=page)
-        content = job.finish(flow_run.get_id())
+        content = finished[spec.name] = job.finish(flow_run.get_id())
         publish(job, content)
+        outbox.flush(SEND_SECONDS)
         return content
 
 
 @contextmanager
 def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterator[JobRun]:
-    """Gives the checked job with its MLflow run open, and ends that run honestly."""
+    """Gives the checked job with its MLflow run open, and closes that run with its true status."""
     job = JobRun(spec, open_store(store), force, tell)
     flow_run_id = flow_run.get_id() or ""
-    url = flow_run.get_flow_run_ui_url() or ""
-    url = url if url.startswith("http") else ""  # an embedded server has no page
+    url = "" if embedded.is_used() else flow_run.get_flow_run_ui_url() or ""
     tags = {FLOW_RUN: flow_run_id, "prefect.flow_run_url": url}
-    if url:  # MLflow's page shows a tag as text, and makes a link of what is in its description
+    if url:  # MLflow's page shows a tag as text; a link has to be in the description
         tags["mlflow.note.content"] = f"[This run in Prefect]({url})"
     job.open(tags)
     end_what_is_lost(job)
@@ -98,30 +101,37 @@ def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterato
         yield job
     except BaseException as error:
         job.fail(error)
+        if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, a cancelled run
+            kept = ", ".join(job.used) or "no stage yet"
+            job.note("job", f"ended from outside; kept: {kept}; the next run continues from there")
         raise
 
 
 def end_what_is_lost(job: JobRun) -> None:
     """Ends the MLflow runs of this job whose flow runs are over: their machines were lost."""
-    for run_id, flow_run_id in (job.tracker.others_running(FLOW_RUN) or {}).items():
-        with suppress(ObjectNotFound, ValueError), get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(flow_run_id)).state
-            if state and state.is_final():
-                job.tracker.end_lost(run_id)
+    others = job.tracker.others_running(FLOW_RUN)
+    if not others:
+        return
+    with forgiving(), get_client(sync_client=True) as client:
+        for run_id, flow_run_id in others.items():
+            with suppress(ObjectNotFound, ValueError):
+                state = client.read_flow_run(UUID(flow_run_id)).state
+                if state and state.is_final():
+                    job.tracker.end_lost(run_id)
 
 
 def page_in_mlflow(job: JobRun) -> str | None:
     """Returns the address of the job's MLflow run, where MLflow has a web page.
 
-    RETORT_MLFLOW_URL is MLflow's address for a browser, where that is another than for a job, such
-    as http://mlflow:5000 among containers. Only links are made of it.
+    RETORT_MLFLOW_URL is MLflow's address for a browser, where that differs from a job's, which may
+    be http://mlflow:5000 among containers. It is used for links only.
     """
     tracker = job.tracker
     server = os.environ.get("RETORT_MLFLOW_URL") or tracker.uri
     if not (server.startswith("http") and tracker.parent_id):
         return None
     path = f"#/experiments/{tracker.experiment_id}/runs/{tracker.parent_id}"
-    # Else a new browser shows the pages about agents.
+    # Without it a new browser opens MLflow's pages about GenAI.
     view = "workflowType=machine_learning"
     return f"{public(server).rstrip('/')}/{path}?{view}"
 
@@ -129,17 +139,17 @@ def page_in_mlflow(job: JobRun) -> str | None:
 def link_to_mlflow(job: JobRun) -> None:
     """Leaves a link from the flow run to the job's MLflow run."""
     if url := page_in_mlflow(job):
-        told = "The run in MLflow: knobs, curves, files, the registered model."
-        create_link_artifact(url, link_text="MLflow run", key="mlflow-run", description=told)
+        text = "The run in MLflow: knobs, curves, files, the registered model."
+        leave("markdown", "mlflow-run", f"[MLflow run]({url})", text)
 
 
 def publish(job: JobRun, content: dict[str, Any]) -> None:
-    """Shows the comparison as a table among the flow run's artifacts, and the report as text that
-    says where the page, the model and the MLflow run are."""
+    """Leaves the comparison as a table among the flow run's artifacts, and the report as Markdown
+    with the places of its page, the student and the MLflow run."""
     heading, *rows = table(content)
-    names = ["measure", *heading[1:]]
-    shown = [dict(zip(names, row, strict=True)) for row in rows]
-    create_table_artifact(shown, key="comparison", description=verdict(content))
+    names = ["measure", *map(shown, heading[1:])]
+    cells = [dict(zip(names, map(shown, row), strict=True)) for row in rows]
+    leave("table", "comparison", json.dumps(cells), markdown(verdict(content)))
     latest = job.store.job(job.spec.name)
     places = {
         "the page": f"{latest.uri}/report.html",
@@ -148,8 +158,9 @@ def publish(job: JobRun, content: dict[str, Any]) -> None:
     }
     lines = [f"- {what}: {place}" for what, place in places.items()]
     text = latest.read("report.md").decode()
-    create_markdown_artifact(
+    leave(
+        "markdown",
+        "report",
         "\n".join([text, "## Where it is", "", *lines, ""]),
-        key="report",
-        description="What was gained and lost, with examples, and where all of it is.",
+        "What was gained and lost, with examples, and where all of it is.",
     )

@@ -1,8 +1,8 @@
 """Prepares a Prefect server for Retort: work pools, a limit, automations, a block. Idempotent.
 
-`python -m flows.server_setup` makes what is missing and brings what is there up to date; what it
-did not make it leaves alone, also a limit or pool that someone has changed by hand. A self-hosted
-server never notices by itself that a run's machine has died: the first automation does.
+`python -m flows.server_setup` makes what is missing and updates its own automations and block. It
+leaves everything else alone, also a limit or pool that someone has changed by hand. A self-hosted
+server does not notice that a run's machine has died; the first automation does.
 """
 
 import argparse
@@ -32,7 +32,7 @@ POOLS = {
     "retort-kubernetes": "kubernetes",
 }
 GPU_LIMIT = "gpu"
-# Failures are told to an address that takes JSON with a `text`, as Slack and Mattermost do.
+# Failures are posted to an address that takes JSON with a `text`, as Slack and Mattermost do.
 NOTIFY_URL, BLOCK = "RETORT_NOTIFY_URL", "retort-failures"
 KUBERNETES_TEMPLATE = (
     Path(__file__).parent.parent / "deployments" / "kubernetes" / "gpu-job-template.json"
@@ -43,10 +43,12 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and prints a line for each thing that was made, changed or there."""
+    """Runs the command and prints a line for each thing that was made, updated or there."""
     parser = argparse.ArgumentParser(prog="flows.server_setup", description=__doc__)
-    parser.add_argument("--pool", action="append", choices=POOLS, help="only these work pools")
-    parser.add_argument("--gpus", type=int, default=1, help="GPU stages that may run at a time")
+    parser.add_argument("--pool", action="append", choices=POOLS, help="make only these work pools")
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="stages with a model that may run at a time"
+    )
     parser.add_argument(
         "--crashed-after",
         type=int,
@@ -57,20 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--notify",
         metavar="TYPE/NAME",
-        help=f"the notification block that is told of failures; else one is made of {NOTIFY_URL}",
+        help=f"the notification block that failures are sent to (default: one of {NOTIFY_URL})",
     )
-    for line in asyncio.run(bootstrap(parser.parse_args(arguments))):
+    options = parser.parse_args(arguments)
+    made = bootstrap(options.pool, options.gpus, options.crashed_after, options.notify)
+    for line in asyncio.run(made):
         print(line)
 
 
-async def bootstrap(options: argparse.Namespace) -> list[str]:
+async def bootstrap(
+    pools: list[str] | None, gpus: int, crashed_after: int, notify: str | None = None
+) -> list[str]:
     """Returns one line for each thing that the server has now."""
     async with get_client() as client:
-        lines = [await pool(client, name) for name in options.pool or POOLS]
-        lines.append(await limit(client, options.gpus))
-        lines.append(await automation(client, crashed(options.crashed_after)))
-        if options.notify:
-            lines.append(await automation(client, failed(await _block(client, options.notify))))
+        lines = [await pool(client, name) for name in pools or POOLS]
+        lines.append(await limit(client, gpus))
+        lines.append(await automation(client, crashed(crashed_after)))
+        if notify:
+            lines.append(await automation(client, failed(await _block(client, notify))))
         elif url := os.environ.get(NOTIFY_URL):
             lines.append(f"block custom-webhook/{BLOCK}: up to date")
             lines.append(await automation(client, failed(await webhook(client, url))))
@@ -78,7 +84,7 @@ async def bootstrap(options: argparse.Namespace) -> list[str]:
 
 
 async def pool(client: PrefectClient, name: str) -> str:
-    """Makes a work pool, unless it is there: its template is that of its kind, with GPUs."""
+    """Makes a work pool, unless it is there, with the job template of its kind."""
     try:
         await client.read_work_pool(name)
         return f"work pool {name}: is there"
@@ -98,17 +104,17 @@ async def pool(client: PrefectClient, name: str) -> str:
         return f"work pool {name}: made, for {kind} workers"
 
 
-def _of_kubernetes(given: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(KUBERNETES_TEMPLATE.read_text(encoding="utf-8"))
-    return found
+def _of_kubernetes(default: dict[str, Any]) -> dict[str, Any]:
+    template: dict[str, Any] = json.loads(KUBERNETES_TEMPLATE.read_text(encoding="utf-8"))
+    return template
 
 
-def _of_docker(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the default template with a place for what docker gives a container besides."""
+def _of_docker(default: dict[str, Any]) -> dict[str, Any]:
+    """Returns the default template with a variable for further settings of a container."""
     name = "container_create_kwargs"
     knob = {"type": "object", "title": "Further settings", "default": {}}
     knob["description"] = "What docker's own client takes to make a container: GPUs, memory ..."
-    template = copy.deepcopy(given)
+    template = copy.deepcopy(default)
     template["job_configuration"][name] = f"{{{{ {name} }}}}"
     template["variables"]["properties"][name] = knob
     return template
@@ -131,12 +137,12 @@ async def limit(client: PrefectClient, number: int) -> str:
 
 async def automation(client: PrefectClient, wanted: AutomationCore) -> str:
     """Makes an automation, or brings the one of its name up to date."""
-    standing = await client.read_automations_by_name(wanted.name)
-    if not standing:
+    existing = await client.read_automations_by_name(wanted.name)
+    if not existing:
         await client.create_automation(wanted)
         return f"automation {wanted.name}: made"
-    await client.update_automation(standing[0].id, wanted)
-    for double in standing[1:]:
+    await client.update_automation(existing[0].id, wanted)
+    for double in existing[1:]:
         await client.delete_automation(double.id)
     return f"automation {wanted.name}: up to date"
 
@@ -186,10 +192,10 @@ async def webhook(client: PrefectClient, url: str) -> UUID:
 
 
 def failed(block_id: UUID) -> AutomationCore:
-    """Returns the automation that tells a notification block of a failed or crashed run."""
+    """Returns the automation that sends failed and crashed runs to a notification block."""
     return AutomationCore(
         name="retort: failures",
-        description="Someone is told when a job failed or crashed.",
+        description="Someone is notified when a job failed or crashed.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match=RUNS,
@@ -207,13 +213,13 @@ def failed(block_id: UUID) -> AutomationCore:
     )
 
 
-async def _block(client: PrefectClient, given: str) -> UUID:
-    kind, _, name = given.partition("/")
+async def _block(client: PrefectClient, block: str) -> UUID:
+    kind, _, name = block.partition("/")
     try:
         return (await client.read_block_document_by_name(name, kind)).id
     except ObjectNotFound:
         raise SystemExit(
-            f"--notify {given}: no such block; give TYPE/NAME of a notification block, such as "
+            f"--notify {block}: no such block; give TYPE/NAME of a notification block, such as "
             f"slack-webhook/alerts, made on the page Blocks, or set {NOTIFY_URL}"
         ) from None
 

@@ -3,11 +3,14 @@
 An event is a small JSON value, so that it crosses from a child process unchanged.
 """
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Event = dict[str, Any]
+# Embeddings, overrides and isolates of Unicode's bidirectional algorithm.
+REORDER = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ class Reporter:
             self.emit(event)
 
         return Reporter(emit)
+
+
+def shown(text: str) -> str:
+    """Returns a text that a terminal may print: a control character becomes `\\x1b` or the like.
+
+    What rows, models and files say could otherwise clear the screen or fake a line. Line breaks and
+    tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    # Marks and joiners of scripts and emoji are not "printable" to Python, and do no harm; those
+    # that reorder a line do.
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in REORDER:
+        return repr(character)[1:-1]
+    return character
 
 
 SILENT = Reporter(lambda event: None)

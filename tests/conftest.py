@@ -5,6 +5,7 @@ file given to pytest runs in this process. The surprise: servers outlive the fix
 them, and end with the whole run.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -139,10 +140,12 @@ def retort(prefect_url: str, tmp_path: Path):
     return run
 
 
-def ask(url: str, payload: dict[str, object]) -> Any:
-    """Posts JSON and returns the answer's JSON; None where that is empty."""
-    request = urllib.request.Request(
-        url, json.dumps(payload).encode(), {"content-type": "application/json"}
-    )
+def ask(url: str, payload: dict[str, object] | None, login: str = "") -> Any:
+    """Posts JSON, or gets a page, and returns the answer's JSON; None where that is empty."""
+    headers = {"content-type": "application/json"}
+    if login:
+        headers["authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    data = None if payload is None else json.dumps(payload).encode()
+    request = urllib.request.Request(url, data, headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read() or "null")

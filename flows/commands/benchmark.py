@@ -1,16 +1,15 @@
 """`retort benchmark`: public benchmarks of teacher, base and student, beside the job.
 
-The surprise: it runs without Prefect and MLflow. A killed one is continued by the same command.
+It runs without Prefect and MLflow. The same command continues one that was killed.
 """
 
 import argparse
 import json
 from typing import Any
 
-from flows.commands.options import DONE, load_spec, say
+from flows.commands.options import DONE, load_spec, open_store, say
 from retort import errors
-from retort.events import Event, Reporter
-from retort.store import open_store
+from retort.events import Event, Reporter, shown
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
@@ -18,30 +17,35 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
     it = commands.add_parser(
         "benchmark",
         parents=[on_spec],
-        help="ask a job's models public benchmarks, with EleutherAI's lm-evaluation-harness",
+        help="run public benchmarks of EleutherAI's lm-evaluation-harness on a job's models",
     )
     it.add_argument(
-        "--tasks", required=True, metavar="T,T", help="its tasks or groups: gsm8k,mmlu_* ..."
+        "--tasks", required=True, metavar="T,T", help="tasks or groups of the harness: gsm8k,mmlu_*"
     )
     it.add_argument(
-        "--models", default="teacher,base,student", metavar="M,M", help="which; controls too"
+        "--models",
+        default="teacher,base,student",
+        metavar="M,M",
+        help="models of the job, controls too (default: %(default)s)",
     )
-    it.add_argument("--limit", type=_positive, metavar="N", help="the first N questions of a task")
+    it.add_argument(
+        "--limit", type=_positive, metavar="N", help="ask only the first N questions of each task"
+    )
     it.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
     it.add_argument("--include-path", metavar="DIR", help="a folder with tasks of your own (YAML)")
     it.add_argument(
         "--engine",
         choices=("auto", "vllm", "transformers"),
         default="auto",
-        help="auto: vllm if installed",
+        help="what runs the models; auto: vllm if installed",
     )
     it.add_argument(
         "--max-length",
         type=_positive,
         metavar="TOKENS",
-        help="prompt and answer; as the shortest model takes, at most 4,096, if not given",
+        help="longest prompt and answer together (default: what all models take, at most 4,096)",
     )
-    it.add_argument("--json", action="store_true", help="print benchmarks.json, and only that")
+    it.add_argument("--json", action="store_true", help="print benchmarks.json, and nothing else")
     it.set_defaults(command=run)
 
 
@@ -50,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     from retort.jobs.benchmark import BenchmarkRequest, benchmark, refresh
 
     if options.num_fewshot is not None and options.num_fewshot < 0:
-        raise errors.SpecError(f"--num-fewshot: {options.num_fewshot}; 0 or more")
-    asked = BenchmarkRequest(
+        raise errors.SpecError(f"--num-fewshot: {options.num_fewshot} must be 0 or more")
+    request = BenchmarkRequest(
         tasks=_names(options.tasks, "--tasks"),
         roles=_names(options.models, "--models"),
         limit=options.limit,
@@ -61,15 +65,15 @@ def run(options: argparse.Namespace) -> int:
         max_length=options.max_length,
     )
     spec, _ = load_spec(options)
-    store = open_store(options.store)
-    content = benchmark(spec, store, asked, Reporter(_tell))
-    shown = refresh(spec, store, content)
+    store = open_store(options)
+    content = benchmark(spec, store, request, Reporter(_tell))
+    is_in_report = refresh(spec, store, content)
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return DONE
     _print(content)
     place = store.job(spec.name).uri
-    say(f"benchmarks: {place}/{'report.html' if shown else 'benchmarks.json'}")
+    say(f"benchmarks: {place}/{'report.html' if is_in_report else 'benchmarks.json'}")
     return DONE
 
 
@@ -83,33 +87,34 @@ def _positive(text: str) -> int:
 def _names(text: str, flag: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise errors.SpecError(f"{flag}: nothing is named; give names with commas between")
+        raise errors.SpecError(f"{flag} names nothing; give names separated by commas")
     return names
 
 
 def _tell(event: Event) -> None:
     """Says a line for each note and each task that begins."""
     if event["kind"] == "note":
-        say(f"benchmark: {event['text']}")
+        say(f"benchmark: {shown(event['text'])}")
     elif event["kind"] == "progress":
         count = f"{event['done']:,} of {event['total']:,} {event['unit']}"
-        say(f"benchmark: {count}, {event['note']}")
+        say(f"benchmark: {count}, {shown(event['note'])}")
 
 
 def _print(content: dict[str, Any]) -> None:
     """Prints a row for each task and metric, a column a model."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from retort.jobs.benchmark import table
 
     console = Console(soft_wrap=True)
     heading, *rows = table(content)
-    shown = Table()
+    scores = Table()
     for name in heading:
-        shown.add_column(name, min_width=len(name))
+        scores.add_column(Text(shown(name)), min_width=len(name))
     for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+        scores.add_row(*(Text(shown(cell)) for cell in row))
+    console.print(scores)
     for note in content["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {shown(note)}", highlight=False, markup=False)

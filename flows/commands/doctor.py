@@ -1,39 +1,41 @@
-"""`retort doctor`: what is missing or misconfigured here, each with its remedy."""
+"""`retort doctor`: what is missing or misconfigured here, each finding with its remedy."""
 
 import argparse
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from flows.commands.options import DONE, FAILED, look_beside, on_store, open_store
+from retort.events import shown
 
-from flows.commands.options import DONE, FAILED, look_beside
-from retort.spec import load
-from retort.store import open_store
-
-MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
+STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
-def add(commands: Any) -> None:
+def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
     """Adds the command."""
-    ask = commands.add_parser("doctor", help="say what is missing or misconfigured here")
-    ask.add_argument("spec", metavar="SPEC", nargs="?", help="a job file, to look at its keys too")
-    ask.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
-    ask.add_argument("--debug", action="store_true", help="show tracebacks")
-    ask.set_defaults(command=examine)
+    it = commands.add_parser("doctor", help="show what is missing or misconfigured on this machine")
+    it.add_argument(
+        "spec", metavar="SPEC", nargs="?", help="a job file, whose keys are checked too"
+    )
+    on_store(it)
+    it.set_defaults(command=examine)
 
 
 def examine(options: argparse.Namespace) -> int:
     """`retort doctor`: a line for each finding; fails where something is bad."""
+    from rich.console import Console
+    from rich.text import Text
+
     from retort.jobs import doctor
+    from retort.spec import load
 
     spec = None
     if options.spec:
         look_beside(options.spec)
         spec, _ = load(options.spec, [])
-    console, bad = Console(soft_wrap=True), 0
-    for finding in doctor.examine(open_store(options.store), spec):
-        console.print(MARKS[finding.state], escape(finding.text), highlight=False)
+    console, num_bad = Console(soft_wrap=True), 0
+    for finding in doctor.examine(open_store(options), spec):
+        mark = Text(f"{finding.state:4} ", style=STYLES[finding.state])
+        console.print(mark + Text(shown(finding.text), style=""))
         if finding.remedy:
-            console.print(f"     [dim]{escape(finding.remedy)}[/]", highlight=False)
-        bad += finding.state == "bad"
-    return FAILED if bad else DONE
+            console.print(Text(f"     {shown(finding.remedy)}", style="dim"))
+        num_bad += finding.state == "bad"
+    return FAILED if num_bad else DONE

@@ -20,7 +20,7 @@ from retort.store import open_store
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def add(commands: Any) -> None:
+def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
     """Adds the command. It works on a store and takes no SPEC."""
     it = commands.add_parser("gc", help="show what of a store nothing uses, or remove it")
     it.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")

@@ -4,39 +4,55 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from retort.spec import STAGES, JobSpec, load
+if TYPE_CHECKING:
+    from retort.spec import JobSpec
+    from retort.store import Store
 
-DONE, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, BAD_INPUT, REFUSED = 0, 1, 2, 3
+# As shells count a program that a signal ended: SIGINT, SIGPIPE, SIGTERM.
+INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
 
 
 def on_spec() -> argparse.ArgumentParser:
     """Returns what all commands on a job share."""
     flags = argparse.ArgumentParser(add_help=False)
     flags.add_argument("spec", metavar="SPEC", help="the job file (YAML)")
-    flags.add_argument("--store", default=".retort", help="a folder or s3://bucket/prefix")
+    on_store(flags)
     flags.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="change one knob of the spec",
+        help="change one knob of the spec; may be given several times",
     )
     flags.add_argument(
         "--teacher", metavar="MODEL", help="a folder, hub id or endpoint's URL instead of the job's"
     )
     flags.add_argument("--student", metavar="MODEL", help="a folder or hub id instead of the job's")
-    flags.add_argument("--debug", action="store_true", help="show tracebacks")
     return flags
+
+
+def on_store(flags: argparse.ArgumentParser, default: str | None = ".retort") -> None:
+    """Adds what all commands on a store share."""
+    shown = f" (default: {default})" if default else ""
+    flags.add_argument(
+        "--store",
+        default=default,
+        metavar="STORE",
+        help=f"where all work is kept: a folder or s3://bucket/prefix{shown}",
+    )
+    flags.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def several(
     command: argparse.ArgumentParser, flag: str, choices: tuple[str, ...], text: str
 ) -> None:
     """Adds a flag that may be given several times, each time with one of the choices."""
-    kind = "STAGE" if choices == STAGES else "STATE"
-    allowed = f"{text}: {', '.join(choices)}"
+    kind = "STAGE" if "train" in choices else "STATE"
+    allowed = f"{text}; may be given several times: {', '.join(choices)}"
     command.add_argument(
         flag, action="append", default=[], choices=choices, metavar=kind, help=allowed
     )
@@ -51,11 +67,19 @@ def look_beside(spec: str) -> None:
         os.environ["PYTHONPATH"] = f"{known}{os.pathsep}{folder}" if known else folder
 
 
-def load_spec(options: argparse.Namespace, *more: str) -> tuple[JobSpec, list[str]]:
+def load_spec(options: argparse.Namespace, *more: str) -> "tuple[JobSpec, list[str]]":
     """Returns the job of a command's flags, and a sentence for each value that became another."""
-    overrides = [*options.overrides, *more]
+    from retort.spec import load
+
     look_beside(options.spec)
-    return load(options.spec, overrides, options.teacher, options.student)
+    return load(options.spec, [*options.overrides, *more], options.teacher, options.student)
+
+
+def open_store(options: argparse.Namespace) -> "Store":
+    """Returns the store of a command's flags."""
+    from retort.store import open_store as opened
+
+    return opened(options.store)
 
 
 def say(text: str) -> None:

@@ -6,19 +6,20 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from flows.commands.options import DONE, load_spec, say, several
+from flows.commands.options import DONE, load_spec, open_store, say, several
 from retort import errors
+from retort.events import shown
 from retort.records import STATES, Example, Response
-from retort.store import open_store
 
 MOST_REASONS = 20
-Shown = tuple[str, str, dict[str, Any]]  # what is counted, the line, the whole row
+# What is counted, the line, and the whole row.
+PrintedRow = tuple[str, str, dict[str, Any]]
 
 # What became of rows that are not learned from, for `retort rows`.
 OUTCOMES = {
     "rejected": "the answers that curation rejected, and why",
     "quarantined": "the bad rows of the job's files, and why",
-    "removed": "the good rows that are not asked (copies, leaks ...), and why",
+    "removed": "the good rows that are not asked (copies, leaks and the like), and why",
 }
 
 
@@ -27,14 +28,16 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
     look = commands.add_parser(
         "rows", parents=[on_spec], help="show the teacher's answers, or the rows that were left out"
     )
-    several(look, "--state", STATES, "only these")
+    several(look, "--state", STATES, "only answers in this state")
     instead = look.add_mutually_exclusive_group()
     for name, text in OUTCOMES.items():
         instead.add_argument(
             f"--{name}", dest="outcome", action="store_const", const=name, help=text
         )
-    look.add_argument("--reason", metavar="R", help="of those, only where the reason holds this")
-    look.add_argument("--json", action="store_true", help="whole rows, one JSON object a line")
+    look.add_argument(
+        "--reason", metavar="TEXT", help="of those, only rows whose reason contains this text"
+    )
+    look.add_argument("--json", action="store_true", help="print whole rows, a JSON object a line")
     look.set_defaults(command=show)
 
 
@@ -45,39 +48,38 @@ def show(options: argparse.Namespace) -> int:
     if options.state and options.outcome:
         raise errors.SpecError(f"--state is for answers; leave it out with --{options.outcome}")
     counts: Counter[str] = Counter()
-    found = left_out(options) if options.outcome else answers(options)
-    for kind, line, row in found:
+    for kind, line, row in left_out(options) if options.outcome else answers(options):
         counts[kind] += 1
         if options.outcome and (options.reason or "") not in kind:
             continue
         if options.state and kind not in options.state:
             continue
-        print(json.dumps(row, ensure_ascii=False) if options.json else line)
-    told = [f"{count:,} {kind}" for kind, count in counts.most_common(MOST_REASONS)]
+        print(json.dumps(row, ensure_ascii=False) if options.json else shown(line))
+    parts = [f"{count:,} {kind}" for kind, count in counts.most_common(MOST_REASONS)]
     if len(counts) > MOST_REASONS:
-        told.append(f"{len(counts) - MOST_REASONS} further reasons")
-    say(", ".join(told) or f"no rows {options.outcome or 'yet'}")
+        parts.append(f"{len(counts) - MOST_REASONS} further reasons")
+    say(", ".join(parts) or f"no rows {options.outcome or 'yet'}")
     return DONE
 
 
-def answers(options: argparse.Namespace) -> Iterator[Shown]:
+def answers(options: argparse.Namespace) -> Iterator[PrintedRow]:
     """Yields the state, the line and the whole row of each of the teacher's responses."""
     from retort.jobs import inspection
 
     spec, _ = load_spec(options)
-    for example, response in inspection.rows(spec, open_store(options.store)):
-        said = [response.cause] if response.state == "failed" else []
-        said.append(_short(response.text))
-        line = f"{response.state:9} {response.id:24} {' '.join(filter(None, said))}"
+    for example, response in inspection.rows(spec, open_store(options)):
+        cause = response.cause if response.state == "failed" else ""
+        text = " ".join(filter(None, (cause, _short(response.text))))
+        line = f"{response.state:9} {response.id:24} {text}"
         yield response.state, line, _whole(example, response)
 
 
-def left_out(options: argparse.Namespace) -> Iterator[Shown]:
+def left_out(options: argparse.Namespace) -> Iterator[PrintedRow]:
     """Yields the reason, the line and the whole row of all that is not learned from."""
     from retort.jobs import inspection
 
     spec, _ = load_spec(options)
-    store = open_store(options.store)
+    store = open_store(options)
     if options.outcome == "rejected":
         for example, response, decision in inspection.rejected(spec, store):
             why = f"{decision.filter}: {decision.reason}"

@@ -1,4 +1,4 @@
-"""Retort from Python: start jobs, see how they stand, read their reports.
+"""Retort from Python: start jobs, watch them, read their reports.
 
 `RetortClient()` speaks to the Prefect server that PREFECT_API_URL names and, where it names none,
 runs jobs on this machine. The calls are the same for both.
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
+from retort.jobs import login
 from retort.spec import JobSpec, build_at, load
 from retort.store import open_store
 
@@ -50,27 +51,33 @@ class DistillationJob:
     @property
     def spec(self) -> JobSpec:
         """The job with all its knobs. Raises `SpecError` for what cannot be a job."""
-        given = {key: value for key, value in vars(self).items() if value not in (None, {})}
-        return build_at(given, Path.cwd())
+        keys = {key: value for key, value in vars(self).items() if value not in (None, {})}
+        return build_at(keys, Path.cwd())
 
 
 class Backend(Protocol):
-    """Where jobs run, and how they are asked about."""
+    """Where jobs run: a Prefect server, or this machine."""
 
     def start(self, spec: JobSpec) -> str:
         """Starts a job; returns its run's id."""
 
     def state(self, name: str) -> JobState:
-        """Returns how a job stands."""
+        """Returns the state of a job's latest run."""
 
     def states(self) -> list[JobState]:
-        """Returns how all jobs stand, the newest first."""
+        """Returns the state of all jobs, the newest first."""
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yields what a job says until it is over."""
+        """Yields a job's lines until it is over."""
 
     def cancel(self, name: str) -> JobState:
         """Ends a job."""
+
+    def deploy(self, spec: JobSpec, schedule: str | None, pool: str | None) -> str:
+        """Makes a job a deployment of its own; returns the address of its page."""
+
+    def undeploy(self, name: str) -> None:
+        """Removes a job's own deployment."""
 
 
 JobLike = DistillationJob | JobSpec | str | Path
@@ -83,22 +90,22 @@ class Jobs:
         self._backend = backend
 
     def create_or_update(self, job: JobLike) -> JobState:
-        """Starts a job, or finds it under way, and returns how it stands.
+        """Starts a job, unless it is already under way, and returns its state.
 
-        A job that ran before goes on with all that stands in its store: what has not changed is
-        reused. `job` may also be the path of a job file. Raises `SpecError` for a job that cannot
-        run, and `StageError` when one of its name runs with another spec.
+        A job that ran before continues from its store: what has not changed is reused. `job` may
+        also be the path of a job file. Raises `SpecError` for a job that cannot run, and
+        `StageError` when one of its name runs with another spec.
         """
         spec = spec_of(job)
         self._backend.start(spec)
         return self._backend.state(spec.name)
 
     def get(self, name: str) -> JobState:
-        """Returns how a job stands: status, stage, progress, error. `SpecError` for an unknown."""
+        """Returns a job's status, stage, progress and error. `SpecError` for an unknown name."""
         return self._backend.state(name)
 
     def list(self) -> "list[JobState]":
-        """Returns how all jobs stand, the newest first."""
+        """Returns the state of all jobs, the newest first."""
         return self._backend.states()
 
     def stream(self, name: str) -> Iterator[str]:
@@ -106,7 +113,7 @@ class Jobs:
         return self._backend.lines(name)
 
     def wait(self, name: str) -> JobState:
-        """Returns how a job ended, once it has."""
+        """Returns a job's state once it is over."""
         for _ in self.stream(name):
             pass
         return self.get(name)
@@ -114,6 +121,19 @@ class Jobs:
     def cancel(self, name: str) -> JobState:
         """Ends a job's run: its processes end, what is finished is kept."""
         return self._backend.cancel(name)
+
+    def deploy(self, job: JobLike, schedule: str | None = None, pool: str | None = None) -> str:
+        """Makes a job a Prefect deployment of its own, or updates it; returns its page's address.
+
+        Its spec becomes the default of its parameters. `schedule` is a cron expression in UTC.
+        Raises `SpecError` without a server, for a pool that has no deployment of the flow, and for
+        a schedule that is no cron expression.
+        """
+        return self._backend.deploy(spec_of(job), schedule, pool)
+
+    def undeploy(self, name: str) -> None:
+        """Removes a job's own deployment; its runs are kept. `SpecError` where there is none."""
+        self._backend.undeploy(name)
 
     def report(self, name: str) -> "JobReport":
         """Returns a finished job's report. Raises `SpecError` where there is none yet."""
@@ -143,10 +163,11 @@ class JobReport:
 class RetortClient:
     """Jobs on a Prefect server, or on this machine, and the models that they made.
 
-    `server` is the URL of Prefect's API, PREFECT_API_URL if not given; where neither says one, or
-    `local` is true, jobs run here. `store` is where they leave their work: on a server the
-    deployment's own if not given. `models` are looked for in that store, .retort if not given, and
-    asked on this machine, whatever runs the jobs.
+    `server` is the URL of Prefect's API (default: PREFECT_API_URL); without one, or where `local`
+    is true, jobs run here. `store` is where they leave their work (default: on a server the
+    deployment's own, else .retort). `models` looks for models in that store and runs them on this
+    machine, whatever runs the jobs. A server that `retort up` started with that store is sent its
+    login; for another one set PREFECT_API_AUTH_STRING or PREFECT_API_KEY.
     """
 
     def __init__(
@@ -158,6 +179,7 @@ class RetortClient:
         local: bool = False,
     ):
         self.models = Models(store or ".retort")
+        login.use(store or ".retort")
         url = None if local else server or os.environ.get("PREFECT_API_URL")
         if url:
             from retort.client.server import ServerJobs

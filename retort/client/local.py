@@ -1,7 +1,7 @@
 """Jobs on this machine without a server: each a `retort run` of its own, which outlives its client.
 
-What is known of it lies in the store's local folder: its spec, its process, its lines and, once it
-is over, its exit code. No exit code and no process: it crashed, and starting it again goes on.
+The store's local folder holds its spec, its process id, its lines and, once it is over, its exit
+code. A job without an exit code and without a process crashed; starting it again continues it.
 """
 
 import contextlib
@@ -24,8 +24,13 @@ from retort.store import open_store
 LOOK_SECONDS = 0.5
 # The shell keeps the exit code when whoever started it is gone.
 KEEP_CODE = '"$@"; echo $? > "$0.part" && mv "$0.part" "$0"'
-STATUS_OF: dict[int, Status] = {0: "completed", 3: "completed", 130: "cancelled"}
-DID = re.compile(r"(?P<done>[\d,]+) of (?P<total>[\d,]+) ")
+STATUS_OF: dict[int, Status] = {
+    0: "completed",
+    3: "completed",
+    130: "cancelled",
+    143: "cancelled",
+}
+PROGRESS = re.compile(r"(?P<done>[\d,]+) of (?P<total>[\d,]+) ")
 
 
 class JobsHere:
@@ -37,10 +42,10 @@ class JobsHere:
 
     def start(self, spec: JobSpec) -> str:
         """Starts the job and returns its process id; that of the run under way if it is of this
-        spec. Raises `StageError` when it runs already with other knobs."""
-        place, wanted = self._folder / spec.name, spec.model_dump_json(indent=2)
+        spec. Raises `StageError` when the job already runs with other knobs."""
+        place, text = self._folder / spec.name, spec.model_dump_json(indent=2)
         if self._process(place):
-            if (place / "job.json").read_text() == wanted:
+            if (place / "job.json").read_text() == text:
                 return (place / "pid").read_text().split()[0]
             raise StageError(
                 f"job {spec.name} runs with another spec; cancel it first, or give this one "
@@ -48,7 +53,7 @@ class JobsHere:
             )
         place.mkdir(parents=True, exist_ok=True)
         (place / "exit").unlink(missing_ok=True)
-        (place / "job.json").write_text(wanted)
+        (place / "job.json").write_text(text)
         words = [sys.executable, "-m", "flows.cli", "run", str(place / "job.json")]
         words += ["--store", self.store.uri, "--json"]
         with (place / "lines").open("w") as lines, (place / "report.json").open("w") as report:
@@ -64,7 +69,7 @@ class JobsHere:
         return str(process.pid)
 
     def state(self, name: str) -> JobState:
-        """Returns how a job stands. Raises `SpecError` for an unknown name."""
+        """Returns the state of a job. Raises `SpecError` for an unknown name."""
         place = self._place(name)
         lines = (place / "lines").read_text(encoding="utf-8", errors="replace").splitlines()
         code = place / "exit"
@@ -72,17 +77,17 @@ class JobsHere:
         status: Status = "running" if running else "crashed"
         if code.is_file():
             status = STATUS_OF.get(int(code.read_text()), "failed")
-        told = [line for line in lines if line.split(":")[0].split("-")[0] in STAGES]
-        stage = told[-1].split(":")[0] if told and status != "completed" else None
-        says = [line.removeprefix("retort: ") for line in lines if line.startswith("retort: ")]
-        error = (says or ["its process is gone; start it again, and it goes on"])[-1]
+        of_stages = [line for line in lines if line.split(":")[0].split("-")[0] in STAGES]
+        stage = of_stages[-1].split(":")[0] if of_stages and status != "completed" else None
+        errors = [line.removeprefix("retort: ") for line in lines if line.startswith("retort: ")]
+        error = (errors or ["its process is gone; start the job again to continue it"])[-1]
         return JobState(
             name=name,
             status=status,
             run_id=(place / "pid").read_text().split()[0],
             store=self.store.uri,
             stage=stage,
-            progress=_progress(told, stage) if running else None,
+            progress=_progress(of_stages, stage) if running else None,
             error=error if status in ("failed", "crashed") else None,
         )
 
@@ -94,7 +99,7 @@ class JobsHere:
         return [self.state(place.parent.name) for place in places]
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yields what a job says, as it says it, until it is over."""
+        """Yields a job's lines as they come, until it is over."""
         place, rest = self._place(name), ""
         with (place / "lines").open(encoding="utf-8", errors="replace") as stream:
             while True:
@@ -119,18 +124,28 @@ class JobsHere:
                 os.killpg(process.pid, signal.SIGKILL)
         return self.state(name)
 
+    def deploy(self, spec: JobSpec, schedule: str | None, pool: str | None) -> str:
+        """Raises `SpecError`: only a server has deployments."""
+        raise SpecError(
+            "a deployment needs a Prefect server; start one (`retort up`), then set PREFECT_API_URL"
+        )
+
+    def undeploy(self, name: str) -> None:
+        """Raises `SpecError`, as `deploy`."""
+        raise SpecError("there are deployments on a Prefect server only; set PREFECT_API_URL")
+
     def _place(self, name: str) -> Path:
         place = self._folder / name
         if not (place / "pid").is_file():
             names = ", ".join(sorted(p.parent.name for p in self._folder.glob("*/pid")))
             raise SpecError(
-                f"no job '{name}' was started here into {self.store.uri}; there are: "
+                f"no job '{name}' was started here with the store {self.store.uri}; there are: "
                 f"{names or 'none yet'}"
             )
         return place
 
     def _process(self, place: Path) -> psutil.Process | None:
-        """Returns a job's process while it lives; its id may have gone to another since."""
+        """Returns a job's process while it lives. Another may have been given its id since."""
         if not (place / "pid").is_file() or (place / "exit").is_file():
             return None
         pid, born = (place / "pid").read_text().split()
@@ -142,12 +157,12 @@ class JobsHere:
         return None
 
 
-def _progress(told: list[str], stage: str | None) -> float | None:
-    """Returns the share of the stage that its last line speaks of."""
-    for line in reversed(told):
+def _progress(lines: list[str], stage: str | None) -> float | None:
+    """Returns the share of the stage that is done, by its last line of progress."""
+    for line in reversed(lines):
         if line.split(":")[0] != stage:
             return None
-        if found := DID.search(line):
-            done, total = (int(found[part].replace(",", "")) for part in ("done", "total"))
+        if match := PROGRESS.search(line):
+            done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
             return done / total if total else None
     return None

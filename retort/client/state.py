@@ -1,4 +1,4 @@
-"""How a job stands: the one shape in which a server and this machine tell it."""
+"""The state of a job, in the one form that a server and this machine both give."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 Status = Literal[
     "scheduled", "running", "completed", "failed", "cancelling", "cancelled", "crashed", "paused"
 ]
-# From here on nothing more happens by itself.
+# After these nothing more happens by itself.
 ENDS: tuple[Status, ...] = ("completed", "failed", "cancelled", "crashed")
 
 

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from mlflow import MlflowClient
 
-from flows.commands.up import FLOWS
+from flows.local_servers import FLOWS
 from retort import RetortClient
 from retort.errors import SpecError, StageError
 from retort.spec import load

@@ -1,4 +1,7 @@
-"""`retort up` as a user would run it: started, waited for until it is ready, ended by Ctrl-C."""
+"""`retort up` as a user would run it: started, waited for until it is ready, ended by Ctrl-C.
+
+Its servers ask for a login: the block is given what a shell has after `source .retort/login.env`.
+"""
 
 import os
 import signal
@@ -7,6 +10,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+from retort.jobs import login
 from tests.support.servers import BIN, START_SECONDS, environment
 
 
@@ -28,7 +32,7 @@ def up(folder, ports, *flags, **env):
             while "started!" not in read(log, before):
                 assert running.poll() is None and time.monotonic() < deadline, read(log, 0)
                 time.sleep(0.2)
-            yield
+            yield login.read(folder / ".retort")
             running.send_signal(signal.SIGINT)
             assert running.wait(90) == 0, read(log, before)
         finally:

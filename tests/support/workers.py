@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from mlflow import MlflowClient
 
-from flows.commands.up import POOL, prepare_server
+from flows.local_servers import POOL, prepare_server
 from retort.spec import JobSpec, load
 from retort.store import open_store
 from tests.support import servers
@@ -127,7 +127,7 @@ def day(
     with teacher() as asked:
         try:
             api = servers.shared(home, prefect)
-            prepare_server(api, open_store(store), 1, None, crashed_after)
+            prepare_server({"PREFECT_API_URL": api}, open_store(store), 1, None, crashed_after)
             yield Day(api, store, mlflow, folder, asked)
         finally:
             servers.end_all(home)

@@ -27,8 +27,8 @@ NOUNS = set(FLOORS[0])
 SHARED = {"stage", "teacher_requests", "request_loop", "budget", "judge", "engine_settings"}
 # The one place of each heavy library: a box, or some files of it.
 PLACES = {
-    "prefect": ("tasks", "flows"),
-    "mlflow": ("retort.tracking",),
+    "prefect": ("tasks", "flows", "retort.client.server"),
+    "mlflow": ("retort.tracking", "flows.mlflow_app"),
     "fsspec": ("retort.store",),
     "s3fs": ("retort.store",),
     "datasets": ("retort.data.sources.hub",),

@@ -1,0 +1,91 @@
+"""`retort run`: runs a job in this process, from its rows to its report."""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from flows import embedded
+from flows.commands.options import DONE, REFUSED, load_spec, open_store, say, several
+from retort.records import STATES
+from retort.spec import STAGES
+
+if TYPE_CHECKING:
+    from retort.spec import JobSpec
+    from retort.store import Store
+
+# How long the last lines and events may take on their way to Prefect.
+SEND_SECONDS = 10.0
+
+
+def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
+    """Adds the command."""
+    it = commands.add_parser("run", parents=[on_spec], help="run a job to its report")
+    several(it, "--force", STAGES, "run a stage again although it is cached")
+    several(it, "--retry", STATES, "ask the teacher again for rows in this state")
+    it.add_argument("--json", action="store_true", help="print report.json, and nothing else")
+    it.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`retort run`: runs the flow; the report goes to stdout, all else to stderr."""
+    from retort.jobs.preflight import check
+
+    retry = [f"generate.runtime.retry={json.dumps(options.retry)}"] if options.retry else []
+    spec, notes = load_spec(options, *retry)
+    for note in notes:
+        say(f"spec: {note}")
+    store = open_store(options)
+    logging.getLogger("retort").setLevel(logging.INFO)
+    embedded.use_settings(embedded.SETTINGS)
+    with contextlib.ExitStack() as stack:
+        server = None
+        if not embedded.has_server():
+            store.probe()  # before a folder is made for the server's database
+            server = stack.enter_context(embedded.server(store.local_state()))
+        check(spec, store)
+        content = _distill(spec, store, options.force, server)
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        from flows.commands.terminal import print_report
+
+        print_report(content, f"{store.job(spec.name).uri}/report.html")
+    return DONE if content["gate"]["passed"] else REFUSED
+
+
+def _distill(
+    spec: "JobSpec", store: "Store", force: list[Any], server: "embedded.Embedded | None"
+) -> dict[str, Any]:
+    """Returns the report's content. What libraries print goes to stderr."""
+    from prefect.settings import (
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    from flows.commands.terminal import watching
+    from flows.distill import distill, finished
+    from tasks import listeners
+
+    # A server that went away is asked for the run's end, too; Prefect's own patience is a minute.
+    settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
+    if server:
+        server.wait()
+        # Nobody looks for the heartbeat of a run whose server ends with it; ending it takes 1 s.
+        settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
+    log = store.log(spec.name)
+    with watching(), contextlib.redirect_stdout(sys.stderr), temporary_settings(settings):
+        try:
+            distill(spec, store.uri, tuple(force))
+        except Exception as error:
+            if spec.name not in finished:
+                if log.is_file():
+                    say(f"retort: the log of the stages is {log}")
+                raise
+            say(f"warning: Prefect was not told that the job has ended ({type(error).__name__})")
+        finally:
+            listeners.end(SEND_SECONDS)
+    return finished.pop(spec.name)
