@@ -11,7 +11,6 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from flows import databases
 from flows.commands import benchmark, compare, doctor, gc, jobs, node, promote, rows, up
@@ -92,21 +91,22 @@ def run(options: argparse.Namespace) -> int:
     surround(store)
     from flows.commands.terminal import print_report, watching
     from flows.distill import distill
+    from retort.metrics.comparison import as_json
 
     # Whatever a library prints belongs on stderr: stdout is for the report alone.
     log = store.local_state() / "logs" / f"{spec.name}.log"
     with watching(), contextlib.redirect_stdout(sys.stderr):
         try:
-            content: dict[str, Any] = distill(spec, store.uri, tuple(options.force or ()))
+            content = distill(spec, store.uri, tuple(options.force or ()))
         except Exception:
             if log.is_file():
                 say(f"retort: what the stages had to say is in {log}")
             raise
     if options.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(content), indent=2, ensure_ascii=False))
     else:
         print_report(content, f"{store.job(spec.name).uri}/report.html")
-    return DONE if content["gate"]["passed"] else REFUSED
+    return DONE if content.gate.passed else REFUSED
 
 
 def validate(options: argparse.Namespace) -> int:

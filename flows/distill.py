@@ -7,7 +7,6 @@ champion of its name, where there is one, is evaluated as it is.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 from prefect import flow
@@ -21,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
 from retort.jobs.run import JobRun
-from retort.metrics.comparison import table, verdict
+from retort.metrics.comparison import ReportContent, table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store
 from retort.tracking import without_secrets
@@ -44,7 +43,7 @@ FLOW_RUN = "prefect.flow_run_id"
 @flow(name="distill", flow_run_name="{spec.name}", persist_result=False)
 def distill(
     spec: JobSpec, store: str = ".retort", force: tuple[StageName, ...] = ()
-) -> dict[str, Any]:
+) -> ReportContent:
     """Distils a teacher into a student and returns the report's content.
 
     Args:
@@ -133,18 +132,20 @@ def link_to_mlflow(job: JobRun) -> None:
         create_link_artifact(url, link_text="MLflow run", key="mlflow-run", description=told)
 
 
-def publish(job: JobRun, content: dict[str, Any]) -> None:
+def publish(job: JobRun, content: ReportContent) -> None:
     """Shows the comparison as a table among the flow run's artifacts, and the report as text that
     says where the page, the model and the MLflow run are."""
-    heading, *rows = table(content)
+    heading, *rows = table(content.models, content.comparison.metric)
     names = ["measure", *heading[1:]]
     shown = [dict(zip(names, row, strict=True)) for row in rows]
-    create_table_artifact(shown, key="comparison", description=verdict(content))
+    create_table_artifact(
+        shown, key="comparison", description=verdict(content.comparison, content.gate)
+    )
     latest = job.store.job(job.spec.name)
     places = {
         "the page": f"{latest.uri}/report.html",
-        "the student": f"{content['artifacts']['release']}/model",
-        "MLflow": page_in_mlflow(job) or f"{content['mlflow']['tracking_uri']}",
+        "the student": f"{content.artifacts['release']}/model",
+        "MLflow": page_in_mlflow(job) or f"{content.mlflow['tracking_uri']}",
     }
     lines = [f"- {what}: {place}" for what, place in places.items()]
     text = latest.read("report.md").decode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.commands.options import DONE, load_spec, say, several
 from retort import errors
-from retort.records import STATES, Example, Response
+from retort.records import STATES, Example, Response, chat_text
 from retort.store import open_store
 
 MOST_REASONS = 20
@@ -89,7 +89,7 @@ def left_out(options: argparse.Namespace) -> Iterator[Shown]:
             yield bad.reason, f"{bad.reason:32} {place} {_short(bad.raw)}", vars(bad)
     else:
         for gone in inspection.removed(spec, store):
-            pair = f"{gone.file}:{gone.line} {_short(str(gone.example['messages'][-1]['content']))}"
+            pair = f"{gone.file}:{gone.line} {_short(chat_text(gone.example['messages'][-1:]))}"
             like = f" | {_short(gone.other_text)}" if gone.other_text else ""
             yield gone.reason, f"{gone.reason:32} {pair}{like}", vars(gone)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from retort.records import Example
+from retort.records import Example, chat_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,8 +41,7 @@ def group_of(example: Example, by: str) -> str:
 
 def text_of(example: Example) -> str:
     """Returns what the user says in an example, by which it is clustered."""
-    said = (turn.get("content") for turn in example.messages if turn["role"] == "user")
-    return "\n".join(text for text in said if isinstance(text, str))
+    return chat_text(turn for turn in example.messages if turn["role"] == "user")
 
 
 def spread(groups: Iterable[str]) -> dict[str, int]:
