@@ -119,7 +119,7 @@ class MeasuredModel:
     def as_json(self) -> Json:
         """Returns the model as report.json has it, the others beside what is known."""
         found = asdict(self)
-        return {**found, **found.pop("others")}
+        return found.pop("others") | found
 
 
 Models = dict[str, MeasuredModel]  # by role, in the order of the columns
@@ -213,7 +213,7 @@ class TrainingContent:
 
     warnings: list[str] = field(default_factory=list)
     controls: dict[str, Json] = field(default_factory=dict)
-    curves: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, int | float | None]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -49,5 +49,5 @@ def read_card(curated: Folder) -> tuple[str, str]:
     if curated.has("data_card.html"):
         return curated.read("data_card.md").decode(), curated.read("data_card.html").decode()
     picture = inline(curated.read(PICTURE), "card", "Data card")
-    text = "## Data\n\nThe data card was made by an earlier version, as a picture only."
+    text = "## Data\n\nWhat became of the rows: see the picture `data_card.svg`, beside this page."
     return text, f'<div class="scroll"><div class="whole-card">{picture}</div></div>'

@@ -5,6 +5,7 @@ from retort.stages.curate.data_card.card import DataCard, GroupBalance
 
 PACKAGE = "retort.stages.curate.data_card"
 MOST_REASONS, MOST_GROUPS = 10, 12
+PICTURE = "The same as a picture: `data_card.svg`, beside this page."
 HEADINGS = {"before": "examples", "after": "learned from", "weighted": "as weighted"}
 
 
@@ -32,7 +33,8 @@ def as_markdown(card: DataCard) -> str:
         [["lengths", "in", "min", "median", "p95", "max"], *lengths],
     ]
     shown = [str(table) for rows in tables if (table := pages.markdown_table(rows))]
-    return "\n\n".join(["## Data", pages.one_line(card.summary), *shown]) + "\n"
+    parts = ["## Data", pages.one_line(card.summary), *shown, PICTURE]
+    return "\n\n".join(parts) + "\n"
 
 
 def _balance(spread: GroupBalance) -> list[list[str]]:
