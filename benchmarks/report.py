@@ -19,7 +19,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks import show
-from retort.stages.report.html import page
+from retort.metrics.comparison import read_content
+from retort.stages.report.examples import read_side_by_side
+from retort.stages.report.html import draw, page
 from retort.store import Folder
 from tests.support.browser import see
 from tests.support.tiny import write_job
@@ -92,16 +94,18 @@ def main() -> None:
     """Prints a table, then one JSON line a measure."""
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as root:
         reported = made(Path(root))
-        content, examples = reported.read_json("report.json"), reported.read_json("examples.json")
-        assert examples["num_examples"] == NUM_ROWS
-        page(content, examples)  # the first picture pays for matplotlib
+        content = read_content(reported.read_json("report.json"))
+        examples = read_side_by_side(reported.read_json("examples.json"))
+        card = {"card": reported.read_json("pictures.json")["card"]}
+        assert examples.num_examples == NUM_ROWS
+        draw(content)  # the first picture pays for matplotlib
         started = time.perf_counter()
-        data = page(content, examples)
+        data = page(content, examples, draw(content) | card)
         seconds_to_make = time.perf_counter() - started
         path = Path(root) / "report.html"
         path.write_bytes(data)
         openings = [seconds_to_use(path) for _ in range(NUM_OPENINGS)]
-    shown = len(examples["rows"])
+    shown = len(examples.rows)
     print(f"{shown:,} of {NUM_ROWS:,} examples on the page; usable after", *openings, "s")
     usable = statistics.median(openings)
     show(

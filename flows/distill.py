@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 from prefect import flow
@@ -19,7 +18,7 @@ from prefect.runtime import flow_run
 from flows import embedded
 from retort.events import shown
 from retort.jobs.run import JobRun
-from retort.metrics.comparison import table, verdict
+from retort.metrics.comparison import ReportContent, table, verdict
 from retort.spec import JobSpec, StageName, training_of
 from retort.store import open_store
 from retort.store.urls import public
@@ -41,13 +40,13 @@ FLOW_RUN = "prefect.flow_run_id"
 SEND_SECONDS = 10.0
 # The reports of the jobs that this process has finished, by their names: whoever called a flow has
 # them even where the server went away before it could be told of the run's end.
-finished: dict[str, dict[str, Any]] = {}
+finished: dict[str, ReportContent] = {}
 
 
 @flow(name="distill", flow_run_name="{spec.name}", persist_result=False)
 def distill(
     spec: JobSpec, store: str = ".retort", force: tuple[StageName, ...] = ()
-) -> dict[str, Any]:
+) -> ReportContent:
     """Distils a teacher into a student and returns the report's content.
 
     Args:
@@ -143,18 +142,23 @@ def link_to_mlflow(job: JobRun) -> None:
         leave("markdown", "mlflow-run", f"[MLflow run]({url})", text)
 
 
-def publish(job: JobRun, content: dict[str, Any]) -> None:
+def publish(job: JobRun, content: ReportContent) -> None:
     """Leaves the comparison as a table among the flow run's artifacts, and the report as Markdown
     with the places of its page, the student and the MLflow run."""
-    heading, *rows = table(content)
+    heading, *rows = table(content.models, content.comparison.metric)
     names = ["measure", *map(shown, heading[1:])]
     cells = [dict(zip(names, map(shown, row), strict=True)) for row in rows]
-    leave("table", "comparison", json.dumps(cells), markdown(verdict(content)))
+    leave(
+        "table",
+        "comparison",
+        json.dumps(cells),
+        markdown(verdict(content.comparison, content.gate)),
+    )
     latest = job.store.job(job.spec.name)
     places = {
         "the page": f"{latest.uri}/report.html",
-        "the student": f"{content['artifacts']['release']}/model",
-        "MLflow": page_in_mlflow(job) or f"{content['mlflow']['tracking_uri']}",
+        "the student": f"{content.artifacts['release']}/model",
+        "MLflow": page_in_mlflow(job) or f"{content.mlflow['tracking_uri']}",
     }
     lines = [f"- {what}: {place}" for what, place in places.items()]
     text = latest.read("report.md").decode()

@@ -1,6 +1,7 @@
 """The records that stages exchange, each one JSON line, joined by id and never by position."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -136,6 +137,33 @@ class Decision:
     rationale: str | None = None
     weight: float = 1.0
     score: float | None = None
+
+
+def chat_text(
+    turns: Iterable[Message], *, with_roles: bool = False, with_calls: bool = False
+) -> str:
+    """Returns what the turns of a chat say, a line after the other.
+
+    Roles are written before their turns where wanted, a blank line between these; the tools that a
+    turn calls follow it as JSON.
+    """
+    texts = [(str(turn.get("role")), _turn_text(turn, with_calls)) for turn in turns]
+    if with_roles:
+        return "\n\n".join(f"{role}: {text}" for role, text in texts)
+    return "\n".join(text for _, text in texts)
+
+
+def question_text(messages: list[Message]) -> str:
+    """Returns the question that a chat asks: the user's words, or all turns with their roles where
+    there are several. The system prompt is left out."""
+    turns = [message for message in messages if message.get("role") != "system"] or messages
+    return chat_text(turns, with_roles=len(turns) > 1, with_calls=True)
+
+
+def _turn_text(turn: Message, with_calls: bool) -> str:
+    text, calls = turn.get("content") or "", turn.get("tool_calls")
+    text = text if isinstance(text, str) else orjson.dumps(text).decode()
+    return f"{text}\n{orjson.dumps(calls).decode()}".strip() if calls and with_calls else text
 
 
 def write_lines(records: list[Any]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from flows.commands.options import DONE, load_spec, open_store, say, several
 from retort import errors
 from retort.events import shown
-from retort.records import STATES, Example, Response
+from retort.records import STATES, Example, Response, chat_text
 
 MOST_REASONS = 20
 # What is counted, the line, and the whole row.
@@ -91,7 +91,7 @@ def left_out(options: argparse.Namespace) -> Iterator[PrintedRow]:
             yield bad.reason, f"{bad.reason:32} {place} {_short(bad.raw)}", vars(bad)
     else:
         for gone in inspection.removed(spec, store):
-            pair = f"{gone.file}:{gone.line} {_short(str(gone.example['messages'][-1]['content']))}"
+            pair = f"{gone.file}:{gone.line} {_short(chat_text(gone.example['messages'][-1:]))}"
             like = f" | {_short(gone.other_text)}" if gone.other_text else ""
             yield gone.reason, f"{gone.reason:32} {pair}{like}", vars(gone)
 

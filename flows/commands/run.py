@@ -13,6 +13,7 @@ from retort.records import STATES
 from retort.spec import STAGES
 
 if TYPE_CHECKING:
+    from retort.metrics.comparison import ReportContent
     from retort.spec import JobSpec
     from retort.store import Store
 
@@ -48,17 +49,19 @@ def run(options: argparse.Namespace) -> int:
         check(spec, store)
         content = _distill(spec, store, options.force, server)
     if options.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        from retort.metrics.comparison import as_json
+
+        print(json.dumps(as_json(content), indent=2, ensure_ascii=False))
     else:
         from flows.commands.terminal import print_report
 
         print_report(content, f"{store.job(spec.name).uri}/report.html")
-    return DONE if content["gate"]["passed"] else REFUSED
+    return DONE if content.gate.passed else REFUSED
 
 
 def _distill(
     spec: "JobSpec", store: "Store", force: list[Any], server: "embedded.Embedded | None"
-) -> dict[str, Any]:
+) -> "ReportContent":
     """Returns the report's content. What libraries print goes to stderr."""
     from prefect.settings import (
         PREFECT_CLIENT_MAX_RETRIES,

@@ -1,10 +1,10 @@
-"""What a person sees while a job runs: a live line per stage, or plain lines where no one looks."""
+"""What a person sees of a job: a live line a stage or plain lines where stderr is no terminal, and
+at the end the report as a table."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,12 +19,13 @@ from rich.progress import (
 from rich.table import Table
 
 from retort.events import Event
-from retort.metrics.comparison import caption, details, table, verdict
+from retort.metrics.comparison import ReportContent, caption, certainty, table, verdict
+from retort.metrics.comparison.formatting import measured
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0
-# The first rows of the second table in few letters, for they stand below the score.
-SURE_ROWS = ("95% interval", "student minus it", "95% interval")
+# Short names of the rows below the score: its interval and the student's differences.
+INTERVAL_ROWS = ("95% interval", "student minus it", "95% interval")
 
 
 @contextmanager
@@ -95,7 +96,7 @@ class PlainLines:
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
 
     def __call__(self, stage: str, event: Event) -> None:
         """Prints one event, or not."""
@@ -104,38 +105,38 @@ class PlainLines:
         if kind == "metrics":
             return
         if kind == "started":
-            self._started[stage] = self._said[stage] = now
+            self._started[stage] = self._shown[stage] = now
         if kind == "progress":
-            if now - self._said.get(stage, 0.0) < PLAIN_EVERY_SECONDS:
+            if now - self._shown.get(stage, 0.0) < PLAIN_EVERY_SECONDS:
                 return
-            self._said[stage] = now
+            self._shown[stage] = now
         text = listeners.line(stage, event)
         if kind == "done" and stage in self._started:
             text += f" in {now - self._started[stage]:.1f} s"
         print(text, file=sys.stderr, flush=True)
 
 
-def print_report(content: dict[str, Any], page: str) -> None:
-    """Prints the first table with how sure its score is, the verdict and where more is."""
-    console = Console(soft_wrap=True)
-    heading, *body = table(content)
+def print_report(content: ReportContent, page: str) -> None:
+    """Prints the first table with its score's intervals, the verdict, and where the page is."""
+    console, found, models = Console(soft_wrap=True), content.comparison, content.models
+    heading, *body = table(models, found.metric)
     shown = Table()
     for name in heading:
-        shown.add_column(name, min_width=len(name))  # a narrow page folds numbers, never a name
-    sure = details(content)[1 : 1 + len(SURE_ROWS)]
+        shown.add_column(name, min_width=len(name))  # a narrow terminal folds numbers, never a name
+    intervals = certainty(models, found.metric, found.differences)
     for row in body:
         shown.add_row(*row)
-        if row[0] == content["comparison"]["metric"]:
-            for name, (_, *cells) in zip(SURE_ROWS, sure, strict=True):
+        if row[0] == found.metric:
+            for name, (_, *cells) in zip(INTERVAL_ROWS, intervals, strict=True):
                 shown.add_row(name, *cells)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
-    console.print(verdict(content), style="bold", highlight=False)
-    for text in content["warnings"]:
+    console.print(verdict(found, content.gate), style="bold", highlight=False)
+    for text in content.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False)
-    for check in content["gate"]["checks"]:
-        if not check["passed"]:
-            why = check.get("reason") or f"measured {check['measured']:.4g}"
-            said = f"refused: {check['name']}: required {check['required']}; {why}"
-            console.print(said, highlight=False, markup=False)
+    for check in content.gate.checks:
+        if not check.passed:
+            why = check.reason or f"measured {measured(check.measured)}"
+            text = f"refused: {check.name}: required {check.required}; {why}"
+            console.print(text, highlight=False, markup=False)
     console.print(f"report: {page}", highlight=False, markup=False)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from retort.records import Example
+from retort.records import Example, chat_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,9 +40,8 @@ def group_of(example: Example, by: str) -> str:
 
 
 def text_of(example: Example) -> str:
-    """Returns the user's turns of an example as one text, by which it is clustered."""
-    contents = (turn.get("content") for turn in example.messages if turn["role"] == "user")
-    return "\n".join(text for text in contents if isinstance(text, str))
+    """Returns what the user says in an example, by which it is clustered."""
+    return chat_text(turn for turn in example.messages if turn["role"] == "user")
 
 
 def spread(groups: Iterable[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from retort.data import sources
 from retort.events import Event, Reporter
 from retort.jobs import preflight
 from retort.jobs.source_digests import source_digests
-from retort.metrics.comparison import flat_differences
+from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
+from retort.metrics.comparison.content import Comparison, RegisteredVersion
 from retort.plugins import outside
 from retort.processes import machine
 from retort.records import SPLITS
@@ -136,7 +138,7 @@ class JobRun:
             if run_id:
                 self.tracker.fail(run_id, error)
 
-    def finish(self, flow_run_id: str | None) -> dict[str, Any]:
+    def finish(self, flow_run_id: str | None) -> ReportContent:
         """Returns the report of this run, and leaves it in the store under the job's name.
 
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
@@ -145,37 +147,36 @@ class JobRun:
         from retort.stages.report.html import page_of
 
         reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
-        content = {**reported.read_json("report.json"), **self._ran(flow_run_id)}
-        if found := of_student(self.store, self.spec.name, self.used["train"].name):
-            content["benchmarks"] = found
+        benchmarks = of_student(self.store, self.spec.name, self.used["train"].name)
+        content = replace(self._of_this_run(reported, flow_run_id), benchmarks=benchmarks)
         files = {
-            "report.json": json.dumps(content, indent=2, ensure_ascii=False).encode(),
+            "report.json": json.dumps(as_json(content), indent=2, ensure_ascii=False).encode(),
             "report.html": page_of(content, reported),
             **{name: reported.read(name) for name in ("report.md", "data_card.svg")},
         }
         for name, data in files.items():
             latest.write(name, data)
-        self.tracker.close_job(_numbers(content), content["gate"]["passed"], files)
+        self.tracker.close_job(_numbers(content.comparison), content.gate.passed, files)
         return content
 
-    def _ran(self, flow_run_id: str | None) -> dict[str, Any]:
-        """Returns what belongs to this run alone: where its parts lie, and who shows them."""
-        found: dict[str, Any] = {
-            "fingerprints": {name: artifact.name for name, artifact in self.used.items()},
-            "artifacts": {name: artifact.uri for name, artifact in self.used.items()},
-            "mlflow": {
+    def _of_this_run(self, reported: Folder, flow_run_id: str | None) -> ReportContent:
+        """Returns the report with what belongs to this run alone: artifacts and ids."""
+        released = Folder(self.used["release"].uri).read_manifest()["facts"]
+        return replace(
+            read_content(reported.read_json("report.json")),
+            fingerprints={name: artifact.name for name, artifact in self.used.items()},
+            artifacts={name: artifact.uri for name, artifact in self.used.items()},
+            mlflow={
                 "tracking_uri": public(self.tracker.uri),
                 "run_id": self.tracker.parent_id,
             },
-            "prefect": {"flow_run_id": flow_run_id},
-        }
-        released = Folder(self.used["release"].uri).read_manifest()["facts"]
-        found["registered"] = {
-            "name": released["registered_model"],
-            "version": released["model_version"],
-            "compared_with": self.champion.version if self.champion else None,
-        }
-        return found
+            prefect={"flow_run_id": flow_run_id},
+            registered=RegisteredVersion(
+                name=released["registered_model"],
+                version=released["model_version"],
+                compared_with=self.champion.version if self.champion else None,
+            ),
+        )
 
     def _candidate(self, facts: dict[str, Any]) -> ReleasedStudent:
         """Returns the student that `release` made, as the registry is told of it."""
@@ -244,11 +245,10 @@ def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:
     return {name: artifact.digest for name, artifact in inputs.items()}
 
 
-def _numbers(content: dict[str, Any]) -> dict[str, float]:
-    """Returns what the comparison came to, as MLflow metrics."""
-    found = content["comparison"]
-    plain = {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
-    return plain | flat_differences(found["differences"])
+def _numbers(found: Comparison) -> dict[str, float]:
+    """Returns the numbers of the comparison, as MLflow metrics."""
+    plain = {key: float(v) for key, v in vars(found).items() if isinstance(v, int | float)}
+    return plain | flat_differences(found.differences)
 
 
 def _small_files(folder: Folder) -> dict[str, str]:

@@ -21,6 +21,7 @@ from prefect.settings import (
 
 from flows.distill import distill
 from retort.jobs import inspection
+from retort.metrics.comparison import as_json
 from retort.spec import STAGES, JobSpec, load
 from retort.spec.fingerprint import EVALUATE_CHAMPION
 from retort.store import Folder, open_store
@@ -59,7 +60,8 @@ def run(job, tmp_path, prefect_url, monkeypatch) -> Iterator[Run]:
 
     def once(**train: Any) -> tuple[dict[str, Any], dict[str, str]]:
         said.clear()
-        return distill(spec_of(job, **train), str(tmp_path / "store")), dict(said)
+        content = distill(spec_of(job, **train), str(tmp_path / "store"))
+        return as_json(content), dict(said)
 
     listeners.terminals.append(listen)
     settings = {

@@ -16,7 +16,14 @@ from retort.errors import SpecError
 from retort.events import SILENT
 from retort.jobs.preflight import check
 from retort.jobs.run import JobRun
-from retort.metrics.comparison import compare, verdict, warnings
+from retort.metrics.comparison import compare, read_content, verdict, warnings
+from retort.metrics.comparison.content import (
+    Difference,
+    Estimate,
+    Evaluated,
+    GateOutcome,
+    MeasuredModel,
+)
 from retort.spec import build, load, recipes, training_of
 from retort.stages.evaluate import evaluate
 from retort.stages.evaluate.measure import measure
@@ -193,7 +200,7 @@ def test_the_report_shows_a_student_that_is_below_a_control_and_says_what_to_do(
     assert "|  | teacher | base | student | fine_tuning | gold |" in page
     assert "| student minus it | +0.0 | +0.0 |  | +0.0 | -75.0 |" in page
     assert "It is 75.0 points (" in page
-    print_report(content, "page")
+    print_report(read_content(content), "page")
     shown = capsys.readouterr().out
     assert "fine_tuning" in shown and warning in " ".join(shown.split())
 
@@ -207,17 +214,13 @@ def test_the_report_shows_a_student_that_is_below_a_control_and_says_what_to_do(
     ],
 )
 def test_the_verdict_says_where_the_student_stands_against_a_control(gap, words):
-    model = {
-        "metrics": {"accuracy": {"value": 0.5}},
-        "latency_seconds": {"p50": 1.0},
-        "weights_bytes": 1,
-        "tokens_per_second": 1.0,
-    }
-    found = dict(zip(("value", "low", "high"), gap, strict=True))
+    score = {"accuracy": Estimate(0.5, 0.4, 0.6)}
+    model = MeasuredModel("model", "echo", score, tokens_per_second=1.0, weights_bytes=1)
+    found = {"accuracy": Difference(*gap, 500)}
     roles = ("teacher", "base", "student", "fine_tuning")
-    differences = {role: {"accuracy": {**found, "n": 500}} for role in ("base", "fine_tuning")}
-    comparison = compare({"models": dict.fromkeys(roles, model), "differences": differences})
-    said = verdict({"comparison": comparison, "gate": {"passed": True}})
+    differences = dict.fromkeys(("base", "fine_tuning"), found)
+    comparison = compare(Evaluated(dict.fromkeys(roles, model), differences))
+    said = verdict(comparison, GateOutcome(True, []))
     assert f"passed the gate. {words}" in said and "  " not in said
     assert len(warnings(comparison)) == ("below" in words)
 

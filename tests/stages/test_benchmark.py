@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import candidates, longest
 from retort.jobs.benchmark.results import gathered
 from retort.jobs.source_digests import source_digests
+from retort.metrics.comparison import as_json
 from retort.spec import JobSpec, load, recipes
+from retort.stages.report.examples import side_by_side
 from retort.stages.report.html import draw
 from retort.store import open_store
 from tests.support import report_content
@@ -355,13 +358,13 @@ def test_the_report_of_the_same_student_shows_them(job):
     store, content = open_store(str(job["root"] / "store")), content_of(job)
     assert not benchmark.refresh(job["spec"], store, content)
     found = report_content.answered(20)
-    made = report_content.content(found) | {
-        "fingerprints": {"train": content["student"], "report": "some"}
-    }
+    whole = report_content.content(found)
+    whole = replace(whole, fingerprints={"train": content["student"], "report": "some"})
+    made = json.loads(json.dumps(as_json(whole)))
     store.job("tiny").write_json("report.json", made)
     reported = store.artifact("report", "some")
-    reported.write_json("examples.json", report_content.examples(found))
-    reported.write_json("pictures.json", draw(made))
+    reported.write_json("examples.json", asdict(side_by_side(found)))
+    reported.write_json("pictures.json", draw(whole))
     assert benchmark.refresh(job["spec"], store, content)
     assert store.job("tiny").read_json("report.json") == {**made, "benchmarks": content}
     assert b"tiny_group" in store.job("tiny").read("report.html")

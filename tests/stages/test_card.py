@@ -10,12 +10,14 @@ from xml.etree import ElementTree
 
 import orjson
 import pytest
+from pydantic import TypeAdapter
 
+from retort.data.balance import largest
 from retort.events import SILENT
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import build
 from retort.stages.curate import data_card
-from retort.stages.curate.data_card.funnel import largest
+from retort.stages.curate.data_card import DataCard
 from retort.stages.stage import Stage
 from retort.store import Store
 
@@ -90,14 +92,26 @@ def card_of(tmp_path, questions: list[str], kept: list[bool], **knobs) -> dict:
     examples = [Example(name, "train", chat(text)) for name, text in pairs]
     responses = [Response(name, "x", [], "stop", 7, 3, example_id=name) for name in names]
     decisions = [Decision(name, keep, "f", "r") for name, keep in zip(names, kept, strict=True)]
-    return data_card.write(stage_of(tmp_path, {}, examples, responses, **knobs), decisions)
+    return written(stage_of(tmp_path, {}, examples, responses, **knobs), decisions)
+
+
+def written(stage: Stage, decisions: list[Decision]) -> dict:
+    """The card that curate writes, as JSON."""
+    card = data_card.write(stage, decisions)
+    found = stage.out.read_json("data_card.json")
+    assert read(found) == card
+    return found
+
+
+def read(made: dict) -> DataCard:
+    return TypeAdapter(DataCard).validate_python(made)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A job with weights, and its card."""
     stage, examples, responses, decisions = job(tmp_path_factory.mktemp("job"), weights=(0.5, 2.0))
-    return stage, examples, responses, decisions, data_card.write(stage, decisions)
+    return stage, examples, responses, decisions, written(stage, decisions)
 
 
 def rows_of(folder, prefix: str) -> list[dict]:
@@ -188,7 +202,7 @@ def test_lengths_are_those_of_the_responses_to_train_examples(whole):
 @pytest.mark.parametrize("counts", [True, False])
 def test_without_tokens_or_with_lessons_of_their_own_lengths_are_in_words(tmp_path, counts):
     stage, examples, responses, decisions = job(tmp_path, counts_tokens=counts, rewritten=True)
-    made = data_card.write(stage, decisions)["lengths"]
+    made = written(stage, decisions)["lengths"]
     assert (made["prompts"]["unit"] == "tokens", made["answers"]["unit"]) == (counts, "words")
     words = [2 + len(e.messages[1]["content"].split()) for e in examples if e.split == "train"]
     assert counts or made["prompts"]["before"]["median"] == statistics.median(words)
@@ -201,7 +215,7 @@ def test_one_endless_answer_does_not_hide_the_others(tmp_path):
     _, examples, responses, decisions = job(tmp_path)
     responses[0] = replace(responses[0], num_tokens=100_000)
     stage = stage_of(tmp_path / "other", FACTS, examples, responses)
-    found = data_card.write(stage, decisions)["lengths"]["answers"]
+    found = written(stage, decisions)["lengths"]["answers"]
     assert found["edges"][-1] == 100_001
     assert max(found["before"]["counts"]) < 20
     assert found["before"]["counts"][-1] < 5
@@ -209,11 +223,11 @@ def test_one_endless_answer_does_not_hide_the_others(tmp_path):
 
 def test_several_responses_to_an_example_are_a_step_that_adds(tmp_path):
     stage, _, _, decisions = job(tmp_path, num_samples=3)
-    made = data_card.write(stage, decisions)
+    made = written(stage, decisions)
     assert adds_up(made)
     step = next(step for step in made["funnel"] if step["step"] == "responses")
     assert list(step.values()) == ["responses", 810, -540, "3 to an example on average"]
-    assert "+540" in texts_of(data_card.picture(made))
+    assert "+540" in texts_of(data_card.picture(read(made)))
 
 
 def test_without_labels_prompts_are_clustered_and_both_sides_are_the_same_clusters(tmp_path):
@@ -240,29 +254,34 @@ def test_of_many_unlabelled_prompts_a_sample_is_clustered(tmp_path, monkeypatch)
 
 def test_the_picture_and_the_page_hold_the_cards_texts_and_numbers(whole):
     stage, _, _, _, made = whole
-    texts, page = texts_of(stage.out.read("data_card.svg")), data_card.page(made)
-    assert stage.out.read_json("data_card.json") == made
-    assert texts == texts_of(data_card.picture(made))
+    texts, page = texts_of(stage.out.read("data_card.svg")), stage.out.read("data_card.md").decode()
+    shown = " ".join(re.sub(r"<[^>]+>", " ", stage.out.read("data_card.html").decode()).split())
+    assert texts == texts_of(data_card.picture(read(made)))
     for step in made["funnel"]:
         assert step["step"] in texts
         assert f"{step['count']:,}" in texts
+        assert f"{step['step']} {step['count']:,}" in shown
         assert re.search(rf"\| {step['step']} \| {step['count']:,} \|", page)
     for reason, count in made["reasons"]["rejected"].items():
         assert {reason, f"{count:,}"} <= set(texts)
+        assert f"{reason} {count:,}" in shown
         assert f"| {reason.replace('|', chr(92) + '|')} | answer rejected | {count} |" in page
     total = sum(made["balance"]["before"].values())
     for label, count in made["balance"]["before"].items():
         assert {label, f"{count / total:.1%}"} <= set(texts)
+        after = made["balance"]["after"][label]
+        assert f"{label} {count:,} → {after:,} {count / total:.1%} →" in shown
         assert f"| {label} | {count} ({count / total:.1%}) |" in page
-    assert {"weighted", "Prompts, in tokens", "Answers, in tokens"} <= set(texts)
+    assert {"as weighted", "Prompts, in tokens", "Answers, in tokens"} <= set(texts)
     assert page.startswith("## Data\n\n400 rows in")
 
 
 def test_a_card_is_the_same_bytes_each_time(whole):
     stage, _, _, decisions, made = whole
-    first = stage.out.read("data_card.svg")
-    assert data_card.write(stage, decisions[::-1]) == made
-    assert stage.out.read("data_card.svg") == first
+    names = ("data_card.svg", "data_card.md", "data_card.html")
+    first = [stage.out.read(name) for name in names]
+    assert written(stage, decisions[::-1]) == made
+    assert [stage.out.read(name) for name in names] == first
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
@@ -270,33 +289,34 @@ def test_a_job_of_no_row_or_of_one_has_a_card_too(tmp_path, num_rows):
     made = card_of(tmp_path, ["why"] * num_rows, [True] * num_rows)
     assert adds_up(made)
     assert made["funnel"][-1]["count"] == num_rows
-    texts = texts_of(data_card.picture(made))
+    texts = texts_of(data_card.picture(read(made)))
     assert "Nothing was rejected and no row was bad." in texts
     assert ("There are no train examples." in texts) == (num_rows == 0)
-    assert data_card.page(made).count("\n| learned from |") == 1
+    assert data_card.as_markdown(read(made)).count("\n| learned from |") == 1
 
 
 def test_facts_that_do_not_add_up_are_shown_and_not_hidden(tmp_path):
     _, examples, responses, decisions = job(tmp_path)
     facts = {**FACTS, "num_left_out": 70}
-    made = data_card.write(stage_of(tmp_path / "other", facts, examples, responses), decisions)
+    made = written(stage_of(tmp_path / "other", facts, examples, responses), decisions)
     assert adds_up(made)
     step = next(step for step in made["funnel"] if step["step"] == "not accounted for")
     assert (step["count"], step["removed"]) == (290, 9)
-    assert "not accounted for" in data_card.page(made)
+    assert "not accounted for" in data_card.as_markdown(read(made))
 
 
 def test_long_odd_and_foreign_names_stay_one_line_within_their_panel(whole):
     *_, whole_card = whole
-    made = {**whole_card, "balance": {**whole_card["balance"], "weighted": {}}}
+    balance = {**whole_card["balance"], "weighted": {}}
+    made = {**whole_card, "balance": balance}
     odd = {"filter: $x^2$ <b>&\n\x00\ud800 " + "long " * 60: 5, "filter: 理由" * 20: 4, "ü": 3}
     made["reasons"] = {"rejected": odd, "quarantined": {f"r{n}": 1 for n in range(30)}}
     made["balance"]["before"] = made["balance"]["after"] = {"x" * n: 1 for n in range(50, 90)}
-    texts = texts_of(data_card.picture(made))
+    texts = texts_of(data_card.picture(read(made)))
     assert any(text.startswith("filter: $x^2$ <b>& long long") for text in texts)
     assert sum(text.endswith("…") for text in texts) == 12
     assert max(len(text) for text in texts) <= 90
     assert {"and 23 more reasons, 23 in all", "and 30 more groups"} <= set(texts)
-    page = data_card.page(made)
-    assert "<b>" not in page
+    page = data_card.as_markdown(read(made))
+    assert "<b>" not in page and "<b>&" not in data_card.as_html(read(made))
     assert all(len(re.findall(r"(?<!\\)\|", x)) in (0, 4, 5, 6, 7) for x in page.splitlines())

@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 from flows.commands import compare as command
 from flows.commands.options import on_spec
 from retort.errors import DataError, SpecError
-from retort.jobs.compare import compare, find, page
-from retort.metrics.comparison import table
+from retort.jobs.compare import ComparedRuns, compare, find, page
+from retort.metrics.comparison import as_json, read_content, table
 from retort.records import write_lines
 from retort.stages.report.answers import Answered
 from retort.store import Store, open_store
@@ -30,7 +30,7 @@ def put(store: Store, name: str, found: Answered, **changed: Any) -> dict[str, A
     prepared.write("test-00000.jsonl", write_lines(found.examples))
     evaluated.write_json("statistics-student.json", {"accuracy": found.vectors["student"]})
     report = {
-        **report_content.content(found),
+        **as_json(report_content.content(found)),
         "name": name,
         "fingerprints": dict.fromkeys(("prepare", "evaluate"), name),
         "artifacts": {"prepare": prepared.uri, "evaluate": evaluated.uri},
@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return found
 
 
-def compared(store: Store, *names: str) -> dict[str, Any]:
+def compared(store: Store, *names: str) -> ComparedRuns:
     return compare(find(store, [*names]))
 
 
@@ -71,23 +71,25 @@ def column(rows: list[list[str]], name: str) -> dict[str, str]:
 
 
 def test_models_in_common_have_one_column(store):
-    shown = compared(store, "lucky", "plain")["models"]
+    shown = compared(store, "lucky", "plain").models
     assert shown[0] == ["", "lucky", "plain", "teacher", "base"]
     for name in ("lucky", "plain"):
         report = store.job(name).read_json("report.json")
-        assert column(table(report), "student").items() <= column(shown, name).items()
+        content = read_content(report)
+        rows = table(content.models, "accuracy")
+        assert column(rows, "student").items() <= column(shown, name).items()
         found = report["models"]["student"]["metrics"]["accuracy"]
         sure = f"{found['low']:.1%} to {found['high']:.1%}"
         assert column(shown, name)["accuracy, 95% interval"] == sure
 
 
 def test_models_measured_on_other_questions_have_columns_of_their_own(store):
-    shown = compared(store, "lucky", "plain", "elsewhere")["models"]
+    shown = compared(store, "lucky", "plain", "elsewhere").models
     assert shown[0][4:6] == ["teacher of lucky, plain", "teacher of elsewhere"]
 
 
 def test_what_each_gained_is_what_its_report_says(store):
-    gains = compared(store, "lucky", "plain")["gains"]
+    gains = compared(store, "lucky", "plain").gains
     for name in ("lucky", "plain"):
         found = store.job(name).read_json("report.json")
         cells = column(gains, name)
@@ -99,30 +101,28 @@ def test_students_of_the_same_questions_are_compared_one_by_one(store):
     told = report_content.answered(N).vectors
     pairs = [(told["student"][key][0], told["fine_tuning"][key][0]) for key in told["student"]]
     only = [sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)]
-    (pair,) = compared(store, "lucky", "plain")["pairs"]
-    found = pair["difference"]
-    assert found["value"] == pytest.approx(sum(a - b for a, b in pairs) / N)
-    assert found["mcnemar_p_value"] == pytest.approx(binomtest(only[0], sum(only)).pvalue)
-    assert found["n"] == N
-    assert found["low"] < found["value"] < found["high"]
-    assert found["high"] < 0  # by the luck of these questions
-    assert pair["words"].startswith("lucky is worse than plain in accuracy: -3.7 points")
-    (turned,) = compared(store, "plain", "lucky")["pairs"]
-    assert turned["words"].startswith("plain is better than lucky in accuracy: +3.7 points")
+    (pair,) = compared(store, "lucky", "plain").pairs
+    found = pair.difference
+    assert found.value == pytest.approx(sum(a - b for a, b in pairs) / N)
+    assert found.mcnemar_p_value == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    assert found.n == N
+    assert found.low < found.value < found.high
+    assert found.high < 0  # by the luck of these questions
+    assert pair.words.startswith("lucky is worse than plain in accuracy: -3.7 points")
+    (turned,) = compared(store, "plain", "lucky").pairs
+    assert turned.words.startswith("plain is better than lucky in accuracy: +3.7 points")
 
 
 def test_equal_ids_of_other_questions_are_not_taken_for_the_same(store):
-    (pair,) = compared(store, "lucky", "elsewhere")["pairs"]
-    assert pair["difference"] is None
-    assert "lucky 300, elsewhere 200, 0 of them in common" in pair["words"]
+    (pair,) = compared(store, "lucky", "elsewhere").pairs
+    assert pair.difference is None
+    assert "lucky 300, elsewhere 200, 0 of them in common" in pair.words
 
 
 def test_other_tasks_are_not_ranked(store):
     found = compared(store, "lucky", "sums")
-    assert found["pairs"][0]["outcome"] is None
-    assert (
-        "not ranked: their tasks are of different types (nli, math)" in found["pairs"][0]["words"]
-    )
+    assert found.pairs[0].outcome is None
+    assert "not ranked: their tasks are of different types (nli, math)" in found.pairs[0].words
 
 
 def test_other_metrics_have_rows_of_their_own(store, tmp_path):
@@ -132,9 +132,9 @@ def test_other_metrics_have_rows_of_their_own(store, tmp_path):
         model["metrics"] = {"rouge_l": {"value": 0.25, "low": 0.2, "high": 0.3, "n": N}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     found = compared(store, "lucky", str(tmp_path))
-    assert column(found["models"], "summaries")["rouge_l"] == "25.0%"
-    assert column(found["models"], "summaries")["accuracy"] == "unknown"
-    assert "different metrics (accuracy, rouge_l)" in found["pairs"][0]["words"]
+    assert column(found.models, "summaries")["rouge_l"] == "25.0%"
+    assert column(found.models, "summaries")["accuracy"] == "unknown"
+    assert "different metrics (accuracy, rouge_l)" in found.pairs[0].words
 
 
 def test_agreement_with_different_teachers_is_not_compared(store, tmp_path):
@@ -147,14 +147,14 @@ def test_agreement_with_different_teachers_is_not_compared(store, tmp_path):
         places[-1].parent.mkdir(parents=True)
         places[-1].write_text(json.dumps(report))
     found = compared(store, *map(str, places))
-    assert "different teachers (org/one, org/other)" in found["pairs"][0]["words"]
-    assert [run["name"] for run in found["runs"]] == ["lucky #1", "lucky #2"]
+    assert "different teachers (org/one, org/other)" in found.pairs[0].words
+    assert [run.label for run in found.runs] == ["lucky #1", "lucky #2"]
 
 
 def test_a_job_named_as_a_role_is_not_taken_for_it(store, tmp_path):
     report = store.job("lucky").read_json("report.json") | {"name": "teacher"}
     (tmp_path / "report.json").write_text(json.dumps(report))
-    shown = compared(store, "plain", str(tmp_path))["models"]
+    shown = compared(store, "plain", str(tmp_path)).models
     assert shown[0] == ["", "plain", "teacher #1", "teacher", "base"]
 
 
@@ -165,13 +165,13 @@ def test_a_moved_store_and_a_report_by_itself(store, tmp_path):
     report = json.loads(place.read_text())
     report["artifacts"] = {stage: f"/gone/{stage}" for stage in report["artifacts"]}
     place.write_text(json.dumps(report))
-    (pair,) = compared(store, "lucky", str(place.parent))["pairs"]
-    assert pair["difference"]["n"] == N
+    (pair,) = compared(store, "lucky", str(place.parent)).pairs
+    assert pair.difference.n == N
     alone = tmp_path / "mail" / "plain.json"
     alone.parent.mkdir()
     alone.write_text(json.dumps(report))
-    (pair,) = compared(store, "lucky", str(alone))["pairs"]
-    assert "the scores of each example of plain cannot be read from here" in pair["words"]
+    (pair,) = compared(store, "lucky", str(alone)).pairs
+    assert "the scores of each example of plain cannot be read from here" in pair.words
 
 
 def test_an_unknown_run_is_answered_with_those_there_are(store):
@@ -193,8 +193,8 @@ def test_other_machines_are_noted(store, tmp_path):
     report["ran"] = {**report["ran"], "hardware": {"cores": 64}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     found = compared(store, "plain", str(tmp_path))
-    assert any("different machines" in note for note in found["notes"])
-    assert compared(store, "lucky", "plain")["notes"] == []
+    assert any("different machines" in note for note in found.notes)
+    assert compared(store, "lucky", "plain").notes == []
 
 
 class Cells(HTMLParser):
@@ -219,10 +219,10 @@ def test_the_page_says_the_same_and_runs_nothing_of_a_reports(store, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     found = compared(store, "lucky", str(tmp_path))
     shown = Cells(page(found).decode())
-    for rows in (found["models"], found["gains"], found["details"]):
+    for rows in (found.models, found.gains, found.details):
         assert {cell for row in rows for cell in row} - {""} <= {*shown.texts}
     told = " ".join(shown.texts)
-    assert found["pairs"][0]["words"] in told
+    assert found.pairs[0].words in told
     assert "script" not in {tag for tag, _ in shown.elements}
     assert not [a for _, attributes in shown.elements for a in attributes if a in ("src", "href")]
 
@@ -237,10 +237,12 @@ def run(store: Store, *flags: str) -> int:
 
 def test_the_command_prints_json_tables_and_a_page(store, tmp_path, capsys):
     assert run(store, "lucky", "plain", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == compared(store, "lucky", "plain")
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        json.dumps(compared(store, "lucky", "plain").as_json())
+    )
     assert run(store, "lucky", "plain", "--html", str(tmp_path / "new" / "page.html")) == 0
     out = capsys.readouterr().out
-    assert compared(store, "lucky", "plain")["pairs"][0]["words"] in out
+    assert compared(store, "lucky", "plain").pairs[0].words in out
     assert Path(tmp_path / "new" / "page.html").read_bytes().startswith(b"<!doctype html>")
     with pytest.raises(SpecError, match="name two or more"):
         run(store, "lucky")

@@ -39,7 +39,7 @@ PLACES = {
     "aiohttp": ("retort.engines",),
     "vllm": ("retort.engines.vllm",),
     "lm_eval": ("retort.jobs.benchmark",),
-    "matplotlib": ("retort.stages.report.drawing",),
+    "matplotlib": ("retort.metrics.comparison.drawing",),
     "torch": ("retort.losses", "retort.engines", "retort.stages", "retort.jobs.benchmark"),
 }
 

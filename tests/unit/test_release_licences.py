@@ -28,13 +28,12 @@ from retort.stages.report import licences
 )
 def test_families_are_known_by_their_names(model, licence, distillation):
     found = licences.of(model)
-    assert (found["license"], found["distillation"]) == (licence, distillation)
-    assert found["note"].endswith("As far as known; check it.")
-    assert set(found) == {"license", "source", "distillation", "note"}
+    assert (found.license, found.distillation) == (licence, distillation)
+    assert found.note.endswith("As far as known; check it.")
 
 
 def test_the_llama_licence_says_how_the_student_must_be_named():
-    assert "must have a name that begins with Llama" in licences.of("Llama-3.2-1B")["note"]
+    assert "must have a name that begins with Llama" in licences.of("Llama-3.2-1B").note
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,14 @@ def test_a_folder_says_it_itself(tmp_path, files, licence, distillation):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     found = licences.of(str(tmp_path))
-    assert (found["license"], found["distillation"]) == (licence, distillation)
-    assert str(tmp_path) not in f"{found['source']} {found['note']}"
+    assert (found.license, found.distillation) == (licence, distillation)
+    assert str(tmp_path) not in f"{found.source} {found.note}"
 
 
 def test_the_folders_own_word_goes_before_its_name(tmp_path):
     folder = tmp_path / "gpt-4o"
     folder.mkdir()
-    assert licences.of(str(folder))["distillation"] == "forbidden"
+    assert licences.of(str(folder)).distillation == "forbidden"
     Path(folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     found = licences.of(str(folder))
-    assert (found["distillation"], found["source"]) == ("allowed", "README.md of the model")
+    assert (found.distillation, found.source) == ("allowed", "README.md of the model")

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from retort import losses
 from retort.data import encoding
 from retort.losses import Target
+from retort.metrics.comparison.content import Comparison, Difference, MeasuredModel
 from retort.plugins import function_names
 from retort.records import Decision, Response
 from retort.spec import Gate
@@ -264,10 +265,9 @@ def test_a_frozen_head_costs_a_product_less():
     [(0.95, 0.01, True), (0.95, -0.01, False), (0.5, 0.1, False), (None, 0.1, False)],
 )
 def test_a_student_that_lost_is_refused(retention, gain, passes):
-    against = {"base": {"value": gain, "low": gain - 0.1, "high": gain + 0.1}}
-    comparison = {"metric": "accuracy", "retention": retention, "differences": against}
-    content = {"comparison": comparison, "models": {}}
-    assert judge(content, Gate())["passed"] == passes
+    against = {"base": Difference(gain, gain - 0.1, gain + 0.1)}
+    comparison = Comparison("accuracy", retention, gain, differences=against)
+    assert judge(MeasuredModel("student", "echo", {}), comparison, Gate()).passed == passes
 
 
 def test_the_end_is_learned_where_padding_is_the_same_token():

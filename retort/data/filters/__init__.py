@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from retort.data import text_stats
 from retort.data.filters import refusals
 from retort.data.filters.candidate import Candidate
-from retort.records import Message
+from retort.records import Message, chat_text
 
 Count = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -258,8 +258,7 @@ def _chat(item: Candidate) -> list[Message]:
 
 def _question(item: Candidate) -> str:
     """Returns the user's last turn."""
-    contents = [turn["content"] for turn in _chat(item) if turn["role"] == "user"]
-    return str(contents[-1]) if contents else ""
+    return chat_text([turn for turn in _chat(item) if turn["role"] == "user"][-1:])
 
 
 def _outside(text: str, least: int | None, most: int | None) -> str | None:

@@ -173,9 +173,10 @@ def refresh(spec: JobSpec, store: Store, content: dict[str, Any]) -> bool:
     reported = store.artifact("report", report["fingerprints"]["report"])
     if not reported.has("pictures.json"):
         return False  # made by an earlier Retort
+    from retort.metrics.comparison import read_content
     from retort.stages.report.html import page_of
 
     report["benchmarks"] = content
     job.write_json("report.json", report)
-    job.write("report.html", page_of(report, reported))
+    job.write("report.html", page_of(read_content(report), reported))
     return True

@@ -1,24 +1,23 @@
 """A run to compare: its report, wherever that lies, and the scores behind it.
 
-The surprise: the scores may be out of reach, as where a report was sent by itself; then the run is
-compared by its report alone.
+The scores may be out of reach, as where a report was sent by itself; then the run is compared by
+its report alone.
 """
 
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from retort.errors import DataError, SpecError, StoreError, did_you_mean
+from retort.metrics.comparison import ReportContent, read_content
 from retort.records import sha256_of
 from retort.stages.stage import read_examples
 from retort.store import MANIFEST, Folder, Store, read_url
 
 REPORT = "report.json"
 ROLES = ("teacher", "base", "student")
-# What a report must hold to be compared, and in its part of that name.
-NEEDED = ("name", "task_type", "models", "comparison", "gate", "data")
-NEEDED_IN = {"comparison": ("metric", "retention_interval", "cost_reduction", "differences")}
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,18 @@ class Run:
 
     label: str
     place: str
-    content: dict[str, Any] = field(repr=False)
+    content: ReportContent = field(repr=False)
 
     @property
     def metric(self) -> str:
         """The metric that decides."""
-        return str(self.content["comparison"]["metric"])
+        return self.content.comparison.metric
 
     def artifact(self, stage: str) -> Folder | None:
         """Returns the folder of an artifact of this run: where the report says, or beside it where
         the whole store was moved. None where neither can be read."""
-        places = [self.content.get("artifacts", {}).get(stage)]
-        name = self.content.get("fingerprints", {}).get(stage)
+        places = [self.content.artifacts.get(stage)]
+        name = self.content.fingerprints.get(stage)
         if name and self.place.count("/") > 2:
             places.append(f"{self.place.rsplit('/', 3)[0]}/artifacts/{stage}/{name}")
         for uri in filter(None, places):
@@ -60,14 +59,14 @@ class Run:
         return found
 
     def questions(self, ids: set[str]) -> dict[str, str] | None:
-        """Returns the digest of what was asked and expected of each scored example, for ids alone
-        do not tell: every file may count its rows from 0. None where it cannot be read."""
+        """Returns the digest of each scored example's question and answer, for ids alone do not
+        suffice: every file may count its rows from 0. None where they cannot be read."""
         folder = self.artifact("prepare")
         if folder is None:
             return None
         return {
             example.id: sha256_of([example.messages, example.expected, example.options])
-            for example in read_examples(folder, self.content["data"]["split"])
+            for example in read_examples(folder, self.content.data.split)
             if example.id in ids
         }
 
@@ -75,7 +74,8 @@ class Run:
 def find(store: Store, names: list[str]) -> list[Run]:
     """Returns the runs behind job names, folders, and paths or URLs of a report.json.
 
-    Raises `SpecError` for one that is not there, `DataError` for what is no report of today's form.
+    Raises `SpecError` for one that is not there, `DataError` for what is no report or one of an
+    older form.
     """
     found = [_read(store, name) for name in names]
     labels = [run.label for run in found]
@@ -95,19 +95,21 @@ def _read(store: Store, name: str) -> Run:
         raise SpecError(f"{name}: {place} cannot be read ({error})") from None
     except ValueError as error:
         raise DataError(f"{name}: {place} is no JSON ({error})") from None
-    missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
-    missing = missing or [
-        f"{part}.{key}"
-        for part, keys in NEEDED_IN.items()
-        for key in keys
-        if key not in content[part]
-    ]
-    if missing:
+    try:
+        return Run(str(content["name"]), place, read_content(content))
+    except (KeyError, TypeError, ValidationError) as error:
         raise DataError(
-            f"{name}: {place} is no report that can be compared (no {', '.join(missing)}); it may "
-            "have been made by an earlier Retort: run its job again"
-        )
-    return Run(str(content["name"]), place, content)
+            f"{name}: {place} is no report that can be compared ({_missing(error)}); it may have "
+            "been made by an earlier Retort: run its job again"
+        ) from None
+
+
+def _missing(error: Exception) -> str:
+    """Returns what a report lacks, or has in another form."""
+    if not isinstance(error, ValidationError):
+        return "it has no name"
+    found = [".".join(map(str, each["loc"])) for each in error.errors()]
+    return f"no {', '.join(found[:5])}" + (" ..." if len(found) > 5 else "")
 
 
 def _place(store: Store, name: str) -> str:

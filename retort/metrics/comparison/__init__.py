@@ -1,10 +1,10 @@
-"""The comparison: its numbers, what they say in words, and the tables that show them everywhere.
+"""The comparison: its content and numbers, what they say in words, and the tables that show them.
 
-A control is a student of the same base and rows by plain fine-tuning. Unless asked to, the gate
-does not look at it; the verdict says where the student stands against it.
+A control is a student of the same base and rows by plain fine-tuning. Unless the spec says so, the
+gate does not look at it; the verdict says how the student compares with it.
 """
 
-from retort.metrics import tells as outcome
+from retort.metrics.comparison.content import ReportContent, as_json, read_content
 from retort.metrics.comparison.ratios import (
     CONTROLS,
     compare,
@@ -12,18 +12,21 @@ from retort.metrics.comparison.ratios import (
     main_metric,
     warnings,
 )
-from retort.metrics.comparison.tables import caption, details, table
+from retort.metrics.comparison.tables import caption, certainty, details, table
 from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdict
 
 __all__ = [
     "CONTROLS",
+    "ReportContent",
+    "as_json",
     "caption",
+    "certainty",
     "compare",
     "details",
     "flat_differences",
     "headlines",
     "main_metric",
-    "outcome",
+    "read_content",
     "table",
     "too_few",
     "unsure",

@@ -1,8 +1,12 @@
-"""The numbers of the comparison: ratios of student and teacher, differences and their outcomes."""
+"""The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
-from typing import Any
-
-from retort.metrics import tells as outcome
+from retort.metrics.comparison.content import (
+    Comparison,
+    Differences,
+    Evaluated,
+    MeasuredModel,
+    Models,
+)
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
@@ -11,75 +15,73 @@ CONTROLS = {
 WAYS_OUT = {
     "fine_tuning": "its losses made the student worse; use plain fine-tuning (train.losses: "
     "[{name: cross_entropy}]), or look at their weights and temperature",
-    "gold": "the teacher taught it less than those answers do; learn them (train.text: expected, "
+    "gold": "those answers taught more than the teacher did; learn them (train.text: expected, "
     "train.losses: [{name: cross_entropy}]), or look at train.losses and the teacher's own score",
 }
 
 
-def main_metric(scores: dict[str, Any]) -> str:
-    """The metric that decides: the task type's first where answers are known, else agreement."""
-    return str(next(iter(scores["teacher"]["metrics"])))
+def main_metric(models: Models) -> str:
+    """Returns the metric that decides: the task type's first where answers are known, else
+    agreement with the teacher."""
+    return next(iter(models["teacher"].metrics))
 
 
-def compare(evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Returns retention with its interval, gain, the reductions and the throughput ratio, and the
-    paired differences of student and each other model, each with its outcome.
+def compare(evaluated: Evaluated, required_retention: float | None = None) -> Comparison:
+    """Returns retention (student / teacher) with its interval, gain (student - base), what is
+    saved, and the differences of the student and each other model, all in the main metric.
 
-    `evaluated` are evaluate's facts; where its models carry `cost_per_1000_requests` costs are
-    compared too. All but the costs are of the main metric. Retention is student / teacher, gain is
-    student - base. Reductions are 1 - student / teacher: of the median whole-answer latency, of
-    the bytes of the weights, of the cost of 1,000 requests. What is unknown is None.
+    A reduction is 1 - student / teacher: of the median latency of whole answers, of the bytes of
+    the weights, of the cost of 1,000 requests. What is unknown is None.
     """
-    models = evaluated["models"]
+    models = evaluated.models
+    metric = main_metric(models)
     teacher, base, student = (models[role] for role in ("teacher", "base", "student"))
-    name = main_metric(models)
-    value = {role: models[role]["metrics"][name]["value"] for role in models}
-    pair = student, teacher
-    return {
-        "metric": name,
-        "retention": value["student"] / value["teacher"] if value["teacher"] else None,
-        "retention_interval": evaluated.get("retention", {}).get(name),
-        "gain": value["student"] - base["metrics"][name]["value"],
-        "latency_reduction": _reduction(*(median_seconds(model) for model in pair)),
-        "memory_reduction": _reduction(*(model["weights_bytes"] for model in pair)),
-        "cost_reduction": _reduction(*(model.get("cost_per_1000_requests") for model in pair)),
-        "throughput_ratio": _share(*(model["tokens_per_second"] for model in pair)),
-        "differences": {
-            role: {**found[name], "outcome": outcome(found[name])}
-            for role, found in evaluated["differences"].items()
-            if name in found
+    scores = {role: models[role].metrics[metric].value for role in ("teacher", "base", "student")}
+    return Comparison(
+        metric=metric,
+        retention=_ratio(scores["student"], scores["teacher"]),
+        retention_interval=evaluated.retention.get(metric),
+        gain=scores["student"] - base.metrics[metric].value,
+        latency_reduction=_reduction(median_seconds(student), median_seconds(teacher)),
+        memory_reduction=_reduction(student.weights_bytes, teacher.weights_bytes),
+        cost_reduction=_reduction(student.cost_per_1000_requests, teacher.cost_per_1000_requests),
+        throughput_ratio=_ratio(student.tokens_per_second, teacher.tokens_per_second),
+        differences={
+            role: by_metric[metric]
+            for role, by_metric in evaluated.differences.items()
+            if metric in by_metric
         },
-    }
+        required_retention=required_retention,
+    )
 
 
-def median_seconds(model: dict[str, Any]) -> float | None:
+def median_seconds(model: MeasuredModel) -> float | None:
     """Returns a model's median seconds to a whole answer, None where it was not measured."""
-    found = model["latency_seconds"]
-    return None if found is None else found["p50"]
+    return None if model.latency_seconds is None else model.latency_seconds.p50
 
 
-def _share(student: float | None, teacher: float | None) -> float | None:
+def _ratio(student: float | None, teacher: float | None) -> float | None:
     return None if student is None or not teacher else student / teacher
 
 
 def _reduction(student: float | None, teacher: float | None) -> float | None:
-    share = _share(student, teacher)
-    return None if share is None else 1 - share
+    ratio = _ratio(student, teacher)
+    return None if ratio is None else 1 - ratio
 
 
-def flat_differences(differences: dict[str, Any]) -> dict[str, float]:
+def flat_differences(differences: Differences) -> dict[str, float]:
     """Returns the differences as MLflow metrics: `difference.base`, with `_low` and `_high`."""
     return {
-        f"difference.{role}{end}": found[key]
+        f"difference.{role}{end}": value
         for role, found in differences.items()
-        for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+        for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
     }
 
 
-def warnings(comparison: dict[str, Any]) -> list[str]:
-    """Returns what to do about each control that the student is below of."""
+def warnings(comparison: Comparison) -> list[str]:
+    """Returns what to do about each control that the student scores below."""
     return [
         f"the student is below {CONTROLS[role]}: {WAYS_OUT[role]}"
-        for role, found in comparison["differences"].items()
-        if role in CONTROLS and found["outcome"] == "below"
+        for role, found in comparison.differences.items()
+        if role in CONTROLS and found.outcome == "below"
     ]

@@ -25,6 +25,7 @@ from retort.records import (
     Quarantined,
     Row,
     Split,
+    chat_text,
     content_id,
     write_lines,
 )
@@ -90,7 +91,7 @@ class Reader:
             name, row = read_row(raw.value, self._format(raw.value), self._knobs.columns)
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
-            text = compared(row) or _spoken(prompt.messages)
+            text = compared(row) or _without_system(prompt.messages)
             split = self._split(split, prompt.messages)
             example = self._example(row, prompt, split)
             line = write_lines([example])
@@ -187,18 +188,13 @@ def compared(row: Row) -> str:
     """Returns what a row asks, as text: the turns of its chat, or the columns that are asked."""
     if row.messages:
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
-        return _spoken(row.messages[: last + 1])
+        return _without_system(row.messages[: last + 1])
     parts: list[str] = []
     for name in ASKED:
         value = row.fields.get(name)
         parts += [str(item) for item in value] if isinstance(value, list) else []
         parts += [value] if isinstance(value, str) else []
     return "\n".join(parts)
-
-
-def _spoken(turns: list[Message]) -> str:
-    """Returns what was said in a chat, its instructions left out."""
-    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
 
 
 def quarantined(read: Read) -> Quarantined:
@@ -286,3 +282,8 @@ def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
             "prepare.test: missing, and there is no prepare.validation to compare the models on; "
             "give a file that the student is not trained on, or set prepare.test_ratio: 0.1"
         )
+
+
+def _without_system(turns: list[Message]) -> str:
+    """Returns a chat as text, its instructions left out."""
+    return chat_text(turn for turn in turns if turn["role"] != "system")

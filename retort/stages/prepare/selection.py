@@ -15,7 +15,7 @@ import orjson
 
 from retort.data import balance
 from retort.data.sources import SourceRow
-from retort.records import Example, Removed, Split, content_id
+from retort.records import Example, Removed, Split, chat_text, content_id
 from retort.spec import JobSpec, Prepare
 from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
@@ -164,7 +164,7 @@ class Selection:
         text = (
             shown.decode(errors="ignore")
             if where == "against"
-            else _question(self.example(where, pair.other))
+            else chat_text(self.example(where, pair.other).messages[-1:])
         )
         return Removed(
             file=rows.files[index],
@@ -208,7 +208,3 @@ def _comparisons(knobs: Prepare) -> Iterable[tuple[Split, str]]:
 
 def _system(example: Example) -> list[str]:
     return [turn["content"] for turn in example.messages if turn["role"] == "system"]
-
-
-def _question(example: Example) -> str:
-    return str(example.messages[-1]["content"])

@@ -10,6 +10,8 @@ from typing import Any
 
 from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
+from retort.metrics.comparison import ReportContent, read_content
+from retort.metrics.comparison.content import Latency
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
 from retort.store import MODEL
@@ -21,57 +23,60 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 def release(stage: Stage) -> dict[str, Any]:
     """Writes `model/` and `gate.json`; returns what the registry is told."""
-    reported = stage.input("report").read_json("report.json")
-    stage.out.write_json("gate.json", reported["gate"])
+    raw = stage.input("report").read_json("report.json")
+    content = read_content(raw)
+    stage.out.write_json("gate.json", raw["gate"])
     with stage.input("train").local_copy("student") as student:
         _check_safe(student)
         generation = generation_config(student)
         stage.out.put_tree(student, MODEL)
     stage.out.write_json(f"{MODEL}/{GENERATION}", generation)
-    stage.out.write(f"{MODEL}/README.md", model_card(stage, reported).encode())
+    stage.out.write(f"{MODEL}/README.md", model_card(stage, content).encode())
     stage.report.progress(1, 1, "model")
     return {
         "registered_model": stage.spec.registered_name,
         "source": f"{stage.out.uri}/{MODEL}",
-        "gate_passed": reported["gate"]["passed"],
-        "scores": scores(reported),
+        "gate_passed": content.gate.passed,
+        "scores": scores(content),
     }
 
 
 def generation_config(student: Path) -> dict[str, Any]:
-    """Returns the student's generation config, completed by what ends an answer: without that an
-    engine writes on to its limit. Raises `StageError` where the student names no end token."""
+    """Returns the student's generation config with the token that ends an answer: without it an
+    engine generates up to its limit. Raises `StageError` where the student names no end token."""
     found, config = _json(student / GENERATION), _json(student / CONFIG)
     if found.get("eos_token_id") is None:
         ends = config.get("eos_token_id")
         ends = load_tokenizer(str(student)).eos_token_id if ends is None else ends
         if ends is None:
             raise StageError(
-                "release: neither the student's configuration nor its tokenizer says "
-                "which token ends an answer"
+                "release: neither the student's configuration nor its tokenizer says which token "
+                "ends an answer: add eos_token to the base's tokenizer_config.json (train.student)"
             )
         found["eos_token_id"] = ends
     return found
 
 
-def scores(reported: dict[str, Any]) -> dict[str, float]:
+def scores(content: ReportContent) -> dict[str, float]:
     """Returns the student's scores with their intervals and what it takes, for its page in MLflow.
 
     Seconds, bytes and requests a second; what is unknown is left out.
     """
-    student, compared = reported["models"]["student"], reported["comparison"]
+    student, compared = content.models["student"], content.comparison
+    latency = student.latency_seconds or Latency()
     found: dict[str, float | None] = {}
-    for name, metric in student["metrics"].items():
-        found |= {
-            name: metric["value"],
-            f"{name}_low": metric["low"],
-            f"{name}_high": metric["high"],
-        }
-    found |= {name: compared.get(name) for name in ("retention", "gain")}
-    latency = student["latency_seconds"] or {}
-    found |= {f"latency_seconds_{name}": latency.get(name) for name in ("p50", "p95")}
-    measured = ("requests_per_second", "tokens_per_second", "weights_bytes", "peak_memory_bytes")
-    found |= {name: student.get(name) for name in measured}
+    for name, metric in student.metrics.items():
+        found |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+    found |= {
+        "retention": compared.retention,
+        "gain": compared.gain,
+        "latency_seconds_p50": latency.p50,
+        "latency_seconds_p95": latency.p95,
+        "requests_per_second": student.requests_per_second,
+        "tokens_per_second": student.tokens_per_second,
+        "weights_bytes": student.weights_bytes,
+        "peak_memory_bytes": student.peak_memory_bytes,
+    }
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

@@ -1,77 +1,96 @@
-"""The content of the report: all that it says, as JSON, pulled from the other stages' artifacts."""
+"""The report's content, pulled from the other stages' artifacts, and what to be warned of."""
 
 from typing import Any
 
 from retort.metrics.comparison import compare, too_few, unsure, warnings
+from retort.metrics.comparison.content import (
+    ColumnSlices,
+    ComparedChampion,
+    Comparison,
+    DataContent,
+    Evaluated,
+    Json,
+    Licence,
+    ReportContent,
+    RunContent,
+    TeacherCost,
+    TrainingContent,
+)
 from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.report import licences, slices
 from retort.stages.report.answers import Answered
 from retort.stages.report.gate import judge
+from retort.stages.report.plots import Records
 from retort.stages.stage import Stage
 from retort.store import MODEL, urls
 
-STAGES_READ = ("prepare", "generate", "curate", "train")
 MOST_POINTS = 200
-Record = dict[str, float]
 
 
-def content_of(stage: Stage, evaluated: dict[str, Any], answered: Answered) -> dict[str, Any]:
-    """Returns the report of all that was measured and answered; what belongs to one run is not in
-    it."""
-    policy = stage.spec.report.gate
-    comparison = compare(evaluated) | {"required_retention": policy.min_retention}
+def content_of(stage: Stage, evaluated: Evaluated, answered: Answered) -> ReportContent:
+    """Returns what a report says of all that was measured and answered, whichever run shows it."""
+    spec, models = stage.spec, evaluated.models
+    comparison = compare(evaluated, spec.report.gate.min_retention)
+    columns = slices.slices(answered, spec.evaluate)
+    champion = _champion(stage)
+    has_champion = champion is not None or CHAMPION in models
     training = _training(stage, warnings(comparison))
-    content = {
-        "name": stage.spec.name,
-        "task_type": stage.spec.prepare.task_type,
-        "models": evaluated["models"],
-        "latency_bound_seconds": evaluated.get("latency_bound_seconds"),
-        "perplexity_of": evaluated.get("perplexity_of"),
-        "comparison": comparison,
-        "all_differences": evaluated["differences"],
-        "champion": _champion(stage),
-        "slices": slices.slices(answered, stage.spec.evaluate),
-        "training": training,
-        "data": _data(stage, evaluated),
-        "ran": _ran(stage, evaluated),
-    }
-    content["gate"] = judge(content, policy)
-    careful = [*_warnings(content), *evaluated.get("notes", [])]
-    content["warnings"] = [*careful, *training["warnings"]]
-    return content
+    ran = _ran(stage, evaluated)
+    return ReportContent(
+        name=spec.name,
+        task_type=spec.prepare.task_type,
+        models=models,
+        comparison=comparison,
+        gate=judge(models["student"], comparison, spec.report.gate, has_champion),
+        data=_data(stage, evaluated),
+        ran=ran,
+        all_differences=evaluated.differences,
+        latency_bound_seconds=evaluated.latency_bound_seconds,
+        perplexity_of=evaluated.perplexity_of,
+        champion=champion,
+        slices=columns,
+        training=training,
+        warnings=[
+            *_comparison_warnings(comparison, columns),
+            *_endpoint_warning(evaluated),
+            *_licence_warnings(ran.licences),
+            *evaluated.notes,
+            *training.warnings,
+        ],
+    )
 
 
-def _training(stage: Stage, below: list[str]) -> dict[str, Any]:
+def _training(stage: Stage, below: list[str]) -> TrainingContent:
     """Returns what the trainings learned from, their curves, and what to be warned of."""
     roles = ("student", *stage.spec.controls)
-    return {
-        "warnings": [*below, *_training_warnings(stage)],
-        "controls": {name: _counts(stage, training_of(name)) for name in stage.spec.controls},
-        "curves": {role: _curve(stage, training_of(role)) for role in roles},
-    }
+    return TrainingContent(
+        warnings=[*below, *_training_warnings(stage)],
+        controls={name: _counts(stage, training_of(name)) for name in stage.spec.controls},
+        curves={role: _curve(stage, training_of(role)) for role in roles},
+    )
 
 
-def _curve(stage: Stage, name: str) -> list[Record]:
+def _curve(stage: Stage, name: str) -> Records:
     """Returns what was recorded of a training; of a long one evenly spread records, as many that
     were validated as others."""
     folder = stage.input(name)
-    records: list[Record] = folder.read_json("history.json") if folder.has("history.json") else []
+    records: Records = folder.read_json("history.json") if folder.has("history.json") else []
     validated = [record for record in records if "validation_loss" in record]
     others = [record for record in records if "validation_loss" not in record]
-    return sorted([*_spread(validated), *_spread(others)], key=lambda record: record["step"])
+    return sorted([*_spread(validated), *_spread(others)], key=lambda record: record["step"] or 0)
 
 
-def _spread(records: list[Record]) -> list[Record]:
+def _spread(records: Records) -> Records:
     """Returns at most MOST_POINTS records and the last."""
     every = -(-len(records) // MOST_POINTS) or 1
     return [*records[:-1:every], *records[-1:]]
 
 
 def _training_warnings(stage: Stage) -> list[str]:
-    """Returns what the trainings warned of, and which control had less to learn from: one that
-    went wrong is easily beaten."""
+    """Returns the trainings' own warnings, and which control had fewer rows to learn from: such a
+    control is easily beaten."""
     own = stage.facts("train")
     found = list(own.get("warnings", []))
     for name in stage.spec.controls:
@@ -85,47 +104,55 @@ def _training_warnings(stage: Stage) -> list[str]:
     return found
 
 
-def _data(stage: Stage, evaluated: dict[str, Any]) -> dict[str, Any]:
+def _data(stage: Stage, evaluated: Evaluated) -> DataContent:
     """Returns what became of the rows."""
-    return {
-        "split": evaluated["split"],
-        "num_examples": evaluated["num_examples"],
-        **{name: _counts(stage, name) for name in STAGES_READ},
-        "card": stage.input("curate").read_json("data_card.json"),
-    }
+    return DataContent(
+        split=evaluated.split,
+        num_examples=evaluated.num_examples,
+        prepare=_counts(stage, "prepare"),
+        generate=_counts(stage, "generate"),
+        curate=_counts(stage, "curate"),
+        train=_counts(stage, "train"),
+        card=stage.input("curate").read_json("data_card.json"),
+    )
 
 
-def _counts(stage: Stage, name: str) -> dict[str, Any]:
+def _counts(stage: Stage, name: str) -> Json:
     """Returns the counts among a stage's facts."""
     facts = stage.facts(name)
     return {key: v for key, v in facts.items() if key.startswith("num_") or key == "reasons"}
 
 
-def _ran(stage: Stage, evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was run, where, and what it took. Nobody measures energy yet: it is unknown."""
+def _ran(stage: Stage, evaluated: Evaluated) -> RunContent:
+    """Returns what was run, where, and what it took."""
     spec = stage.spec
-    spending = stage.facts("generate").get("spending")
-    prices = spec.generate.spending.model_dump()
-    if spending and not any(v for name, v in prices.items() if name.startswith("price_")):
-        spending = {**spending, "cost": None}
-    given = {"teacher": spec.generate.teacher, "base": spec.train.student}
-    return {
-        "spec": _public(spec.model_dump(mode="json")),
-        "versions": evaluated.get("versions"),
-        "hardware": evaluated.get("hardware"),
-        "licences": {role: licences.of(model) for role, model in given.items()},
-        "money": spending,
-        "seconds": {
+    return RunContent(
+        spec=_public(spec.model_dump(mode="json")),
+        versions=evaluated.versions,
+        hardware=evaluated.hardware,
+        licences={
+            "teacher": licences.of(spec.generate.teacher),
+            "base": licences.of(spec.train.student),
+        },
+        money=_teacher_cost(stage),
+        seconds={
             name: stage.input(name).read_manifest().get("seconds")
             for name in stage.inputs
             if name != CHAMPION  # it was made by another run, maybe elsewhere
         },
-        "energy_joules": None,
-    }
+    )
+
+
+def _teacher_cost(stage: Stage) -> TeacherCost | None:
+    """Returns what the teacher's answers took; without a price their cost is unknown."""
+    spending = stage.facts("generate").get("spending")
+    prices = stage.spec.generate.spending.model_dump()
+    is_priced = any(value for name, value in prices.items() if name.startswith("price_"))
+    return TeacherCost(**spending | ({} if is_priced else {"cost": None})) if spending else None
 
 
 def _public(value: Any) -> Any:
-    """Returns a part of a spec without what is secret in its addresses."""
+    """Returns a part of a spec without the secrets in its addresses."""
     if isinstance(value, dict):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -133,38 +160,35 @@ def _public(value: Any) -> Any:
     return urls.public(value) if isinstance(value, str) else value
 
 
-def _warnings(content: dict[str, Any]) -> list[str]:
+def _comparison_warnings(found: Comparison, columns: list[ColumnSlices]) -> list[str]:
     """Returns what to be careful about in the comparison itself."""
-    comparison = content["comparison"]
     below = [
         f"the student scores below {who}"
-        for role, who in {"champion": OTHERS["champion"], "base": "its base"}.items()
-        if comparison["differences"].get(role, {}).get("outcome") == "below"
+        for role, who in {CHAMPION: OTHERS[CHAMPION], "base": "its base"}.items()
+        if role in found.differences and found.differences[role].outcome == "below"
     ]
-    engines = {model["engine"] for model in content["models"].values()}
-    apart = ["the teacher was asked at its endpoint: its times include the network and its load"]
-    return [
-        *unsure(comparison),
-        *too_few(comparison),
-        *below,
-        *slices.warnings(content["slices"], comparison["retention_interval"]),
-        *(apart if len(engines) > 1 else []),
-        *_licence_warnings(content["ran"]["licences"]),
-    ]
+    of_slices = slices.warnings(columns, found.retention_interval)
+    return [*unsure(found), *too_few(found), *below, *of_slices]
 
 
-def _licence_warnings(found: dict[str, dict[str, Any]]) -> list[str]:
+def _endpoint_warning(evaluated: Evaluated) -> list[str]:
+    if len({model.engine for model in evaluated.models.values()}) == 1:
+        return []
+    return ["the teacher answered at its endpoint: its times include the network and its load"]
+
+
+def _licence_warnings(found: dict[str, Licence]) -> list[str]:
     return [
-        f"the licence of the {role} ({licence['license'] or 'unnamed'}) forbids distillation: "
-        f"{licence['note']}"
+        f"the licence of the {role} ({licence.license or 'unnamed'}) forbids distillation: "
+        f"{licence.note}"
         for role, licence in found.items()
-        if licence["distillation"] == "forbidden"
+        if licence.distillation == "forbidden"
     ]
 
 
-def _champion(stage: Stage) -> dict[str, Any] | None:
-    """Returns what the report says of the champion: where it lies, and whether it could be read."""
+def _champion(stage: Stage) -> ComparedChampion | None:
+    """Returns where the champion lies, and whether it could be read; None where there is none."""
     found = stage.inputs.get(CHAMPION)
     if found is None:
         return None
-    return {"source": f"{found.uri}/{MODEL}", "is_readable": found.name != UNREADABLE}
+    return ComparedChampion(f"{found.uri}/{MODEL}", is_readable=found.name != UNREADABLE)

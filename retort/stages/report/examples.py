@@ -1,18 +1,18 @@
 """The answers side by side, the worst first: as many as a page can hold.
 
-The surprise: the bytes are counted as the page embeds them, and what does not fit is left out from
-the end, where nothing is wrong, and counted.
+What does not fit is left out from the end, where nothing is wrong, and counted.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
-from retort.records import Example, Message
+from retort.records import Example, question_text
 from retort.stages.report.answers import Answered
-
-Row = dict[str, Any]
 
 MOST_BYTES = 3_800_000
 MOST_CHARACTERS = 4_000
@@ -30,9 +30,39 @@ BETTER_OR_WORSE = {
 UNSCORED = {"unscored": "not scored"}
 
 
-def side_by_side(answered: Answered, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Returns `rows`, each an example with the answers and scores of all models, and of all rows
-    the `counts` by kind, whose names are in `kinds`, and `num_left_out`.
+@dataclass(frozen=True)
+class ComparedAnswers:
+    """An example with the answers and scores of all models; `kind` says who was right."""
+
+    id: str
+    kind: str
+    question: str
+    expected: str | None
+    answers: dict[str, str]
+    scores: dict[str, float | None]
+    slices: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The examples that a page shows, and of all examples the `counts` by kind; `kinds` names the
+    kinds there are."""
+
+    metric: str
+    kinds: dict[str, str]
+    counts: dict[str, int]
+    num_examples: int
+    num_left_out: int
+    rows: list[ComparedAnswers]
+
+
+def read_side_by_side(raw: Mapping[str, Any]) -> SideBySide:
+    """Returns the examples of an examples.json."""
+    return TypeAdapter(SideBySide).validate_python(raw)
+
+
+def side_by_side(answered: Answered, most_bytes: int = MOST_BYTES) -> SideBySide:
+    """Returns as many examples as fit into so many bytes of a page.
 
     First comes where the student lost most against the teacher; last, where nothing is wrong.
     """
@@ -40,27 +70,27 @@ def side_by_side(answered: Answered, most_bytes: int = MOST_BYTES) -> dict[str, 
         {role: answered.score(role, example) for role in answered.texts}
         for example in answered.examples
     ]
-    told = {value for row in scores for value in row.values() if value is not None}
-    names = RIGHT_OR_WRONG if told <= {0.0, 1.0} else BETTER_OR_WORSE
-    found = list(zip(answered.examples, scores, strict=True))
+    values = {value for row in scores for value in row.values() if value is not None}
+    names = RIGHT_OR_WRONG if values <= {0.0, 1.0} else BETTER_OR_WORSE
     kinds = [_kind(row, names) for row in scores]
-    order = sorted(range(len(found)), key=lambda at: _rank(kinds[at], scores[at]))
-    rows, size = [], 0
+    order = sorted(range(len(kinds)), key=lambda at: _rank(kinds[at], scores[at]))
+    rows: list[ComparedAnswers] = []
+    size = 0
     for at in order:
-        row = _row(answered, *found[at], kinds[at])
+        row = _row(answered, answered.examples[at], scores[at], kinds[at])
         size += len(embedded(row)) + 1
         if size > most_bytes:
             break
         rows.append(row)
     counts = Counter(kinds)
-    return {
-        "metric": answered.metric,
-        "kinds": {kind: name for kind, name in {**names, **UNSCORED}.items() if counts[kind]},
-        "counts": dict(counts),
-        "num_examples": len(found),
-        "num_left_out": len(found) - len(rows),
-        "rows": rows,
-    }
+    return SideBySide(
+        metric=answered.metric,
+        kinds={kind: name for kind, name in {**names, **UNSCORED}.items() if counts[kind]},
+        counts=dict(counts),
+        num_examples=len(kinds),
+        num_left_out=len(kinds) - len(rows),
+        rows=rows,
+    )
 
 
 def embedded(value: Any) -> str:
@@ -86,30 +116,18 @@ def _rank(kind: str, scores: dict[str, float | None]) -> tuple[int, float, float
     return {"unscored": 1, "both": 2}.get(kind, 0), student - teacher, student
 
 
-def _row(answered: Answered, example: Example, scores: dict[str, float | None], kind: str) -> Row:
-    return {
-        "id": example.id,
-        "kind": kind,
-        "question": cut(question(example.messages)),
-        "expected": None if example.expected is None else cut(example.expected),
-        "answers": {role: cut(texts[example.id]) for role, texts in answered.texts.items()},
-        "scores": scores,
-        "slices": answered.slices_of(example),
-    }
-
-
-def question(messages: list[Message]) -> str:
-    """Returns what was asked: the user's words, or the whole chat where there are more turns."""
-    turns = [message for message in messages if message.get("role") != "system"] or messages
-    if len(turns) == 1:
-        return _said(turns[0])
-    return "\n\n".join(f"{turn.get('role')}: {_said(turn)}" for turn in turns)
-
-
-def _said(message: Message) -> str:
-    said, calls = message.get("content"), message.get("tool_calls")
-    text = said if isinstance(said, str) else orjson.dumps(said).decode() if said else ""
-    return f"{text}\n{orjson.dumps(calls).decode()}".strip() if calls else text
+def _row(
+    answered: Answered, example: Example, scores: dict[str, float | None], kind: str
+) -> ComparedAnswers:
+    return ComparedAnswers(
+        id=example.id,
+        kind=kind,
+        question=cut(question_text(example.messages)),
+        expected=None if example.expected is None else cut(example.expected),
+        answers={role: cut(texts[example.id]) for role, texts in answered.texts.items()},
+        scores=scores,
+        slices=answered.slices_of(example),
+    )
 
 
 def cut(text: str) -> str:

@@ -1,94 +1,77 @@
 """The report as one page that needs no network: a pure function of its content and the examples.
 
-Everything a model or a row says is untrusted: the template escapes it, the examples are embedded
-as JSON that holds no markup and shown as text, and the page's own policy lets no script run but
-the one whose digest it names.
+Everything that a model or a row says is untrusted: the template escapes it, the examples are
+embedded as JSON that holds no markup and shown as text, and the page's own policy lets no script
+run but the one whose digest it names.
 """
 
 import base64
 import hashlib
-from functools import cache
-from importlib.resources import files
-from typing import Any
 
-from jinja2 import Environment, Template
 from markupsafe import Markup
 
-from retort.metrics.comparison import caption, details, headlines, table, verdict
-from retort.stages.curate import data_card
-from retort.stages.curate.data_card.text import summary
+from retort.metrics.comparison import caption, details, formatting, headlines, pages, table, verdict
+from retort.metrics.comparison.content import ReportContent
 from retort.stages.report import views
-from retort.stages.report.examples import embedded
+from retort.stages.report.examples import SideBySide, embedded, read_side_by_side
 from retort.stages.report.plots import curves, forest, latencies, trade_off
 from retort.store import Folder
 
-Content = dict[str, Any]
+PACKAGE = "retort.stages.report"
+# By what they show: SVG elements, and the data card as HTML.
 Pictures = dict[str, list[str]]
 
 
-def page(content: Content, examples: dict[str, Any], pictures: Pictures | None = None) -> bytes:
-    """Returns the report's page. `content` is report.json's, with or without what belongs to one
-    run; `examples` is examples.json's; `pictures` are those of the content, drawn if not given."""
-    script = _text("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = _template().render(
+def page(content: ReportContent, examples: SideBySide, pictures: Pictures) -> bytes:
+    """Returns the report's page; the content may or may not hold what belongs to one run.
+
+    `pictures` are what `draw` returned and, under `card`, the data card's HTML.
+    """
+    models, found = content.models, content.comparison
+    script = pages.text_of(PACKAGE, "page.js")
+    shown = pages.html(
+        PACKAGE,
+        "page.html",
         content=content,
-        verdict=verdict(content),
+        verdict=verdict(found, content.gate),
         headlines=headlines(content),
-        table=table(content),
-        details=details(content),
+        table=table(models, found.metric),
+        details=details(models, found.metric, found.differences),
         caption=caption(content),
-        checks=views.checks(content),
-        pictures=_trusted(draw(content) if pictures is None else pictures),
-        differences=views.differences(content),
-        slices=views.slices(content),
-        confusions=views.confusions(content),
+        pictures={name: [Markup(each) for each in drawn] for name, drawn in pictures.items()},
+        confusions=views.confusions(models),
         benchmarks=views.benchmarks(content),
-        data=summary(content["data"]["card"]),
         ran=views.ran(content),
         spec=views.spec(content),
         examples=examples,
         embedded=Markup(embedded(examples)),
-        style=Markup(_text("page.css")),
+        style=Markup(pages.text_of(PACKAGE, "page.css")),
         script=Markup(script),
-        digest=digest,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        show=formatting,
+        tone=views.tone,
     )
     return shown.encode("utf-8", "replace")
 
 
-def page_of(content: Content, reported: Folder) -> bytes:
-    """Returns the page of a report's artifact once more; the content may tell more of one run."""
-    return page(content, reported.read_json("examples.json"), reported.read_json("pictures.json"))
+def page_of(content: ReportContent, reported: Folder) -> bytes:
+    """Returns the page of a report's artifact once more; the content may say more of one run."""
+    examples = read_side_by_side(reported.read_json("examples.json"))
+    return page(content, examples, reported.read_json("pictures.json"))
 
 
-def draw(content: Content) -> Pictures:
+def draw(content: ReportContent) -> Pictures:
     """Returns the pictures by what they show; their texts are escaped where they are drawn.
 
-    What belongs to one run is in none of them.
+    None of them shows what belongs to one run.
     """
-    models, found = content["models"], content["comparison"]
+    models, found = content.models, content.comparison
     drawn: dict[str, list[str | None]] = {
         "comparison": [
-            trade_off(models, found["metric"]),
-            forest(found["differences"], found["metric"]),
+            trade_off(models, found.metric),
+            forest(found.differences, found.metric),
         ],
         "latencies": [latencies(models, kind) for kind in ("whole", "first_token")],
-        "curves": [*curves(content["training"]["curves"])],
-        "data": [*data_card.panels(content["data"]["card"])],
+        "curves": [*curves(content.training.curves)],
     }
     return {name: [each for each in shown if each] for name, shown in drawn.items()}
-
-
-def _trusted(pictures: Pictures) -> dict[str, list[Markup]]:
-    return {name: [Markup(picture) for picture in drawn] for name, drawn in pictures.items()}
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_text("page.html"))
-
-
-@cache
-def _text(name: str) -> str:
-    return files("retort.stages.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,16 +1,18 @@
 """What is known of a model's licence, and whether it lets others learn from its answers.
 
-Read from the model's own folder where it says, else known by its family's name. It is a hint, never
-advice: licences change, and their owners decide. Nothing is fetched.
+It is read from the model's own folder where that says it, else known by the family's name. It is a
+hint, never advice: licences change, and their owners decide. Nothing is downloaded.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 import yaml
+
+from retort.metrics.comparison.content import Licence
 
 Distillation = Literal["allowed", "forbidden", "unknown"]
 CHECK = "As far as known; check it."
@@ -28,11 +30,12 @@ class Terms:
 
 
 FREE = Terms("allowed", "A free licence without terms on what is made of the model's answers.")
-NO_COMMERCE = Terms("unknown", "Commercial use is not allowed, of what is made with it neither.")
+NO_COMMERCE = Terms(
+    "unknown", "Neither the model nor what is made with it may be used commercially."
+)
 LLAMA_EARLY = Terms(
     "unknown",
-    "Its answers may improve no other language model; students that are such a Llama themselves "
-    "may learn from them.",
+    "Its answers may improve no other language model than Llamas of this licence.",
     "https://www.llama.com/llama3/license/",
 )
 LLAMA = Terms(
@@ -55,7 +58,7 @@ QWEN = Terms(
 )
 DEEPSEEK = Terms(
     "allowed",
-    "Its owner allows distillation in so many words.",
+    "Its owner allows distillation explicitly.",
     "https://github.com/deepseek-ai/DeepSeek-R1",
 )
 OPENAI = Terms(
@@ -73,7 +76,7 @@ GEMINI = Terms(
     "The service may not be used to develop models that compete with it.",
     "https://ai.google.dev/gemini-api/terms",
 )
-UNKNOWN = Terms("unknown", "Nobody here has read this licence.")
+UNKNOWN = Terms("unknown", "The terms of this licence are not known here.")
 NOTHING = Terms("unknown", "No licence was found.")
 
 # By the identifier that a model card gives, in lower case.
@@ -87,7 +90,7 @@ BY_LICENCE: tuple[tuple[str, Terms], ...] = (
     (r"(qwen|tongyi-qianwen)(-.*)?", QWEN),
     (r"deepseek.*", DEEPSEEK),
 )
-# By the name of the model or its folder: who has no folder here is known by nothing else.
+# By the name of the model or its folder: a model at an endpoint is known by nothing else.
 BY_NAME: tuple[tuple[str, str, Terms], ...] = (
     (r"gpt-oss", "apache-2.0", FREE),
     (r"(gpt-?[345]|chatgpt|o[134](-|$)|davinci)", "OpenAI's terms", OPENAI),
@@ -119,31 +122,25 @@ BY_TEXT: tuple[tuple[str, str], ...] = (
 )
 
 
-def of(model: str) -> dict[str, Any]:
-    """Returns `license` (its identifier or None), `source` (what says so), `distillation` (allowed,
-    forbidden or unknown: whether others may learn from its answers) and a `note`.
+def of(model: str) -> Licence:
+    """Returns what is known of a model's licence; never raises.
 
-    `model` is a folder, a hub id or the name of a model at an endpoint. Never raises.
+    `model` is a folder, a hub id or the name of a model at an endpoint.
     """
     folder = _folder(model)
     for source, found in (_card(folder), _file(folder)) if folder else ():
         if found:
-            return _told(found, f"{source} of the model", _terms(found))
+            return _licence(found, f"{source} of the model", _terms(found))
     for source, name in (("its name", model), ("config.json of the model", _origin(folder))):
         for pattern, licence, terms in BY_NAME:
             if match := re.match(pattern, Path(name).name, re.IGNORECASE):
-                return _told(match.expand(licence), f"{source}: {Path(name).name}", terms)
-    return _told(None, "nothing", NOTHING)
+                return _licence(match.expand(licence), f"{source}: {Path(name).name}", terms)
+    return _licence(None, "nothing", NOTHING)
 
 
-def _told(licence: str | None, source: str, terms: Terms) -> dict[str, Any]:
+def _licence(name: str | None, source: str, terms: Terms) -> Licence:
     where = f" {terms.url}" if terms.url else ""
-    return {
-        "license": licence,
-        "source": source,
-        "distillation": terms.distillation,
-        "note": f"{terms.note}{where} {CHECK}",
-    }
+    return Licence(name, source, terms.distillation, f"{terms.note}{where} {CHECK}")
 
 
 def _terms(licence: str) -> Terms:

@@ -1,10 +1,17 @@
 """What was measured of all models: evaluate's facts, the champion's beside them, and the costs."""
 
-from typing import Any
+from dataclasses import replace
 
 from retort import metrics
 from retort.data import task_types
 from retort.metrics import Statistics
+from retort.metrics.comparison.content import (
+    Difference,
+    Estimate,
+    Evaluated,
+    MeasuredModel,
+    read_evaluated,
+)
 from retort.records import Response, read_lines
 from retort.spec import JobSpec, Price
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
@@ -12,21 +19,21 @@ from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import Folder
 
 
-def measured(stage: Stage) -> dict[str, Any]:
-    """Returns evaluate's facts, with the champion where it was measured, and each model's
-    `cost_per_1000_requests`."""
-    evaluated = stage.facts("evaluate")
+def measured(stage: Stage) -> Evaluated:
+    """Returns evaluate's facts, with the champion where it was measured, and each model's cost."""
+    evaluated = read_evaluated(stage.facts("evaluate"))
     if EVALUATE_CHAMPION in stage.inputs:
         evaluated = _with_champion(stage, evaluated)
-    num = evaluated["num_examples"]
     models = {
-        role: {
-            **model,
-            "cost_per_1000_requests": per_1000_requests(model, price_of(stage.spec, role), num),
-        }
-        for role, model in evaluated["models"].items()
+        role: replace(
+            model,
+            cost_per_1000_requests=per_1000_requests(
+                model, price_of(stage.spec, role), evaluated.num_examples
+            ),
+        )
+        for role, model in evaluated.models.items()
     }
-    return {**evaluated, "models": models}
+    return replace(evaluated, models=models)
 
 
 def answers_of(stage: Stage, role: str) -> dict[str, str]:
@@ -36,15 +43,15 @@ def answers_of(stage: Stage, role: str) -> dict[str, str]:
 
 
 def statistics_of(stage: Stage, role: str) -> Statistics:
-    """Returns the statistics of a model's answers. The champion, which was asked apart, is held
-    against the teacher here."""
+    """Returns the statistics of a model's answers; the champion was evaluated without the teacher,
+    so that its agreement is computed here."""
     found: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
     if role == CHAMPION:
         task_type = task_types.load(stage.spec.prepare.task_type)
         own, teachers = answers_of(stage, role), answers_of(stage, "teacher")
         held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
-        asked = [example for example in held_out if example.id in own and example.id in teachers]
-        found["agreement"] = metrics.statistics(task_type, asked, own, teachers)["agreement"]
+        both = [example for example in held_out if example.id in own and example.id in teachers]
+        found["agreement"] = metrics.statistics(task_type, both, own, teachers)["agreement"]
     return found
 
 
@@ -52,25 +59,25 @@ def _folder(stage: Stage, role: str) -> Folder:
     return stage.input(EVALUATE_CHAMPION if role == CHAMPION else "evaluate")
 
 
-def _with_champion(stage: Stage, evaluated: dict[str, Any]) -> dict[str, Any]:
+def _with_champion(stage: Stage, evaluated: Evaluated) -> Evaluated:
     """Returns the facts with the champion among the models, and the student's differences to it."""
     resampling = (stage.spec.evaluate.num_bootstrap, stage.spec.evaluate.seed)
     own, champions = (statistics_of(stage, role) for role in ("student", CHAMPION))
-    champion = dict(stage.facts(EVALUATE_CHAMPION)["models"][CHAMPION])
-    champion["metrics"] = {
-        name: champion["metrics"].get(name) or metrics.interval(name, found, *resampling)
+    champion = read_evaluated(stage.facts(EVALUATE_CHAMPION)).models[CHAMPION]
+    scores = {
+        name: champion.metrics.get(name) or Estimate.of(metrics.interval(name, found, *resampling))
         for name, found in champions.items()
     }
     differences = {
-        name: metrics.difference(name, own[name], champions[name], *resampling)
+        name: Difference.of(metrics.difference(name, own[name], champions[name], *resampling))
         for name in own
         if own[name].keys() & champions.get(name, {}).keys()
     }
-    return {
-        **evaluated,
-        "models": {**evaluated["models"], CHAMPION: champion},
-        "differences": {**evaluated["differences"], CHAMPION: differences},
-    }
+    return replace(
+        evaluated,
+        models={**evaluated.models, CHAMPION: replace(champion, metrics=scores)},
+        differences={**evaluated.differences, CHAMPION: differences},
+    )
 
 
 def price_of(spec: JobSpec, role: str) -> Price | None:
@@ -83,26 +90,25 @@ def price_of(spec: JobSpec, role: str) -> Price | None:
     return Price(**{name: getattr(spending, name) for name in Price.model_fields})
 
 
-def per_1000_requests(model: dict[str, Any], price: Price | None, num: int) -> float | None:
+def per_1000_requests(model: MeasuredModel, price: Price | None, num: int) -> float | None:
     """Returns the money for 1,000 requests; None where no price is given or a number is unknown.
 
-    By the hour: at the measured requests a second. By the token: as many to a request as the `num`
+    By the hour: at the measured requests a second. By the token: as many a request as the `num`
     test examples took on average, prompts and answers.
     """
     if price is None or not any(price.model_dump().values()):
         return None
     cost = 0.0
     if price.price_per_hour:
-        rate = model.get("requests_per_second")
-        if not rate:
+        if not model.requests_per_second:
             return None
-        cost += price.price_per_hour / (rate * 3600) * 1000
-    for tokens, each in (
-        ("num_prompt_tokens", price.price_per_million_input_tokens),
-        ("num_tokens", price.price_per_million_output_tokens),
+        cost += price.price_per_hour / (model.requests_per_second * 3600) * 1000
+    for tokens, per_million in (
+        (model.num_prompt_tokens, price.price_per_million_input_tokens),
+        (model.num_tokens, price.price_per_million_output_tokens),
     ):
-        if each:
-            if not model.get(tokens) or not num:
+        if per_million:
+            if not tokens or not num:
                 return None
-            cost += each / 1e6 * model[tokens] / num * 1000
+            cost += per_million / 1e6 * tokens / num * 1000
     return cost

@@ -1,212 +1,148 @@
-"""What the page's template shows: finished text, row by row."""
+"""What the page's template shows beyond the content itself: finished text, row by row."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from retort.metrics import lower_is_better
-from retort.metrics.comparison import outcome
-from retort.metrics.comparison.formatting import (
-    count_bytes,
-    duration,
-    gap,
-    gaps,
-    interval,
-    known,
-    number,
-    score,
+from retort.metrics.comparison.content import (
+    ConfusionMatrix,
+    Licence,
+    MeasuredModel,
+    Models,
+    RegisteredVersion,
+    ReportContent,
+    TeacherCost,
 )
-
-Content = dict[str, Any]
-Row = dict[str, Any]
+from retort.metrics.comparison.formatting import count_bytes, duration, number
 
 MOST_LABELS = 12
+DISTILLATION = {
+    "allowed": "allows distillation",
+    "forbidden": "forbids distillation",
+    "unknown": "whether it allows distillation is unknown",
+}
 
 
-def checks(content: Content) -> list[Row]:
-    """Returns the gate's checks: `name`, `required`, `measured` as text, `passed`."""
-    return [
-        {
-            **check,
-            "name": check["name"].replace("_", " "),
-            "measured": known(check["measured"], number),
-        }
-        for check in content["gate"]["checks"]
-    ]
-
-
-def differences(content: Content) -> list[Row]:
-    """Returns student minus each other model in every metric: what the p-values belong to."""
-    return [
-        {
-            "role": role,
-            "metric": metric,
-            "value": gap(each["value"], metric),
-            "interval": gaps(each, metric),
-            "p": _p(each.get("p_value")),
-            "mcnemar": _p(each.get("mcnemar_p_value")),
-            "n": f"{each['n']:,}",
-            "outcome": outcome(each),
-            "tone": _tone(outcome(each), metric),
-        }
-        for role, found in content["all_differences"].items()
-        for metric, each in found.items()
-    ]
-
-
-def _tone(told: str, metric: str) -> str:
+def tone(outcome: str, metric: str) -> str:
     """Returns what an outcome is worth: where less is better, below is what above is elsewhere."""
     better = {"above": "below", "below": "above"} if lower_is_better(metric) else {}
-    return better.get(told, told)
+    return better.get(outcome, outcome)
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+@dataclass(frozen=True)
+class ConfusionView:
+    """A model's confusion matrix: each row a label and its cells, a count and its share of the row.
+
+    `left_out` counts the labels that are too rare to be shown.
+    """
+
+    role: str
+    columns: list[str]
+    rows: list[tuple[str, list[tuple[int, float]]]]
+    left_out: int
 
 
-def slices(content: Content) -> list[Row]:
-    """Returns the slices with texts for each model's score and the difference."""
-    metric, roles = content["comparison"]["metric"], list(content["models"])
-
-    def shown(value: Row) -> Row:
-        found, apart = value["metrics"], value["difference"]
-        return {
-            "value": value["value"],
-            "n": f"{value['n']:,}",
-            "scores": [
-                known(found.get(role), lambda each: score(each["value"], metric)) for role in roles
-            ],
-            "intervals": [
-                known(found.get(role), lambda each: interval(each, metric)) for role in roles
-            ],
-            "difference": known(apart, lambda each: gap(each["value"], metric)),
-            "interval": known(apart, lambda each: gaps(each, metric)),
-            "outcome": apart["outcome"] if apart else "unclear",
-        }
-
-    return [
-        {
-            "column": each["column"],
-            "values": [*map(shown, each["values"])],
-            "others": each["others"],
-        }
-        for each in content["slices"]
-    ]
+def confusions(models: Models) -> list[ConfusionView]:
+    """Returns the models' confusion matrices; of many labels the most frequent are shown."""
+    return [_confusion(role, model.confusion) for role, model in models.items() if model.confusion]
 
 
-def confusions(content: Content) -> list[Row]:
-    """Returns the confusion matrices: `role`, `columns` and `rows`, each a label with its cells, a
-    cell its count and its share of the row. Of many labels the most frequent are shown."""
-    return [
-        _confusion(role, model["confusion"])
-        for role, model in content["models"].items()
-        if model.get("confusion")
-    ]
-
-
-def _confusion(role: str, found: Row) -> Row:
-    labels, counts = found["labels"], found["counts"]
-    order = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:MOST_LABELS]
-    shown = sorted(order)
-    rest = [at for at in range(len(labels)) if at not in order]
+def _confusion(role: str, found: ConfusionMatrix) -> ConfusionView:
+    labels, counts = found.labels, found.counts
+    order = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))
+    shown, rest = sorted(order[:MOST_LABELS]), order[MOST_LABELS:]
     rows = []
     for at in shown:
         cells = [counts[at][other] for other in shown]
         cells += [sum(counts[at][other] for other in rest)] if rest else []
         cells += counts[at][len(labels) :]
         total = sum(cells) or 1
-        rows.append({"label": labels[at], "cells": [(cell, cell / total) for cell in cells]})
+        rows.append((labels[at], [(cell, cell / total) for cell in cells]))
     columns = [labels[at] for at in shown] + ["others"] * bool(rest) + ["no answer"]
-    return {"role": role, "columns": columns, "rows": rows, "left_out": len(rest)}
+    return ConfusionView(role, columns, rows, len(rest))
 
 
-def benchmarks(content: Content) -> list[list[str]]:
+def benchmarks(content: ReportContent) -> list[list[str]]:
     """Returns the public benchmarks as a table, a row a task's metric; [] without any."""
-    found = content.get("benchmarks")
-    if not found:
+    if not content.benchmarks:
         return []
-    by_role = found["models"]
+    by_role: dict[str, dict[str, dict[str, dict[str, float]]]] = content.benchmarks["models"]
     names = dict.fromkeys(
         (task, metric)
         for tasks in by_role.values()
-        for task, told in tasks.items()
-        for metric in told
+        for task, metrics in tasks.items()
+        for metric in metrics
     )
 
-    def cell(each: Row | None) -> str:
-        if each is None or each.get("value") is None:
-            return "unknown"
-        error = each.get("stderr")
-        return number(each["value"]) + (f" ± {number(error)}" if isinstance(error, float) else "")
+    def cell(found: dict[str, float]) -> str:
+        error = found.get("stderr")
+        sure = f" ± {number(error)}" if isinstance(error, float) else ""
+        return f"{number(found.get('value'))}{sure}"
 
     rows = [
         [
             f"{task}, {metric}",
-            *(cell(tasks.get(task, {}).get(metric)) for tasks in by_role.values()),
+            *(cell(tasks.get(task, {}).get(metric, {})) for tasks in by_role.values()),
         ]
         for task, metric in names
     ]
     return [["", *by_role], *rows]
 
 
-def ran(content: Content) -> list[tuple[str, str]]:
+def ran(content: ReportContent) -> list[tuple[str, str]]:
     """Returns what was run, each line a name and its text; unknown is said as unknown."""
-    told, models = content["ran"], content["models"]
-    lines = [(role, _model(model)) for role, model in models.items()]
-    lines += [
-        (f"licence of the {role}", _licence(found)) for role, found in told["licences"].items()
+    found = content.ran
+    seconds = {name: duration(s) for name, s in found.seconds.items() if s is not None}
+    energy = "unknown: nothing measured it"
+    if found.energy_joules is not None:
+        energy = f"{number(found.energy_joules)} J"
+    lines = [
+        *((role, _model(model)) for role, model in content.models.items()),
+        *((f"licence of the {role}", _licence(each)) for role, each in found.licences.items()),
+        ("hardware", _plain(found.hardware)),
+        ("versions", _plain(found.versions)),
+        ("teacher's answers", _money(found.money) if found.money else "unknown"),
+        ("time by stage", _plain(seconds)),
+        ("energy", energy),
     ]
-    lines += [("hardware", _plain(told["hardware"])), ("versions", _plain(told["versions"]))]
-    lines += [("teacher's answers", _money(told["money"]))]
-    took = {name: duration(s) for name, s in told["seconds"].items() if s is not None}
-    lines += [("time by stage", _plain(took))]
-    energy = known(told["energy_joules"], lambda joules: f"{number(joules)} J")
-    lines += [("energy", energy if energy != "unknown" else "unknown: nothing measured it")]
-    lines += [("registered", _registered(found)) for found in [content.get("registered")] if found]
-    for name in ("mlflow", "prefect", "fingerprints"):
-        if content.get(name):
-            lines.append((name, _plain(content[name])))
-    return lines
+    if content.registered:
+        lines.append(("registered", _registered(content.registered)))
+    of_the_run = {name: getattr(content, name) for name in ("mlflow", "prefect", "fingerprints")}
+    return [*lines, *((name, _plain(each)) for name, each in of_the_run.items() if each)]
 
 
-def _registered(found: Row) -> str:
-    text = f"{found['name']}, version {known(found['version'], str)}"
-    other = found["compared_with"]
+def _registered(found: RegisteredVersion) -> str:
+    text = f"{found.name}, version {_plain(found.version)}"
+    other = found.compared_with
     return f"{text}, compared with version {other}" if other else text
 
 
-def _model(model: Row) -> str:
-    parts = [str(model["model"]), f"engine {model['engine']} {model.get('engine_version') or ''}"]
-    parts += [str(model["dtype"])] if model.get("dtype") else []
-    return ", ".join(part.strip() for part in parts)
+def _model(model: MeasuredModel) -> str:
+    engine = f"engine {model.engine} {model.engine_version or ''}".strip()
+    return ", ".join(part for part in (model.model, engine, model.dtype) if part)
 
 
-def _licence(found: Row) -> str:
-    allowed = {
-        "allowed": "allows distillation",
-        "forbidden": "forbids distillation",
-        "unknown": "whether it allows distillation is unknown",
-    }[found["distillation"]]
-    parts = [found["license"] or "unknown", allowed, found.get("note") or ""]
+def _licence(found: Licence) -> str:
+    parts = [found.license or "unknown", DISTILLATION[found.distillation], found.note]
     return "; ".join(part for part in parts if part)
 
 
-def _money(found: Row | None) -> str:
-    if not found:
-        return "unknown"
-    tokens = f"{found['input_tokens']:,} tokens in, {found['output_tokens']:,} out"
-    seconds = f"{duration(found['engine_seconds'])} of the engine"
-    cost = known(found["cost"], lambda cost: f"{number(cost)} in money")
+def _money(found: TeacherCost) -> str:
+    tokens = f"{found.input_tokens:,} tokens in, {found.output_tokens:,} out"
+    seconds = f"{duration(found.engine_seconds)} of the engine"
+    cost = "unknown" if found.cost is None else f"{number(found.cost)} in money"
     return f"{tokens}, {seconds}, cost {cost}"
 
 
 def _plain(value: Any) -> str:
-    """Returns what is known of something as text."""
+    """Returns JSON as text."""
     if isinstance(value, dict):
         return ", ".join(_named(name, item) for name, item in value.items())
     if isinstance(value, list):
         return "; ".join(map(_plain, value)) or "none"
-    return known(value, str)
+    return "unknown" if value is None else str(value)
 
 
 def _named(name: str, value: Any) -> str:
@@ -215,7 +151,7 @@ def _named(name: str, value: Any) -> str:
     return f"{name.replace('_', ' ')} {_plain(value)}"
 
 
-def spec(content: Content) -> str:
+def spec(content: ReportContent) -> str:
     """Returns the job's spec with all its defaults, as YAML."""
-    text: str = yaml.safe_dump(content["ran"]["spec"], sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(content.ran.spec, sort_keys=False, allow_unicode=True)
     return text

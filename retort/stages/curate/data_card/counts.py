@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.data import balance, text_stats
-from retort.records import Decision, Message, Response, Split, read_lines
+from retort.records import Decision, Message, Response, Split, chat_text, read_lines
 from retort.stages.stage import Stage, stream_examples
 from retort.store import Folder
 
@@ -205,5 +205,4 @@ def _responses(generated: Folder) -> Iterator[Response]:
 
 
 def _num_words(messages: list[Message]) -> int:
-    said = (message.get("content") for message in messages)
-    return sum(len(text_stats.words(text)) for text in said if isinstance(text, str))
+    return len(text_stats.words(chat_text(messages)))

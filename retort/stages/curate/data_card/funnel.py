@@ -1,17 +1,14 @@
-"""The funnel from rows in to what is learned from: each step is the one before less what it took.
-
-A step that takes less than nothing adds: several responses to an example are more than examples.
-"""
+"""The funnel from rows in to what is learned from: each step removes some of the one before."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from retort.data.balance import largest
 from retort.records import Split
+from retort.stages.curate.data_card.card import FunnelStep
 from retort.stages.curate.data_card.counts import Responses
 
-Step = dict[str, Any]
-# prepare's fact, the step it is called here, and why rows are removed.
+# The fact of prepare, its step's name, and why rows are removed.
 REMOVED = (
     ("num_quarantined", "quarantined", "bad rows, each kept with its reason"),
     ("num_duplicates", "exact duplicates", "ask the same as a row before"),
@@ -23,19 +20,19 @@ REMOVED = (
 
 def funnel(
     facts: Mapping[str, Any], num_examples: dict[Split, int], responses: Responses
-) -> list[Step]:
-    """Returns the steps in order: `step`, `count` that is left, `removed`, and `why`.
+) -> list[FunnelStep]:
+    """Returns the steps in order; rows count up to "examples asked", responses from there on.
 
-    `facts` are prepare's. Rows count up to "examples asked", responses from there on.
+    `facts` are prepare's.
     """
     examples, held_out = sum(num_examples.values()), facts.get("num_examples", {}).get("test", 0)
     removed = {name: facts.get(name, 0) for name, _, _ in REMOVED}
     num_rows = sum(facts.get("num_rows", {}).values())
     num_rows = num_rows or examples + held_out + sum(removed.values())
-    steps = [{"step": "rows in", "count": num_rows, "removed": 0, "why": ""}]
+    steps = [FunnelStep("rows in", num_rows)]
     for name, step, why in REMOVED:
         _take(steps, step, removed[name], why)
-    if unknown := steps[-1]["count"] - held_out - examples:
+    if unknown := steps[-1].count - held_out - examples:
         _take(steps, "not accounted for", unknown, "prepare counted them nowhere")
     _take(steps, "examples asked", held_out, "test rows, set apart for the comparison")
     if responses.num_responses != examples:
@@ -55,6 +52,5 @@ def funnel(
     return steps
 
 
-def _take(steps: list[Step], step: str, removed: int, why: str) -> None:
-    count = steps[-1]["count"] - removed
-    steps.append({"step": step, "count": count, "removed": removed, "why": why if removed else ""})
+def _take(steps: list[FunnelStep], step: str, removed: int, why: str) -> None:
+    steps.append(FunnelStep(step, steps[-1].count - removed, removed, why if removed else ""))

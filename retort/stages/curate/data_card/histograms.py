@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retort.stages.curate.data_card.card import LengthCounts, LengthHistogram
 from retort.stages.curate.data_card.counts import Responses
 
 Numbers = npt.NDArray[Any]
 MOST_BINS, IN_EQUAL_BINS = 30, 99
 
 
-def lengths(responses: Responses) -> dict[str, Any]:
-    """Returns the lengths of `prompts` and `answers`, each with its `unit` (tokens or words).
+def lengths(responses: Responses) -> dict[str, LengthHistogram]:
+    """Returns the lengths of `prompts` and `answers`; those learned from as the student reads them.
 
-    `before`: of all responses to train examples; `after`: of those learned from, as the student
-    reads them. Texts of length 0 are left out. `edges` are one more than the `counts` of the bins;
-    a bin holds its lower edge and not its upper one.
+    Texts of length 0 are left out.
     """
     learned = np.asarray(responses.learned_T) > 0
     prompts, answers = np.asarray(responses.prompts_T), np.asarray(responses.answers_T)
@@ -32,15 +31,10 @@ def lengths(responses: Responses) -> dict[str, Any]:
     }
 
 
-def _histograms(unit: str, before: Numbers, after: Numbers) -> dict[str, Any]:
+def _histograms(unit: str, before: Numbers, after: Numbers) -> LengthHistogram:
     before, after = before[before > 0], after[after > 0]
     edges = _edges(np.concatenate([before, after]))
-    return {
-        "unit": unit,
-        "edges": edges.tolist(),
-        "before": _histogram(before, edges),
-        "after": _histogram(after, edges),
-    }
+    return LengthHistogram(unit, edges.tolist(), _counts(before, edges), _counts(after, edges))
 
 
 def _edges(values: Numbers) -> Numbers:
@@ -66,16 +60,15 @@ def _round(least: float) -> int:
     )
 
 
-def _histogram(values: Numbers, edges: Numbers) -> dict[str, Any]:
+def _counts(values: Numbers, edges: Numbers) -> LengthCounts:
     if not len(values):
-        none = dict.fromkeys(("min", "median", "p95", "max"))
-        return {"num": 0, **none, "counts": [0] * max(len(edges) - 1, 0)}
+        return LengthCounts(0, None, None, None, None, [0] * max(len(edges) - 1, 0))
     median, p95 = np.percentile(values, [50, 95])
-    return {
-        "num": len(values),
-        "min": int(values.min()),
-        "median": float(median),
-        "p95": float(p95),
-        "max": int(values.max()),
-        "counts": np.histogram(values, edges)[0].tolist(),
-    }
+    return LengthCounts(
+        num=len(values),
+        min=int(values.min()),
+        median=float(median),
+        p95=float(p95),
+        max=int(values.max()),
+        counts=np.histogram(values, edges)[0].tolist(),
+    )

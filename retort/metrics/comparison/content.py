@@ -1,0 +1,335 @@
+"""The content of a report: what was measured, compared, judged and run, as frozen dataclasses.
+
+Every page is made from it. `report.json` is its JSON: `as_json` writes it, `read_content` reads it,
+also where an earlier version wrote it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
+
+from retort.metrics import tells
+from retort.records import Split
+
+# JSON that is carried through and not looked into, such as a spec or the facts of a stage.
+Json = dict[str, Any]
+Direction = Literal["above", "below", "unclear"]
+# What belongs to one run only: an artifact's report.json does not hold it.
+OF_ONE_RUN = ("fingerprints", "artifacts", "mlflow", "prefect", "registered", "benchmarks")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric, a difference or a ratio with its 95% interval, from `n` examples."""
+
+    value: float
+    low: float
+    high: float
+    n: int = 0
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], **more: Any) -> Self:
+        """Returns what a function of `retort.metrics` computed."""
+        return cls(**found, **more)
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """Student minus another model, paired example by example, with two-sided p-values.
+
+    `mcnemar_p_value` is None unless answers are right or wrong. `outcome` follows from the interval
+    where it is not given.
+    """
+
+    p_value: float | None = None
+    mcnemar_p_value: float | None = None
+    outcome: Direction | None = None
+
+    def __post_init__(self) -> None:
+        if self.outcome is None:
+            object.__setattr__(self, "outcome", tells(vars(self)))
+
+
+Differences = dict[str, Difference]  # by role
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of requests asked one at a time: median and 95th percentile with their intervals."""
+
+    p50: float | None = None
+    p95: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p95_low: float | None = None
+    p95_high: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class LoadLimit:
+    """The highest rate at which 95% of whole answers keep the bound."""
+
+    requests_per_second: float
+    concurrency: int
+    p95_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """A row an expected label, a column a given one; the last column counts missing answers."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """What was measured of one model; None is unknown, `others` what else its engine says.
+
+    Sizes are bytes, times seconds; `latencies` holds the samples of `whole` answers and of the
+    `first_token`.
+    """
+
+    model: str
+    engine: str
+    metrics: dict[str, Estimate]
+    engine_version: str | None = None
+    dtype: str | None = None
+    max_model_len: int | None = None
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    load_seconds: float | None = None
+    latency_seconds: Latency | None = None
+    first_token_seconds: Latency | None = None
+    latencies: dict[str, list[float]] | None = None
+    requests_per_second: float | None = None
+    tokens_per_second: float | None = None
+    within_bound: LoadLimit | None = None
+    num_tokens: int | None = None
+    num_prompt_tokens: int | None = None
+    confusion: ConfusionMatrix | None = None
+    cost_per_1000_requests: float | None = None
+    others: Json = field(default_factory=dict)
+
+    def as_json(self) -> Json:
+        """Returns the model as report.json has it, the others beside what is known."""
+        found = asdict(self)
+        others: Json = found.pop("others")
+        return others | found
+
+
+Models = dict[str, MeasuredModel]  # by role, in the order of the columns
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Evaluate's facts: the models, and the student against each of them by role and metric."""
+
+    models: Models
+    differences: dict[str, Differences]
+    retention: dict[str, Estimate | None] = field(default_factory=dict)
+    split: Split = "test"
+    num_examples: int = 0
+    latency_bound_seconds: float | None = None
+    perplexity_of: str | None = None
+    versions: Json | None = None
+    hardware: Json | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The student against the others in the metric that decides; see `ratios.compare`."""
+
+    metric: str
+    retention: float | None
+    gain: float
+    retention_interval: Estimate | None = None
+    latency_reduction: float | None = None
+    memory_reduction: float | None = None
+    cost_reduction: float | None = None
+    throughput_ratio: float | None = None
+    differences: Differences = field(default_factory=dict)
+    required_retention: float | None = None
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One check of the gate; `reason` says why nothing was measured."""
+
+    name: str
+    required: str
+    measured: int | float | None
+    passed: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GateOutcome:
+    """Whether the student may go out, and the checks that say so."""
+
+    passed: bool
+    checks: list[GateCheck]
+
+
+@dataclass(frozen=True)
+class SliceValue:
+    """The examples with one value in a metadata column: `metrics` holds the main metric by role.
+
+    `difference` (student - teacher) and `retention` are None where nothing was scored.
+    """
+
+    value: str
+    n: int
+    metrics: dict[str, Estimate]
+    difference: Difference | None = None
+    retention: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class RareValues:
+    """How many values of a column are not shown, and how many examples have one of them."""
+
+    values: int = 0
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class ColumnSlices:
+    """A metadata column, its most frequent values first."""
+
+    column: str
+    values: list[SliceValue]
+    others: RareValues = RareValues()
+
+
+@dataclass(frozen=True)
+class TrainingContent:
+    """What the trainings warned of, the controls' counts, and each one's records by step."""
+
+    warnings: list[str] = field(default_factory=list)
+    controls: dict[str, Json] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, int | float | None]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataContent:
+    """The held-out examples, the stages' counts of rows, and the data card."""
+
+    split: Split
+    num_examples: int
+    prepare: Json = field(default_factory=dict)
+    generate: Json = field(default_factory=dict)
+    curate: Json = field(default_factory=dict)
+    train: Json = field(default_factory=dict)
+    card: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A model's licence, who says so, and whether others may learn from its answers."""
+
+    license: str | None
+    source: str
+    distillation: Literal["allowed", "forbidden", "unknown"]
+    note: str
+
+
+@dataclass(frozen=True)
+class TeacherCost:
+    """What the teacher's answers took; `cost` is None where no price is given."""
+
+    input_tokens: int
+    output_tokens: int
+    engine_seconds: float
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What was run, where, and how long each stage took; nothing measures energy yet."""
+
+    spec: Json
+    versions: Json | None = None
+    hardware: Json | None = None
+    licences: dict[str, Licence] = field(default_factory=dict)
+    money: TeacherCost | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    energy_joules: float | None = None
+
+
+@dataclass(frozen=True)
+class ComparedChampion:
+    """The registered student that this one was compared with."""
+
+    source: str
+    is_readable: bool
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """What the student is called in the registry; `compared_with` is the champion's version."""
+
+    name: str
+    version: str | None
+    compared_with: str | None = None
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report says. The fields from `fingerprints` on belong to one run: `OF_ONE_RUN`."""
+
+    name: str
+    task_type: str
+    models: Models
+    comparison: Comparison
+    gate: GateOutcome
+    data: DataContent
+    ran: RunContent
+    all_differences: dict[str, Differences] = field(default_factory=dict)
+    latency_bound_seconds: float | None = None
+    perplexity_of: str | None = None
+    champion: ComparedChampion | None = None
+    slices: list[ColumnSlices] = field(default_factory=list)
+    training: TrainingContent = field(default_factory=TrainingContent)
+    warnings: list[str] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    mlflow: dict[str, str | None] = field(default_factory=dict)
+    prefect: dict[str, str | None] = field(default_factory=dict)
+    registered: RegisteredVersion | None = None
+    benchmarks: Json | None = None
+
+
+def read_content(raw: Mapping[str, Any]) -> ReportContent:
+    """Returns the content of a report.json. Raises `pydantic.ValidationError` where it is none."""
+    return TypeAdapter(ReportContent).validate_python(_with_others(raw))
+
+
+def read_evaluated(facts: Mapping[str, Any]) -> Evaluated:
+    """Returns evaluate's facts. Raises `pydantic.ValidationError` where these are none."""
+    return TypeAdapter(Evaluated).validate_python(_with_others(facts))
+
+
+def as_json(content: ReportContent) -> Json:
+    """Returns the content as report.json has it; what belongs to one run only where it is known."""
+    models = {role: model.as_json() for role, model in content.models.items()}
+    found = {**asdict(content), "models": models}
+    return {key: value for key, value in found.items() if value or key not in OF_ONE_RUN}
+
+
+def _with_others(raw: Mapping[str, Any]) -> Json:
+    """Returns JSON in which what is not known of a model stands under `others`."""
+    if not isinstance(raw.get("models"), dict):
+        return {**raw}
+    known = {each.name for each in fields(MeasuredModel)}
+    models = {
+        role: {**model, "others": {k: v for k, v in model.items() if k not in known}}
+        for role, model in raw["models"].items()
+    }
+    return {**raw, "models": models}
