@@ -5,6 +5,8 @@ summed first; None if no answer is known to compare with. It scores the answer t
 finds in a text, not the text.
 """
 
+import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +15,6 @@ from typing import Any
 
 from retort.data import text_stats
 from retort.data.task_types import TaskType
-from retort.data.task_types.qa import squad
 from retort.metrics.bootstrap import difference as difference
 from retort.metrics.bootstrap import examples_needed as examples_needed
 from retort.metrics.bootstrap import interval as interval
@@ -59,7 +60,7 @@ def exact_match(example: Example, text: str, task_type: TaskType) -> float | Non
     """
     if example.expected is None or example.options:
         return None
-    answer = squad(task_type.answer(text, example) or "")
+    answer = _squad(task_type.answer(text, example) or "")
     return float(answer in _squads(example))
 
 
@@ -70,7 +71,7 @@ def token_f1(example: Example, text: str, task_type: TaskType) -> float | None:
     """
     if example.expected is None or example.options:
         return None
-    words = squad(task_type.answer(text, example) or "").split()
+    words = _squad(task_type.answer(text, example) or "").split()
     return max(_f1(words, right.split()) for right in _squads(example))
 
 
@@ -160,9 +161,15 @@ def _right(example: Example) -> list[str]:
     return example.answers or [str(example.expected)]
 
 
+def _squad(text: str) -> str:
+    """Returns a text as SQuAD's own evaluation normalises it: of the letter A nothing is left."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
 def _squads(example: Example) -> list[str]:
     """Returns the right answers in SQuAD's normal form, without those that become empty."""
-    return [answer for answer in map(squad, _right(example)) if answer] or [""]
+    return [answer for answer in map(_squad, _right(example)) if answer] or [""]
 
 
 def _f1(words: list[str], wanted: list[str]) -> float:

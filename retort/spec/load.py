@@ -3,14 +3,15 @@
 import copy
 import difflib
 import json
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
-from retort.spec import azure, flat
+from retort.spec import azure, documents, flat
 from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
 
@@ -30,6 +31,7 @@ MODEL_PATHS = (
     ("evaluate", "judge", "model"),
 )
 # pydantic's names for the forms of a source of rows, by the type of the value in the job file.
+MAX_SHOWN = 200  # characters of a value in a message
 FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
 
 
@@ -47,7 +49,7 @@ def load(
     nearest known one.
     """
     path = Path(path)
-    made = _expand(_read_yaml(path), teacher, student)
+    made = _expand(_read(path), teacher, student)
     if teacher:
         _use_teacher(made, teacher)
     if student:
@@ -92,25 +94,17 @@ def _expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Ex
     return flat.expand(raw) if flat.is_flat(raw) else Expansion(raw, [], {})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"no job file at {path}; give the path of a YAML job spec") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {_place_of(error)}") from None
+    raw = documents.parse(text, str(path), is_json=path.suffix.lower() == ".json")
     if not isinstance(raw, dict):
         raise SpecError(f"{path} must be a mapping of sections, it is a {type(raw).__name__}")
     return raw
-
-
-def _place_of(error: yaml.YAMLError) -> str:
-    """Returns what is wrong and where; not the line itself, which may hold a key."""
-    mark = getattr(error, "problem_mark", None)
-    what = str(getattr(error, "problem", None) or type(error).__name__)
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what
 
 
 def _override(made: Expansion, text: str) -> None:
@@ -123,10 +117,7 @@ def _override(made: Expansion, text: str) -> None:
         at = at.setdefault(parent, {}) if isinstance(at, dict) else None
     if not isinstance(at, dict):
         raise SpecError(f"--set {text}: '{key}' does not lead to a knob; see `retort schema`")
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {text}: the value is not YAML: {_place_of(error)}") from None
+    at[last] = documents.parse(value, f"--set {text}: the value")
     made.names.pop(key.strip(), None)
 
 
@@ -187,14 +178,24 @@ def _data(value: Any, folder: Path) -> Any:
         return {**value, "dataset": _model(value["dataset"], folder)}
     if not isinstance(value, str) or "://" in value:
         return value
-    return str((folder / Path(value).expanduser()).resolve())
+    return str(_whole(folder, value).resolve())
+
+
+def _whole(folder: Path, value: str) -> Path:
+    """Returns a path relative to a folder, or an absolute one. Raises `SpecError` for no path."""
+    try:
+        path = folder / Path(value).expanduser()
+        path.resolve().exists()
+    except (ValueError, RuntimeError, OSError) as error:  # a zero byte, ~nobody, too long a name
+        raise SpecError(f"{value[:80]!r} is no path: {error}") from None
+    return path
 
 
 def _model(value: Any, folder: Path) -> Any:
     """Returns an absolute path if the value is a path, and a hub id unchanged."""
     if not isinstance(value, str) or "://" in value:
         return value
-    beside = folder / Path(value).expanduser()
+    beside = _whole(folder, value)
     is_path = beside.exists() or value.startswith((".", "~", "models/"))
     return str(beside.resolve()) if is_path else value
 
@@ -227,8 +228,22 @@ def _explain(item: Any, names: dict[str, str]) -> str:
     if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
     # A whole section is not shown: it may hold a secret.
-    shown = "" if isinstance(value, dict) else f" (it is {json.dumps(value, default=str)})"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}"
+    shown = "" if isinstance(value, dict) else f" (it is {_shown(value)})"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}{_hint(item, value)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+
+
+def _hint(item: Any, value: Any) -> str:
+    """Returns what to do about a word that YAML does not take for what its writer meant."""
+    if item["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        return "; YAML takes it for another kind of value: put it in quotes to make it a text"
+    if item["type"].endswith("_parsing") and re.fullmatch(r"\d+(:\d+)+", str(value)):
+        return "; write one number, such as seconds; only a text may be written so, in quotes"
+    return ""
 
 
 def _named(location: tuple[Any, ...], names: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ shows them nowhere else.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 # What the form shows by itself, or what says nothing.
 PLAIN_UNITS = ("1", "section", "yes or no")
@@ -29,6 +29,18 @@ class Section(BaseModel):
     """Frozen, and strict about names: an unknown key is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_plain_fields)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where a number belongs; pydantic would read 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *getattr(kind, "__args__", ())}:
+            raise ValueError(
+                "Input should be a number; YAML reads yes, no, on and off as true and false: put "
+                "such a word in quotes if a text is meant"
+            )
+        return value
 
 
 def knob(default: Any, unit: str, description: str, **bounds: Any) -> Any:

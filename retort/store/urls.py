@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from retort.errors import SpecError, StoreError, disk_cause
 from retort.store import s3
@@ -90,10 +91,9 @@ def find_urls(url: str) -> list[str]:
         if files.isfile(path):
             return [url]
         root, allowed = path.rstrip("/"), ""
-        if is_glob(url) and not files.exists(path):
-            root, allowed = _fixed_part(path), path.rsplit("/", 1)[-1][:1]
-            matches = files.glob(path, detail=True).items()
-            found = [name for name, facts in matches if facts.get("type") != "directory"]
+        if _has_magic(url) and not files.exists(path):
+            root, allowed = _fixed_part(files, path), path.rsplit("/", 1)[-1][:1]
+            found = _matches(files, root, path)
         else:
             found = files.find(root) if files.exists(root) else []
     shown = sorted(name for name in found if _is_shown(name.removeprefix(root), allowed))
@@ -103,8 +103,16 @@ def find_urls(url: str) -> list[str]:
 
 
 def is_glob(url: str) -> bool:
-    """Whether a path or URL is a pattern."""
-    return not GLOB_CHARACTERS.isdisjoint(url)
+    """Whether a path or URL stands for others: a name with a bracket in it may be a name only."""
+    if not _has_magic(url):
+        return False
+    files = _known(url)
+    with store_errors(url):
+        return not files.exists(_path(files, url))
+
+
+def _has_magic(path: str) -> bool:
+    return not GLOB_CHARACTERS.isdisjoint(path)
 
 
 def _known(url: str) -> Any:
@@ -119,11 +127,28 @@ def _path(files: Any, url: str) -> str:
     return str(files._strip_protocol(url if "://" in url else str(Path(url).expanduser())))
 
 
-def _fixed_part(pattern: str) -> str:
-    """Returns the folder before the first part of a glob that holds a special character."""
+def _matches(files: Any, root: str, pattern: str) -> list[str]:
+    """Returns the files that a glob matches, below a folder whose name is no part of it."""
+    if not _has_magic(root):
+        found = files.glob(pattern, detail=True).items()
+        return [name for name, facts in found if facts.get("type") != "directory"]
+    inner = pattern.removeprefix(root).lstrip("/")
+    depth = None if "**" in inner else inner.count("/") + 1
+    matches = re.compile(glob_translate(inner)).match
+    names = files.find(root, maxdepth=depth)
+    return [name for name in names if matches(name.removeprefix(root).lstrip("/"))]
+
+
+def _fixed_part(files: Any, pattern: str) -> str:
+    """Returns the folder before the first part of a glob that stands for others.
+
+    A part with a bracket that is the name of a folder stands for itself.
+    """
     parts = pattern.split("/")
-    first = next(index for index, part in enumerate(parts) if is_glob(part))
-    return "/".join(parts[:first])
+    for index, part in enumerate(parts):
+        if _has_magic(part) and not files.exists("/".join(parts[: index + 1])):
+            return "/".join(parts[:index])
+    return pattern
 
 
 def _is_shown(name: str, allowed: str) -> bool:

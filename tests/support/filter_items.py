@@ -7,7 +7,7 @@ from retort.records import Example, Response
 QUESTION = "What is one and one, and why is that so?"
 MATH = load("math")
 ENGLISH = "The answer is two, because one and one more make two altogether."
-CHINESE = "答案是二，因为一个苹果再加上一个苹果，就得到两个苹果，这是很容易理解的道理。"  # noqa: RUF001
+CHINESE = "答案是二，因为一个苹果再加上一个苹果，就得到两个苹果，这是很容易理解的道理。"
 
 
 def item(text="", prompt=QUESTION, task=MATH, expected=None, **more) -> Candidate:

@@ -5,7 +5,6 @@ sizes, rotary embeddings, attention and experts are of the real shape; only widt
 small.
 """
 
-# ruff: noqa: RUF001 - DeepSeek writes its tokens with such letters.
 import json
 import sys
 from pathlib import Path

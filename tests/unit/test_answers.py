@@ -2,7 +2,8 @@
 
 import pytest
 
-from retort.data.task_types import conversation, nli, qa, summarization
+from retort.data.task_types import check_labels, conversation, nli, qa, summarization
+from retort.errors import SpecError
 from retort.records import Example
 from tests.support.asking import CHOOSE, EXAMPLE, PAIR, content, prompt, turns
 
@@ -77,6 +78,118 @@ def test_open_answers_are_compared_after_squads_normalisation():
     fields = {"question": "Who?", "answer": {"text": ["Ann Lee", "Lee"], "answer_start": [1, 2]}}
     assert prompt(qa, fields).expected == "ann lee"
     assert prompt(qa, {**fields, "answer": {"text": []}}).expected is None
+
+
+SAME = [
+    *(
+        ("2.0", "2"),
+        ("7.50", "7.5"),
+        ("$3.50", "3.5"),
+        ("1,250", "1250"),
+        ("60 %", "60%"),
+    ),
+    *(
+        ("“Oslo”", "Oslo"),
+        ("Oslo！", "Oslo"),
+        ("«Осло»", "Осло"),
+        ("東京。", "東京"),
+        ("「東京」", "東京"),
+    ),
+    *(
+        ("Cafe\u0301", "Café"),
+        ("Straße", "STRASSE"),
+        ("２０２４", "2024"),
+        ("٧", "7"),
+        ("−3", "-3"),
+    ),
+    *(("The Rhine", "rhine"), ("(Rome)", "Rome"), ("U.K.", "UK"), ("Vitamin A", "vitamin a")),
+]
+DIFFERENT = [
+    *(("2.71", "271"), ("-8", "8"), ("−8", "8"), ("$2.25", "225"), ("3/4", "34"), ("6:45", "645")),
+    *(("C++", "C"), ("F#", "F"), ("A+", "A"), ("A-", "A"), ("a<b", "a>b"), ("a>=b", "a<=b")),
+    *(("x!=1", "x=1"), ("5-10", "510"), ("2024-05-06", "20240506"), ("6²", "62"), ("$5", "€5")),
+    *(
+        ("9%", "$9"),
+        ("007", "7"),
+        ("Python 3.10", "Python 3.1"),
+        ("Vitamin A", "Vitamin"),
+        ("2*4", "24"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "two"), [*SAME, *DIFFERENT])
+def test_open_answers_are_equal_only_if_they_say_the_same(one, two):
+    answers = [qa.answer(text, EXAMPLE) for text in (one, two)]
+    expected = [prompt(qa, {"question": "?", "answer": text}).expected for text in (one, two)]
+    is_same = (one, two) in SAME
+    assert qa.equal(answers[0], expected[1]) is qa.equal(answers[1], expected[0]) is is_same
+    assert qa.equal(answers[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "found"),
+    [
+        (("C", "C++", "C#"), "It is C++.", "C++"),
+        (("C", "C++", "C#"), "C#", "C#"),
+        (("C", "C++"), "This is C# code", None),
+        (("蕴含", "中立", "矛盾"), "答案是中立的。", "中立"),
+        (("支持", "不支持"), "这段话不支持该说法", "不支持"),
+        (("含意", "中立", "矛盾"), "これは矛盾です", "矛盾"),
+        (("ポジティブ", "ネガティブ"), "感情はポジティブです。", "ポジティブ"),
+        (("เป็นกลาง", "ขัดแย้ง"), "คำตอบคือเป็นกลางครับ", "เป็นกลาง"),
+        (("긍정", "부정"), "이 문장은 긍정입니다", "긍정"),
+        (("सकारात्मक", "नकारात्मक"), "उत्तर: नकारात्मक।", "नकारात्मक"),
+        (("да", "нет"), "Ответ: «нет».", "нет"),
+        (("是", "否"), "答案：是。", "是"),
+        (("是", "否"), "答案不是这个", None),
+        (("是", "否"), "是", "是"),
+        (("＋", "－"), "plus", None),
+        ((":)", ":("), ":(", ":("),
+        (("*", "**"), "**", "**"),
+    ],
+)
+def test_a_label_is_found_in_a_sentence_of_any_script(labels, text, found):
+    example = Example("a", "test", [], options={label: label for label in labels})
+    assert nli.answer(text, example) == found
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "expected"),
+    [
+        ("1.0", ("no", "maybe"), "maybe"),
+        ("0.0", ("no", "maybe"), "no"),
+        ("True", ("yes", "no"), "yes"),
+        (False, ("yes", "no"), "no"),
+        ("false", ("bad", "good"), "bad"),
+        (True, ("bad", "good"), "good"),
+        (True, ("false", "true"), "true"),
+    ],
+)
+def test_labels_as_pandas_writes_them_are_read(label, labels, expected):
+    assert prompt(nli, {"text": "x", "label": label}, labels=labels).expected == expected
+    fields = {"question": "x", "answer": label}
+    if "bad" not in labels:
+        assert prompt(qa, fields, labels=labels).expected == expected
+
+
+@pytest.mark.parametrize("label", ["-1.0", -1, "-"])
+def test_a_missing_label_as_pandas_writes_it_is_no_gold_label(label):
+    with pytest.raises(ValueError, match="no gold label"):
+        prompt(nli, {"text": "x", "label": label}, labels=("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("a", "a"), ("", "a"), ("a ", "a"), ("Not sure", "not_sure"), ("yes", "Yes!"), ("ｘ", "x")],
+)
+def test_labels_that_no_answer_could_tell_apart_are_refused(labels):
+    with pytest.raises(SpecError, match=r"prepare\.labels: .*(same label|is empty)"):
+        check_labels(labels)
+
+
+def test_labels_that_differ_in_a_sign_are_told_apart():
+    check_labels(("C", "C++", "C#", "A", "A+", "A-", ":)", ":(", "*", "**", "5%", "5"))
 
 
 @pytest.mark.parametrize("given", ["B", "b", "(B)", 1, "1", "Rome", " rome.", "B. Rome"])

@@ -59,6 +59,81 @@ def test_a_number_is_found_and_read_as_a_value(text, value):
     assert math.answer(text, EXAMPLE) == value
 
 
+GOLD = {
+    r"\frac25": "0.4",
+    r"-\frac{7}{8}": "-0.875",
+    r"\frac{100}9": "100/9",
+    r"\dfrac{11}{4}": "2.75",
+    r"4\frac{1}{5}": "4.2",
+    r"-2\frac14": "-2.25",
+    r"\frac{-5}{8}": "-0.625",
+    r"12,\!345": "12345",
+    r"\$7,\!500": "7500",
+    r"1\,250\text{ km}": "1250",
+    "45^{\\circ}": "45",
+    "30°": "30",
+    "7¾": "7.75",
+    "3⁄8": "0.375",
+    "12’500": "12500",
+    "$2.5 billion": "2500000000",
+    "3 thousand dollars": "3000",
+    r"15\%": "15",
+    r"\(6\)": "6",
+    "US$9.99": "9.99",
+    "x = -4": "-4",
+    "6 \\times 7 = 42": "42",
+    "24 cm^2": "24",
+    "120 (pages)": "120",
+    "٤٢": "42",
+    "+8": "8",
+    "They sold 3 * 4 = 12 cakes": "12",
+    "First there are 7.\nThen there are 5.": "5",
+}
+NO_GOLD = [
+    *(
+        r"\sqrt{5}",
+        r"2\sqrt{7}",
+        "3 + 2i",
+        "x^2-9",
+        "3n-1",
+        r"(1,5) \cup (5,9)",
+        "101_2",
+        "2, 4, 6",
+    ),
+    *(
+        r"4\pi",
+        r"\frac{\pi}{6}",
+        r"1.\overline{6}",
+        r"2 \pm \sqrt{3}",
+        "(3, 4)",
+        "(3,456)",
+        "2^{8}",
+    ),
+    *("5 or 7", "x=1, y=2", "2:3", "9:15", "4!", "8 - 3", r"\frac{1}{2}x", "3x", "e^3", r"\log 5"),
+    *("6 dozen", r"\{1, 2\}", "7,5", "3 cats and 4 dogs", r"\approx 2.7", r"\text{(C)}"),
+]
+
+
+@pytest.mark.parametrize("text", GOLD)
+def test_a_rows_own_answer_is_the_one_number_that_it_is(text):
+    assert prompt(math, {"question": "?", "answer": text}).expected == GOLD[text]
+    assert prompt(math, {"question": "?", "answer": rf"so \boxed{{{text}}}"}).expected == GOLD[text]
+
+
+@pytest.mark.parametrize("text", NO_GOLD)
+def test_no_number_is_made_of_an_answer_that_is_not_one_number(text):
+    with pytest.raises(ValueError, match=r"is not one rational number|holds no number"):
+        prompt(math, {"question": "?", "answer": text})
+
+
+@pytest.mark.parametrize(
+    "text", [r"$\frac25$", r"\boxed{\frac25}", r"Answer: \frac{2}{5}", "2/5", "0.40"]
+)
+def test_an_answer_in_any_notation_is_the_gold_answer(text):
+    assert math.equal(math.answer(text, EXAMPLE), "0.4")
+    assert math.answer(r"\boxed{2k + 2}", EXAMPLE) is None
+
+
 def test_numbers_are_equal_as_values():
     for given in ("1234", "1,234", "1234.0", "$1234.00", "1.234e3", "2468/2"):
         assert math.equal(given, "1234")

@@ -9,7 +9,7 @@ from tests.support.filter_items import CHINESE, ENGLISH, item
 
 REFUSALS = [
     "I'm sorry, but I can't assist with that.",
-    "I’m sorry, but I can’t help with that request.",  # noqa: RUF001
+    "I’m sorry, but I can’t help with that request.",
     "As an AI language model, I cannot provide medical advice.",
     "As an AI, I don't have personal opinions.",
     "I cannot fulfill your request.",
@@ -21,7 +21,7 @@ REFUSALS = [
     "Es tut mir leid, aber dabei kann ich nicht helfen.",
     "Lo siento, pero no puedo ayudar con eso.",
     "Je suis désolé, mais je ne peux pas vous aider avec cela.",
-    "很抱歉，我无法回答这个问题。",  # noqa: RUF001
+    "很抱歉，我无法回答这个问题。",
 ]
 ANSWERS = [
     "I'm sorry to hear that your order is late. I can refund you.",

@@ -1,5 +1,6 @@
 """One spec, one home for each knob; the fingerprint follows what matters and nothing else."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from retort.data.sources import digest, read
 from retort.errors import SpecError
 from retort.jobs.preflight import check
 from retort.jobs.source_digests import source_digests
@@ -157,8 +159,6 @@ def test_a_metric_that_there_is_not_is_refused_before_a_run(tmp_path):
 
 def test_moving_the_job_its_data_and_models_keeps_every_fingerprint(tmp_path):
     job = write_job(tmp_path / "here", engine="echo", losses=[{"name": "cross_entropy"}])
-    text = job.read_text().replace("max_tokens: 12", "max_tokens: 12\n  top_k: 0")
-    job.write_text(text)
     spec = load(job)[0]
     before = recipes(spec, source_digests(spec))
     shutil.move(tmp_path / "here", tmp_path / "there")
@@ -283,3 +283,100 @@ def test_a_long_rope_teacher_is_bound_to_its_short_length_where_vllm_gives_the_s
             check(spec, open_store(str(tmp_path / "store")))
     spec, _ = load(tmp_path / "job.yaml", [*knobs, "generate.max_model_len=4096"])
     assert check(spec, open_store(str(tmp_path / "store")))
+
+
+# Job files
+
+
+def job_file(folder, text, name="job.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+PLAIN = "name: j\nprepare: {train: a.jsonl, test: b.jsonl}\ngenerate: {teacher: t}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {student: s}\ntrain: {student: s}\n", r"'train' is written twice.*lines 4 and 5"),
+        ("train:\n  student: s\n  seed: 1\n  seed: 1\n", "'seed' is written twice"),
+        ("train: {student: s, lora: {rank: 4, rank: 8}}\n", "'rank' is written twice"),
+        ("train: {student: s, num_epochs: yes}\n", "train.num_epochs: .*number.*quotes"),
+        ("train: {student: s, learning_rate: on}\n", "train.learning_rate: .*number.*quotes"),
+        ("train: {student: s, early_stopping: no}\n", "train.early_stopping: .*number"),
+        ("train: {student: s, num_epochs: 1:30}\n", "train.num_epochs: .*integer.*in quotes"),
+        ("train: {student: s, learning_rate: 1:30}\n", "train.learning_rate: .*in quotes"),
+        ("train: {student: no}\n", "train.student: .*string.*put it in quotes"),
+        ("train: {student: 2024-01-02}\n", "train.student: .*put it in quotes"),
+        ("train: {student: s, seed: !!int x}\n", "cannot be read"),
+        ("train: &t {student: s, more: *t}\n", "an alias stands for a part that holds it"),
+        ("train: [" + "[" * 3000, "nested too deeply"),
+        (f"train: {{student: s, seed: {'9' * 5000}}}\n", "cannot be read"),
+        (f"train: {{student: s, seed: {'x' * 900}}}\n", r"x \.\.\.\)"),
+    ],
+)
+def test_what_yaml_would_take_for_something_else_is_refused_with_its_place(tmp_path, text, words):
+    with pytest.raises(SpecError, match=words):
+        load(job_file(tmp_path, PLAIN + text))
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    with pytest.raises(SpecError, match="more than 100,000 values"):
+        load(job_file(tmp_path, "\n".join(lines)))
+
+
+def test_an_alias_and_a_merge_are_no_key_twice_and_numbers_are_decimal(tmp_path):
+    text = "train: {student: s, seed: 017, learning_rate: 1e-3}\n"
+    text += "evaluate: {judge: &judge {model: j, max_tokens: 9}}\n"
+    text += "curate: {judge: {<<: *judge, max_tokens: 8}}\n"
+    spec, _ = load(job_file(tmp_path, PLAIN + text))
+    assert (spec.train.seed, spec.train.learning_rate) == (17, 0.001)
+    assert (spec.curate.judge.max_tokens, spec.evaluate.judge.max_tokens) == (8, 9)
+    assert spec.curate.judge.model == "j"
+
+
+def test_a_job_may_be_json_which_is_read_as_json(tmp_path):
+    raw = {**MINIMAL, "train": {"student": "s", "learning_rate": 1e-05}}
+    text = json.dumps(raw, indent="\t").replace("/", "\\/")
+    for name in ("job.json", "job.yaml"):
+        spec, _ = load(job_file(tmp_path, text, name))
+        assert (spec.name, spec.train.learning_rate) == ("job", 1e-05)
+    twice = text.replace('"name"', '"train": {}, "name"')
+    for name in ("job.json", "job.yaml"):
+        with pytest.raises(SpecError, match="'train' is written twice"):
+            load(job_file(tmp_path, twice, name))
+    with pytest.raises(SpecError, match=r"job.json is not JSON: line 1, column 2"):
+        load(job_file(tmp_path, "{name: j}", "job.json"))
+    assert load(job_file(tmp_path, "\ufeff" + text))[0].name == "job"
+
+
+def test_a_bracket_in_the_name_of_a_folder_is_no_glob(tmp_path):
+    folder = tmp_path / "job [v1]"
+    (folder / "rows[2]?").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / "rows[2]?" / name).write_text('{"question": "q"}\n')
+    (folder / "rows2x").mkdir()
+    (folder / "rows2x" / "c.jsonl").write_text('{"question": "other"}\n' * 9)
+    for train, num_rows in (
+        ("rows[2]?/a.jsonl", 1),
+        ("rows[2]?", 2),
+        ("rows[2]?/*.jsonl", 2),
+        ("rows[2]?/[b-z].jsonl", 1),
+        ("rows2[w-y]/*.jsonl", 9),
+        ("rows2*/*", 9),
+    ):
+        raw = changed(prepare={"train": train})
+        spec, _ = load(job_file(folder, yaml.safe_dump(raw)))
+        assert len(list(read(spec.prepare.train, "x", 1000))) == num_rows, train
+        assert digest(spec.prepare.train, "x")
+
+
+@pytest.mark.parametrize("path", ["a\\0b.jsonl", "~nobody-at-all/x.jsonl", "x" * 5000])
+def test_a_path_that_cannot_be_one_is_refused_by_name(tmp_path, path):
+    text = PLAIN.replace("a.jsonl", f'"{path}"') + "train: {student: s}\n"
+    with pytest.raises(SpecError, match="is no path"):
+        load(job_file(tmp_path, text))

@@ -33,14 +33,19 @@ FORMATS = {
 }
 # What files begin with that hold no rows, whatever their names say, and what they are.
 NO_ROWS = {
-    b"PK\x03\x04": "a ZIP archive or an Excel workbook; extract it, or save it as CSV",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as CSV",
+    b"PK\x03\x04": "neither text nor Parquet, but a ZIP archive or an Excel workbook; extract it, "
+    "or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "neither text nor Parquet, but an old Excel workbook; save it as CSV",
     b"version https://git-lfs": "a pointer of Git LFS, not the data; run `git lfs pull`",
     b"<!doctype html": "a web page, not the data; download the file itself",
     b"<html": "a web page, not the data; download the file itself",
 }
 COMPRESSED = (".gz", ".zst")
 PARQUET = b"PAR1"
+ALLOWED = (
+    f"allowed are {', '.join(FORMATS)}, the texts also with {' or '.join(COMPRESSED)}; anything "
+    "else is read as JSON lines"
+)
 # A name for messages, and the dataset under it where it is none of a file.
 Part = tuple[str, HubDataset | None]
 
@@ -158,17 +163,14 @@ def _format_by_content(head: bytes, by_name: str | None) -> str:
     start = head[:64].lstrip().lower()
     for signature, what in NO_ROWS.items():
         if start.startswith(signature.lower()):
-            raise SpecError(f"the file is {what}")
+            raise SpecError(f"{what}; {ALLOWED}")
     if by_name:
         return by_name
     if start[:1] in (b"{", b"["):
         return "document"
     start = head[:4096].rpartition(b"\n")[0] or head[:4096]
     if b"\0" in start or "\ufffd" in start[:-4].decode(errors="replace"):
-        raise SpecError(
-            f"neither text nor Parquet; allowed are {', '.join(FORMATS)}, the texts also with "
-            f"{' or '.join(COMPRESSED)}; anything else is read as JSON lines"
-        )
+        raise SpecError(f"neither text nor Parquet; {ALLOWED}")
     return "lines"
 
 

@@ -63,6 +63,13 @@ def load(name: str) -> TaskType:
     return task_type
 
 
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Raises `SpecError` for labels that no answer could tell apart, and for an empty one."""
+    from retort.data.task_types import _labels
+
+    _labels.check(labels)
+
+
 def filters_of(task_type: TaskType) -> tuple[str, ...]:
     """Returns the names of the filters that curation runs if the spec names none."""
     return tuple(getattr(task_type, "FILTERS", FILTERS))

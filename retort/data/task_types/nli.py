@@ -1,13 +1,13 @@
 """Natural language inference, and any other classification: the answer is one label of a set.
 
-The order of the labels matters: data that numbers its labels, as SNLI and MNLI do, counts in it.
+The order of the labels matters: data may give a label as its index, as SNLI and MNLI do.
 """
 
-import re
 from typing import Any
 
 from retort.data.reasoning import conclusion
 from retort.data.task_types import read_prompt
+from retort.data.task_types._labels import in_text, of_truth, whole_number
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -36,23 +36,23 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
     labels = knobs.labels or LABELS
     if not knobs.labels and "text" in row.fields and not {"premise", "prompt"} & set(row.fields):
         raise ValueError(
-            "rows with text and label need their set of labels, in the order of their numbers if "
-            "they are numbered; set prepare.labels, for example [negative, positive]"
+            "rows with text and label need the set of labels, in the order of their numbers if "
+            "they are numbers; set prepare.labels, for example [negative, positive]"
         )
     extra = {"labels": ", ".join(labels)}
     chat, reply = read_prompt(row, knobs, TEMPLATES, extra, ("label", "completion", "answer"))
     expected = None if reply is None else _expected(reply, labels)
-    by_number = expected is not None and _label(str(reply), labels) is None
+    by_number = expected is not None and in_text(str(reply), labels) is None
     reference = expected if by_number or reply is None else str(reply)
     return Prompt(chat, expected, reference, {label: label for label in labels})
 
 
 def answer(text: str, example: Example) -> str | None:
-    """The label as it stands in the set; None where a text names none, or more than one.
+    """The label as written in the set; None if the text names none, or more than one.
 
-    A JSON field or what stands after `Answer:` decides; without these the whole text does.
+    A JSON field or the text after `Answer:` decides; without these the whole text does.
     """
-    return _label(conclusion(text), tuple(example.options or LABELS))
+    return in_text(conclusion(text), tuple(example.options or LABELS))
 
 
 def equal(given: str, expected: str) -> bool:
@@ -60,36 +60,20 @@ def equal(given: str, expected: str) -> bool:
     return given.casefold() == expected.casefold()
 
 
-def _label(text: str, labels: tuple[str, ...]) -> str | None:
-    plain = {_plain(label): label for label in labels}
-    for exact in ({_plain(text)}, {_plain(line) for line in text.splitlines()}):
-        if len(named := exact & set(plain)) == 1:
-            return plain[named.pop()]
-    # the longest first: "not entailment" must not count as "entailment"
-    longest = sorted(plain, key=len, reverse=True)
-    ways = [r"[\s_-]+".join(map(re.escape, name.split())) for name in longest]
-    pattern = rf"(?<![^\W_])(?<!\w[_-])(?:{'|'.join(ways)})(?![^\W_])(?![_-]\w)"
-    found = {_plain(name) for name in re.findall(pattern, text.casefold())}
-    return plain[found.pop()] if len(found) == 1 else None
-
-
-def _plain(text: str) -> str:
-    """Returns a text case-folded, its words with one space between and nothing around them."""
-    words = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", text.casefold())
-    return words.strip(" \t\r\n\"'`*_.,:;!?()[]<>#")
-
-
 def _expected(reply: Any, labels: tuple[str, ...]) -> str:
-    """Returns the label that a row gives as text, or as its place in the set."""
-    if label := _label(conclusion(str(reply)), labels):
+    """Returns the label that a row gives as text, as its index in the set, or as a truth value.
+
+    Numbers and truth values may be written as pandas writes them: 1.0, True.
+    """
+    if label := in_text(conclusion(str(reply)), labels) or of_truth(reply, labels):
         return label
-    is_whole = isinstance(reply, bool) or (isinstance(reply, float) and reply.is_integer())
-    number = str(int(reply) if is_whole else reply).strip()
-    if number in ("-1", "-"):
-        raise ValueError(f"no gold label: the label is {number}")
-    if number.isdecimal() and int(number) < len(labels):
-        return labels[int(number)]
+    number = whole_number(reply)
+    text = str(reply).strip()
+    if number == -1 or text == "-":
+        raise ValueError(f"no gold label: the label is {text}")
+    if number is not None and 0 <= number < len(labels):
+        return labels[number]
     raise ValueError(
-        f"the label {number[:60]!r} is none of {', '.join(labels)}; "
+        f"the label {text[:60]!r} is none of {', '.join(labels)}; "
         "set prepare.labels to the set that these rows use"
     )

@@ -1,7 +1,6 @@
-"""Questions: open ones with a short answer, and multiple choice where a row has `choices`.
+"""Questions: open ones with a short answer, and multiple choice for rows with `choices`.
 
-Open answers are compared after SQuAD's normalisation, choices by their letter.
-Source: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text" (2016).
+Open answers are compared in their normal form and as numbers, choices by their letter.
 """
 
 import re
@@ -10,6 +9,8 @@ from typing import Any
 
 from retort.data.reasoning import conclusion
 from retort.data.task_types import read_prompt
+from retort.data.task_types._answers import normal, same
+from retort.data.task_types._labels import of_truth, whole_number
 from retort.records import Example, Prompt, Row
 from retort.spec.prepare import Prepare
 
@@ -29,7 +30,7 @@ REASONING = {
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `question` (with `context`, with `choices`), or `prompt`; and the `answer`.
 
-    In SQuAD's form of several right answers the first is the expected one, and all are right.
+    Of several right answers (SQuAD) the first is the expected one, and all are right.
     """
     if choices := _options(row.fields):
         listed = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
@@ -37,9 +38,9 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
     else:
         chat, reply = read_prompt(row, knobs, OPEN, {})
     options = choices or {label: label for label in knobs.labels}
-    given = row.fields.get("answer")
-    given = given.get("text") if isinstance(given, dict) else given
-    replies = [r for r in (given if isinstance(given, list) else [reply]) if r is not None]
+    own = row.fields.get("answer")
+    own = own.get("text") if isinstance(own, dict) else own
+    replies = [r for r in (own if isinstance(own, list) else [reply]) if r is not None]
     if not replies:
         return Prompt(chat, options=options or None)
     reply = replies[0]
@@ -53,28 +54,14 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
 
 
 def answer(text: str, example: Example) -> str | None:
-    """The letter of the choice, or the normalised text of an open answer; None for none."""
+    """The letter of the choice, or the normal form of an open answer; None if there is none."""
     part = conclusion(text)
     return _letter(part, example.options) if example.options else normal(part) or None
 
 
 def equal(given: str, expected: str) -> bool:
-    """Equal after normalisation."""
-    return normal(given) == normal(expected)
-
-
-def normal(text: str) -> str:
-    """Returns a text in lower case without punctuation, articles and extra white space.
-
-    An answer of nothing else, such as the letter A, stays as it is.
-    """
-    return squad(text) or " ".join(text.lower().split())
-
-
-def squad(text: str) -> str:
-    """Returns a text as SQuAD's own evaluation normalises it: of the letter A nothing is left."""
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    """Equal in normal form, or as numbers."""
+    return same(given, expected)
 
 
 def _options(fields: dict[str, Any]) -> dict[str, str]:
@@ -90,23 +77,26 @@ def _options(fields: dict[str, Any]) -> dict[str, str]:
 
 
 def _expected(reply: Any, options: dict[str, str]) -> str:
-    """Returns the letter that a row gives: as such, as a place counted from 0, or as its text."""
+    """Returns the letter of a row's answer: a letter, an index counted from 0, or a choice's text.
+
+    Numbers and truth values may be written as pandas writes them: 2.0, True.
+    """
     letters, text = list(options), str(reply).strip()
-    place = int(text) if text.isdecimal() else len(letters)
-    if isinstance(reply, int) and text not in options and place < len(letters):
-        return letters[place]
-    if letter := _letter(conclusion(text), options):
+    is_truth = text.casefold() in ("true", "false")
+    place = None if is_truth else whole_number(text)
+    by_place = letters[place] if place is not None and 0 <= place < len(letters) else None
+    if isinstance(reply, int | float) and text not in options and by_place:
+        return by_place
+    if letter := _letter(conclusion(text), options) or of_truth(reply, options) or by_place:
         return letter
-    if place < len(letters):
-        return letters[place]
     raise ValueError(
         f"the answer {str(reply)[:60]!r} is none of {', '.join(letters)}, none of the choices "
-        "and no place in their list, counted from 0"
+        "and no index in their list, counted from 0"
     )
 
 
 def _letter(text: str, options: dict[str, str]) -> str | None:
-    """Returns the one letter that a text names, by the first way of naming that it uses."""
+    """Returns the one letter that a text names, by the first pattern that matches."""
     letters = {letter.upper(): letter for letter in options}
     key = "|".join(map(re.escape, sorted(options, key=len, reverse=True)))
     alone = re.compile(rf"[^\w+-]*({key})[^\w+-]*", re.IGNORECASE)
@@ -132,12 +122,12 @@ def _letter(text: str, options: dict[str, str]) -> str | None:
 
 
 def _whole(pattern: re.Pattern[str], parts: list[str]) -> list[str]:
-    """Returns the group of each part that is nothing but a match."""
-    return [found[1] for part in parts if (found := pattern.fullmatch(part))]
+    """Returns the group of each part that matches as a whole."""
+    return [match[1] for part in parts if (match := pattern.fullmatch(part))]
 
 
 def _choice(text: str, options: dict[str, str]) -> list[str]:
-    """Returns the letters of the choices that a text, or what it says the answer is, equals."""
-    said = re.search(r"\banswer is:?\s+(.+)", text, re.IGNORECASE)
-    parts = {normal(text), normal(said[1]) if said else ""}
+    """Returns the letters of the choices that equal a text, or the rest of "the answer is ..."."""
+    rest = re.search(r"\banswer is:?\s+(.+)", text, re.IGNORECASE)
+    parts = {normal(text), normal(rest[1]) if rest else ""}
     return [letter for letter, choice in options.items() if normal(choice) in parts]

@@ -58,6 +58,7 @@ class Reader:
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
         self._kind = task_types.load(spec.prepare.task_type)
+        task_types.check_labels(spec.prepare.labels)
         self._is_built_in = spec.prepare.task_type in module_names(task_types)
         self._scrubbers = [
             find_function("scrubber", name, "retort.data.scrubbers") for name in spec.prepare.scrub
