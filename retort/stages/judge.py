@@ -22,7 +22,7 @@ from retort.stages.engine_settings import engine_of, model_line, settings_of
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store import model_folder
-from retort.store.ledger import CONTEXT_FILE, Ledger, StoredAnswer
+from retort.store.ledger import Ledger, StoredAnswer
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
@@ -80,7 +80,7 @@ def answer(arguments: dict[str, Any], waiting: str, since: float, report: Report
     stage = from_arguments(arguments, report)
     plan, ledger = _open(stage, since)
     examples = read_lines(Example, stage.out.read(waiting))
-    ledger.folder.write_json(CONTEXT_FILE, request_context(stage.spec))
+    ledger.describe(request_context(stage.spec))
     # Of equal requests one is asked.
     pending = {ask.key: ask for ask in (_ask_of(plan, example) for example in examples)}
     total, said = len(pending), 0.0

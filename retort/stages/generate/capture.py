@@ -15,7 +15,7 @@ from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import ledger_name, request_context
 from retort.store import Folder
-from retort.store.ledger import CONTEXT_FILE, Ledger
+from retort.store.ledger import Ledger
 
 
 def capture(
@@ -76,7 +76,7 @@ def _ask(session: Session, share: Share | None) -> None:
     """Asks what is missing, and commits all that is finished, whatever ends the run."""
     try:
         if session.num_missing:
-            session.ledger.folder.write_json(CONTEXT_FILE, request_context(session.spec))
+            session.ledger.describe(request_context(session.spec))
             session.ask_all(share)
     finally:
         session.close()
