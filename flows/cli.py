@@ -28,6 +28,7 @@ from flows.commands.options import (
 )
 from retort import errors
 from retort.jobs.preflight import check
+from retort.processes.disk import make_folder
 from retort.records import STATES
 from retort.spec import STAGES, JobSpec
 from retort.store import Store, open_store
@@ -151,7 +152,7 @@ def surround(store: Store) -> None:
     has_server = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()
     if "PREFECT_API_URL" in os.environ or has_server:
         return
-    state = store.local_state()
+    state = make_folder(store.local_state())  # Prefect does not make the folders above its own
     for name, value in databases.files(state).prefect.items():
         os.environ.setdefault(name, value)
     home = state / "prefect"

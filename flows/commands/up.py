@@ -27,6 +27,7 @@ from flows import databases
 from flows.commands.options import DONE, FAILED, say
 from retort import processes
 from retort.errors import SpecError, StageError
+from retort.processes.disk import make_folder, open_log
 from retort.store import Store, open_store
 
 HOST = "127.0.0.1"
@@ -76,8 +77,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """`retort up`: starts all, says where it is, and ends all when asked to."""
     store = open_store(options.store)
-    state = store.local_state()
-    state.mkdir(parents=True, exist_ok=True)
+    state = make_folder(store.local_state())
     for flag in ("prefect_port", "mlflow_port"):
         _check_port(flag, getattr(options, flag))
     # A service manager's way to say Ctrl-C.
@@ -191,7 +191,6 @@ def prepare_server(
 def _running(service: Service, store: Store) -> Iterator["subprocess.Popen[str]"]:
     """Gives a running service; at the end its whole process group is ended: asked, then killed."""
     log = store.log(service.name)
-    log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         service.command,
         stdout=subprocess.PIPE,
@@ -210,7 +209,7 @@ def _running(service: Service, store: Store) -> Iterator["subprocess.Popen[str]"
 def _stream(name: str, process: "subprocess.Popen[str]", log: Path) -> None:
     """Keeps all of a service's lines in its log, and shows the worker's: what the jobs say."""
     assert process.stdout
-    with log.open("a", encoding="utf-8") as stream:
+    with open_log(log) as stream:
         for line in process.stdout:
             stream.write(line)
             stream.flush()

@@ -13,7 +13,7 @@ from retort.store import Store, open_store
 from retort.tracking import ReleasedStudent, Tracker
 from retort.tracking.names import MAX_CHARACTERS, safe_names
 from retort.tracking.server import connect, tracking_uri
-from tests.support.servers import environment
+from tests.support.servers import ROOT, environment
 
 ODD = [
     "https://example.com/arithmetic",
@@ -163,3 +163,34 @@ def test_a_store_on_s3_has_its_database_in_a_local_folder_that_is_made(tmp_path,
     tracker.open_job("job", {}, "none")
     path = Path(tracking_uri(store).removeprefix("sqlite:///"))
     assert warned == [] and path.is_file() and path.is_relative_to(tmp_path / ".retort")
+
+
+EMBEDDED = """
+import asyncio, sys
+from flows.cli import surround
+from retort.store import open_store
+surround(open_store(sys.argv[1]))
+from prefect import get_client
+async def ask():
+    async with get_client() as client:
+        print((await client.api_healthcheck()) or "answers")
+asyncio.run(ask())
+"""
+
+
+def test_the_embedded_prefect_of_a_store_on_s3_starts_from_an_empty_home(tmp_path):
+    (tmp_path / "home").mkdir()
+    env = environment(HOME=str(tmp_path / "home"))
+    env = {key: value for key, value in env.items() if not key.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", EMBEDDED, "s3://bucket/prefix"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.stdout.split() == ["answers"], done.stderr
+    assert "Failed to create" not in done.stderr
+    (state,) = (tmp_path / ".retort").iterdir()
+    assert state.stat().st_mode & 0o777 == 0o700 and not list((tmp_path / "home").iterdir())
