@@ -1,6 +1,6 @@
-"""The signal format's claims: bytes a token, KL error, and how fast one core writes and reads it.
+"""Measures the signal format: bytes a token, KL error, and tokens a second of one core.
 
-`python -m benchmarks.signal_store` puts it beside arrays of float16 and int32, and beside JSON.
+`python -m benchmarks.signal_store` compares it with arrays of float16 and int32, and with JSON.
 """
 
 # T tokens, K teacher top-k, V vocabulary
@@ -32,7 +32,7 @@ class Format(NamedTuple):
 
 
 def realistic(num_tokens: int, k: int, vocabulary: int, seed: int = 0) -> Signal:
-    """Returns sampled tokens of softmaxes of heavy-tailed logits, from nearly sure to open."""
+    """Returns sampled tokens of softmaxes of heavy-tailed logits, from nearly certain to open."""
     random = np.random.default_rng(seed)
     tokens = []
     for _ in range(num_tokens):
@@ -42,7 +42,7 @@ def realistic(num_tokens: int, k: int, vocabulary: int, seed: int = 0) -> Signal
         top = top[np.argsort(-logits_V[top])]
         tokens.append((top, logits_V[top] - np.log(np.exp(logits_V.astype(np.float64)).sum())))
     ids, logprobs = (np.stack(parts) for parts in zip(*tokens, strict=True))
-    # The sampled token; where it is outside the k, the next stands for it.
+    # The place of the sampled token; outside the k it is that of the next one.
     place = (np.exp(logprobs[:, :k]).cumsum(axis=1) < random.random((num_tokens, 1))).sum(axis=1)
     every = np.arange(num_tokens)
     return captured(

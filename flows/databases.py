@@ -16,6 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from retort.errors import SpecError, StoreError
+from retort.processes.disk import make_folder
 
 if TYPE_CHECKING:
     import psycopg
@@ -44,7 +45,7 @@ def files(state: Path) -> Databases:
     Raises `StoreError` where the folder cannot be made.
     """
     try:
-        (state / "prefect").mkdir(parents=True, exist_ok=True)
+        make_folder(state / "prefect")
         (state / "prefect").chmod(0o700)
         for path in state.glob("mlflow.db*"):
             path.chmod(0o600)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retort.errors import StageError
+from retort.processes.disk import open_log
 
 HOST = "127.0.0.1"
 START_SECONDS = 240.0
@@ -76,8 +77,7 @@ def server(state: Path) -> Iterator["Embedded"]:
     login = f"retort:{secrets.token_urlsafe(24)}"
     use_settings(databases.files(state).prefect)
     use_settings({"PREFECT_HOME": str(home), "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage")})
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with socket.create_server((HOST, 0)) as listener, log.open("a") as stream:
+    with socket.create_server((HOST, 0)) as listener, open_log(log) as stream:
         os.environ["PREFECT_API_URL"] = f"http://{HOST}:{listener.getsockname()[1]}/api"
         os.environ["PREFECT_API_AUTH_STRING"] = login
         process = subprocess.Popen(

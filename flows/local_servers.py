@@ -24,6 +24,7 @@ from flows import databases, mlflow_app
 from retort import processes
 from retort.errors import StageError
 from retort.jobs import login
+from retort.processes.disk import open_log
 from retort.store import Store
 
 HOST = "127.0.0.1"
@@ -176,7 +177,6 @@ def running(
 
     All of its lines go to its log, and those of use to a person to `show` as well.
     """
-    service.log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         service.command,
         stdout=subprocess.PIPE,
@@ -195,7 +195,7 @@ def running(
 
 def _copy(process: "subprocess.Popen[str]", log: Path, show: Callable[[str], None] | None) -> None:
     assert process.stdout
-    with log.open("a", encoding="utf-8") as stream:
+    with open_log(log) as stream:
         for line in process.stdout:
             stream.write(line)
             stream.flush()

@@ -11,6 +11,7 @@ from typing import Any
 from flows.commands.options import DONE, FAILED, on_store, open_store, say
 from retort.errors import SpecError
 from retort.events import shown
+from retort.processes.disk import make_folder
 
 DATABASE = (
     "postgresql://USER@HOST:PORT/NAME: keep the servers' state in Postgres, not in files of the "
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         local_servers.Ports(options.prefect_port, options.mlflow_port),
     )
     state = store.local_state()
-    state.mkdir(parents=True, exist_ok=True)
+    make_folder(state)
     for name, port in vars(ports).items():
         _check_port(local_servers.HOST, name, port)
     servers, worker = local_servers.services(store, ports, options.database)

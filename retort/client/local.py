@@ -18,6 +18,7 @@ import psutil
 
 from retort.client.state import JobState, Status
 from retort.errors import SpecError, StageError
+from retort.processes.disk import make_folder
 from retort.spec import STAGES, JobSpec
 from retort.store import open_store
 
@@ -51,7 +52,7 @@ class JobsHere:
                 f"job {spec.name} runs with another spec; cancel it first, or give this one "
                 "another name"
             )
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         (place / "exit").unlink(missing_ok=True)
         (place / "job.json").write_text(text)
         words = [sys.executable, "-m", "flows.cli", "run", str(place / "job.json")]

@@ -22,6 +22,7 @@ from retort.stages.stage import read_decisions, read_responses, stream_examples
 from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
 from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE, Ledger
+from retort.store.urls import public_json
 from retort.tracking import Tracker
 from retort.tracking.champion import with_champion
 
@@ -60,7 +61,8 @@ def _reasons(store: Store, wanted: Recipe, last: str | None) -> list[str]:
     folder = store.artifact(wanted.stage, last) if last else None
     if folder is None or not folder.has(MANIFEST):
         return ["never finished in this store"]
-    changed = differences(folder.read_manifest()["ingredients"], wanted.ingredients)
+    wanted_ingredients = public_json(wanted.ingredients)
+    changed = differences(folder.read_manifest()["ingredients"], wanted_ingredients)
     return changed or ["a file of its artifact is missing or cut short"]
 
 
@@ -86,7 +88,7 @@ def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, D
     """
     wanted = recipes(spec, source_digests(spec))
     prepared, generated, curated = (
-        store.artifact(stage, wanted[stage].name) for stage in INPUTS["report"][:3]
+        store.artifact(stage, wanted[stage].name).checked() for stage in INPUTS["report"][:3]
     )
     if generated.manifest() is None or not curated.has("decisions.jsonl"):
         return
@@ -111,7 +113,7 @@ def removed(spec: JobSpec, store: Store) -> Iterator[Removed]:
 
 def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> list[Record]:
     recipe = recipes(spec, source_digests(spec))["prepare"]
-    prepared = store.artifact("prepare", recipe.name)
+    prepared = store.artifact("prepare", recipe.name).checked()
     return read_lines(shape, prepared.read(name)) if prepared.has(name) else []
 
 
@@ -144,7 +146,7 @@ def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
     was = store.ledger(manifest["facts"]["ledger"])
     if not was.has(CONTEXT_FILE):
         return ""
-    lines = differences(was.read_json(CONTEXT_FILE), request_context(spec))
+    lines = differences(was.read_json(CONTEXT_FILE), public_json(request_context(spec)))
     return f" (asked otherwise: {'; '.join(lines)})" if lines else ""
 
 
@@ -155,4 +157,5 @@ def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Ex
         raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")
     ledger = Ledger(store.ledger(ledger_name(request_context(spec))), engine_of(spec).parse)
     ledger.load()
-    return RequestPlan(spec, ledger), ledger, stream_examples(prepared, "train", "validation")
+    examples = stream_examples(prepared.checked(), "train", "validation")
+    return RequestPlan(spec, ledger), ledger, examples

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.data import sources
+from retort.errors import DamagedError
 from retort.events import Event, Reporter
 from retort.jobs import preflight
 from retort.jobs.source_digests import source_digests
@@ -26,7 +27,7 @@ from retort.processes import machine
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
 from retort.stages.stage import Stage
-from retort.store import MANIFEST, Artifact, Folder, Store
+from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
 from retort.store.leases import Holder
 from retort.store.urls import public
 from retort.tracking import NONE, ReleasedStudent, Tracker, champion
@@ -70,6 +71,10 @@ class JobRun:
         manifest = folder.manifest()
         if manifest is None or manifest["input_digests"] != _digests(inputs):
             return None
+        if name == "release":
+            for damage in InputFolder(folder.uri).damages():
+                raise damage
+            self._register(folder)
         self.tracker.cached(name, manifest.get("mlflow_run_id", ""))
         return self._use(name, folder.reference(manifest), "cached")
 
@@ -114,8 +119,6 @@ class JobRun:
             seconds = time.time() - started
         finally:
             self._keep_log()
-        if stage == "release":
-            facts["model_version"] = self.tracker.register(self._candidate(facts))
         artifact = folder.commit(
             {
                 "stage": stage,
@@ -128,6 +131,8 @@ class JobRun:
                 "mlflow_run_id": run_id,
             }
         )
+        if stage == "release":
+            self._register(folder)
         self.tracker.close_stage(run_id, facts, _small_files(folder))
         self.force.discard(name)
         return self._use(name, artifact, "done")
@@ -146,7 +151,7 @@ class JobRun:
         from retort.jobs.benchmark import of_student
         from retort.stages.report.html import page_of
 
-        reported, latest = Folder(self.used["report"].uri), self.store.job(self.spec.name)
+        reported, latest = InputFolder(self.used["report"].uri), self.store.job(self.spec.name)
         benchmarks = of_student(self.store, self.spec.name, self.used["train"].name)
         content = replace(self._of_this_run(reported, flow_run_id), benchmarks=benchmarks)
         files = {
@@ -173,10 +178,17 @@ class JobRun:
             prefect={"flow_run_id": flow_run_id},
             registered=RegisteredVersion(
                 name=released["registered_model"],
-                version=released["model_version"],
+                version=released.get("model_version"),
                 compared_with=self.champion.version if self.champion else None,
             ),
         )
+
+    def _register(self, release: Folder) -> None:
+        """Registers the released student unless that was done: MLflow may have been away."""
+        facts = release.read_manifest()["facts"]
+        is_registered = bool(facts.get("model_version"))
+        if not is_registered and (version := self.tracker.register(self._candidate(facts))):
+            release.amend({"model_version": version})
 
     def _candidate(self, facts: dict[str, Any]) -> ReleasedStudent:
         """Returns the student that `release` made, as the registry is told of it."""
@@ -225,9 +237,12 @@ class JobRun:
 
     def _make_room(self, name: str, folder: Folder, inputs: dict[str, Artifact]) -> None:
         """Keeps what a killed run left, unless it was forced or made from other inputs."""
-        mine = _digests(inputs)
+        mine, continues = _digests(inputs), False
         marker = "scratch/inputs.json"
-        continues = folder.has(marker) and folder.read_json(marker) == mine
+        try:
+            continues = folder.has(marker) and folder.read_json(marker) == mine
+        except DamagedError as error:
+            self.note(name, f"warning: {error}; the stage begins anew")
         if name in self.force or folder.has(MANIFEST) or not continues:
             folder.clear()
         folder.write_json(marker, mine)

@@ -16,10 +16,7 @@ def _remedy(path: str) -> str:
         store = "/".join(parts[:index])
         match parts[index:]:
             case ["artifacts", stage, _, "scratch", *_]:
-                return (
-                    f"A run of {stage} that was killed left it; `retort run SPEC --store {store} "
-                    f"--force {stage}` begins anew"
-                )
+                return f"A run of {stage} that was killed left it"
             case ["artifacts", stage, name, *_]:
                 return (
                     f"It belongs to the artifact {name} of {stage}; `retort run SPEC --store "

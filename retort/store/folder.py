@@ -111,6 +111,10 @@ class Folder(Files):
         manifest = self.manifest()
         return self.reference(manifest) if manifest else None
 
+    def checked(self) -> "Folder":
+        """Returns the folder as `InputFolder` if it is a finished artifact, else itself."""
+        return InputFolder(self.uri) if self.has(MANIFEST) else self
+
     def clear(self) -> None:
         """Removes everything; the manifest first, so that nothing half-removed is readable."""
         self.remove(MANIFEST)
@@ -183,6 +187,8 @@ class InputFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """Returns a file's bytes, as they were written."""
+        if name == MANIFEST:
+            return super().read(name)
         try:
             data = super().read(name)
         except StoreError as error:

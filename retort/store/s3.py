@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from retort.errors import SpecError
+
 SCHEMES = ("s3", "s3a")
 # How often a request is sent that is throttled (SlowDown), fails with 5xx or loses its connection,
 # with pauses that double from one second to twenty. AWS_MAX_ATTEMPTS overrides the first.
@@ -36,8 +38,10 @@ _is_conditional: dict[tuple[str, str], bool] = {}
 
 def options(is_patient: bool) -> dict[str, Any]:
     """Returns the arguments of the filesystem: retries and time limits, and the region where only
-    AWS_REGION names it."""
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
+    AWS_REGION names it. Raises `SpecError` for a variable that is no number."""
+    attempts = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not attempts.isdecimal() or int(attempts) < 1:
+        raise SpecError(f"AWS_MAX_ATTEMPTS: '{attempts}'; give a whole number, 1 or more")
     arguments: dict[str, Any] = {
         "config_kwargs": {
             "retries": {

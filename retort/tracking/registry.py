@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from retort.store import MANIFEST, Folder, InputFolder
+from retort.store import Folder
 from retort.store.urls import public
 from retort.tracking.names import safe_names
 
@@ -171,8 +171,7 @@ def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
     client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     if student.log_weights:
         root, _, name = student.source.rpartition("/")
-        is_finished = Folder(root).has(MANIFEST)  # then its files are compared with the manifest
-        with (InputFolder if is_finished else Folder)(root).local_copy(name) as folder:
+        with Folder(root).checked().local_copy(name) as folder:
             client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, "READY")
     return model

@@ -2,17 +2,27 @@
 
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from retort import processes
-from retort.errors import DataError, SpecError, StageError, StoreError
+from retort.errors import DamagedError, DataError, SpecError, StageError, StoreError
 from retort.events import SILENT, Reporter
 from tests.conftest import ROOT, environment
-from tests.support.child_functions import crash, double, fail, killed, sleep_with_grandchild
+from tests.support.child_functions import (
+    crash,
+    double,
+    fail,
+    fill,
+    killed,
+    save_tensors,
+    sleep_with_grandchild,
+)
 
 RUNTIME = {"timeout_seconds": 60.0}
 
@@ -40,13 +50,20 @@ def test_a_result_and_events_come_back_and_chatter_goes_to_the_log(tmp_path, cap
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [("data", DataError), ("spec", SpecError), ("store", StoreError), ("other", StageError)],
+    [
+        ("data", DataError),
+        ("spec", SpecError),
+        ("store", StoreError),
+        ("damage", DamagedError),
+        ("other", StageError),
+    ],
 )
 def test_an_error_keeps_its_kind_and_its_words(tmp_path, kind, error):
     with pytest.raises(error) as raised:
         processes.run(fail, {"kind": kind}, SILENT, tmp_path / "log", RUNTIME)
     assert type(raised.value) is error
-    assert getattr(raised.value, "transient", None) is (True if kind == "store" else None)
+    expected = {"store": True, "damage": False}.get(kind)
+    assert getattr(raised.value, "transient", None) is expected
 
 
 def test_a_crash_names_its_exit_code_and_its_log(tmp_path):
@@ -88,3 +105,50 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     assert gone([int(pid) for pid in Path(pids).read_text().split()])
+
+
+@contextmanager
+def disk(folder: Path, *options: str):
+    """A small disk of its own until the block ends."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=1m", *options)), "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may make a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_temporary_folder_is_said_with_its_path_and_the_variable(tmp_path, monkeypatch):
+    with disk(tmp_path / "small") as place:
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        arguments = {"value": "x" * (2 << 20)}
+        with pytest.raises(StoreError, match=rf"^{place}/.*no space left.*\(TMPDIR\)") as error:
+            processes.run(double, arguments, SILENT, tmp_path / "log", RUNTIME)
+        assert not error.value.transient
+        assert processes.run(double, {"value": 2}, SILENT, tmp_path / "log", RUNTIME) == 4
+
+
+def test_a_temporary_folder_that_is_read_only_is_said(tmp_path, monkeypatch):
+    with disk(tmp_path / "fixed", "ro") as place:
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with pytest.raises(StoreError, match=rf"^{place}/.*read-only; remount.*TMPDIR"):
+            processes.run(double, {"value": 2}, SILENT, tmp_path / "log", RUNTIME)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with pytest.raises(StoreError, match=rf"^{place}/logs.*read-only; remount.*--store"):
+            processes.run(double, {"value": 2}, SILENT, place / "logs/log", RUNTIME)
+
+
+@pytest.mark.parametrize("function", [fill, save_tensors])
+def test_a_disk_that_is_full_in_the_child_is_a_store_error_with_the_remedy(tmp_path, function):
+    with disk(tmp_path / "small") as place:
+        arguments = {"path": str(place / "file")}
+        with pytest.raises(StoreError, match=r"no space left on the device; free some.*TMPDIR or"):
+            processes.run(function, arguments, SILENT, tmp_path / "log", RUNTIME)
+
+
+def test_a_log_is_its_owners_alone(tmp_path):
+    processes.run(double, {"value": 2}, SILENT, tmp_path / "logs/log", RUNTIME)
+    assert (tmp_path / "logs/log").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700

@@ -1,15 +1,19 @@
 """Leases: of several processes one holds a name, and what a lost one held is taken over."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from retort.store import Folder
-from retort.store.leases import Holder
+from retort.store.leases import Holder, _started
 from tests.support.servers import environment
 
 HOLDS_FOR_EVER = """
@@ -119,3 +123,46 @@ def test_whoever_was_silent_for_too_long_is_told_that_another_holds_it(tmp_path)
                 time.sleep(0.01)
             assert told.wait(60)
             assert not slow.take("it")
+
+
+def test_when_a_process_started_is_counted_from_the_boot_whatever_the_clock_says():
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    ticks = _started(os.getpid()) / os.sysconf("SC_CLK_TCK")
+    age = time.time() - psutil.Process().create_time()
+    assert ticks == pytest.approx(uptime - age, abs=2)
+
+
+def test_a_process_that_got_the_number_of_one_that_ended_is_another(tmp_path):
+    with Holder(Folder(str(tmp_path))) as holder:
+        assert holder.take("it")
+        path = tmp_path / f"holders/{holder.id}.json"
+        facts = json.loads(path.read_text())
+        with Holder(Folder(str(tmp_path))) as other:
+            assert other.states(["it"])["it"] == "held"
+            path.write_text(json.dumps({**facts, "started": facts["started"] - 1, "beats": 99}))
+            assert other.states(["it"])["it"] == "free"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"state": 7}', '{"told": {"a": 1}}'])
+def test_a_holder_whose_file_cannot_be_read_is_lost_after_a_while(tmp_path, content):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "holders").mkdir()
+    (tmp_path / "claims/it.0001").write_text("abc")
+    (tmp_path / "holders/abc.json").write_text(content)
+    with Holder(Folder(str(tmp_path)), lost_seconds=0.3) as holder:
+        assert not holder.take("it")
+        time.sleep(0.4)
+        assert holder.take("it")
+
+
+@pytest.mark.parametrize(("state", "expected"), [("left", "free"), ("done", "done")])
+def test_what_older_versions_left_is_understood(tmp_path, state, expected):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "holders").mkdir()
+    (tmp_path / "claims/it.0001").write_text("abc")
+    facts = {"state": state, "beats": 3, "told": {}, "machine": "m", "pid": 7, "born": 1.7e9}
+    (tmp_path / "holders/abc.json").write_text(json.dumps(facts))
+    (tmp_path / "claims/empty.0001").write_text("")
+    with Holder(Folder(str(tmp_path))) as holder:
+        assert holder.states(["it", "empty"]) == {"it": expected, "empty": "free"}
+        assert holder.take("empty")

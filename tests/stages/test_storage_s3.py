@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from retort.errors import StoreError
+from retort.errors import SpecError, StoreError
 from retort.store import Folder, open_store, s3
 from tests.support.slow_s3 import (
     HALF,
@@ -243,3 +243,11 @@ def test_a_cached_artifact_costs_two_requests_whatever_it_holds(folder, proxy):
     assert proxy.count() - before == 2
     assert list(folder.read_all(names)) == [(name, folder.read(name)) for name in names]
     assert proxy.count() - before == 2 + 2 * len(names)
+
+
+@pytest.mark.parametrize("attempts", ["abc", "0", "-1", "2.5"])
+def test_a_number_of_attempts_that_is_none_is_refused_by_its_name(proxy, monkeypatch, attempts):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    with pytest.raises(SpecError, match=f"AWS_MAX_ATTEMPTS: '{attempts}'; give a whole number"):
+        Folder(f"s3://retort/{uuid.uuid4().hex}").files()
+    assert proxy.count() == 0

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from retort.errors import DataError, SpecError, StoreError
+from retort.errors import DamagedError, DataError, SpecError, StoreError
 
 
 def double(report, value: int) -> int:
@@ -19,7 +19,22 @@ def double(report, value: int) -> int:
 def fail(report, kind: str) -> None:
     if kind == "store":
         raise StoreError("the line was cut", transient=True)
-    raise {"data": DataError, "spec": SpecError, "other": KeyError}[kind]("what and where")
+    kinds = {"data": DataError, "spec": SpecError, "damage": DamagedError, "other": KeyError}
+    raise kinds[kind]("what and where")
+
+
+def fill(report, path: str) -> None:
+    with open(path, "wb", buffering=0) as stream:
+        while stream.write(b"x" * (1 << 16)) == 1 << 16:
+            pass
+        stream.write(b"x" * (1 << 16))
+
+
+def save_tensors(report, path: str) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"weights": np.zeros(1 << 20)}, path)
 
 
 def crash(report) -> None:

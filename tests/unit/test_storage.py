@@ -1,5 +1,7 @@
 """The manifest rules: what is readable is whole, and what is not finished is not readable."""
 
+import errno
+import os
 import uuid
 
 import pytest
@@ -80,3 +82,43 @@ def test_reading_what_is_not_there_says_where(folder):
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(SpecError, match="s3://bucket/prefix"):
         open_store("nonsense://x")
+
+
+def test_files_and_folders_of_a_local_store_are_made_for_their_owner_alone(tmp_path):
+    before = os.umask(0o002)
+    try:
+        folder = open_store(str(tmp_path / "new/store")).artifact("train", "abc")
+        folder.write("scratch/deep/a", b"x")
+        folder.create("b", b"x")
+        (tmp_path / "model").write_bytes(b"x")
+        (tmp_path / "model").chmod(0o644)
+        folder.put_file(tmp_path / "model", "c")
+        folder.commit({})
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "new").rglob("*") if path.name != "deep"]
+    modes = {path.stat().st_mode & 0o777 for path in made if path.is_file()}
+    folders = {path.stat().st_mode & 0o777 for path in [tmp_path / "new", *made] if path.is_dir()}
+    assert len(made) > 6 and modes == {0o600} and folders == {0o700}
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, "the file system is read-only; remount it, or use another disk (--store)"),
+        (errno.ENOSPC, "no space left on the device; free some, or use another disk (--store)"),
+        (errno.EDQUOT, "the quota of this user is used up; free some, or use another disk"),
+    ],
+)
+def test_what_a_disk_refuses_is_said_with_the_path_and_the_remedy(
+    tmp_path, monkeypatch, number, said
+):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    folder = Folder(str(tmp_path))
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(StoreError) as error:
+        folder.write("a.jsonl", b"x")
+    assert f"{tmp_path}/a.jsonl: " in str(error.value) and said in str(error.value)
+    assert not error.value.transient

@@ -37,11 +37,12 @@ class FoundModel:
     @contextmanager
     def here(self) -> Iterator[str]:
         """Gives the model as something an engine can open; one in a far store is fetched."""
-        if "://" not in self.address:
+        root, _, prefix = self.address.rpartition("/")
+        is_artifact = bool(root) and Folder(root).has(MANIFEST)
+        if "://" not in self.address and not is_artifact:
             yield self.address
             return
-        root, _, prefix = self.address.rpartition("/")
-        with Folder(root).local_copy(prefix) as folder:
+        with Folder(root).checked().local_copy(prefix) as folder:
             yield str(folder)
 
 

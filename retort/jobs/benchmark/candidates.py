@@ -39,7 +39,7 @@ class BenchmarkedModel:
         if self.settings or self.role in GIVEN:
             yield self.address
             return
-        with Folder(self.address).local_copy("student") as folder:
+        with Folder(self.address).checked().local_copy("student") as folder:
             yield str(folder)
 
 

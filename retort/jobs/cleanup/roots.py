@@ -94,11 +94,11 @@ def ledgers_of(store: Store, paid: list[StoredFolder], reached: Manifests) -> se
     that of a judge or a second teacher is found by the model it asked."""
     named = {manifest.get("facts", {}).get("ledger") for manifest in reached.values()}
     sources = [m.get("ingredients", {}).get("sources", {}) for m in reached.values()]
-    models = {each[knob] for each in sources for knob in CONSULTED if knob in each}
+    models = {public(each[knob]) for each in sources for knob in CONSULTED if knob in each}
     found = {folder.key for folder in paid if folder.name in named}
     for folder in paid if models else ():
         context = read_json(folder_of(store, folder.key), CONTEXT_FILE)
-        if f"{context.get('engine')}: {context.get('model')}" in models:
+        if public(f"{context.get('engine')}: {context.get('model')}") in models:
             found.add(folder.key)
     return found
 

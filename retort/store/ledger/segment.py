@@ -16,7 +16,7 @@ from retort.errors import DataError, StoreError
 from retort.store import Folder
 from retort.store.damage import damaged
 from retort.store.folder import ListedFile, listed_file
-from retort.store.signals import SignalFile
+from retort.store.signals import SignalFile, repack
 from retort.store.urls import is_missing
 
 # The key under which a raw answer that orjson cannot write is stored, as JSON text.
@@ -54,7 +54,10 @@ class Segment:
 
 def write_segment(answers: list[StoredAnswer], signals: ListedFile | None) -> bytes:
     """Returns the bytes of a segment."""
-    lines = [_line(answer) for answer in answers]
+    return _segment([_line(answer) for answer in answers], signals)
+
+
+def _segment(lines: list[bytes], signals: ListedFile | None) -> bytes:
     header = {"crc32": [zlib.crc32(line) for line in lines], "signals": signals}
     return b"".join(line + b"\n" for line in (orjson.dumps(header), *lines))
 
@@ -113,15 +116,59 @@ def open_segment(folder: Folder, name: str) -> tuple[list[bytes], SignalFile | N
         raise damaged(path, "the signals of its answers are missing") from None
 
 
-def intact_lines(data: bytes) -> dict[int, bytes]:
-    """Returns the lines of a damaged segment that are as they were written, by row."""
-    first, *lines = data.split(b"\n")
-    header = _header(first)
+def repair_segment(folder: Folder, name: str) -> tuple[int, int]:
+    """Writes the readable answers of a damaged segment into a new one, and moves the damaged files
+    to `damaged/`; returns how many answers were kept and lost.
+
+    Where their signals cannot be read, no answer of the segment is kept.
+    """
+    rows, num_written, listed = _readable(folder.read(name))
+    signals = _signals_of_rows(folder, signals_of(name), listed, list(rows))
+    if rows and signals is not None:
+        target = name.removesuffix(".jsonl") + "-repaired.jsonl"
+        if signals:
+            folder.write(signals_of(target), signals)
+        facts = listed_file(signals) if signals else None
+        folder.write(target, _segment(list(rows.values()), facts))
+    num_kept = 0 if signals is None else len(rows)
+    for moved in (signals_of(name), name):
+        if folder.has(moved):
+            folder.write(moved.replace("segments/", "damaged/", 1), folder.read(moved))
+            folder.remove(moved)
+    return num_kept, max(num_written, len(rows)) - num_kept
+
+
+def _signals_of_rows(
+    folder: Folder, name: str, listed: ListedFile | None, rows: list[int]
+) -> bytes | None:
+    """Returns the signals of some rows of a file, under their new numbers; None where they cannot
+    be read."""
+    if not folder.has(name):
+        return b"" if listed is None else None
+    data = folder.read(name)
+    if listed not in (None, listed_file(data)):
+        return None
+    try:
+        stored = SignalFile.open(data)
+    except DataError:
+        return None
+    new_numbers = {str(row): str(number) for number, row in enumerate(rows)}
+    kept = [(new_numbers[row], stored.raw(row)) for row in stored.ids if row in new_numbers]
+    return repack(kept, stored.k, stored.vocabulary) if kept else b""
+
+
+def _readable(data: bytes) -> tuple[dict[int, bytes], int, ListedFile | None]:
+    """Returns the lines of a damaged segment that are as they were written, by row; how many there
+    were, as far as that is known; and the facts of the signals' file."""
+    lines = data.split(b"\n")
+    header = _header(lines[0])
     if header is None:
-        return {row: line for row, line in enumerate((first, *lines)) if _is_answer(line)}
-    rows = {crc: row for row, crc in enumerate(header["crc32"])}
-    found = {zlib.crc32(line): line for line in lines}
-    return {rows[crc]: line for crc, line in found.items() if crc in rows}
+        rows = {row: line for row, line in enumerate(lines) if _is_answer(line)}
+        return rows, sum(map(bool, lines)), None
+    places = {crc: row for row, crc in enumerate(header["crc32"])}
+    found = {zlib.crc32(line): line for line in lines[1:]}
+    rows = {places[crc]: line for crc, line in found.items() if crc in places}
+    return dict(sorted(rows.items())), len(header["crc32"]), header["signals"]
 
 
 def answer_of(line: bytes) -> StoredAnswer:

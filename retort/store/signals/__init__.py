@@ -1,8 +1,8 @@
-"""Signals: the teacher's stored distribution per generated token, and the files that hold them.
+"""Signals: the teacher's stored distribution for each generated token, and the files of them.
 
-Row t of a signal belongs to the t-th *generated* token and says which one (`target_ids[t]`), so
-that a shift by one can be noticed. The k largest are stored; what is left is the tail's mass. The
-surprise: what is read back is quantized, sums to one, and stands in ascending order of id.
+Row t of a signal belongs to the t-th *generated* token and names it (`target_ids[t]`), so that a
+shift by one is noticed. The k largest probabilities are stored; the rest is the tail's mass. Note:
+what is read back is quantized, sums to one, and is in ascending order of id.
 """
 
 from retort.store.signals.file import SignalFile, pack, repack, unpack

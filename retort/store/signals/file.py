@@ -1,7 +1,7 @@
 """A file of signals: records behind a table of rows, memory-mapped, sliced without decoding.
 
-**Format 2** is a safetensors file with one entry of metadata (several would be written in any
-order, and equal signals must be equal bytes): `signals`, the words `2 K VOCABULARY`; and with
+**Format 2** is a safetensors file with one entry of metadata (the order of several would not be
+fixed, and equal signals must be equal bytes): `signals`, the words `2 K VOCABULARY`; and with
 - `records` (tokens, bytes of a record) uint8: one record a token (`record.py`), row after row;
 - `rows` (rows, 2) int32: each row's number of tokens, and how many have a target outside their k;
 - `names` uint8: the row ids as a JSON list in UTF-8;
@@ -45,7 +45,7 @@ def pack(rows: list[tuple[str, Signal]], vocabulary: int) -> bytes:
 
 
 def repack(rows: list[tuple[str, StoredTokens]], k: int, vocabulary: int) -> bytes:
-    """Returns a file of rows as they stand in others of this k and vocabulary, not decoded."""
+    """Returns a file of rows copied from other files of this k and vocabulary, not decoded."""
     layout = RecordLayout(k, vocabulary)
     raws = [raw for _, raw in rows]
     counts = [(len(raw.records_TR), len(raw.outside_ids)) for raw in raws]
@@ -59,7 +59,7 @@ def unpack(data: bytes) -> dict[str, Signal]:
 
 
 class SignalFile:
-    """A file of signals, read where it lies: a row is only decoded when it is asked for."""
+    """A file of signals, read in place: a row is decoded when it is requested."""
 
     def __init__(self, tensors: Arrays, k: int, vocabulary: int):
         self.k, self.vocabulary = k, vocabulary
@@ -67,7 +67,7 @@ class SignalFile:
         self._layout = RecordLayout(k, vocabulary)
         names = ("records", "outside_ids", "outside_logprobs")
         self._raw = StoredTokens(*(tensors[name] for name in names))
-        # How many tokens, and targets outside, are before each row; then how many there are.
+        # The number of tokens, and of targets outside, before each row; then of all.
         self._bounds = [[0, 0], *np.cumsum(tensors["rows"], axis=0, dtype=np.int64).tolist()]
         self._index = {row_id: index for index, row_id in enumerate(self.ids)}
         num_tokens, num_bytes = self._raw.records_TR.shape
@@ -82,7 +82,7 @@ class SignalFile:
     def open(cls, source: str | Path | bytes) -> "SignalFile":
         """Returns a local file, memory-mapped, or one in memory, used in place.
 
-        Raises `DataError` for another format, and for a file that is torn or not of signals.
+        Raises `DataError` for another format, and for a file that is damaged or not of signals.
         """
         name = "signals" if isinstance(source, bytes) else str(source)
         try:
@@ -92,11 +92,11 @@ class SignalFile:
                 k, vocabulary = map(int, sizes)
                 return cls(tensors, k, vocabulary)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{name}: torn, or not a file of signals ({error})") from None
+            raise DataError(f"{name}: damaged, or not a file of signals ({error})") from None
         raise DataError(f"{name}: signal format {found!r} cannot be read, only {FORMAT!r}")
 
     def tokens(self, row_id: str) -> int:
-        """Returns how many tokens a row has."""
+        """Returns the number of tokens of a row."""
         at = self._index[row_id]
         return int(self._bounds[at + 1][0] - self._bounds[at][0])
 
@@ -112,7 +112,7 @@ class SignalFile:
         return self._layout.decode(self.raw(row_id))
 
     def rows(self, row_ids: list[str] | None = None) -> dict[str, Signal]:
-        """Returns rows decoded by id, all where none are named, as views of common arrays."""
+        """Returns rows decoded, by id: all, or those named; as views of common arrays."""
         raw, ids = self._raw, self.ids
         if row_ids is not None:
             raw, ids = _stacked([self.raw(row_id) for row_id in row_ids], self._layout), row_ids
@@ -123,7 +123,7 @@ class SignalFile:
 
 
 def _stacked(raws: list[StoredTokens], layout: RecordLayout) -> StoredTokens:
-    """Returns rows as one; an empty one before them gives the shape where there are none."""
+    """Returns rows as one; the empty row before them gives the shape where there are none."""
     parts = zip(*[layout.empty, *raws], strict=True)
     return StoredTokens(*(np.concatenate(part) for part in parts))
 
@@ -145,7 +145,7 @@ def _file(
 
 
 def _tensors(source: str | Path | bytes) -> tuple[dict[str, str], Arrays]:
-    """Returns a safetensors file's metadata and its tensors as views: its own reader copies."""
+    """Returns a safetensors file's metadata and its tensors as views; its own reader copies."""
     if isinstance(source, bytes):
         data = np.frombuffer(source, dtype=np.uint8)
     else:

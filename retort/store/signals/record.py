@@ -34,13 +34,13 @@ from retort.store.signals.signal import Floats, Ints, Signal, cut, joined
 ROOT = 6.0  # larger favours small ratios; of 3 to 8, 4 and 6 gave the least mean KL
 DEEPEST = 30.0
 TAIL_BITS = 8
-CHUNK = 2048  # tokens coded at a time, so that all between stays in the processor's cache
+CHUNK = 2048  # tokens coded at a time, so that the arrays stay in the processor's cache
 Bytes = npt.NDArray[np.uint8]
-BitField = tuple[int, int]  # how many integers, of how many bits
+BitField = tuple[int, int]  # number of integers, bits of each
 
 
 class StoredTokens(NamedTuple):
-    """Tokens as they are stored: their records, and their targets that are outside the top k."""
+    """Tokens as they are stored: their records, and the targets that are outside the top k."""
 
     records_TR: Bytes
     outside_ids: Ints
@@ -70,7 +70,7 @@ class RecordLayout:
         self.empty = StoredTokens(none, np.zeros(0, np.int32), np.zeros(0, np.float16))
 
     def encode(self, signal: Signal) -> tuple[StoredTokens, npt.NDArray[np.bool_]]:
-        """Returns tokens to store, and which of them have a target outside the top k.
+        """Returns tokens as they are stored, and which of them have a target outside the top k.
 
         Raises ValueError for an id that the vocabulary does not have, and for NaN.
         """
@@ -108,7 +108,7 @@ class RecordLayout:
         whole = joined(self._decode(raw.records_TR[at : at + CHUNK]) for at in starts)
         outside_T = whole.target_ids_T < 0
         if np.count_nonzero(outside_T) != len(raw.outside_ids):
-            raise DataError("a signal's records are damaged: another number of targets outside")
+            raise DataError("a signal's records are damaged: wrong number of targets outside the k")
         whole.target_ids_T[outside_T] = raw.outside_ids
         whole.target_logprobs_T[outside_T] = raw.outside_logprobs
         return whole
@@ -119,7 +119,7 @@ class RecordLayout:
         low_TK, codes_TK, tail_T1, slot_T1, high_TH = _split(records_TR, self.fields)
         places = np.flatnonzero(high_TH.view(np.bool_))
         if len(places) != num_tokens * k:
-            raise DataError("a signal's records are damaged: another number of ids than k")
+            raise DataError("a signal's records are damaged: wrong number of ids")
         high_TK = places.reshape(num_tokens, k) - self._origin(num_tokens)
         ids_TK = (high_TK.astype(np.int32) << self.low_bits) | low_TK
         logprobs_TK, tail_T = (

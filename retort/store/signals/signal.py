@@ -1,4 +1,4 @@
-"""A signal in memory. Its top k stand in any order, but no id stands there twice."""
+"""A signal in memory. Its top k are in any order; no id occurs twice."""
 
 # T tokens, K teacher top-k
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Signal:
 def captured(
     ids_TK: Ints, logprobs_TK: Floats, target_ids_T: Ints, target_logprobs_T: Floats
 ) -> Signal:
-    """Returns the signal of what an engine gave; the tail is what the top k leaves."""
+    """Returns the signal of an engine's log-probabilities; the tail is the rest of the mass."""
     tail_T = tail_logprob(logprobs_TK)
     return Signal(ids_TK, logprobs_TK, target_ids_T, target_logprobs_T, tail_T)
 
