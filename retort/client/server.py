@@ -87,7 +87,7 @@ class ServerJobs:
         parameters = self._parameters(spec)
         for run in self._runs(spec.name, 1):
             if _status(run) in ("scheduled", "running", "paused"):
-                if run.parameters["spec"] == parameters["spec"]:
+                if JobSpec.model_validate(run.parameters["spec"]) == spec:
                     return str(run.id)
                 raise StageError(
                     f"job {spec.name} is {(run.state_name or '').lower()} with another spec; "
@@ -137,7 +137,8 @@ class ServerJobs:
                 entrypoint=model.entrypoint,
                 path=model.path,
                 pull_steps=model.pull_steps,
-                parameter_openapi_schema=model.parameter_openapi_schema,
+                # Where a parameter is required, Prefect's Quick run opens the whole form after all.
+                parameter_openapi_schema={**(model.parameter_openapi_schema or {}), "required": []},
                 enforce_parameter_schema=True,
                 # A run that is due while the last one is still under way has nothing to do.
                 concurrency_limit=1,
@@ -198,7 +199,8 @@ class ServerJobs:
     def _parameters(self, spec: JobSpec) -> dict[str, object]:
         """Returns the flow's parameters; without a store of its own the deployment's one holds."""
         store = {"store": self.store} if self.store else {}
-        return {"spec": spec.model_dump(mode="json"), **store}
+        # A deployment's parameters may not hold the null of a knob that was left out.
+        return {"spec": spec.model_dump(mode="json", exclude_none=True), **store}
 
     def _deployment(self, name: str) -> DeploymentResponse | None:
         with self._answers(), contextlib.suppress(ObjectNotFound):
@@ -305,9 +307,17 @@ class ServerJobs:
                     f"the Prefect server at {self._place} refused this client ({code}); {REFUSED}"
                 ) from None
             if code in (409, 422):
-                detail = error.response.json().get("detail")
-                raise SpecError(f"the Prefect server refused the job: {detail}") from None
+                raise SpecError(f"the Prefect server refused the job: {_cause(error)}") from None
             raise StageError(f"the Prefect server at {self._place} failed ({code})") from None
+
+
+def _cause(error: httpx.HTTPStatusError) -> str:
+    """Returns what a server's refusal says; Prefect has a form for its own, FastAPI another."""
+    body = error.response.json()
+    detail = body.get("exception_detail") or body.get("detail") or body
+    return (
+        "; ".join(str(item["msg"]) for item in detail) if isinstance(detail, list) else str(detail)
+    )
 
 
 def _status(run: FlowRun) -> Status:

@@ -3,7 +3,11 @@ mended, is retried with the button and looked at, and links lead from each of th
 """
 
 import json
+import os
 import re
+import stat
+import subprocess
+import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +15,12 @@ import pytest
 import yaml
 from playwright.sync_api import Page, expect
 
+from retort.client.server import JOB_TAG
 from tests.conftest import ask
-from tests.support import pages
+from tests.support import foreign, pages
 from tests.support.browser import needs_browser
 from tests.support.pages import LEARNING_RATE, field, submit
-from tests.support.servers import free_port
+from tests.support.servers import BIN, environment, free_port
 from tests.support.tiny import write_job
 from tests.support.upping import up
 
@@ -40,6 +45,11 @@ class Desk:
     job: dict
     prefect: str
     mlflow: str
+    login: dict[str, str]
+
+    def ask(self, path, payload=None):
+        """What Prefect answers its owner."""
+        return ask(f"{self.prefect}/api{path}", payload, self.login["PREFECT_API_AUTH_STRING"])
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +70,16 @@ def desk(tmp_path_factory):
     links = f"http://localhost:{ports['mlflow']}"
     env = {"PYTHONPATH": str(folder), "RETORT_MLFLOW_URL": links}
     env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with up(folder, ports, **env), pages.browsing() as page:
-        yield Desk(page, folder, job, f"http://127.0.0.1:{ports['prefect']}", links)
+    prefect = f"http://127.0.0.1:{ports['prefect']}"
+    with up(folder, ports, **env) as login:
+        password = login["PREFECT_API_AUTH_STRING"]
+        with pages.browsing(password) as page:
+            pages.log_in(page, prefect, password)
+            yield Desk(page, folder, job, prefect, links, login)
 
 
 def runs(desk):
-    return ask(f"{desk.prefect}/api/flow_runs/filter", {})
+    return desk.ask("/flow_runs/filter", {})
 
 
 def test_the_form_says_what_a_knob_does_its_choices_and_its_bounds(desk):
@@ -164,3 +178,100 @@ def review(desk):
     expect(mlflow.get_by_text("challenger").first).to_be_visible()
     mlflow.close()
     return back
+
+
+def retort(desk, *words):
+    """What the command says, in a shell that has read login.env."""
+    return subprocess.run(
+        [str(BIN / "retort"), *words],
+        capture_output=True,
+        text=True,
+        cwd=desk.folder,
+        env=environment(**desk.login),
+        check=False,
+    )
+
+
+def test_a_job_is_deployed_and_started_without_filling_the_form(desk):
+    nightly = retort(desk, "deploy", "job.yaml", "--set=name=mine", "--schedule", "0 2 * * *")
+    assert nightly.returncode == 0, nightly.stderr
+    page, address = desk.page, nightly.stdout.split()[1]
+    page.goto(address)
+    expect(page.get_by_text("At 02:00 AM every day").first).to_be_visible()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Quick run").click()
+    expect(
+        page.get_by_text("Run from the Prefect UI with defaults")
+        .or_(page.get_by_text("scheduled to start now"))
+        .first
+    ).to_be_visible()
+    (started,) = (run for run in runs(desk) if JOB_TAG in run["tags"] and not run["auto_scheduled"])
+    assert started["parameters"]["spec"]["name"] == "mine"
+    again = retort(desk, "deploy", "job.yaml", "--set=name=mine", "--set=train.seed=7")
+    assert again.stdout.split()[1] == address
+    found = desk.ask("/deployments/name/distill/mine")
+    assert found["parameters"]["spec"]["train"]["seed"] == 7
+    assert found["schedules"] == []
+    assert found["job_variables"] == desk.ask("/deployments/name/distill/process")["job_variables"]
+    taken = retort(desk, "deploy", "job.yaml", "--set=name=process")
+    assert taken.returncode == 2 and "another name" in taken.stderr
+    wrong = retort(desk, "deploy", "job.yaml", "--schedule", "at night")
+    assert wrong.returncode == 2 and "not a cron expression" in wrong.stderr
+    nowhere = retort(desk, "deploy", "job.yaml", "--pool", "none")
+    assert nowhere.returncode == 2 and "retort-process" in nowhere.stderr
+    assert retort(desk, "deploy", "job.yaml", "--set=name=mine", "--remove").returncode == 0
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        desk.ask("/deployments/name/distill/mine")
+    assert retort(desk, "deploy", "job.yaml", "--set=name=mine", "--remove").returncode == 2
+
+
+def counted(desk):
+    """How many runs there are in Prefect and in MLflow."""
+    mlflow = desk.mlflow.replace("localhost", "127.0.0.1") + "/api/2.0/mlflow/runs/search"
+    login = desk.login["PREFECT_API_AUTH_STRING"]
+    return len(runs(desk)), len(ask(mlflow, {"experiment_ids": ["0"]}, login).get("runs", []))
+
+
+def test_a_page_of_another_origin_can_start_and_read_nothing(desk):
+    deployment = desk.ask("/deployments/name/distill/process")["id"]
+    run = desk.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": {"spec": desk.job}})
+    there = {"P": desk.prefect, "M": desk.mlflow, "deployment": deployment, "run": run["id"]}
+    before, page = counted(desk), desk.page.context.new_page()
+    # The browser of the owner, who is logged in at both.
+    page.goto(f"{desk.mlflow}/#/experiments")
+    expect(page.get_by_text("Default").first).to_be_visible()
+    with foreign.serving() as port:
+        for host in ("127.0.0.1", "localhost", "evil.test"):
+            page.goto(f"http://{host}:{port}/")
+            for name, way in foreign.WAYS.items():
+                got = page.evaluate(foreign.SCRIPT, {**there, "way": way})
+                assert got == "", (host, name, got[:200])
+    # A name of a stranger's that now leads here: the page and the server have one origin.
+    page.goto(desk.prefect.replace("127.0.0.1", "evil.test"))
+    for path in ("/api/admin/settings", "/api/deployments/name/distill/process"):
+        assert page.evaluate("async (path) => (await fetch(path)).status", path) == 401
+    port = desk.mlflow.rpartition(":")[2]
+    assert page.goto(f"http://evil.test:{port}/ajax-api/2.0/mlflow/experiments/get").status == 403
+    page.close()
+    assert counted(desk) == before
+
+
+def test_another_user_of_the_machine_can_read_no_key_and_ask_no_server(desk):
+    state = desk.folder / ".retort"
+    for path in (state / "login.env", state / "mlflow.db", *(state / "logs").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert stat.S_IMODE((state / "prefect").stat().st_mode) == 0o700
+    mlflow = desk.login["MLFLOW_TRACKING_URI"]
+    for url in (f"{desk.prefect}/api/flow_runs/filter", f"{mlflow}/api/2.0/mlflow/runs/search"):
+        for login in ("", "retort:", "retort:retort"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                ask(url, {}, login)
+    refused = subprocess.run(
+        [str(BIN / "retort"), "list", "--store", os.devnull],
+        capture_output=True,
+        text=True,
+        env=environment(PREFECT_API_URL=f"{desk.prefect}/api"),
+        check=False,
+    )
+    assert refused.returncode == 1 and "login.env" in refused.stderr
+    assert retort(desk, "list").returncode == 0

@@ -18,17 +18,34 @@ LEARNING_RATE = "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual. [a
 
 
 @contextmanager
-def browsing() -> Iterator[Page]:
-    """A page in a browser that nobody has used before."""
+def browsing(login: str) -> Iterator[Page]:
+    """A page in a browser that nobody has used before, whose owner knows MLflow's login.
+
+    Names that end in `.test` lead the browser to this machine.
+    """
     expect.set_options(timeout=WAIT_MILLISECONDS)
+    arguments = ["--no-sandbox", "--host-resolver-rules=MAP *.test 127.0.0.1"]
+    user, _, password = login.partition(":")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         try:
-            page = browser.new_page(viewport={"width": 1440, "height": 1100})
+            context = browser.new_context(
+                viewport={"width": 1440, "height": 1100},
+                http_credentials={"username": user, "password": password},
+            )
+            page = context.new_page()
             page.set_default_timeout(WAIT_MILLISECONDS)
             yield page
         finally:
             browser.close()
+
+
+def log_in(page: Page, prefect: str, login: str) -> None:
+    """Logs in on Prefect's page."""
+    page.goto(f"{prefect}/deployments")
+    page.locator("input[type=password]").fill(login)
+    page.get_by_role("button").first.click()
+    expect(page.get_by_role("link", name="process", exact=True)).to_be_visible()
 
 
 def open_form(page: Page, prefect: str) -> None:
