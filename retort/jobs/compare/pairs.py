@@ -8,8 +8,8 @@ from itertools import combinations
 
 from retort import metrics
 from retort.jobs.compare.runs import Run
-from retort.metrics.comparison.content import Difference
 from retort.metrics.comparison.formatting import gap, gaps, p_value, unit
+from retort.metrics.comparison.shapes import Difference
 from retort.spec import Evaluate
 
 # Metrics that hold an answer against the teacher's: with another teacher they say something else.

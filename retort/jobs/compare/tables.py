@@ -11,16 +11,8 @@ from markupsafe import Markup
 from retort.jobs.compare.pairs import StudentPair, pairs
 from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import details, pages, table
-from retort.metrics.comparison.content import Comparison, GateOutcome, Json, MeasuredModel, Models
-from retort.metrics.comparison.formatting import (
-    estimate,
-    gap,
-    interval,
-    percent,
-    percent_interval,
-    times,
-    unit,
-)
+from retort.metrics.comparison import formatting as show
+from retort.metrics.comparison.shapes import Comparison, GateOutcome, Json, MeasuredModel, Models
 
 
 @dataclass(frozen=True)
@@ -102,9 +94,9 @@ def _models(columns: Models, names: list[str]) -> list[list[str]]:
     rows = table(columns, names[0])
     at = next(at for at, row in enumerate(rows) if row[0] == names[0])
     scores = [
-        [heading, *(show(model.metrics.get(name), name) for model in columns.values())]
+        [heading, *(shown(model.metrics.get(name), name) for model in columns.values())]
         for name in names
-        for heading, show in ((name, estimate), (f"{name}, 95% interval", interval))
+        for heading, shown in ((name, show.estimate), (f"{name}, 95% interval", show.interval))
     ]
     return [*rows[:at], *scores, *rows[at + 1 :]]
 
@@ -119,15 +111,17 @@ def _gains(runs: list[Run]) -> list[list[str]]:
     """Returns what each student kept and saved, against its own teacher and base."""
     rows: dict[str, Callable[[Comparison], str]] = {
         "metric": lambda found: found.metric,
-        "kept of the teacher's": lambda found: percent(found.retention),
-        "kept, 95% interval": lambda found: percent_interval(found.retention_interval),
-        "against its base": lambda found: f"{gap(found.gain, found.metric)}{unit(found.metric)}",
-        "inference time saved": lambda found: percent(found.latency_reduction),
-        "weight memory saved": lambda found: percent(found.memory_reduction),
-        "cost saved": lambda found: percent(found.cost_reduction),
+        "kept of the teacher's": lambda found: show.percent(found.retention),
+        "kept, 95% interval": lambda found: show.interval(found.retention_interval),
+        "against its base": lambda found: (
+            show.gap(found.gain, found.metric) + show.unit(found.metric)
+        ),
+        "inference time saved": lambda found: show.percent(found.latency_reduction),
+        "weight memory saved": lambda found: show.percent(found.memory_reduction),
+        "cost saved": lambda found: show.percent(found.cost_reduction),
         "throughput": lambda found: _throughput(found.throughput_ratio),
     }
-    made = [[name, *(show(run.content.comparison) for run in runs)] for name, show in rows.items()]
+    made = [[name, *(cell(run.content.comparison) for run in runs)] for name, cell in rows.items()]
     return [
         ["student against its teacher", *(run.label for run in runs)],
         *(row for row in made if set(row[1:]) != {"unknown"}),
@@ -136,7 +130,7 @@ def _gains(runs: list[Run]) -> list[list[str]]:
 
 
 def _throughput(ratio: float | None) -> str:
-    return "unknown" if ratio is None else f"{times(ratio)} times"
+    return "unknown" if ratio is None else f"{show.times(ratio)} times"
 
 
 def _gate(gate: GateOutcome) -> str:

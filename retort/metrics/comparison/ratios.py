@@ -1,6 +1,6 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     Comparison,
     Differences,
     Evaluated,

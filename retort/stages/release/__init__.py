@@ -11,7 +11,7 @@ from typing import Any
 from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.metrics.comparison import ReportContent, read_content
-from retort.metrics.comparison.content import Latency
+from retort.metrics.comparison.shapes import Latency
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
 from retort.store import MODEL

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from retort.metrics.comparison import caption, details, formatting, pages, table, verdict
-from retort.metrics.comparison.content import ReportContent
+from retort.metrics.comparison.shapes import ReportContent
 from retort.spec import JobSpec
 from retort.stages.stage import Stage
 

@@ -9,12 +9,10 @@ from typing import Any
 
 from retort.metrics.comparison import as_json
 from retort.metrics.comparison.drawing import inline
-from retort.stages.report.answers import read_answered
 from retort.stages.report.content import content_of
 from retort.stages.report.examples import side_by_side
-from retort.stages.report.html import draw, page
-from retort.stages.report.markdown import markdown
-from retort.stages.report.measurements import measured
+from retort.stages.report.measurements import measured, read_answered
+from retort.stages.report.rendering import draw, markdown, page
 from retort.stages.stage import Stage
 from retort.store import Folder
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from retort.metrics.comparison import compare, too_few, unsure, warnings
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     ColumnSlices,
-    ComparedChampion,
     Comparison,
     DataContent,
     Evaluated,
@@ -20,8 +19,8 @@ from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.report import licences, slices
-from retort.stages.report.answers import Answered
 from retort.stages.report.gate import judge
+from retort.stages.report.measurements import Answered
 from retort.stages.report.plots import Records
 from retort.stages.stage import Stage
 from retort.store import MODEL, urls
@@ -186,9 +185,9 @@ def _licence_warnings(found: dict[str, Licence]) -> list[str]:
     ]
 
 
-def _champion(stage: Stage) -> ComparedChampion | None:
+def _champion(stage: Stage) -> dict[str, str | bool] | None:
     """Returns where the champion lies, and whether it could be read; None where there is none."""
     found = stage.inputs.get(CHAMPION)
     if found is None:
         return None
-    return ComparedChampion(f"{found.uri}/{MODEL}", is_readable=found.name != UNREADABLE)
+    return {"source": f"{found.uri}/{MODEL}", "is_readable": found.name != UNREADABLE}
