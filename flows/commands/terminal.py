@@ -112,20 +112,20 @@ class PlainLines:
 
 def print_report(content: ReportContent, page: str) -> None:
     """Prints the first table with its score's intervals, the verdict, and where the page is."""
-    console, found, models = Console(soft_wrap=True), content.comparison, content.models
-    heading, *body = table(models, found.metric)
+    console, comparison, models = Console(soft_wrap=True), content.comparison, content.models
+    heading, *body = table(models, comparison.metric)
     shown = Table()
     for name in heading:
         shown.add_column(name, min_width=len(name))  # a narrow terminal folds numbers, never a name
-    intervals = certainty(models, found.metric, found.differences)
+    intervals = certainty(models, comparison.metric, comparison.differences)
     for row in body:
         shown.add_row(*row)
-        if row[0] == found.metric:
+        if row[0] == comparison.metric:
             for name, (_, *cells) in zip(INTERVAL_ROWS, intervals, strict=True):
                 shown.add_row(name, *cells)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
-    console.print(verdict(found, content.gate), style="bold", highlight=False)
+    console.print(verdict(comparison, content.gate), style="bold", highlight=False)
     for text in content.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False)
     for check in content.gate.checks:

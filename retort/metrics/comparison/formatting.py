@@ -88,16 +88,19 @@ def score(value: float, metric: str) -> str:
 
 
 @or_unknown
-def estimate(found: Estimate, metric: str, with_interval: bool = False) -> str:
+def estimate(quantity: Estimate, metric: str, with_interval: bool = False) -> str:
     """Returns a metric's value, with its interval in brackets if wanted."""
-    return score(found.value, metric) + (f" ({interval(found, metric)})" if with_interval else "")
+    return score(quantity.value, metric) + (
+        f" ({interval(quantity, metric)})" if with_interval else ""
+    )
 
 
 @or_unknown
-def interval(found: Estimate, metric: str | None = None) -> str:
+def interval(quantity: Estimate, metric: str | None = None) -> str:
     """Returns the ends of a metric's interval; without a metric they are of a share."""
     ends = [
-        percent(end) if metric is None else score(end, metric) for end in (found.low, found.high)
+        percent(end) if metric is None else score(end, metric)
+        for end in (quantity.low, quantity.high)
     ]
     return " to ".join(ends)
 
@@ -114,15 +117,15 @@ def gap(value: float, metric: str) -> str:
 
 
 @or_unknown
-def gaps(found: Estimate, metric: str) -> str:
+def gaps(quantity: Estimate, metric: str) -> str:
     """Returns the ends of a difference's interval."""
-    return f"{gap(found.low, metric)} to {gap(found.high, metric)}"
+    return f"{gap(quantity.low, metric)} to {gap(quantity.high, metric)}"
 
 
 @or_unknown
-def difference(found: Estimate, metric: str, with_interval: bool = False) -> str:
+def difference(quantity: Estimate, metric: str, with_interval: bool = False) -> str:
     """Returns a difference, with its interval in brackets if wanted."""
-    return gap(found.value, metric) + (f" ({gaps(found, metric)})" if with_interval else "")
+    return gap(quantity.value, metric) + (f" ({gaps(quantity, metric)})" if with_interval else "")
 
 
 def p_value(value: float | None) -> str:

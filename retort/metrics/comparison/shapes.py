@@ -29,9 +29,9 @@ class Estimate:
     n: int = 0
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], **more: Any) -> Self:
+    def of(cls, computed: Mapping[str, Any], **more: Any) -> Self:
         """Returns what a function of `retort.metrics` computed."""
-        return cls(**found, **more)
+        return cls(**computed, **more)
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,18 @@ class MeasuredModel:
 
     def as_json(self) -> Json:
         """Returns the model as report.json has it, the others beside what is known."""
-        found = asdict(self)
-        return {**self.others, **{key: found[key] for key in found if key != "others"}}
+        known = {name: value for name, value in asdict(self).items() if name != "others"}
+        return self.others | known
 
 
-Models = dict[str, MeasuredModel]  # by role, in the order of the columns
+ModelsByRole = dict[str, MeasuredModel]  # in the order of the columns
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """Evaluate's facts: the models, and the student against each of them by role and metric."""
 
-    models: Models
+    models: ModelsByRole
     differences: dict[str, Differences]
     retention: dict[str, Estimate | None] = field(default_factory=dict)
     split: Split = "test"
@@ -262,7 +262,7 @@ class ReportContent:
 
     name: str
     task_type: str
-    models: Models
+    models: ModelsByRole
     comparison: Comparison
     gate: GateOutcome
     data: DataContent
@@ -295,8 +295,8 @@ def read_evaluated(facts: Mapping[str, Any]) -> Evaluated:
 def as_json(content: ReportContent) -> Json:
     """Returns the content as report.json has it; what belongs to one run only where it is known."""
     models = {role: model.as_json() for role, model in content.models.items()}
-    found = {**asdict(content), "models": models}
-    return {key: value for key, value in found.items() if value or key not in OF_ONE_RUN}
+    whole = {**asdict(content), "models": models}
+    return {key: value for key, value in whole.items() if value or key not in OF_ONE_RUN}
 
 
 def _with_others(raw: Mapping[str, Any]) -> Json:

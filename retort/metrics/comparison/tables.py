@@ -11,7 +11,7 @@ from retort.metrics.comparison.shapes import (
     Differences,
     Latency,
     MeasuredModel,
-    Models,
+    ModelsByRole,
     ReportContent,
 )
 
@@ -20,7 +20,7 @@ Measures = dict[str, Callable[[MeasuredModel], str]]  # by what a row is called
 ANSWERS_OF = {"reference": "the rows' own answers", "teacher": "the teacher's answers"}
 
 
-def table(models: Models, metric: str) -> list[TableRow]:
+def table(models: ModelsByRole, metric: str) -> list[TableRow]:
     """Returns the first table: a heading row, then a row a measure."""
     measures: Measures = {
         "parameters": lambda m: show.count(m.parameters),
@@ -32,7 +32,7 @@ def table(models: Models, metric: str) -> list[TableRow]:
     return [["", *models], *_rows(models, measures)]
 
 
-def details(models: Models, metric: str, differences: Differences) -> list[TableRow]:
+def details(models: ModelsByRole, metric: str, differences: Differences) -> list[TableRow]:
     """Returns the second table, in the first one's columns: the scores' intervals, and the rest
     that was measured. A measure that is known of no model is left out."""
     measures: Measures = {
@@ -55,11 +55,11 @@ def details(models: Models, metric: str, differences: Differences) -> list[Table
     return [["", *models], *(row for row in rows if set(row[1:]) - {"unknown", ""})]
 
 
-def certainty(models: Models, metric: str, differences: Differences) -> list[TableRow]:
+def certainty(models: ModelsByRole, metric: str, differences: Differences) -> list[TableRow]:
     """Returns the main metric's interval, and by how much the student differs from each model."""
     others = {role: differences.get(role) for role in models if role != "student"}
-    values = {role: show.difference(found, metric) for role, found in others.items()}
-    ends = {role: show.gaps(found, metric) for role, found in others.items()}
+    values = {role: show.difference(difference, metric) for role, difference in others.items()}
+    ends = {role: show.gaps(difference, metric) for role, difference in others.items()}
     intervals = [show.interval(model.metrics.get(metric), metric) for model in models.values()]
     return [
         [f"{metric}, 95% interval", *intervals],
@@ -68,7 +68,7 @@ def certainty(models: Models, metric: str, differences: Differences) -> list[Tab
     ]
 
 
-def _further_metrics(models: Models, main: str) -> list[TableRow]:
+def _further_metrics(models: ModelsByRole, main: str) -> list[TableRow]:
     """Returns the metrics beside the main one, each with its interval."""
     names = dict.fromkeys(name for model in models.values() for name in model.metrics)
 
@@ -80,7 +80,7 @@ def _further_metrics(models: Models, main: str) -> list[TableRow]:
     return [[name, *(cell(role, name) for role in models)] for name in names if name != main]
 
 
-def _rows(models: Models, measures: Measures) -> list[TableRow]:
+def _rows(models: ModelsByRole, measures: Measures) -> list[TableRow]:
     return [[name, *map(measure, models.values())] for name, measure in measures.items()]
 
 
@@ -96,10 +96,10 @@ def _median_interval(latency: Latency | None) -> str:
 
 def _rate_within_bound(model: MeasuredModel) -> str:
     """Returns the rate; none where it was measured and never kept the bound."""
-    found = model.within_bound
-    if found is None:
+    limit = model.within_bound
+    if limit is None:
         return "unknown" if model.requests_per_second is None else "none"
-    return f"{show.number(found.requests_per_second)} ({found.concurrency} at once)"
+    return f"{show.number(limit.requests_per_second)} ({limit.concurrency} at once)"
 
 
 def caption(content: ReportContent) -> str:

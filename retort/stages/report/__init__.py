@@ -28,15 +28,15 @@ def report(stage: Stage) -> dict[str, Any]:
     worst = examples.rows[: stage.spec.report.num_examples]
     card_as_markdown, card_as_html = read_card(stage.input("curate"))
     pictures = {**draw(content), "card": [card_as_html]}
-    found = as_json(content)
+    raw = as_json(content)
     stage.out.write(PICTURE, stage.input("curate").read(PICTURE))
-    stage.out.write_json("report.json", found)
+    stage.out.write_json("report.json", raw)
     stage.out.write_json("examples.json", asdict(examples))
     stage.out.write_json("pictures.json", pictures)
     stage.out.write("report.md", markdown(content, worst, card_as_markdown).encode())
     stage.out.write("report.html", page(content, examples, pictures))
     stage.report.progress(1, 1, "report")
-    return {"comparison": found["comparison"], "gate": found["gate"]}
+    return {"comparison": raw["comparison"], "gate": raw["gate"]}
 
 
 def read_card(curated: Folder) -> tuple[str, str]:

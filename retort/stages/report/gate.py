@@ -7,12 +7,7 @@ import math
 from collections.abc import Callable
 
 from retort.metrics import lower_is_better
-from retort.metrics.comparison.shapes import (
-    Comparison,
-    GateCheck,
-    GateOutcome,
-    MeasuredModel,
-)
+from retort.metrics.comparison import shapes
 from retort.spec import Gate
 
 BOUND = "by the worse bound of the 95% interval"
@@ -26,8 +21,11 @@ NOT_MEASURED = {
 
 
 def judge(
-    student: MeasuredModel, found: Comparison, gate: Gate, has_champion: bool = False
-) -> GateOutcome:
+    student: shapes.MeasuredModel,
+    comparison: shapes.Comparison,
+    gate: Gate,
+    has_champion: bool = False,
+) -> shapes.GateOutcome:
     """Returns the checks that the policy requires, and whether all of them passed.
 
     In `gate.on_bound` a check looks at the worse bound of the 95% interval instead of the value:
@@ -36,15 +34,17 @@ def judge(
     the interval of student - champion must not reach below zero.
     """
     # The first metrics of all task types, and agreement, are shares of what is right.
-    metric = found.metric
+    metric = comparison.metric
     assert not lower_is_better(metric), f"the gate compares by {metric}, of which less is better"
-    checks = [_retention(found, gate)]
+    checks = [_retention(comparison, gate)]
     if gate.beat_base:
-        checks.append(_beats(found, gate, "base", f"{metric} above the base's"))
+        checks.append(_beats(comparison, gate, "base", f"{metric} above the base's"))
     if gate.beat_fine_tuning:
-        checks.append(_beats(found, gate, "fine_tuning", f"{metric} above plain fine-tuning's"))
+        checks.append(
+            _beats(comparison, gate, "fine_tuning", f"{metric} above plain fine-tuning's")
+        )
     if gate.beat_champion and has_champion:
-        checks.append(_beats(found, gate, "champion", f"{metric} not below the champion's"))
+        checks.append(_beats(comparison, gate, "champion", f"{metric} not below the champion's"))
     if (seconds := gate.max_latency_seconds) is not None:
         required, latency = f"95% of whole answers within {seconds:g} s", student.latency_seconds
         ends = (latency.p95, latency.p95_high) if latency else NOTHING
@@ -54,25 +54,25 @@ def judge(
     if (price := gate.max_cost_per_1000_requests) is not None:
         required, cost = f"at most {price:g} for 1,000 requests", student.cost_per_1000_requests
         checks.append(_check(gate, "cost", required, (cost, cost), lambda x: x <= price))
-    return GateOutcome(all(check.passed for check in checks), checks)
+    return shapes.GateOutcome(all(check.passed for check in checks), checks)
 
 
-def _retention(found: Comparison, gate: Gate) -> GateCheck:
-    least, interval = gate.min_retention, found.retention_interval
-    required = f"at least {least:g} of the teacher's {found.metric}"
-    ends = found.retention, interval.low if interval else None
+def _retention(comparison: shapes.Comparison, gate: Gate) -> shapes.GateCheck:
+    least, interval = gate.min_retention, comparison.retention_interval
+    required = f"at least {least:g} of the teacher's {comparison.metric}"
+    ends = comparison.retention, interval.low if interval else None
     return _check(gate, "retention", required, ends, lambda x: x >= least)
 
 
-def _beats(found: Comparison, gate: Gate, role: str, required: str) -> GateCheck:
+def _beats(comparison: shapes.Comparison, gate: Gate, role: str, required: str) -> shapes.GateCheck:
     """Returns the check of student - another model, in the main metric."""
-    difference, may_be_equal = found.differences.get(role), role == "champion"
+    difference, may_be_equal = comparison.differences.get(role), role == "champion"
     ends = (difference.value, difference.low) if difference else NOTHING
     name = f"beats_{role}"
     return _check(gate, name, required, ends, lambda x: x > 0 or (may_be_equal and x == 0))
 
 
-def _memory(student: MeasuredModel, gate: Gate, most: int) -> GateCheck:
+def _memory(student: shapes.MeasuredModel, gate: Gate, most: int) -> shapes.GateCheck:
     """Returns the check of the peak: of the GPU's memory where one was used, else of the host's."""
     on_gpu = student.peak_gpu_memory_bytes
     peak = student.peak_memory_bytes if on_gpu is None else on_gpu
@@ -82,12 +82,12 @@ def _memory(student: MeasuredModel, gate: Gate, most: int) -> GateCheck:
 
 def _check(
     gate: Gate, name: str, required: str, measured: Bounds, passes: Callable[[float], bool]
-) -> GateCheck:
+) -> shapes.GateCheck:
     """Returns the check of a measured value, or of its worse bound."""
     value, bound = measured
     if name in gate.on_bound:
         value, required = bound, f"{required}, {BOUND}"
     if value is None or math.isnan(value):  # NaN is no JSON, and nobody's measurement
         reason = NOT_MEASURED.get(name, "it was not measured")
-        return GateCheck(name, required, None, passed=False, reason=reason)
-    return GateCheck(name, required, value, passes(value))
+        return shapes.GateCheck(name, required, None, passed=False, reason=reason)
+    return shapes.GateCheck(name, required, value, passes(value))

@@ -53,9 +53,9 @@ def of(model: str) -> Licence:
     `model` is a folder, a hub id or the name of a model at an endpoint.
     """
     folder = _folder(model)
-    for source, found in (_card(folder), _file(folder)) if folder else ():
-        if found:
-            return _licence(found, f"{source} of the model", _terms_of(found))
+    for source, licence_name in (_card(folder), _file(folder)) if folder else ():
+        if licence_name:
+            return _licence(licence_name, f"{source} of the model", _terms_of(licence_name))
     for source, name in (("its name", model), ("config.json of the model", _origin(folder))):
         for pattern, licence, terms in _known().by_name:
             if match := re.match(pattern, Path(name).name, re.IGNORECASE):
@@ -64,15 +64,17 @@ def of(model: str) -> Licence:
 
 
 def _licence(name: str | None, source: str, terms: str) -> Licence:
-    found = _known().terms[terms]
-    note = " ".join(part for part in (found.note, found.url, CHECK) if part)
-    return Licence(name, source, found.distillation, note)
+    known = _known().terms[terms]
+    note = " ".join(part for part in (known.note, known.url, CHECK) if part)
+    return Licence(name, source, known.distillation, note)
 
 
 def _terms_of(licence: str) -> str:
     """Returns the name of a licence's terms by its identifier."""
-    found = (t for pattern, t in _known().by_licence if re.fullmatch(pattern, licence.lower()))
-    return next(found, "unknown")
+    for pattern, terms in _known().by_licence:
+        if re.fullmatch(pattern, licence.lower()):
+            return terms
+    return "unknown"
 
 
 def _folder(model: str) -> Path | None:
@@ -84,9 +86,9 @@ def _folder(model: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("README.md", "LICENSE", "config.json"):
-        found = try_to_load_from_cache(model, name)
-        if isinstance(found, str):
-            return Path(found).parent
+        path = try_to_load_from_cache(model, name)
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from retort.metrics.comparison import drawing
 from retort.metrics.comparison import formatting as show
 from retort.metrics.comparison.drawing import BLUE, DARK, GRAY, GREEN, OCHRE, PALE, PURPLE, SKY
-from retort.metrics.comparison.shapes import Differences, Latency, Models
+from retort.metrics.comparison.shapes import Differences, Latency, ModelsByRole
 
 WIDTH, NUM_BINS = 460, 48
 COLORS = {"teacher": GRAY, "base": PALE, "student": BLUE, "fine_tuning": OCHRE, "gold": GREEN}
@@ -24,7 +24,7 @@ def color_of(role: str) -> str:
     return PURPLE if role == "champion" else COLORS.get(role, SKY)
 
 
-def trade_off(models: Models, metric: str) -> str | None:
+def trade_off(models: ModelsByRole, metric: str) -> str | None:
     """Returns the main metric against the cost of 1,000 requests, or against inference time where
     a cost is unknown: each model a point with its intervals. None where neither is known of two."""
     costs = {role: Latency(p50=model.cost_per_1000_requests) for role, model in models.items()}
@@ -65,14 +65,14 @@ def forest(differences: Differences, metric: str) -> str | None:
     with drawing.figure(WIDTH, 60 + 46 * len(differences)) as figure:
         axes = figure.subplots()
         axes.axvline(0, color=GRAY, linewidth=1)
-        for row, found in enumerate(differences.values()):
-            color = GRAY if found.outcome == "unclear" else BLUE
-            ends = [found.low * scale, found.high * scale]
+        for row, difference in enumerate(differences.values()):
+            color = GRAY if difference.outcome == "unclear" else BLUE
+            ends = [difference.low * scale, difference.high * scale]
             axes.plot(ends, [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
-            axes.plot(found.value * scale, row, "o", color=color, markersize=7)
-            value = show.difference(found, metric)
+            axes.plot(difference.value * scale, row, "o", color=color, markersize=7)
+            value = show.difference(difference, metric)
             drawing.beside(axes, 88, row, value, va="bottom", weight="bold")
-            drawing.beside(axes, 88, row, show.gaps(found, metric), **small)
+            drawing.beside(axes, 88, row, show.gaps(difference, metric), **small)
         axes.set_ylim(len(differences) - 0.5, -0.5)
         drawing.name_rows(axes, [f"minus {role}" for role in differences])
         drawing.tick(axes.xaxis, "{:g}".format)
@@ -80,19 +80,19 @@ def forest(differences: Differences, metric: str) -> str | None:
         return drawing.element(figure, "forest", f"Student minus each model, {metric}")
 
 
-def latencies(models: Models, kind: str) -> str | None:
+def latencies(models: ModelsByRole, kind: str) -> str | None:
     """Returns how long answers took that were asked one at a time, a histogram a model over one
     axis; `kind` is whole or first_token. None where nothing was measured."""
     samples = {role: (model.latencies or {}).get(kind) or [] for role, model in models.items()}
-    found = {role: seconds for role, seconds in samples.items() if min(seconds, default=0) > 0}
-    if not found:
+    measured = {role: seconds for role, seconds in samples.items() if min(seconds, default=0) > 0}
+    if not measured:
         return None
-    low, high = min(chain(*found.values())) / 1.05, max(chain(*found.values())) * 1.05
+    low, high = min(chain(*measured.values())) / 1.05, max(chain(*measured.values())) * 1.05
     edges = [low * (high / low) ** (at / NUM_BINS) for at in range(NUM_BINS + 1)]
     until = "whole answer" if kind == "whole" else "first token"
-    with drawing.figure(WIDTH, 44 + 58 * len(found)) as figure:
-        rows = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
-        for axes, (role, seconds) in zip(rows, found.items(), strict=True):
+    with drawing.figure(WIDTH, 44 + 58 * len(measured)) as figure:
+        rows = figure.subplots(len(measured), sharex=True, squeeze=False)[:, 0]
+        for axes, (role, seconds) in zip(rows, measured.items(), strict=True):
             axes.hist(seconds, bins=edges, color=color_of(role), linewidth=0)
             axes.axvline(median(seconds), color=DARK, linewidth=1.4)
             axes.set(xscale="log", xlim=(low, high), yticks=[])

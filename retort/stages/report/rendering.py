@@ -74,9 +74,12 @@ def draw(content: ReportContent) -> Pictures:
 
     None of them shows what belongs to one run.
     """
-    models, found = content.models, content.comparison
+    models, comparison = content.models, content.comparison
     drawn: dict[str, list[str | None]] = {
-        "comparison": [trade_off(models, found.metric), forest(found.differences, found.metric)],
+        "comparison": [
+            trade_off(models, comparison.metric),
+            forest(comparison.differences, comparison.metric),
+        ],
         "latencies": [latencies(models, kind) for kind in ("whole", "first_token")],
         "curves": [*curves(content.training.curves)],
     }
@@ -85,13 +88,13 @@ def draw(content: ReportContent) -> Pictures:
 
 def _shared(content: ReportContent) -> dict[str, object]:
     """Returns what both templates show."""
-    models, found = content.models, content.comparison
+    models, comparison = content.models, content.comparison
     return {
         "content": content,
-        "verdict": verdict(found, content.gate),
+        "verdict": verdict(comparison, content.gate),
         "headlines": headlines(content),
-        "table": table(models, found.metric),
-        "details": details(models, found.metric, found.differences),
+        "table": table(models, comparison.metric),
+        "details": details(models, comparison.metric, comparison.differences),
         "caption": caption(content),
         "show": show,
     }

@@ -30,9 +30,9 @@ class ConfusionView:
     left_out: int
 
 
-def confusion(found: ConfusionMatrix) -> ConfusionView:
+def confusion(matrix: ConfusionMatrix) -> ConfusionView:
     """Returns a matrix with its most frequent labels, the others summed."""
-    labels, counts = found.labels, found.counts
+    labels, counts = matrix.labels, matrix.counts
     order = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))
     shown, rest = sorted(order[:MOST_LABELS]), order[MOST_LABELS:]
     rows = []
@@ -57,9 +57,9 @@ def benchmarks(content: ReportContent) -> list[list[str]]:
         for metric in metrics
     )
 
-    def cell(found: dict[str, float]) -> str:
-        error = found.get("stderr")
-        return number(found.get("value")) + (f" ± {number(error)}" if error is not None else "")
+    def cell(score: dict[str, float]) -> str:
+        error = score.get("stderr")
+        return number(score.get("value")) + (f" ± {number(error)}" if error is not None else "")
 
     rows = [
         [f"{task}, {metric}", *(cell(t.get(task, {}).get(metric, {})) for t in by_role.values())]

@@ -49,8 +49,8 @@ class Reasons:
     def largest(self) -> list[tuple[str, str, int]]:
         """All reasons with their kind and count, the most frequent first."""
         kinds = {"answer rejected": self.rejected, "row quarantined": self.quarantined}
-        found = [(key, kind, n) for kind, counts in kinds.items() for key, n in counts.items()]
-        return sorted(found, key=lambda reason: (-reason[2], reason[0]))
+        reasons = [(key, kind, n) for kind, counts in kinds.items() for key, n in counts.items()]
+        return sorted(reasons, key=lambda reason: (-reason[2], reason[0]))
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class LengthCounts:
     @property
     def statistics(self) -> dict[str, str]:
         """The least, the median, the 95th percentile and the largest length; nothing of no text."""
-        found = {"min": self.min, "median": self.median, "p95": self.p95, "max": self.max}
-        return {name: f"{n:,.10g}" for name, n in found.items() if n is not None}
+        known = {"min": self.min, "median": self.median, "p95": self.p95, "max": self.max}
+        return {name: f"{n:,.10g}" for name, n in known.items() if n is not None}
 
     @property
     def words(self) -> str:
@@ -161,9 +161,9 @@ def as_markdown(card: DataCard) -> str:
         for step in card.funnel
         if step.removed or step.step not in ("exact duplicates", "near duplicates")
     ]
-    found = card.reasons.largest
-    reasons = [[reason, kind, f"{count:,}"] for reason, kind, count in found[:MOST_REASONS]]
-    if rest := found[MOST_REASONS:]:
+    by_reason = card.reasons.largest
+    reasons = [[reason, kind, f"{count:,}"] for reason, kind, count in by_reason[:MOST_REASONS]]
+    if rest := by_reason[MOST_REASONS:]:
         reasons.append([f"{len(rest)} more reasons", "", f"{sum(n for _, _, n in rest):,}"])
     lengths = [
         [f"{what}, {label}", each.unit, *counts.statistics.values()]
@@ -184,7 +184,7 @@ def as_markdown(card: DataCard) -> str:
 def _balance(spread: GroupBalance) -> list[list[str]]:
     """Returns groups by share, which is what can be compared; no row where there is one only."""
     headings = {"before": "examples", "after": "learned from", "weighted": "as weighted"}
-    shares = {kind: found for kind, found in spread.shares.items() if found}
+    shares = {kind: of for kind, of in spread.shares.items() if of}
     names = list(spread.before) if len(spread.before) > 1 else []
     rows = [
         [

@@ -87,72 +87,72 @@ class Responses:
 def count_examples(stage: Stage) -> Examples:
     """Returns the examples of train and validation, and the groups of those of train."""
     prepared, by = stage.input("prepare"), stage.spec.prepare.balance.by
-    found = Examples(by, *_units(stage.input("generate")))
+    examples = Examples(by, *_units(stage.input("generate")))
     numbers: dict[str, int] = {}
     for split in ASKED:
-        start = len(found.places)
+        start = len(examples.places)
         for example in stream_examples(prepared, split):
-            found.places[example.id] = len(found.places)
+            examples.places[example.id] = len(examples.places)
             counts = split == "train" and by != "cluster"
             group = balance.group_of(example, by) if counts else None
             place = NOT_COUNTED if group is None else numbers.setdefault(group, len(numbers))
-            found.group_E.append(place)
-            if found.prompt_unit == "words":
-                found.words_E.append(_num_words(chat_text(example.messages)))
-        found.num_examples[split] = len(found.places) - start
-    found.group_names = list(numbers)
+            examples.group_E.append(place)
+            if examples.prompt_unit == "words":
+                examples.words_E.append(_num_words(chat_text(example.messages)))
+        examples.num_examples[split] = len(examples.places) - start
+    examples.group_names = list(numbers)
     if by == "auto":
-        found.by = "label" if set(numbers) - {balance.ALL} else "cluster"
-    if found.by == "cluster":
-        _cluster(stage, found)
-    return found
+        examples.by = "label" if set(numbers) - {balance.ALL} else "cluster"
+    if examples.by == "cluster":
+        _cluster(stage, examples)
+    return examples
 
 
-def _cluster(stage: Stage, found: Examples) -> None:
+def _cluster(stage: Stage, examples: Examples) -> None:
     """Groups train examples by what they ask; evenly spread ones where clusters are only shown.
 
     Where the job is balanced by cluster these are the clusters that curation weighs by.
     """
     knobs = stage.spec.prepare.balance
-    most = MOST_CLUSTERED if knobs.by == "auto" else found.num_examples["train"]
-    step = max(1, -(-found.num_examples["train"] // max(most, 1)))
+    most = MOST_CLUSTERED if knobs.by == "auto" else examples.num_examples["train"]
+    step = max(1, -(-examples.num_examples["train"] // max(most, 1)))
     places: list[int] = []
     questions: list[str] = []
     for place, example in enumerate(stream_examples(stage.input("prepare"), "train")):
-        found.group_E[place] = NOT_COUNTED
+        examples.group_E[place] = NOT_COUNTED
         if place % step == 0:
             places.append(place)
             questions.append(balance.text_of(example))
     groups, names = balance.clusters(questions, knobs.num_clusters)
-    found.group_names, numbers = names, {name: number for number, name in enumerate(names)}
+    examples.group_names, numbers = names, {name: number for number, name in enumerate(names)}
     for place, group in zip(places, groups, strict=True):
-        found.group_E[place] = numbers[group]
-    found.num_sampled = len(places) if step > 1 else None
+        examples.group_E[place] = numbers[group]
+    examples.num_sampled = len(places) if step > 1 else None
 
 
 def count_responses(stage: Stage, examples: Examples, decisions: list[Decision]) -> Responses:
     """Returns what is counted of the responses and of the decisions on them."""
     decided = {decision.id: decision for decision in decisions}
-    found = Responses()
+    counted = Responses()
     if any(decision.target_text is not None for decision in decisions):
         # The teacher's tokens are not those of another text; words compare the two.
         examples.answer_unit = "words"
     for response in _responses(stage.input("generate")):
         decision, place = decided[response.id], examples.places[response.example_id]
-        found.num_responses += 1
-        found.states[response.state] += 1
-        found.num_unaccepted_kept += decision.kept and response.state != "accepted"
+        counted.num_responses += 1
+        counted.states[response.state] += 1
+        counted.num_unaccepted_kept += decision.kept and response.state != "accepted"
         if not decision.kept:
-            found.reasons[f"{decision.filter}: {decision.reason}"] += 1
+            counted.reasons[f"{decision.filter}: {decision.reason}"] += 1
         if place >= examples.num_examples["train"]:
-            found.num_watched += decision.kept
+            counted.num_watched += decision.kept
         else:
-            _count_train(found, examples, response, decision)
-    return found
+            _count_train(counted, examples, response, decision)
+    return counted
 
 
 def _count_train(
-    found: Responses, examples: Examples, response: Response, decision: Decision
+    counted: Responses, examples: Examples, response: Response, decision: Decision
 ) -> None:
     """Adds one response to a train example."""
     place = examples.places[response.example_id]
@@ -164,17 +164,17 @@ def _count_train(
         answer = target = _num_words(response.text)
         if decision.target_text is not None:
             target = _num_words(decision.target_text)
-    found.all.prompts.append(prompt)
-    found.all.answers.append(answer)
+    counted.all.prompts.append(prompt)
+    counted.all.answers.append(answer)
     if not decision.kept:
         return
-    found.learned.prompts.append(prompt)
-    found.learned.answers.append(target)
-    found.num_learned += 1
-    found.is_weighted |= decision.weight != 1
+    counted.learned.prompts.append(prompt)
+    counted.learned.answers.append(target)
+    counted.num_learned += 1
+    counted.is_weighted |= decision.weight != 1
     if (group := examples.group_E[place]) != NOT_COUNTED:
-        found.after[group] += 1
-        found.weighted[group] = found.weighted.get(group, 0.0) + decision.weight
+        counted.after[group] += 1
+        counted.weighted[group] = counted.weighted.get(group, 0.0) + decision.weight
 
 
 def _units(generated: Folder) -> tuple[str, str]:

@@ -29,8 +29,8 @@ def picture(card: DataCard) -> bytes:
         _funnel(panels["funnel"], card.funnel)
         _reasons(panels["reasons"], card.reasons.largest)
         _balance(panels["balance"], card.balance)
-        for what, found in card.lengths.items():
-            _lengths(panels[what], what, found)
+        for what, histogram in card.lengths.items():
+            _lengths(panels[what], what, histogram)
         return drawing.svg(figure, "Data card")
 
 
@@ -88,22 +88,22 @@ def _balance(axes: "Axes", spread: GroupBalance) -> None:
     _rows(axes, f"Balance by {shorten(spread.by, 22)}", labels, ", ".join(notes))
 
 
-def _lengths(axes: "Axes", what: str, found: LengthHistogram) -> None:
+def _lengths(axes: "Axes", what: str, histogram: LengthHistogram) -> None:
     """Two histograms, one over the other: all that was asked or answered, and what is learned."""
-    if not found.before.num:
+    if not histogram.before.num:
         _nothing(axes, f"No {what} of known length.")
         return
     # The last bin may reach further than the others, and is drawn as wide as they are.
-    bins, edges = range(len(found.before.counts)), found.edges
-    before, after = (f"{n}: {c.words}" for n, c in found.named.items())
-    axes.bar(bins, found.before.counts, 0.88, color=PALE, label=before, align="edge")
-    axes.bar(bins, found.after.counts, 0.88, color=BLUE, label=after, align="edge")
+    bins, edges = range(len(histogram.before.counts)), histogram.edges
+    before, after = (f"{n}: {c.words}" for n, c in histogram.named.items())
+    axes.bar(bins, histogram.before.counts, 0.88, color=PALE, label=before, align="edge")
+    axes.bar(bins, histogram.after.counts, 0.88, color=BLUE, label=after, align="edge")
     marks = bins[:: max(1, -(-len(bins) // 8))]
     axes.set_xticks(marks, [f"{edges[mark]:,}" for mark in marks])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"{what.capitalize()}, in {found.unit}", pad=36)
-    axes.set_xlabel(f"at most {found.highest:,} in a bin; the longest: {edges[-1] - 1:,}")
+    axes.set_title(f"{what.capitalize()}, in {histogram.unit}", pad=36)
+    axes.set_xlabel(f"at most {histogram.highest:,} in a bin; the longest: {edges[-1] - 1:,}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
 
 
