@@ -4,7 +4,7 @@ at the end the report as a table."""
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from retort.events import Event
 from retort.metrics.comparison import ReportContent, caption, certainty, table, verdict
-from retort.metrics.comparison.formatting import measured
+from retort.metrics.comparison.formatting import number
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -32,21 +32,15 @@ INTERVAL_ROWS = ("95% interval", "student minus it", "95% interval")
 def watching() -> Iterator[None]:
     """Shows the stages of jobs that run in this process, on stderr."""
     console = Console(stderr=True)
-    if console.is_terminal:
-        with _bars(console) as bars:
-            live = LiveLines(bars)
-            listeners.terminals.append(live)
-            try:
-                yield
-            finally:
-                listeners.terminals.remove(live)
-    else:
-        plain = PlainLines()
-        listeners.terminals.append(plain)
+    with ExitStack() as open_bars:
+        shown: LiveLines | PlainLines = PlainLines()
+        if console.is_terminal:
+            shown = LiveLines(open_bars.enter_context(_bars(console)))
+        listeners.terminals.append(shown)
         try:
             yield
         finally:
-            listeners.terminals.remove(plain)
+            listeners.terminals.remove(shown)
 
 
 def _bars(console: Console) -> Progress:
@@ -118,25 +112,25 @@ class PlainLines:
 
 def print_report(content: ReportContent, page: str) -> None:
     """Prints the first table with its score's intervals, the verdict, and where the page is."""
-    console, found, models = Console(soft_wrap=True), content.comparison, content.models
-    heading, *body = table(models, found.metric)
+    console, comparison, models = Console(soft_wrap=True), content.comparison, content.models
+    heading, *body = table(models, comparison.metric)
     shown = Table()
     for name in heading:
         shown.add_column(name, min_width=len(name))  # a narrow terminal folds numbers, never a name
-    intervals = certainty(models, found.metric, found.differences)
+    intervals = certainty(models, comparison.metric, comparison.differences)
     for row in body:
         shown.add_row(*row)
-        if row[0] == found.metric:
+        if row[0] == comparison.metric:
             for name, (_, *cells) in zip(INTERVAL_ROWS, intervals, strict=True):
                 shown.add_row(name, *cells)
     console.print(shown)
     console.print(caption(content), style="dim", highlight=False)
-    console.print(verdict(found, content.gate), style="bold", highlight=False)
+    console.print(verdict(comparison, content.gate), style="bold", highlight=False)
     for text in content.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False)
     for check in content.gate.checks:
         if not check.passed:
-            why = check.reason or f"measured {measured(check.measured)}"
+            why = check.reason or f"measured {number(check.measured, 4)}"
             text = f"refused: {check.name}: required {check.required}; {why}"
             console.print(text, highlight=False, markup=False)
     console.print(f"report: {page}", highlight=False, markup=False)

@@ -21,7 +21,7 @@ from retort.events import Event, Reporter
 from retort.jobs import preflight
 from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
-from retort.metrics.comparison.content import Comparison, RegisteredVersion
+from retort.metrics.comparison.shapes import Comparison
 from retort.plugins import outside
 from retort.processes import machine
 from retort.records import SPLITS
@@ -149,7 +149,7 @@ class JobRun:
         There it holds what belongs to this run alone, and the public benchmarks if they were run.
         """
         from retort.jobs.benchmark import of_student
-        from retort.stages.report.html import page_of
+        from retort.stages.report.rendering import page_of
 
         reported, latest = InputFolder(self.used["report"].uri), self.store.job(self.spec.name)
         benchmarks = of_student(self.store, self.spec.name, self.used["train"].name)
@@ -176,11 +176,11 @@ class JobRun:
                 "run_id": self.tracker.parent_id,
             },
             prefect={"flow_run_id": flow_run_id},
-            registered=RegisteredVersion(
-                name=released["registered_model"],
-                version=released.get("model_version"),
-                compared_with=self.champion.version if self.champion else None,
-            ),
+            registered={
+                "name": released["registered_model"],
+                "version": released.get("model_version"),
+                "compared_with": self.champion.version if self.champion else None,
+            },
         )
 
     def _register(self, release: Folder) -> None:

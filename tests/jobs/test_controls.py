@@ -17,7 +17,7 @@ from retort.events import SILENT
 from retort.jobs.preflight import check
 from retort.jobs.run import JobRun
 from retort.metrics.comparison import compare, read_content, verdict, warnings
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     Difference,
     Estimate,
     Evaluated,

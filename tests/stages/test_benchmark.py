@@ -31,7 +31,7 @@ from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import as_json
 from retort.spec import JobSpec, load, recipes
 from retort.stages.report.examples import side_by_side
-from retort.stages.report.html import draw
+from retort.stages.report.rendering import draw
 from retort.store import open_store
 from tests.support import report_content
 from tests.support.misbehaving import SECRET, endpoint, running

@@ -7,19 +7,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     ConfusionMatrix,
     Difference,
-    RegisteredVersion,
     TrainingContent,
 )
 from retort.stages.curate.data_card import as_html, as_markdown, picture
 from retort.stages.curate.data_card.card import Reasons
 from retort.stages.report import read_card
-from retort.stages.report.answers import Answered
 from retort.stages.report.examples import embedded, side_by_side
-from retort.stages.report.html import draw, page
-from retort.stages.report.markdown import markdown
+from retort.stages.report.measurements import Answered
+from retort.stages.report.rendering import draw, markdown, page
 from retort.stages.report.slices import slices
 from retort.store import Folder
 from tests.support import report_content
@@ -143,7 +141,7 @@ def test_the_page_says_all_that_the_content_holds(answered):
         benchmarks={"models": {"teacher": task, "student": {}}, "notes": ["limited"]},
         fingerprints={"train": "0123abcd"},
         prefect={"flow_run_id": None},
-        registered=RegisteredVersion("trains", "3", "2"),
+        registered={"name": "trains", "version": "3", "compared_with": "2"},
     )
     text = " ".join(Page(report_content.page_of(content, answered)).text.split())
     for words in (

@@ -20,7 +20,7 @@ from retort.spec import load
 from retort.stages.evaluate import evaluate
 from retort.stages.report import report
 from retort.stages.report.examples import read_side_by_side, side_by_side
-from retort.stages.report.html import draw, page, page_of
+from retort.stages.report.rendering import draw, page, page_of
 from retort.stages.stage import Stage
 from retort.stages.train.loop import fit
 from retort.store import Artifact, Folder

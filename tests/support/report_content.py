@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from retort import metrics
 from retort.metrics.comparison import compare
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     ConfusionMatrix,
     DataContent,
     Difference,
@@ -36,10 +36,10 @@ from retort.stages.curate.data_card.card import (
     Reasons,
 )
 from retort.stages.report import slices
-from retort.stages.report.answers import Answered
 from retort.stages.report.examples import side_by_side
 from retort.stages.report.gate import judge
-from retort.stages.report.html import draw, page
+from retort.stages.report.measurements import Answered
+from retort.stages.report.rendering import draw, page
 
 RATES = {"teacher": 0.97, "base": 0.41, "student": 0.93, "fine_tuning": 0.87}
 SIZES = {"teacher": 1_540_000_000, "base": 124_000_000, "student": 124_000_000}

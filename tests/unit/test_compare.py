@@ -17,7 +17,7 @@ from retort.errors import DataError, SpecError
 from retort.jobs.compare import ComparedRuns, compare, find, page
 from retort.metrics.comparison import as_json, read_content, table
 from retort.records import write_lines
-from retort.stages.report.answers import Answered
+from retort.stages.report.measurements import Answered
 from retort.store import Store, open_store
 from tests.support import report_content
 

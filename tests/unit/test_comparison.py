@@ -19,15 +19,15 @@ from retort.metrics.comparison import (
     unsure,
     verdict,
 )
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.formatting import count, count_bytes, duration, gap, number, score
+from retort.metrics.comparison.pages import markdown_table
+from retort.metrics.comparison.shapes import (
     Comparison,
     Difference,
     Estimate,
     Evaluated,
     GateOutcome,
 )
-from retort.metrics.comparison.formatting import count, count_bytes, duration, gap, number, score
-from retort.metrics.comparison.pages import markdown_table
 from tests.support import report_content
 
 

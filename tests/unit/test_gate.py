@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     Comparison,
     Difference,
     Estimate,

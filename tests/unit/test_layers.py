@@ -125,7 +125,7 @@ def test_every_import_goes_down_and_stages_never_meet():
         ("retort.spec.load", "from retort.losses import Target"),
         ("retort.errors", "from retort import spec"),
         ("tasks.stages", "from flows import distill"),
-        ("retort.stages.report.html", "import mlflow.tracking"),
+        ("retort.stages.report.rendering", "import mlflow.tracking"),
     ],
 )
 def test_a_violation_is_noticed(module, source):

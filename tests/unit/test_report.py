@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 
 from retort import metrics
-from retort.metrics.comparison.content import Difference, Estimate, MeasuredModel, RareValues
+from retort.metrics.comparison.shapes import Difference, Estimate, MeasuredModel
 from retort.records import Example, question_text
 from retort.spec import Price, build
-from retort.stages.report.answers import Answered
 from retort.stages.report.content import MOST_POINTS, _public, _spread
 from retort.stages.report.examples import MOST_CHARACTERS, cut, embedded, side_by_side
-from retort.stages.report.measurements import per_1000_requests, price_of
+from retort.stages.report.measurements import Answered, per_1000_requests, price_of
 from retort.stages.report.slices import MOST_VALUES, slices, warnings
 from retort.store import urls
 from tests.support import report_content
@@ -95,7 +94,7 @@ def test_of_many_values_the_largest_are_shown_and_the_others_counted(answered):
     pages, rare = slices(found, KNOBS)
     assert len(pages.values) == MOST_VALUES
     shown = sum(value.n for value in pages.values)
-    assert pages.others == RareValues(30 + 140 - MOST_VALUES, 200 - shown)
+    assert pages.others == {"values": 30 + 140 - MOST_VALUES, "n": 200 - shown}
     assert {value.difference.outcome for value in pages.values} == {"unclear"}
     assert [(value.value, value.n) for value in rare.values] == [("(none)", 200)]
 

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from retort import losses
 from retort.data import encoding
 from retort.losses import Target
-from retort.metrics.comparison.content import Comparison, Difference, MeasuredModel
+from retort.metrics.comparison.shapes import Comparison, Difference, MeasuredModel
 from retort.plugins import function_names
 from retort.records import Decision, Response
 from retort.spec import Gate

@@ -174,7 +174,7 @@ def refresh(spec: JobSpec, store: Store, content: dict[str, Any]) -> bool:
     if not reported.has("pictures.json"):
         return False  # made by an earlier Retort
     from retort.metrics.comparison import read_content
-    from retort.stages.report.html import page_of
+    from retort.stages.report.rendering import page_of
 
     report["benchmarks"] = content
     job.write_json("report.json", report)

@@ -8,8 +8,8 @@ from itertools import combinations
 
 from retort import metrics
 from retort.jobs.compare.runs import Run
-from retort.metrics.comparison.content import Difference
 from retort.metrics.comparison.formatting import gap, gaps, p_value, unit
+from retort.metrics.comparison.shapes import Difference
 from retort.spec import Evaluate
 
 # Metrics that hold an answer against the teacher's: with another teacher they say something else.
@@ -43,17 +43,17 @@ def pairs(runs: list[Run]) -> list[StudentPair]:
         run.label: run.questions(set(known)) if (known := scores[run.label]) else None
         for run in runs
     }
-    found = []
+    compared = []
     for one, other in combinations(runs, 2):
         first, second = scores[one.label], scores[other.label]
         if why := _not_ranked(one, other):
-            found.append(_apart(one, other, f"are not ranked: {why}"))
+            compared.append(_apart(one, other, f"are not ranked: {why}"))
         elif why := _not_the_same(one, other, questions):
-            found.append(_apart(one, other, f"are not compared example by example: {why}"))
+            compared.append(_apart(one, other, f"are not compared example by example: {why}"))
         else:
             assert first and second, "their questions are known"
-            found.append(_compared(one, other, first, second))
-    return found
+            compared.append(_compared(one, other, first, second))
+    return compared
 
 
 def _not_ranked(one: Run, other: Run) -> str:
@@ -87,22 +87,22 @@ def _not_the_same(one: Run, other: Run, questions: dict[str, dict[str, str] | No
 
 def _compared(one: Run, other: Run, first: ExampleScores, second: ExampleScores) -> StudentPair:
     knobs, metric = Evaluate(), one.metric
-    found = Difference.of(
+    difference = Difference.of(
         metrics.difference(metric, first, second, knobs.num_bootstrap, knobs.seed)
     )
-    p = p_value(found.p_value)
+    p = p_value(difference.p_value)
     measured = (
-        f"{gap(found.value, metric)}{unit(metric)} ({gaps(found, metric)}), "
-        f"p {p if p.startswith('<') else f'= {p}'}, on the same {found.n:,} examples"
+        f"{gap(difference.value, metric)}{unit(metric)} ({gaps(difference, metric)}), "
+        f"p {p if p.startswith('<') else f'= {p}'}, on the same {difference.n:,} examples"
     )
-    if found.outcome == "unclear":
+    if difference.outcome == "unclear":
         names = f"{one.label} from {other.label}"
         words = f"these examples cannot tell {names} in {metric}: {measured}"
     else:
-        is_better = (found.outcome == "above") != metrics.lower_is_better(metric)
+        is_better = (difference.outcome == "above") != metrics.lower_is_better(metric)
         better = "better" if is_better else "worse"
         words = f"{one.label} is {better} than {other.label} in {metric}: {measured}"
-    return StudentPair((one.label, other.label), words, metric, found)
+    return StudentPair((one.label, other.label), words, metric, difference)
 
 
 def _apart(one: Run, other: Run, why: str) -> StudentPair:

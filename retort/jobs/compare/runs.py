@@ -55,8 +55,8 @@ class Run:
         folder, name = self.artifact("evaluate"), "statistics-student.json"
         if folder is None or not folder.has(name):
             return None
-        found: dict[str, list[float]] | None = folder.read_json(name).get(self.metric)
-        return found
+        statistics: dict[str, list[float]] | None = folder.read_json(name).get(self.metric)
+        return statistics
 
     def questions(self, ids: set[str]) -> dict[str, str] | None:
         """Returns the digest of each scored example's question and answer, for ids alone do not
@@ -77,13 +77,13 @@ def find(store: Store, names: list[str]) -> list[Run]:
     Raises `SpecError` for one that is not there, `DataError` for what is no report or one of an
     older form.
     """
-    found = [_read(store, name) for name in names]
-    labels = [run.label for run in found]
+    runs = [_read(store, name) for name in names]
+    labels = [run.label for run in runs]
     return [
         replace(run, label=f"{run.label} #{labels[: at + 1].count(run.label)}")
         if labels.count(run.label) > 1 or run.label in ROLES
         else run
-        for at, run in enumerate(found)
+        for at, run in enumerate(runs)
     ]
 
 
@@ -108,8 +108,8 @@ def _missing(error: Exception) -> str:
     """Returns what a report lacks, or has in another form."""
     if not isinstance(error, ValidationError):
         return "it has no name"
-    found = [".".join(map(str, each["loc"])) for each in error.errors()]
-    return f"no {', '.join(found[:5])}" + (" ..." if len(found) > 5 else "")
+    places = [".".join(map(str, each["loc"])) for each in error.errors()]
+    return f"no {', '.join(places[:5])}" + (" ..." if len(places) > 5 else "")
 
 
 def _place(store: Store, name: str) -> str:

@@ -11,15 +11,13 @@ from markupsafe import Markup
 from retort.jobs.compare.pairs import StudentPair, pairs
 from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import details, pages, table
-from retort.metrics.comparison.content import Comparison, GateOutcome, Json, MeasuredModel, Models
-from retort.metrics.comparison.formatting import (
-    estimate,
-    gap,
-    interval,
-    percent,
-    percent_interval,
-    times,
-    unit,
+from retort.metrics.comparison import formatting as show
+from retort.metrics.comparison.shapes import (
+    Comparison,
+    GateOutcome,
+    Json,
+    MeasuredModel,
+    ModelsByRole,
 )
 
 
@@ -73,17 +71,17 @@ def _run_as_json(run: Run) -> Json:
     }
 
 
-def _columns(runs: list[Run]) -> Models:
+def _columns(runs: list[Run]) -> ModelsByRole:
     """Returns the models by their column's heading: each run's student, then teachers and bases."""
-    found = {run.label: run.content.models["student"] for run in runs}
+    columns = {run.label: run.content.models["student"] for run in runs}
     for role in ("teacher", "base"):
         owners: dict[str, list[Run]] = {}
         for run in runs:
             owners.setdefault(_identity(run.content.models[role]), []).append(run)
         for alike in owners.values():
             of = f" of {', '.join(run.label for run in alike)}" if len(owners) > 1 else ""
-            found[f"{role}{of}"] = alike[0].content.models[role]
-    return found
+            columns[f"{role}{of}"] = alike[0].content.models[role]
+    return columns
 
 
 def _identity(model: MeasuredModel) -> str:
@@ -96,20 +94,20 @@ def _identity(model: MeasuredModel) -> str:
     )
 
 
-def _models(columns: Models, names: list[str]) -> list[list[str]]:
+def _models(columns: ModelsByRole, names: list[str]) -> list[list[str]]:
     """Returns the first table's rows, with a score and its interval for each metric that decides in
     some run."""
     rows = table(columns, names[0])
     at = next(at for at, row in enumerate(rows) if row[0] == names[0])
     scores = [
-        [heading, *(show(model.metrics.get(name), name) for model in columns.values())]
+        [heading, *(shown(model.metrics.get(name), name) for model in columns.values())]
         for name in names
-        for heading, show in ((name, estimate), (f"{name}, 95% interval", interval))
+        for heading, shown in ((name, show.estimate), (f"{name}, 95% interval", show.interval))
     ]
     return [*rows[:at], *scores, *rows[at + 1 :]]
 
 
-def _details(columns: Models, metric: str) -> list[list[str]]:
+def _details(columns: ModelsByRole, metric: str) -> list[list[str]]:
     """Returns the second table without the rows that belong to one run alone."""
     heading, *rows = details(columns, metric, {})
     return [heading, *(row for row in rows if row[0] != f"{metric}, 95% interval")]
@@ -118,16 +116,18 @@ def _details(columns: Models, metric: str) -> list[list[str]]:
 def _gains(runs: list[Run]) -> list[list[str]]:
     """Returns what each student kept and saved, against its own teacher and base."""
     rows: dict[str, Callable[[Comparison], str]] = {
-        "metric": lambda found: found.metric,
-        "kept of the teacher's": lambda found: percent(found.retention),
-        "kept, 95% interval": lambda found: percent_interval(found.retention_interval),
-        "against its base": lambda found: f"{gap(found.gain, found.metric)}{unit(found.metric)}",
-        "inference time saved": lambda found: percent(found.latency_reduction),
-        "weight memory saved": lambda found: percent(found.memory_reduction),
-        "cost saved": lambda found: percent(found.cost_reduction),
-        "throughput": lambda found: _throughput(found.throughput_ratio),
+        "metric": lambda comparison: comparison.metric,
+        "kept of the teacher's": lambda comparison: show.percent(comparison.retention),
+        "kept, 95% interval": lambda comparison: show.interval(comparison.retention_interval),
+        "against its base": lambda comparison: (
+            show.gap(comparison.gain, comparison.metric) + show.unit(comparison.metric)
+        ),
+        "inference time saved": lambda comparison: show.percent(comparison.latency_reduction),
+        "weight memory saved": lambda comparison: show.percent(comparison.memory_reduction),
+        "cost saved": lambda comparison: show.percent(comparison.cost_reduction),
+        "throughput": lambda comparison: _throughput(comparison.throughput_ratio),
     }
-    made = [[name, *(show(run.content.comparison) for run in runs)] for name, show in rows.items()]
+    made = [[name, *(cell(run.content.comparison) for run in runs)] for name, cell in rows.items()]
     return [
         ["student against its teacher", *(run.label for run in runs)],
         *(row for row in made if set(row[1:]) != {"unknown"}),
@@ -136,7 +136,7 @@ def _gains(runs: list[Run]) -> list[list[str]]:
 
 
 def _throughput(ratio: float | None) -> str:
-    return "unknown" if ratio is None else f"{times(ratio)} times"
+    return "unknown" if ratio is None else f"{show.times(ratio)} times"
 
 
 def _gate(gate: GateOutcome) -> str:
@@ -149,8 +149,8 @@ def _notes(runs: list[Run]) -> list[str]:
     notes = []
     machines = [run.content.ran.hardware for run in runs]
     engines = [run.content.models["student"].engine for run in runs]
-    for what, found in (("machines", machines), ("engines", engines)):
-        if any(each != found[0] for each in found):
+    for what, values in (("machines", machines), ("engines", engines)):
+        if any(each != values[0] for each in values):
             notes.append(f"times and memory were measured on different {what}: do not rank by them")
     if len(runs) > 2:
         notes.append("p-values are of each pair by itself, not corrected for the number of pairs")

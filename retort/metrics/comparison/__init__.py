@@ -4,7 +4,6 @@ A control is a student of the same base and rows by plain fine-tuning. Unless th
 gate does not look at it; the verdict says how the student compares with it.
 """
 
-from retort.metrics.comparison.content import ReportContent, as_json, read_content
 from retort.metrics.comparison.ratios import (
     CONTROLS,
     compare,
@@ -12,6 +11,7 @@ from retort.metrics.comparison.ratios import (
     main_metric,
     warnings,
 )
+from retort.metrics.comparison.shapes import ReportContent, as_json, read_content
 from retort.metrics.comparison.tables import caption, certainty, details, table
 from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdict
 

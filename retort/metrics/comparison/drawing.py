@@ -30,12 +30,12 @@ VARIABLES = {
     **{SKY: "sky", RED: "red", OCHRE: "ochre", GREEN: "green", PURPLE: "purple"},
 }
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
-SMALL = 8.5  # points
+TEXT, SMALL = 9.5, 8.5  # points
 LOOK: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "retort",
     "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": TEXT,
     "text.parse_math": False,
     "text.color": DARK,
     "figure.facecolor": PAPER,
@@ -44,26 +44,25 @@ LOOK: Any = {
     "axes.edgecolor": LINE,
     "axes.labelcolor": GRAY,
     "axes.labelsize": SMALL,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "legend.fontsize": SMALL,
     "legend.frameon": False,
     "legend.labelcolor": GRAY,
+    **{f"axes.spines.{side}": False for side in ("top", "right")},
     **{f"{axis}tick.labelsize": SMALL for axis in "xy"},
     **{f"{axis}tick.color": LINE for axis in "xy"},
     **{f"{axis}tick.labelcolor": GRAY for axis in "xy"},
 }
-PREFIXED = re.compile(r'(\bid="|href="#|url\(#)')
+IDS = re.compile(r'(\bid="|href="#|url\(#)')
 # What a file of its own has and an element of a page has not.
 OWN = re.compile(r"<metadata>.*?</metadata>|<title>.*?</title>|<style .*?</style>|<!--.*?-->", re.S)
 STYLE, FONT = re.compile(r'style="[^"]*"'), re.compile(r"font-family: [^;\"]*;? ?")
 
 
 @contextmanager
-def drawing(width: int, height: int) -> Iterator["Figure"]:
+def figure(width: int, height: int) -> Iterator["Figure"]:
     """Gives an empty figure of a size in pixels; draw and save it within."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,6 +80,11 @@ def svg(figure: "Figure", title: str) -> bytes:
     return data.getvalue().replace(b"'DejaVu Sans'", FONTS.encode())
 
 
+def element(figure: "Figure", name: str, title: str) -> str:
+    """Returns a figure as an element of a page; see `inline`."""
+    return inline(svg(figure, name), name, title)
+
+
 def inline(picture: bytes, name: str, title: str) -> str:
     """Returns a picture as an element of a page: it takes the page's colours, font and any width.
 
@@ -88,7 +92,7 @@ def inline(picture: bytes, name: str, title: str) -> str:
     """
     text = picture.decode()
     text = OWN.sub("", text[text.index("<svg") :])
-    text = PREFIXED.sub(rf"\g<1>{name}-", text)
+    text = IDS.sub(rf"\g<1>{name}-", text)
     text = STYLE.sub(lambda found: _of_the_page(found.group()), text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box, "matplotlib always says the size"
@@ -103,34 +107,31 @@ def _of_the_page(style: str) -> str:
     return FONT.sub("", style)
 
 
-def tick(axis: Any, show: Callable[[float], str] | None, is_whole: bool = False) -> None:
-    """Puts a few marks on an axis, each written by `show`; without it, nothing."""
-    import matplotlib.ticker as marks
+def tick(axis: Any, show: Callable[[float], str], is_whole: bool = False) -> None:
+    """Puts a few marks on an axis, each written by `show`."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if axis.get_scale() == "log":
         low, high = axis.get_view_interval()
-        axis.set_major_locator(
-            marks.LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=9)
-        )
-        axis.set_minor_locator(marks.NullLocator())
+        subs = (1, 2, 5) if high / low < 300 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+        axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(marks.MaxNLocator(5, integer=is_whole))
-    axis.set_major_formatter(
-        marks.NullFormatter() if show is None else marks.FuncFormatter(lambda value, _: show(value))
-    )
+        axis.set_major_locator(MaxNLocator(5, integer=is_whole))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 
 
-def without_side(axes: "Axes") -> None:
-    """Takes the axis at the left away, where rows have names instead."""
+def name_rows(axes: "Axes", names: list[str]) -> None:
+    """Names rows from the top down, in the place of an axis at the left."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=DARK, labelsize=TEXT)
     axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
 
 
 def beside(axes: "Axes", offset: int, row: float, text: str, **look: Any) -> None:
     """Writes at the right of an axes, ending so many points beyond its end."""
-    place = (1, row), axes.get_yaxis_transform()
     look = {"ha": "right", "va": "center", "annotation_clip": False, **look}
-    axes.annotate(text, place[0], (offset, 0), place[1], "offset points", **look)
+    axes.annotate(text, (1, row), (offset, 0), axes.get_yaxis_transform(), "offset points", **look)
 
 
 def shorten(text: str, most: int) -> str:

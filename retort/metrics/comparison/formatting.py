@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from retort.metrics import form
-from retort.metrics.comparison.content import Estimate
+from retort.metrics.comparison.shapes import Estimate
 
 Value = TypeVar("Value")
 Options = ParamSpec("Options")
@@ -40,21 +40,9 @@ def percent(share: float) -> str:
 
 
 @or_unknown
-def percent_interval(share: Estimate) -> str:
-    """Returns the ends of the interval of a share, such as retention."""
-    return f"{share.low:.1%} to {share.high:.1%}"
-
-
-@or_unknown
-def number(value: float) -> str:
-    """Returns a number with three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-@or_unknown
-def measured(value: float) -> str:
-    """Returns what the gate measured, with four significant digits."""
-    return f"{value:,.4g}"
+def number(value: float, digits: int = 3) -> str:
+    """Returns a number with so many significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.{digits}g}".rstrip(".")
 
 
 @or_unknown
@@ -69,19 +57,16 @@ def count(value: float) -> str:
     for name, size in (("B", 1e9), ("M", 1e6)):
         if value >= size:
             return f"{value / size:.3g}{name}"
-    return f"{value:,.0f}"
+    return whole(value)
 
 
 @or_unknown
-def count_bytes(count: float) -> str:
+def count_bytes(value: float) -> str:
     """Returns a number of bytes in the largest unit below it."""
-    if count < 1000:
-        return f"{count:,.0f} B"
-    for name in ("kB", "MB"):
-        count /= 1000
-        if count < 1000:
-            return f"{number(count)} {name}"
-    return f"{number(count / 1000)} GB"
+    for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{number(value / size)} {name}"
+    return f"{whole(value)} B"
 
 
 @or_unknown
@@ -93,7 +78,7 @@ def duration(seconds: float) -> str:
 @or_unknown
 def times(ratio: float) -> str:
     """Returns a ratio, such as 1.42 or 12."""
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+    return f"{ratio:.2f}" if ratio < 10 else whole(ratio)
 
 
 @or_unknown
@@ -103,21 +88,21 @@ def score(value: float, metric: str) -> str:
 
 
 @or_unknown
-def interval(found: Estimate, metric: str) -> str:
-    """Returns the ends of a metric's interval."""
-    return f"{score(found.low, metric)} to {score(found.high, metric)}"
+def estimate(quantity: Estimate, metric: str, with_interval: bool = False) -> str:
+    """Returns a metric's value, with its interval in brackets if wanted."""
+    return score(quantity.value, metric) + (
+        f" ({interval(quantity, metric)})" if with_interval else ""
+    )
 
 
 @or_unknown
-def estimate(found: Estimate, metric: str) -> str:
-    """Returns a metric's value without its interval."""
-    return score(found.value, metric)
-
-
-@or_unknown
-def estimate_with_interval(found: Estimate, metric: str) -> str:
-    """Returns a metric's value with its interval in brackets."""
-    return f"{score(found.value, metric)} ({interval(found, metric)})"
+def interval(quantity: Estimate, metric: str | None = None) -> str:
+    """Returns the ends of a metric's interval; without a metric they are of a share."""
+    ends = [
+        percent(end) if metric is None else score(end, metric)
+        for end in (quantity.low, quantity.high)
+    ]
+    return " to ".join(ends)
 
 
 def size(value: float, metric: str) -> str:
@@ -132,21 +117,15 @@ def gap(value: float, metric: str) -> str:
 
 
 @or_unknown
-def difference(found: Estimate, metric: str) -> str:
-    """Returns a difference without its interval."""
-    return gap(found.value, metric)
-
-
-@or_unknown
-def difference_with_interval(found: Estimate, metric: str) -> str:
-    """Returns a difference with its interval in brackets."""
-    return f"{difference(found, metric)} ({gaps(found, metric)})"
-
-
-@or_unknown
-def gaps(found: Estimate, metric: str) -> str:
+def gaps(quantity: Estimate, metric: str) -> str:
     """Returns the ends of a difference's interval."""
-    return f"{gap(found.low, metric)} to {gap(found.high, metric)}"
+    return f"{gap(quantity.low, metric)} to {gap(quantity.high, metric)}"
+
+
+@or_unknown
+def difference(quantity: Estimate, metric: str, with_interval: bool = False) -> str:
+    """Returns a difference, with its interval in brackets if wanted."""
+    return gap(quantity.value, metric) + (f" ({gaps(quantity, metric)})" if with_interval else "")
 
 
 def p_value(value: float | None) -> str:

@@ -1,11 +1,11 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     Comparison,
     Differences,
     Evaluated,
     MeasuredModel,
-    Models,
+    ModelsByRole,
 )
 
 CONTROLS = {
@@ -20,7 +20,7 @@ WAYS_OUT = {
 }
 
 
-def main_metric(models: Models) -> str:
+def main_metric(models: ModelsByRole) -> str:
     """Returns the metric that decides: the task type's first where answers are known, else
     agreement with the teacher."""
     return next(iter(models["teacher"].metrics))
@@ -73,8 +73,12 @@ def flat_differences(differences: Differences) -> dict[str, float]:
     """Returns the differences as MLflow metrics: `difference.base`, with `_low` and `_high`."""
     return {
         f"difference.{role}{end}": value
-        for role, found in differences.items()
-        for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
+        for role, difference in differences.items()
+        for end, value in (
+            ("", difference.value),
+            ("_low", difference.low),
+            ("_high", difference.high),
+        )
     }
 
 
@@ -82,6 +86,6 @@ def warnings(comparison: Comparison) -> list[str]:
     """Returns what to do about each control that the student scores below."""
     return [
         f"the student is below {CONTROLS[role]}: {WAYS_OUT[role]}"
-        for role, found in comparison.differences.items()
-        if role in CONTROLS and found.outcome == "below"
+        for role, difference in comparison.differences.items()
+        if role in CONTROLS and difference.outcome == "below"
     ]

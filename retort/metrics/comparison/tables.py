@@ -6,124 +6,109 @@ accuracy, throughput. Cells are finished text, so that every page and terminal s
 
 from collections.abc import Callable
 
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison import formatting as show
+from retort.metrics.comparison.shapes import (
     Differences,
     Latency,
     MeasuredModel,
-    Models,
+    ModelsByRole,
     ReportContent,
-)
-from retort.metrics.comparison.formatting import (
-    count,
-    count_bytes,
-    difference,
-    duration,
-    estimate,
-    estimate_with_interval,
-    gaps,
-    interval,
-    is_share,
-    number,
-    whole,
 )
 
 TableRow = list[str]
+Measures = dict[str, Callable[[MeasuredModel], str]]  # by what a row is called
 ANSWERS_OF = {"reference": "the rows' own answers", "teacher": "the teacher's answers"}
 
 
-def table(models: Models, metric: str) -> list[TableRow]:
+def table(models: ModelsByRole, metric: str) -> list[TableRow]:
     """Returns the first table: a heading row, then a row a measure."""
-    measures: dict[str, Callable[[MeasuredModel], str]] = {
-        "parameters": lambda m: count(m.parameters),
-        "memory usage (weights)": lambda m: count_bytes(m.weights_bytes),
+    measures: Measures = {
+        "parameters": lambda m: show.count(m.parameters),
+        "memory usage (weights)": lambda m: show.count_bytes(m.weights_bytes),
         "inference time": lambda m: _seconds(m.latency_seconds, "p50"),
-        metric: lambda m: estimate(m.metrics.get(metric), metric),
-        "throughput (tokens/s)": lambda m: whole(m.tokens_per_second),
+        metric: lambda m: show.estimate(m.metrics.get(metric), metric),
+        "throughput (tokens/s)": lambda m: show.whole(m.tokens_per_second),
     }
-    rows = [[name, *map(show, models.values())] for name, show in measures.items()]
-    return [["", *models], *rows]
+    return [["", *models], *_rows(models, measures)]
 
 
-def details(models: Models, metric: str, differences: Differences) -> list[TableRow]:
+def details(models: ModelsByRole, metric: str, differences: Differences) -> list[TableRow]:
     """Returns the second table, in the first one's columns: the scores' intervals, and the rest
     that was measured. A measure that is known of no model is left out."""
+    measures: Measures = {
+        "inference time, 95% interval": lambda m: _median_interval(m.latency_seconds),
+        "inference time, 95th percentile": lambda m: _seconds(m.latency_seconds, "p95"),
+        "first token": lambda m: _seconds(m.first_token_seconds, "p50"),
+        "first token, 95th percentile": lambda m: _seconds(m.first_token_seconds, "p95"),
+        "requests a second": lambda m: show.number(m.requests_per_second),
+        "requests a second within the bound": _rate_within_bound,
+        "peak memory of the process": lambda m: show.count_bytes(m.peak_memory_bytes),
+        "peak memory of the GPU": lambda m: show.count_bytes(m.peak_gpu_memory_bytes),
+        "load time": lambda m: show.duration(m.load_seconds),
+        "cost of 1,000 requests": lambda m: show.number(m.cost_per_1000_requests),
+    }
     rows = [
         *certainty(models, metric, differences),
-        *_costs(models),
+        *_rows(models, measures),
         *_further_metrics(models, metric),
     ]
     return [["", *models], *(row for row in rows if set(row[1:]) - {"unknown", ""})]
 
 
-def certainty(models: Models, metric: str, differences: Differences) -> list[TableRow]:
+def certainty(models: ModelsByRole, metric: str, differences: Differences) -> list[TableRow]:
     """Returns the main metric's interval, and by how much the student differs from each model."""
     others = {role: differences.get(role) for role in models if role != "student"}
-    values = {role: difference(found, metric) for role, found in others.items()}
-    ends = {role: gaps(found, metric) for role, found in others.items()}
+    values = {role: show.difference(difference, metric) for role, difference in others.items()}
+    ends = {role: show.gaps(difference, metric) for role, difference in others.items()}
+    intervals = [show.interval(model.metrics.get(metric), metric) for model in models.values()]
     return [
-        [
-            f"{metric}, 95% interval",
-            *(interval(m.metrics.get(metric), metric) for m in models.values()),
-        ],
+        [f"{metric}, 95% interval", *intervals],
         ["student minus it", *(values.get(role, "") for role in models)],
         ["student minus it, 95% interval", *(ends.get(role, "") for role in models)],
     ]
 
 
-def _costs(models: Models) -> list[TableRow]:
-    """Returns what time, memory and money each model takes, beside what the first table says."""
-    measures: dict[str, Callable[[MeasuredModel], str]] = {
-        "inference time, 95% interval": lambda m: _median_interval(m.latency_seconds),
-        "inference time, 95th percentile": lambda m: _seconds(m.latency_seconds, "p95"),
-        "first token": lambda m: _seconds(m.first_token_seconds, "p50"),
-        "first token, 95th percentile": lambda m: _seconds(m.first_token_seconds, "p95"),
-        "requests a second": lambda m: number(m.requests_per_second),
-        "requests a second within the bound": _rate_within_bound,
-        "peak memory of the process": lambda m: count_bytes(m.peak_memory_bytes),
-        "peak memory of the GPU": lambda m: count_bytes(m.peak_gpu_memory_bytes),
-        "load time": lambda m: duration(m.load_seconds),
-        "cost of 1,000 requests": lambda m: number(m.cost_per_1000_requests),
-    }
-    return [[name, *map(show, models.values())] for name, show in measures.items()]
-
-
-def _further_metrics(models: Models, main: str) -> list[TableRow]:
+def _further_metrics(models: ModelsByRole, main: str) -> list[TableRow]:
     """Returns the metrics beside the main one, each with its interval."""
     names = dict.fromkeys(name for model in models.values() for name in model.metrics)
 
     def cell(role: str, metric: str) -> str:
         if (role, metric) == ("teacher", "kl_to_teacher"):
             return ""
-        return estimate_with_interval(models[role].metrics.get(metric), metric)
+        return show.estimate(models[role].metrics.get(metric), metric, with_interval=True)
 
     return [[name, *(cell(role, name) for role in models)] for name in names if name != main]
 
 
+def _rows(models: ModelsByRole, measures: Measures) -> list[TableRow]:
+    return [[name, *map(measure, models.values())] for name, measure in measures.items()]
+
+
 def _seconds(latency: Latency | None, quantile: str) -> str:
-    return duration(getattr(latency, quantile, None))
+    return show.duration(getattr(latency, quantile, None))
 
 
 def _median_interval(latency: Latency | None) -> str:
     if latency is None or latency.low is None:
         return "unknown"
-    return f"{duration(latency.low)} to {duration(latency.high)}"
+    return f"{show.duration(latency.low)} to {show.duration(latency.high)}"
 
 
 def _rate_within_bound(model: MeasuredModel) -> str:
     """Returns the rate; none where it was measured and never kept the bound."""
-    found = model.within_bound
-    if found is None:
+    limit = model.within_bound
+    if limit is None:
         return "unknown" if model.requests_per_second is None else "none"
-    return f"{number(found.requests_per_second)} ({found.concurrency} at once)"
+    return f"{show.number(limit.requests_per_second)} ({limit.concurrency} at once)"
 
 
 def caption(content: ReportContent) -> str:
     """Returns what exactly the tables' numbers are."""
     data, student, bound = content.data, content.models["student"], content.latency_bound_seconds
-    within = f"; the bound: {duration(bound)} for 95% of whole answers" if bound else ""
+    within = f"; the bound: {show.duration(bound)} for 95% of whole answers" if bound else ""
     answers = ANSWERS_OF.get(content.perplexity_of or "")
     perplexity = f"; perplexity: of {answers}" if answers else ""
-    points = "points" if is_share(content.comparison.metric) else "differences"
+    points = "points" if show.is_share(content.comparison.metric) else "differences"
     return (
         f"{data.num_examples:,} held-out examples ({data.split} file), greedy decoding, "
         f"engine {student.engine} {student.engine_version}, each model in a process of its "

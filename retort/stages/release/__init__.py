@@ -11,7 +11,7 @@ from typing import Any
 from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.metrics.comparison import ReportContent, read_content
-from retort.metrics.comparison.content import Latency
+from retort.metrics.comparison.shapes import Latency
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
 from retort.store import MODEL
@@ -44,8 +44,8 @@ def release(stage: Stage) -> dict[str, Any]:
 def generation_config(student: Path) -> dict[str, Any]:
     """Returns the student's generation config with the token that ends an answer: without it an
     engine generates up to its limit. Raises `StageError` where the student names no end token."""
-    found, config = _json(student / GENERATION), _json(student / CONFIG)
-    if found.get("eos_token_id") is None:
+    generation, config = _json(student / GENERATION), _json(student / CONFIG)
+    if generation.get("eos_token_id") is None:
         ends = config.get("eos_token_id")
         ends = load_tokenizer(str(student)).eos_token_id if ends is None else ends
         if ends is None:
@@ -53,8 +53,8 @@ def generation_config(student: Path) -> dict[str, Any]:
                 "release: neither the student's configuration nor its tokenizer says which token "
                 "ends an answer: add eos_token to the base's tokenizer_config.json (train.student)"
             )
-        found["eos_token_id"] = ends
-    return found
+        generation["eos_token_id"] = ends
+    return generation
 
 
 def scores(content: ReportContent) -> dict[str, float]:
@@ -64,10 +64,10 @@ def scores(content: ReportContent) -> dict[str, float]:
     """
     student, compared = content.models["student"], content.comparison
     latency = student.latency_seconds or Latency()
-    found: dict[str, float | None] = {}
+    known: dict[str, float | None] = {}
     for name, metric in student.metrics.items():
-        found |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
-    found |= {
+        known |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+    known |= {
         "retention": compared.retention,
         "gain": compared.gain,
         "latency_seconds_p50": latency.p50,
@@ -77,7 +77,7 @@ def scores(content: ReportContent) -> dict[str, float]:
         "weights_bytes": student.weights_bytes,
         "peak_memory_bytes": student.peak_memory_bytes,
     }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: float(value) for name, value in known.items() if value is not None}
 
 
 def _check_safe(student: Path) -> None:
@@ -91,5 +91,5 @@ def _check_safe(student: Path) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from retort.metrics.comparison import caption, details, formatting, pages, table, verdict
-from retort.metrics.comparison.content import ReportContent
+from retort.metrics.comparison.shapes import ReportContent
 from retort.spec import JobSpec
 from retort.stages.stage import Stage
 
@@ -32,7 +32,7 @@ SHOWN_DIGITS = 16
 
 def model_card(stage: Stage, content: ReportContent) -> str:
     """Returns the card: what the student is, scored and was made from, and how to load it."""
-    spec, models, found = stage.spec, content.models, content.comparison
+    spec, models, comparison = stage.spec, content.models, content.comparison
     digests = stage.input("prepare").read_manifest()["ingredients"]["sources"]
     use = f"{USES.get(spec.prepare.task_type, OTHER_USE)}, asked as in the training data."
     return pages.markdown(
@@ -43,11 +43,11 @@ def model_card(stage: Stage, content: ReportContent) -> str:
         front=Markup(_front_matter(spec, content)),
         teacher=_name(spec.generate.teacher),
         base=_name(spec.train.student),
-        verdict=verdict(found, content.gate),
+        verdict=verdict(comparison, content.gate),
         use=spec.release.intended_use or use,
         longest=models["student"].max_model_len or spec.generate.max_model_len,
-        table=table(models, found.metric),
-        details=details(models, found.metric, found.differences),
+        table=table(models, comparison.metric),
+        details=details(models, comparison.metric, comparison.differences),
         caption=caption(content),
         num_learned=stage.facts("train")["num_train"],
         sources={
@@ -66,8 +66,8 @@ def _front_matter(spec: JobSpec, content: ReportContent) -> str:
     """Returns the front matter as YAML; it names the base only where that is a model of the Hub."""
     from huggingface_hub import ModelCardData
 
-    base, found = spec.train.student, content.ran.licences.get("base")
-    name = (found.license or "").lower() if found else ""
+    base, licence = spec.train.student, content.ran.licences.get("base")
+    name = (licence.license or "").lower() if licence else ""
     is_known = HUB_LICENCES.fullmatch(name) is not None
     card = ModelCardData(
         library_name="transformers",

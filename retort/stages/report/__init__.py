@@ -9,12 +9,10 @@ from typing import Any
 
 from retort.metrics.comparison import as_json
 from retort.metrics.comparison.drawing import inline
-from retort.stages.report.answers import read_answered
 from retort.stages.report.content import content_of
 from retort.stages.report.examples import side_by_side
-from retort.stages.report.html import draw, page
-from retort.stages.report.markdown import markdown
-from retort.stages.report.measurements import measured
+from retort.stages.report.measurements import measured, read_answered
+from retort.stages.report.rendering import draw, markdown, page
 from retort.stages.stage import Stage
 from retort.store import Folder
 
@@ -30,15 +28,15 @@ def report(stage: Stage) -> dict[str, Any]:
     worst = examples.rows[: stage.spec.report.num_examples]
     card_as_markdown, card_as_html = read_card(stage.input("curate"))
     pictures = {**draw(content), "card": [card_as_html]}
-    found = as_json(content)
+    raw = as_json(content)
     stage.out.write(PICTURE, stage.input("curate").read(PICTURE))
-    stage.out.write_json("report.json", found)
+    stage.out.write_json("report.json", raw)
     stage.out.write_json("examples.json", asdict(examples))
     stage.out.write_json("pictures.json", pictures)
     stage.out.write("report.md", markdown(content, worst, card_as_markdown).encode())
     stage.out.write("report.html", page(content, examples, pictures))
     stage.report.progress(1, 1, "report")
-    return {"comparison": found["comparison"], "gate": found["gate"]}
+    return {"comparison": raw["comparison"], "gate": raw["gate"]}
 
 
 def read_card(curated: Folder) -> tuple[str, str]:

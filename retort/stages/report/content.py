@@ -2,26 +2,13 @@
 
 from typing import Any
 
-from retort.metrics.comparison import compare, too_few, unsure, warnings
-from retort.metrics.comparison.content import (
-    ColumnSlices,
-    ComparedChampion,
-    Comparison,
-    DataContent,
-    Evaluated,
-    Json,
-    Licence,
-    ReportContent,
-    RunContent,
-    TeacherCost,
-    TrainingContent,
-)
+from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.report import licences, slices
-from retort.stages.report.answers import Answered
 from retort.stages.report.gate import judge
+from retort.stages.report.measurements import Answered
 from retort.stages.report.plots import Records
 from retort.stages.stage import Stage
 from retort.store import MODEL, urls
@@ -29,7 +16,9 @@ from retort.store import MODEL, urls
 MOST_POINTS = 200
 
 
-def content_of(stage: Stage, evaluated: Evaluated, answered: Answered) -> ReportContent:
+def content_of(
+    stage: Stage, evaluated: shapes.Evaluated, answered: Answered
+) -> shapes.ReportContent:
     """Returns what a report says of all that was measured and answered, whichever run shows it."""
     spec, models = stage.spec, evaluated.models
     comparison = compare(evaluated, spec.report.gate.min_retention)
@@ -38,13 +27,18 @@ def content_of(stage: Stage, evaluated: Evaluated, answered: Answered) -> Report
     has_champion = champion is not None or CHAMPION in models
     training = _training(stage, warnings(comparison))
     ran = _ran(stage, evaluated)
-    return ReportContent(
+    return shapes.ReportContent(
         name=spec.name,
         task_type=spec.prepare.task_type,
         models=models,
         comparison=comparison,
         gate=judge(models["student"], comparison, spec.report.gate, has_champion),
-        data=_data(stage, evaluated),
+        data=shapes.DataContent(
+            evaluated.split,
+            evaluated.num_examples,
+            card=stage.input("curate").read_json("data_card.json"),
+            **{name: _counts(stage, name) for name in ("prepare", "generate", "curate", "train")},
+        ),
         ran=ran,
         all_differences=evaluated.differences,
         latency_bound_seconds=evaluated.latency_bound_seconds,
@@ -62,10 +56,10 @@ def content_of(stage: Stage, evaluated: Evaluated, answered: Answered) -> Report
     )
 
 
-def _training(stage: Stage, below: list[str]) -> TrainingContent:
+def _training(stage: Stage, below: list[str]) -> shapes.TrainingContent:
     """Returns what the trainings learned from, their curves, and what to be warned of."""
     roles = ("student", *stage.spec.controls)
-    return TrainingContent(
+    return shapes.TrainingContent(
         warnings=[*below, *_training_warnings(stage)],
         controls={name: _counts(stage, training_of(name)) for name in stage.spec.controls},
         curves={role: _curve(stage, training_of(role)) for role in roles},
@@ -92,41 +86,28 @@ def _training_warnings(stage: Stage) -> list[str]:
     """Returns the trainings' own warnings, and which control had fewer rows to learn from: such a
     control is easily beaten."""
     own = stage.facts("train")
-    found = list(own.get("warnings", []))
+    notes = list(own.get("warnings", []))
     for name in stage.spec.controls:
         control = stage.facts(training_of(name))
-        found += [f"{name}: {text}" for text in control.get("warnings", [])]
+        notes += [f"{name}: {text}" for text in control.get("warnings", [])]
         if control["num_train"] < own["num_train"]:
-            found.append(
+            notes.append(
                 f"{name} learned from {control['num_train']:,} rows and the student from "
                 f"{own['num_train']:,}; the others have no answer that {name} could learn"
             )
-    return found
+    return notes
 
 
-def _data(stage: Stage, evaluated: Evaluated) -> DataContent:
-    """Returns what became of the rows."""
-    return DataContent(
-        split=evaluated.split,
-        num_examples=evaluated.num_examples,
-        prepare=_counts(stage, "prepare"),
-        generate=_counts(stage, "generate"),
-        curate=_counts(stage, "curate"),
-        train=_counts(stage, "train"),
-        card=stage.input("curate").read_json("data_card.json"),
-    )
-
-
-def _counts(stage: Stage, name: str) -> Json:
+def _counts(stage: Stage, name: str) -> shapes.Json:
     """Returns the counts among a stage's facts."""
     facts = stage.facts(name)
     return {key: v for key, v in facts.items() if key.startswith("num_") or key == "reasons"}
 
 
-def _ran(stage: Stage, evaluated: Evaluated) -> RunContent:
+def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
     """Returns what was run, where, and what it took."""
     spec = stage.spec
-    return RunContent(
+    return shapes.RunContent(
         spec=_public(spec.model_dump(mode="json")),
         versions=evaluated.versions,
         hardware=evaluated.hardware,
@@ -143,12 +124,14 @@ def _ran(stage: Stage, evaluated: Evaluated) -> RunContent:
     )
 
 
-def _teacher_cost(stage: Stage) -> TeacherCost | None:
+def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
     """Returns what the teacher's answers took; without a price their cost is unknown."""
     spending = stage.facts("generate").get("spending")
     prices = stage.spec.generate.spending.model_dump()
     is_priced = any(value for name, value in prices.items() if name.startswith("price_"))
-    return TeacherCost(**spending | ({} if is_priced else {"cost": None})) if spending else None
+    if not spending:
+        return None
+    return shapes.TeacherCost(**spending | ({} if is_priced else {"cost": None}))
 
 
 def _public(value: Any) -> Any:
@@ -160,35 +143,37 @@ def _public(value: Any) -> Any:
     return urls.public(value) if isinstance(value, str) else value
 
 
-def _comparison_warnings(found: Comparison, columns: list[ColumnSlices]) -> list[str]:
+def _comparison_warnings(
+    comparison: shapes.Comparison, columns: list[shapes.ColumnSlices]
+) -> list[str]:
     """Returns what to be careful about in the comparison itself."""
     below = [
         f"the student scores below {who}"
         for role, who in {CHAMPION: OTHERS[CHAMPION], "base": "its base"}.items()
-        if role in found.differences and found.differences[role].outcome == "below"
+        if role in comparison.differences and comparison.differences[role].outcome == "below"
     ]
-    of_slices = slices.warnings(columns, found.retention_interval)
-    return [*unsure(found), *too_few(found), *below, *of_slices]
+    of_slices = slices.warnings(columns, comparison.retention_interval)
+    return [*unsure(comparison), *too_few(comparison), *below, *of_slices]
 
 
-def _endpoint_warning(evaluated: Evaluated) -> list[str]:
+def _endpoint_warning(evaluated: shapes.Evaluated) -> list[str]:
     if len({model.engine for model in evaluated.models.values()}) == 1:
         return []
     return ["the teacher answered at its endpoint: its times include the network and its load"]
 
 
-def _licence_warnings(found: dict[str, Licence]) -> list[str]:
+def _licence_warnings(by_role: dict[str, shapes.Licence]) -> list[str]:
     return [
         f"the licence of the {role} ({licence.license or 'unnamed'}) forbids distillation: "
         f"{licence.note}"
-        for role, licence in found.items()
+        for role, licence in by_role.items()
         if licence.distillation == "forbidden"
     ]
 
 
-def _champion(stage: Stage) -> ComparedChampion | None:
+def _champion(stage: Stage) -> dict[str, str | bool] | None:
     """Returns where the champion lies, and whether it could be read; None where there is none."""
-    found = stage.inputs.get(CHAMPION)
-    if found is None:
+    champion = stage.inputs.get(CHAMPION)
+    if champion is None:
         return None
-    return ComparedChampion(f"{found.uri}/{MODEL}", is_readable=found.name != UNREADABLE)
+    return {"source": f"{champion.uri}/{MODEL}", "is_readable": champion.name != UNREADABLE}

@@ -12,7 +12,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from retort.records import Example, question_text
-from retort.stages.report.answers import Answered
+from retort.stages.report.measurements import Answered
 
 MOST_BYTES = 3_800_000
 MOST_CHARACTERS = 4_000

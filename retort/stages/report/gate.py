@@ -4,24 +4,28 @@ What was not measured never passes: a check whose number is unknown is refused, 
 """
 
 import math
+from collections.abc import Callable
 
 from retort.metrics import lower_is_better
-from retort.metrics.comparison.content import (
-    Comparison,
-    GateCheck,
-    GateOutcome,
-    Latency,
-    MeasuredModel,
-)
+from retort.metrics.comparison import shapes
 from retort.spec import Gate
 
 BOUND = "by the worse bound of the 95% interval"
-NOT_MEASURED = "it was not measured"
+NOTHING = None, None
+Bounds = tuple[float | None, float | None]  # what was measured, and the worse end of its interval
+NOT_MEASURED = {
+    "retention": "the teacher scored nothing that a share could be taken of",
+    "beats_champion": "the champion cannot be read",
+    "cost": "no price given: set report.prices.student",
+}
 
 
 def judge(
-    student: MeasuredModel, comparison: Comparison, gate: Gate, has_champion: bool = False
-) -> GateOutcome:
+    student: shapes.MeasuredModel,
+    comparison: shapes.Comparison,
+    gate: Gate,
+    has_champion: bool = False,
+) -> shapes.GateOutcome:
     """Returns the checks that the policy requires, and whether all of them passed.
 
     In `gate.on_bound` a check looks at the worse bound of the 95% interval instead of the value:
@@ -34,82 +38,56 @@ def judge(
     assert not lower_is_better(metric), f"the gate compares by {metric}, of which less is better"
     checks = [_retention(comparison, gate)]
     if gate.beat_base:
-        checks.append(_beats(comparison, gate, "base"))
+        checks.append(_beats(comparison, gate, "base", f"{metric} above the base's"))
     if gate.beat_fine_tuning:
-        checks.append(_beats(comparison, gate, "fine_tuning"))
+        checks.append(
+            _beats(comparison, gate, "fine_tuning", f"{metric} above plain fine-tuning's")
+        )
     if gate.beat_champion and has_champion:
-        checks.append(_beats(comparison, gate, "champion"))
-    if gate.max_latency_seconds is not None:
-        checks.append(_latency(student, gate, gate.max_latency_seconds))
+        checks.append(_beats(comparison, gate, "champion", f"{metric} not below the champion's"))
+    if (seconds := gate.max_latency_seconds) is not None:
+        required, latency = f"95% of whole answers within {seconds:g} s", student.latency_seconds
+        ends = (latency.p95, latency.p95_high) if latency else NOTHING
+        checks.append(_check(gate, "latency", required, ends, lambda x: x <= seconds))
     if gate.max_memory_bytes is not None:
-        checks.append(_memory(student, gate.max_memory_bytes))
-    if (most := gate.max_cost_per_1000_requests) is not None:
-        required = f"at most {most:g} for 1,000 requests"
-        cost, reason = student.cost_per_1000_requests, "no price given: set report.prices.student"
-        checks.append(_check("cost", required, cost, _at_most(cost, most), reason))
-    return GateOutcome(all(check.passed for check in checks), checks)
+        checks.append(_memory(student, gate, gate.max_memory_bytes))
+    if (price := gate.max_cost_per_1000_requests) is not None:
+        required, cost = f"at most {price:g} for 1,000 requests", student.cost_per_1000_requests
+        checks.append(_check(gate, "cost", required, (cost, cost), lambda x: x <= price))
+    return shapes.GateOutcome(all(check.passed for check in checks), checks)
 
 
-def _retention(found: Comparison, gate: Gate) -> GateCheck:
-    on_bound, interval = "retention" in gate.on_bound, found.retention_interval
-    measured = found.retention
-    if on_bound:
-        measured = interval.low if interval else None
-    least = gate.min_retention
-    required = _on(f"at least {least:g} of the teacher's {found.metric}", on_bound)
-    reason = "the teacher scored nothing that a share could be taken of"
-    return _check("retention", required, measured, _at_least(measured, least), reason)
+def _retention(comparison: shapes.Comparison, gate: Gate) -> shapes.GateCheck:
+    least, interval = gate.min_retention, comparison.retention_interval
+    required = f"at least {least:g} of the teacher's {comparison.metric}"
+    ends = comparison.retention, interval.low if interval else None
+    return _check(gate, "retention", required, ends, lambda x: x >= least)
 
 
-def _beats(found: Comparison, gate: Gate, role: str) -> GateCheck:
+def _beats(comparison: shapes.Comparison, gate: Gate, role: str, required: str) -> shapes.GateCheck:
     """Returns the check of student - another model, in the main metric."""
+    difference, may_be_equal = comparison.differences.get(role), role == "champion"
+    ends = (difference.value, difference.low) if difference else NOTHING
     name = f"beats_{role}"
-    on_bound, difference = name in gate.on_bound, found.differences.get(role)
-    measured = None
-    if difference:
-        measured = difference.low if on_bound else difference.value
-    if role == "champion":
-        required, passed = f"{found.metric} not below the champion's", _at_least(measured, 0.0)
-    else:
-        whose = {"base": "the base's", "fine_tuning": "plain fine-tuning's"}[role]
-        required = f"{found.metric} above {whose}"
-        passed = measured is not None and measured > 0
-    reason = "the champion cannot be read" if role == "champion" else NOT_MEASURED
-    return _check(name, _on(required, on_bound), measured, passed, reason)
+    return _check(gate, name, required, ends, lambda x: x > 0 or (may_be_equal and x == 0))
 
 
-def _latency(student: MeasuredModel, gate: Gate, most: float) -> GateCheck:
-    on_bound, latency = "latency" in gate.on_bound, student.latency_seconds or Latency()
-    measured = latency.p95_high if on_bound else latency.p95
-    required = _on(f"95% of whole answers within {most:g} s", on_bound)
-    return _check("latency", required, measured, _at_most(measured, most))
-
-
-def _memory(student: MeasuredModel, most: int) -> GateCheck:
+def _memory(student: shapes.MeasuredModel, gate: Gate, most: int) -> shapes.GateCheck:
     """Returns the check of the peak: of the GPU's memory where one was used, else of the host's."""
     on_gpu = student.peak_gpu_memory_bytes
-    measured = student.peak_memory_bytes if on_gpu is None else on_gpu
+    peak = student.peak_memory_bytes if on_gpu is None else on_gpu
     required = f"at most {most:,} bytes of {'memory' if on_gpu is None else 'GPU memory'}"
-    return _check("memory", required, measured, _at_most(measured, most))
+    return _check(gate, "memory", required, (peak, peak), lambda x: x <= most)
 
 
 def _check(
-    name: str, required: str, measured: float | None, passed: bool, reason: str = NOT_MEASURED
-) -> GateCheck:
-    if measured is None or math.isnan(measured):
-        # NaN is no JSON, and nobody's measurement.
-        return GateCheck(name, required, None, False, reason)
-    return GateCheck(name, required, measured, passed)
-
-
-def _at_least(measured: float | None, least: float) -> bool:
-    """Whether a number was measured and is not less; NaN is neither."""
-    return measured is not None and measured >= least
-
-
-def _at_most(measured: float | None, most: float) -> bool:
-    return measured is not None and measured <= most
-
-
-def _on(required: str, on_bound: bool) -> str:
-    return f"{required}, {BOUND}" if on_bound else required
+    gate: Gate, name: str, required: str, measured: Bounds, passes: Callable[[float], bool]
+) -> shapes.GateCheck:
+    """Returns the check of a measured value, or of its worse bound."""
+    value, bound = measured
+    if name in gate.on_bound:
+        value, required = bound, f"{required}, {BOUND}"
+    if value is None or math.isnan(value):  # NaN is no JSON, and nobody's measurement
+        reason = NOT_MEASURED.get(name, "it was not measured")
+        return shapes.GateCheck(name, required, None, passed=False, reason=reason)
+    return shapes.GateCheck(name, required, value, passes(value))

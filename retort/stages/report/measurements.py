@@ -1,27 +1,55 @@
-"""What was measured of all models: evaluate's facts, the champion's beside them, and the costs."""
+"""What was measured of all models and what each answered, joined by the examples' ids.
 
-from dataclasses import replace
+Evaluate's facts, the champion's beside them, and the costs.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
 
 from retort import metrics
 from retort.data import task_types
+from retort.errors import DataError
 from retort.metrics import Statistics
-from retort.metrics.comparison.content import (
-    Difference,
-    Estimate,
-    Evaluated,
-    MeasuredModel,
-    read_evaluated,
-)
-from retort.records import Response, read_lines
+from retort.metrics.comparison import main_metric, shapes
+from retort.records import Example, Response, read_lines
 from retort.spec import JobSpec, Price
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import Folder
 
+Vectors = dict[str, list[float]]  # one metric's statistics by example's id
+NO_VALUE = "(none)"
 
-def measured(stage: Stage) -> Evaluated:
+
+@dataclass(frozen=True)
+class Answered:
+    """The examples that all models were asked, and by role each one's answers and statistics.
+
+    `vectors` are the statistics of `metric`, the main one; an example that it says nothing about
+    has none. `columns` are the metadata columns that the job is sliced by.
+    """
+
+    metric: str
+    examples: list[Example]
+    texts: dict[str, dict[str, str]]
+    vectors: dict[str, Vectors]
+    columns: tuple[str, ...]
+
+    def score(self, role: str, example: Example) -> float | None:
+        """Returns the main metric of one answer; None where it says nothing about it."""
+        vector = self.vectors[role].get(example.id)
+        return None if vector is None else metrics.value(self.metric, vector)
+
+    def slices_of(self, example: Example) -> dict[str, str]:
+        """Returns an example's value in each column, as text."""
+        return {column: _text(example.metadata.get(column)) for column in self.columns}
+
+
+def measured(stage: Stage) -> shapes.Evaluated:
     """Returns evaluate's facts, with the champion where it was measured, and each model's cost."""
-    evaluated = read_evaluated(stage.facts("evaluate"))
+    evaluated = shapes.read_evaluated(stage.facts("evaluate"))
     if EVALUATE_CHAMPION in stage.inputs:
         evaluated = _with_champion(stage, evaluated)
     models = {
@@ -45,31 +73,34 @@ def answers_of(stage: Stage, role: str) -> dict[str, str]:
 def statistics_of(stage: Stage, role: str) -> Statistics:
     """Returns the statistics of a model's answers; the champion was evaluated without the teacher,
     so that its agreement is computed here."""
-    found: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
+    statistics: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
     if role == CHAMPION:
         task_type = task_types.load(stage.spec.prepare.task_type)
         own, teachers = answers_of(stage, role), answers_of(stage, "teacher")
         held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
         both = [example for example in held_out if example.id in own and example.id in teachers]
-        found["agreement"] = metrics.statistics(task_type, both, own, teachers)["agreement"]
-    return found
+        statistics["agreement"] = metrics.statistics(task_type, both, own, teachers)["agreement"]
+    return statistics
 
 
 def _folder(stage: Stage, role: str) -> Folder:
     return stage.input(EVALUATE_CHAMPION if role == CHAMPION else "evaluate")
 
 
-def _with_champion(stage: Stage, evaluated: Evaluated) -> Evaluated:
+def _with_champion(stage: Stage, evaluated: shapes.Evaluated) -> shapes.Evaluated:
     """Returns the facts with the champion among the models, and the student's differences to it."""
     resampling = (stage.spec.evaluate.num_bootstrap, stage.spec.evaluate.seed)
     own, champions = (statistics_of(stage, role) for role in ("student", CHAMPION))
-    champion = read_evaluated(stage.facts(EVALUATE_CHAMPION)).models[CHAMPION]
+    champion = shapes.read_evaluated(stage.facts(EVALUATE_CHAMPION)).models[CHAMPION]
     scores = {
-        name: champion.metrics.get(name) or Estimate.of(metrics.interval(name, found, *resampling))
-        for name, found in champions.items()
+        name: champion.metrics.get(name)
+        or shapes.Estimate.of(metrics.interval(name, statistics, *resampling))
+        for name, statistics in champions.items()
     }
     differences = {
-        name: Difference.of(metrics.difference(name, own[name], champions[name], *resampling))
+        name: shapes.Difference.of(
+            metrics.difference(name, own[name], champions[name], *resampling)
+        )
         for name in own
         if own[name].keys() & champions.get(name, {}).keys()
     }
@@ -90,7 +121,7 @@ def price_of(spec: JobSpec, role: str) -> Price | None:
     return Price(**{name: getattr(spending, name) for name in Price.model_fields})
 
 
-def per_1000_requests(model: MeasuredModel, price: Price | None, num: int) -> float | None:
+def per_1000_requests(model: shapes.MeasuredModel, price: Price | None, num: int) -> float | None:
     """Returns the money for 1,000 requests; None where no price is given or a number is unknown.
 
     By the hour: at the measured requests a second. By the token: as many a request as the `num`
@@ -112,3 +143,27 @@ def per_1000_requests(model: MeasuredModel, price: Price | None, num: int) -> fl
                 return None
             cost += per_million / 1e6 * tokens / num * 1000
     return cost
+
+
+def read_answered(stage: Stage, models: shapes.ModelsByRole) -> Answered:
+    """Returns what the `models` of the report were asked, and what each answered.
+
+    Raises `DataError` where answers of the student belong to no held-out example.
+    """
+    metric = main_metric(models)
+    texts = {role: answers_of(stage, role) for role in models}
+    vectors = {role: statistics_of(stage, role).get(metric, {}) for role in models}
+    held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
+    examples = [example for example in held_out if example.id in texts["student"]]
+    if lost := len(texts["student"]) - len(examples):
+        raise DataError(
+            f"report: {lost:,} answers of the student belong to no held-out example; prepare was "
+            "made again since: use --force evaluate"
+        )
+    return Answered(metric, examples, texts, vectors, stage.spec.report.slices)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return NO_VALUE
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -2,60 +2,29 @@
 
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from retort.metrics.comparison.content import Differences, Latency, Models
-from retort.metrics.comparison.drawing import (
-    BLUE,
-    DARK,
-    GRAY,
-    GREEN,
-    OCHRE,
-    PALE,
-    PURPLE,
-    SKY,
-    SMALL,
-    beside,
-    drawing,
-    inline,
-    shorten,
-    svg,
-    tick,
-    without_side,
-)
-from retort.metrics.comparison.formatting import duration, gap, gaps, is_share, unit
-
-if TYPE_CHECKING:
-    from retort.metrics.comparison.drawing import Axes
+from retort.metrics.comparison import drawing
+from retort.metrics.comparison import formatting as show
+from retort.metrics.comparison.drawing import BLUE, DARK, GRAY, GREEN, OCHRE, PALE, PURPLE, SKY
+from retort.metrics.comparison.shapes import Differences, Latency, ModelsByRole
 
 WIDTH, NUM_BINS = 460, 48
-COLORS = {
-    "teacher": GRAY,
-    "base": PALE,
-    "student": BLUE,
-    "fine_tuning": OCHRE,
-    "gold": GREEN,
-    "champion": PURPLE,
-}
+COLORS = {"teacher": GRAY, "base": PALE, "student": BLUE, "fine_tuning": OCHRE, "gold": GREEN}
 # What a training records that is no term of its loss.
 NO_TERMS = {
-    "step",
-    "tokens",
-    "tokens_per_second",
-    "learning_rate",
-    "gradient_norm",
-    "teacher_top_k_mass",
-    "peak_memory_bytes",
+    *("step", "tokens", "tokens_per_second", "learning_rate", "gradient_norm"),
+    *("teacher_top_k_mass", "peak_memory_bytes"),
 }
 Records = list[dict[str, float | None]]
 
 
 def color_of(role: str) -> str:
     """Returns a role's colour."""
-    return COLORS.get(role, SKY)
+    return PURPLE if role == "champion" else COLORS.get(role, SKY)
 
 
-def trade_off(models: Models, metric: str) -> str | None:
+def trade_off(models: ModelsByRole, metric: str) -> str | None:
     """Returns the main metric against the cost of 1,000 requests, or against inference time where
     a cost is unknown: each model a point with its intervals. None where neither is known of two."""
     costs = {role: Latency(p50=model.cost_per_1000_requests) for role, model in models.items()}
@@ -64,9 +33,9 @@ def trade_off(models: Models, metric: str) -> str | None:
         costs = {role: m.latency_seconds for role, m in models.items() if m.latency_seconds}
     if len(costs) < 2:
         return None
-    scale = 100 if is_share(metric) else 1
+    scale = 100 if show.is_share(metric) else 1
     what = "cost of 1,000 requests" if is_priced else "inference time (median)"
-    with drawing(WIDTH, 280) as figure:
+    with drawing.figure(WIDTH, 280) as figure:
         axes = figure.subplots()
         for role, cost in costs.items():
             score, color, x = models[role].metrics[metric], color_of(role), cost.p50 or 0.0
@@ -79,11 +48,11 @@ def trade_off(models: Models, metric: str) -> str | None:
             low, high = axis.get_data_interval()
             if low > 0 and high / low > 8:
                 axes.set(**{f"{axis.axis_name}scale": "log"})
-        tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
-        tick(axes.xaxis, "{:g}".format if is_priced else _clock)
+        drawing.tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
+        drawing.tick(axes.xaxis, "{:g}".format if is_priced else _clock)
         axes.set_xlabel(f"{what}: further left is better")
         figure.legend(loc="outside upper left", ncols=6, handletextpad=0, columnspacing=1)
-        return inline(svg(figure, "trade-off"), "trade", f"{metric} against {what}")
+        return drawing.element(figure, "trade", f"{metric} against {what}")
 
 
 def forest(differences: Differences, metric: str) -> str | None:
@@ -91,51 +60,48 @@ def forest(differences: Differences, metric: str) -> str | None:
     None where there is none."""
     if not differences:
         return None
-    scale = 100 if is_share(metric) else 1
-    in_points = f", in{unit(metric)}" if unit(metric) else ""
-    with drawing(WIDTH, 60 + 46 * len(differences)) as figure:
+    scale, unit = 100 if show.is_share(metric) else 1, show.unit(metric)
+    small: dict[str, Any] = {"va": "top", "size": drawing.SMALL, "color": GRAY}
+    with drawing.figure(WIDTH, 60 + 46 * len(differences)) as figure:
         axes = figure.subplots()
         axes.axvline(0, color=GRAY, linewidth=1)
-        for row, found in enumerate(differences.values()):
-            color = GRAY if found.outcome == "unclear" else BLUE
-            ends = [found.low * scale, found.high * scale]
+        for row, difference in enumerate(differences.values()):
+            color = GRAY if difference.outcome == "unclear" else BLUE
+            ends = [difference.low * scale, difference.high * scale]
             axes.plot(ends, [row, row], color=color, linewidth=2.4, solid_capstyle="butt")
-            axes.plot(found.value * scale, row, "o", color=color, markersize=7)
-            beside(axes, 88, row, gap(found.value, metric), va="bottom", weight="bold")
-            beside(axes, 88, row, gaps(found, metric), va="top", size=SMALL, color=GRAY)
+            axes.plot(difference.value * scale, row, "o", color=color, markersize=7)
+            value = show.difference(difference, metric)
+            drawing.beside(axes, 88, row, value, va="bottom", weight="bold")
+            drawing.beside(axes, 88, row, show.gaps(difference, metric), **small)
         axes.set_ylim(len(differences) - 0.5, -0.5)
-        without_side(axes)
-        tick(axes.xaxis, "{:g}".format)
-        axes.set_yticks(range(len(differences)), [f"minus {role}" for role in differences])
-        axes.tick_params(axis="y", labelcolor=DARK, labelsize=9.5)
-        axes.set_xlabel(f"{metric}: student minus the other{in_points}")
-        return inline(svg(figure, "differences"), "forest", f"Student minus each model, {metric}")
+        drawing.name_rows(axes, [f"minus {role}" for role in differences])
+        drawing.tick(axes.xaxis, "{:g}".format)
+        axes.set_xlabel(f"{metric}: student minus the other{f', in{unit}' if unit else ''}")
+        return drawing.element(figure, "forest", f"Student minus each model, {metric}")
 
 
-def latencies(models: Models, kind: str) -> str | None:
+def latencies(models: ModelsByRole, kind: str) -> str | None:
     """Returns how long answers took that were asked one at a time, a histogram a model over one
     axis; `kind` is whole or first_token. None where nothing was measured."""
     samples = {role: (model.latencies or {}).get(kind) or [] for role, model in models.items()}
-    found = {role: seconds for role, seconds in samples.items() if min(seconds, default=0) > 0}
-    if not found:
+    measured = {role: seconds for role, seconds in samples.items() if min(seconds, default=0) > 0}
+    if not measured:
         return None
-    low, high = min(chain(*found.values())) / 1.05, max(chain(*found.values())) * 1.05
+    low, high = min(chain(*measured.values())) / 1.05, max(chain(*measured.values())) * 1.05
     edges = [low * (high / low) ** (at / NUM_BINS) for at in range(NUM_BINS + 1)]
     until = "whole answer" if kind == "whole" else "first token"
-    with drawing(WIDTH, 44 + 58 * len(found)) as figure:
-        rows: list[Axes] = [*figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]]
-        for axes, (role, seconds) in zip(rows, found.items(), strict=True):
+    with drawing.figure(WIDTH, 44 + 58 * len(measured)) as figure:
+        rows = figure.subplots(len(measured), sharex=True, squeeze=False)[:, 0]
+        for axes, (role, seconds) in zip(rows, measured.items(), strict=True):
             axes.hist(seconds, bins=edges, color=color_of(role), linewidth=0)
             axes.axvline(median(seconds), color=DARK, linewidth=1.4)
-            axes.set_xscale("log")
-            axes.set_xlim(low, high)
-            without_side(axes)
-            axes.set_yticks([])
-            label = f"{shorten(role, 14)}\n{duration(median(seconds))}"
+            axes.set(xscale="log", xlim=(low, high), yticks=[])
+            axes.spines["left"].set_visible(False)
+            label = f"{role}\n{show.duration(median(seconds))}"
             axes.set_ylabel(label, rotation=0, ha="left", va="center", labelpad=76, color=DARK)
-            tick(axes.xaxis, _clock)
+            drawing.tick(axes.xaxis, _clock)
         rows[-1].set_xlabel(f"time to the {until}, one request at a time; line: median")
-        return inline(svg(figure, "latencies"), f"latency-{kind}", f"Time to the {until}")
+        return drawing.element(figure, f"latency-{kind}", f"Time to the {until}")
 
 
 def curves(trainings: dict[str, Records]) -> list[str]:
@@ -158,7 +124,7 @@ def _curve(trainings: dict[str, Records], term: str, number: int) -> str | None:
     if not lines:
         return None
     values = [value for points in lines.values() for _, value in points]
-    with drawing(WIDTH, 260) as figure:
+    with drawing.figure(WIDTH, 260) as figure:
         axes = figure.subplots()
         for role in dict.fromkeys(role for role, _ in lines):
             axes.plot([], [], color=color_of(role), linewidth=2.4, label=role)
@@ -169,12 +135,12 @@ def _curve(trainings: dict[str, Records], term: str, number: int) -> str | None:
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_yscale("log")
         axes.set_xlim(0, max(points[-1][0] for points in lines.values()) or 1)
-        tick(axes.yaxis, "{:g}".format)
-        tick(axes.xaxis, "{:,.0f}".format, is_whole=True)
-        axes.set_title(shorten(term, 26))
+        drawing.tick(axes.yaxis, "{:g}".format)
+        drawing.tick(axes.xaxis, "{:,.0f}".format, is_whole=True)
+        axes.set_title(drawing.shorten(term, 26))
         axes.set_xlabel("step; thin: training, thick: validation")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handlelength=1.2)
-        return inline(svg(figure, "curve"), f"curve-{number}", f"Training curve, {term}")
+        return drawing.element(figure, f"curve-{number}", f"Training curve, {term}")
 
 
 def _points(records: Records, name: str) -> list[tuple[float, float]]:

@@ -3,16 +3,15 @@
 from collections import defaultdict
 
 from retort import metrics
-from retort.metrics.comparison.content import (
+from retort.metrics.comparison.shapes import (
     ColumnSlices,
     Difference,
     Estimate,
-    RareValues,
     SliceValue,
 )
 from retort.records import Example
 from retort.spec import Evaluate
-from retort.stages.report.answers import Answered, Vectors
+from retort.stages.report.measurements import Answered, Vectors
 
 MOST_VALUES = 20
 # With fewer examples an outcome is unclear, whatever the interval says.
@@ -33,7 +32,7 @@ def _column(answered: Answered, knobs: Evaluate, column: str) -> ColumnSlices:
     return ColumnSlices(
         column,
         [_value(answered, knobs, *group) for group in largest[:MOST_VALUES]],
-        RareValues(len(rest), sum(len(examples) for _, examples in rest)),
+        {"values": len(rest), "n": sum(len(examples) for _, examples in rest)},
     )
 
 

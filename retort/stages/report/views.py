@@ -1,4 +1,4 @@
-"""What the page's template shows beyond the content itself: finished text, row by row."""
+"""What the page's template needs beyond the content itself: tables, and JSON as text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,23 +6,10 @@ from typing import Any
 import yaml
 
 from retort.metrics import lower_is_better
-from retort.metrics.comparison.content import (
-    ConfusionMatrix,
-    Licence,
-    MeasuredModel,
-    Models,
-    RegisteredVersion,
-    ReportContent,
-    TeacherCost,
-)
-from retort.metrics.comparison.formatting import count_bytes, duration, number
+from retort.metrics.comparison.formatting import count_bytes, number
+from retort.metrics.comparison.shapes import ConfusionMatrix, ReportContent
 
 MOST_LABELS = 12
-DISTILLATION = {
-    "allowed": "allows distillation",
-    "forbidden": "forbids distillation",
-    "unknown": "whether it allows distillation is unknown",
-}
 
 
 def tone(outcome: str, metric: str) -> str:
@@ -33,24 +20,19 @@ def tone(outcome: str, metric: str) -> str:
 
 @dataclass(frozen=True)
 class ConfusionView:
-    """A model's confusion matrix: each row a label and its cells, a count and its share of the row.
+    """A confusion matrix to show: each row a label and its cells, a count and its share of the row.
 
     `left_out` counts the labels that are too rare to be shown.
     """
 
-    role: str
     columns: list[str]
     rows: list[tuple[str, list[tuple[int, float]]]]
     left_out: int
 
 
-def confusions(models: Models) -> list[ConfusionView]:
-    """Returns the models' confusion matrices; of many labels the most frequent are shown."""
-    return [_confusion(role, model.confusion) for role, model in models.items() if model.confusion]
-
-
-def _confusion(role: str, found: ConfusionMatrix) -> ConfusionView:
-    labels, counts = found.labels, found.counts
+def confusion(matrix: ConfusionMatrix) -> ConfusionView:
+    """Returns a matrix with its most frequent labels, the others summed."""
+    labels, counts = matrix.labels, matrix.counts
     order = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))
     shown, rest = sorted(order[:MOST_LABELS]), order[MOST_LABELS:]
     rows = []
@@ -61,14 +43,13 @@ def _confusion(role: str, found: ConfusionMatrix) -> ConfusionView:
         total = sum(cells) or 1
         rows.append((labels[at], [(cell, cell / total) for cell in cells]))
     columns = [labels[at] for at in shown] + ["others"] * bool(rest) + ["no answer"]
-    return ConfusionView(role, columns, rows, len(rest))
+    return ConfusionView(columns, rows, len(rest))
 
 
 def benchmarks(content: ReportContent) -> list[list[str]]:
     """Returns the public benchmarks as a table, a row a task's metric; [] without any."""
-    if not content.benchmarks:
-        return []
-    by_role: dict[str, dict[str, dict[str, dict[str, float]]]] = content.benchmarks["models"]
+    by_role: dict[str, dict[str, dict[str, dict[str, float]]]]
+    by_role = (content.benchmarks or {}).get("models", {})
     names = dict.fromkeys(
         (task, metric)
         for tasks in by_role.values()
@@ -76,82 +57,33 @@ def benchmarks(content: ReportContent) -> list[list[str]]:
         for metric in metrics
     )
 
-    def cell(found: dict[str, float]) -> str:
-        error = found.get("stderr")
-        sure = f" ± {number(error)}" if isinstance(error, float) else ""
-        return f"{number(found.get('value'))}{sure}"
+    def cell(score: dict[str, float]) -> str:
+        error = score.get("stderr")
+        return number(score.get("value")) + (f" ± {number(error)}" if error is not None else "")
 
     rows = [
-        [
-            f"{task}, {metric}",
-            *(cell(tasks.get(task, {}).get(metric, {})) for tasks in by_role.values()),
-        ]
+        [f"{task}, {metric}", *(cell(t.get(task, {}).get(metric, {})) for t in by_role.values())]
         for task, metric in names
     ]
-    return [["", *by_role], *rows]
+    return [["", *by_role], *rows] if rows else []
 
 
-def ran(content: ReportContent) -> list[tuple[str, str]]:
-    """Returns what was run, each line a name and its text; unknown is said as unknown."""
-    found = content.ran
-    seconds = {name: duration(s) for name, s in found.seconds.items() if s is not None}
-    energy = "unknown: nothing measured it"
-    if found.energy_joules is not None:
-        energy = f"{number(found.energy_joules)} J"
-    lines = [
-        *((role, _model(model)) for role, model in content.models.items()),
-        *((f"licence of the {role}", _licence(each)) for role, each in found.licences.items()),
-        ("hardware", _plain(found.hardware)),
-        ("versions", _plain(found.versions)),
-        ("teacher's answers", _money(found.money) if found.money else "unknown"),
-        ("time by stage", _plain(seconds)),
-        ("energy", energy),
-    ]
-    if content.registered:
-        lines.append(("registered", _registered(content.registered)))
-    of_the_run = {name: getattr(content, name) for name in ("mlflow", "prefect", "fingerprints")}
-    return [*lines, *((name, _plain(each)) for name, each in of_the_run.items() if each)]
-
-
-def _registered(found: RegisteredVersion) -> str:
-    text = f"{found.name}, version {_plain(found.version)}"
-    other = found.compared_with
-    return f"{text}, compared with version {other}" if other else text
-
-
-def _model(model: MeasuredModel) -> str:
-    engine = f"engine {model.engine} {model.engine_version or ''}".strip()
-    return ", ".join(part for part in (model.model, engine, model.dtype) if part)
-
-
-def _licence(found: Licence) -> str:
-    parts = [found.license or "unknown", DISTILLATION[found.distillation], found.note]
-    return "; ".join(part for part in parts if part)
-
-
-def _money(found: TeacherCost) -> str:
-    tokens = f"{found.input_tokens:,} tokens in, {found.output_tokens:,} out"
-    seconds = f"{duration(found.engine_seconds)} of the engine"
-    cost = "unknown" if found.cost is None else f"{number(found.cost)} in money"
-    return f"{tokens}, {seconds}, cost {cost}"
-
-
-def _plain(value: Any) -> str:
-    """Returns JSON as text."""
+def as_text(value: Any) -> str:
+    """Returns JSON as text, such as `cores 2, memory 25.3 GB, gpus none`."""
     if isinstance(value, dict):
         return ", ".join(_named(name, item) for name, item in value.items())
     if isinstance(value, list):
-        return "; ".join(map(_plain, value)) or "none"
+        return "; ".join(map(as_text, value)) or "none"
     return "unknown" if value is None else str(value)
 
 
 def _named(name: str, value: Any) -> str:
     if name.endswith("_bytes") and value is not None:
         return f"{name.removesuffix('_bytes').replace('_', ' ')} {count_bytes(value)}"
-    return f"{name.replace('_', ' ')} {_plain(value)}"
+    return f"{name.replace('_', ' ')} {as_text(value)}"
 
 
-def spec(content: ReportContent) -> str:
+def as_yaml(spec: Any) -> str:
     """Returns the job's spec with all its defaults, as YAML."""
-    text: str = yaml.safe_dump(content.ran.spec, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     return text

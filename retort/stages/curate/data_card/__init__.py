@@ -1,31 +1,29 @@
 """The data card of a job: what became of its rows, as JSON, a picture, and parts of two pages.
 
-It is made at the end of curation from the artifacts alone, in one pass, so that a million rows
-need no more memory than a few numbers each.
+It is made at the end of curation from the artifacts alone.
 """
 
+from collections import Counter
 from dataclasses import asdict
 
 from retort.data import sources
 from retort.data.balance import largest
 from retort.records import SPLITS, Decision
-from retort.stages.curate.data_card.card import DataCard, GroupBalance, Reasons, SourceDigest
-from retort.stages.curate.data_card.counts import (
-    Examples,
-    Responses,
-    count_examples,
-    count_responses,
+from retort.stages.curate.data_card import counts
+from retort.stages.curate.data_card.card import (
+    DataCard,
+    GroupBalance,
+    Reasons,
+    as_html,
+    as_markdown,
 )
-from retort.stages.curate.data_card.funnel import funnel
-from retort.stages.curate.data_card.histograms import lengths
 from retort.stages.curate.data_card.picture import picture
-from retort.stages.curate.data_card.sections import as_html, as_markdown
 from retort.stages.stage import Stage
 from retort.store import urls
 
 __all__ = ["DataCard", "as_html", "as_markdown", "picture", "write"]
 
-# Further reasons or groups are one line, "(others)".
+# Further reasons are one line, "(others)".
 MOST_REASONS = 50
 
 
@@ -36,18 +34,17 @@ def write(stage: Stage, decisions: list[Decision]) -> DataCard:
     `decisions` are curation's on every response, in any order.
     """
     facts = stage.facts("prepare")
-    examples = count_examples(stage)
-    responses = count_responses(stage, examples, decisions)
+    examples = counts.count_examples(stage)
+    responses = counts.count_responses(stage, examples, decisions)
     quarantined = dict(facts.get("quarantine_reasons", {}))
     if unnamed := facts.get("num_quarantined", 0) - sum(quarantined.values()):
         quarantined["(others)"] = quarantined.get("(others)", 0) + unnamed
+    rejected, quarantined = (largest(n, MOST_REASONS) for n in (responses.reasons, quarantined))
     card = DataCard(
         name=stage.spec.name,
         task_type=stage.spec.prepare.task_type,
-        funnel=funnel(facts, examples.num_examples, responses),
-        reasons=Reasons(
-            largest(responses.reasons, MOST_REASONS), largest(quarantined, MOST_REASONS)
-        ),
+        funnel=counts.funnel(facts, examples.num_examples, responses),
+        reasons=Reasons(rejected, quarantined),
         recognised=facts.get("recognised", {}),
         splits={
             "rows": facts.get("num_rows", {}),
@@ -55,7 +52,7 @@ def write(stage: Stage, decisions: list[Decision]) -> DataCard:
             "kept": {"train": responses.num_learned, "validation": responses.num_watched},
         },
         balance=_balance(examples, responses),
-        lengths=lengths(responses),
+        lengths=counts.lengths(examples, responses),
         sources=_sources(stage),
     )
     stage.out.write_json("data_card.json", asdict(card))
@@ -65,29 +62,30 @@ def write(stage: Stage, decisions: list[Decision]) -> DataCard:
     return card
 
 
-def _balance(examples: Examples, responses: Responses) -> GroupBalance:
+def _balance(examples: counts.Examples, responses: counts.Responses) -> GroupBalance:
     """Returns how the train examples spread over groups, and the responses learned from."""
-    names = examples.group_names
-    before = largest(dict(zip(names, examples.before.tolist(), strict=True)))
+    names, numbers = examples.group_names, [n for n in examples.group_E if n >= 0]
+    before = largest({names[number]: count for number, count in Counter(numbers).items()})
     after, weighted = dict.fromkeys(before, 0), dict.fromkeys(before, 0.0)
-    for name, count, weight in zip(names, responses.after, responses.weighted, strict=True):
+    for number, name in enumerate(names):
         group = name if name in before else "(others)"
-        after[group] += int(count)
-        weighted[group] += float(weight)
+        after[group] += responses.after[number]
+        weighted[group] += responses.weighted.get(number, 0.0)
     shown = {name: round(weight, 4) for name, weight in weighted.items()}
     return GroupBalance(
         examples.by, before, after, shown if responses.is_weighted else {}, examples.num_sampled
     )
 
 
-def _sources(stage: Stage) -> dict[str, SourceDigest]:
-    """Returns where the rows came from, with the digest of each."""
+def _sources(stage: Stage) -> dict[str, dict[str, str]]:
+    """Returns where the rows of each split came from, with their digest."""
     made_from = stage.input("prepare").read_manifest().get("ingredients", {})
     digests = made_from.get("sources", {})
     return {
-        split: SourceDigest(
-            urls.public(sources.describe(source)), digests.get(f"prepare.{split}", "")
-        )
+        split: {
+            "place": urls.public(sources.describe(source)),
+            "digest": digests.get(f"prepare.{split}", ""),
+        }
         for split in SPLITS
         if (source := getattr(stage.spec.prepare, split)) is not None
     }

@@ -1,16 +1,15 @@
-"""The data card as data, which `data_card.json` holds, and how it is put into words."""
+"""The data card as data, which `data_card.json` holds, and as sections of the report's pages:
+tables in Markdown, bars in HTML."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-MILESTONES = (
-    "rows in",
-    "examples asked",
-    "responses",
-    "responses accepted",
-    "kept",
-    "learned from",
-)
+from retort.metrics.comparison import pages
+
+MILESTONES = {
+    *("rows in", "examples asked", "responses", "responses accepted", "kept", "learned from"),
+}
+MOST_REASONS, MOST_GROUPS = 10, 12
+PICTURE = "The same as a picture: `data_card.svg`, beside this page."
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class FunnelStep:
 
     @property
     def is_milestone(self) -> bool:
-        """Whether the step is shown also where it removes nothing."""
+        """Whether the step stands out, also where it removes nothing."""
         return self.step in MILESTONES
 
     @property
@@ -50,8 +49,8 @@ class Reasons:
     def largest(self) -> list[tuple[str, str, int]]:
         """All reasons with their kind and count, the most frequent first."""
         kinds = {"answer rejected": self.rejected, "row quarantined": self.quarantined}
-        found = [(key, kind, n) for kind, counts in kinds.items() for key, n in counts.items()]
-        return sorted(found, key=lambda reason: (-reason[2], reason[0]))
+        reasons = [(key, kind, n) for kind, counts in kinds.items() for key, n in counts.items()]
+        return sorted(reasons, key=lambda reason: (-reason[2], reason[0]))
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,9 @@ class GroupBalance:
     num_sampled: int | None = None
 
     @property
-    def title(self) -> str:
-        """What the groups are, and of how many examples."""
-        return f"Balance by {self.by}" + (
-            f" of {self.num_sampled:,} examples" if self.num_sampled else ""
-        )
-
-    @property
     def shares(self) -> dict[str, dict[str, float]]:
         """Each group's share of `before`, `after` and `weighted`."""
-        kinds: dict[str, Mapping[str, float]] = {
-            "before": self.before,
-            "after": self.after,
-            "weighted": self.weighted,
-        }
+        kinds = {kind: vars(self)[kind] for kind in ("before", "after", "weighted")}
         totals = {kind: sum(counts.values()) or 1 for kind, counts in kinds.items()}
         return {
             kind: {name: count / totals[kind] for name, count in counts.items()}
@@ -109,8 +97,8 @@ class LengthCounts:
     @property
     def statistics(self) -> dict[str, str]:
         """The least, the median, the 95th percentile and the largest length; nothing of no text."""
-        found = {"min": self.min, "median": self.median, "p95": self.p95, "max": self.max}
-        return {name: f"{n:,.10g}" for name, n in found.items() if n is not None}
+        known = {"min": self.min, "median": self.median, "p95": self.p95, "max": self.max}
+        return {name: f"{n:,.10g}" for name, n in known.items() if n is not None}
 
     @property
     def words(self) -> str:
@@ -120,27 +108,32 @@ class LengthCounts:
 
 @dataclass(frozen=True)
 class LengthHistogram:
-    """Lengths in `unit`, tokens or words, of all responses to train examples and of those learned
-    from. A bin holds its lower edge and not its upper one."""
+    """Lengths in `unit`, tokens or words, of all responses to train examples (`before`) and of
+    those learned from (`after`). A bin holds its lower edge and not its upper one."""
 
     unit: str
     edges: list[int]
     before: LengthCounts
     after: LengthCounts
 
+    @property
+    def named(self) -> dict[str, LengthCounts]:
+        """Both by what they are called."""
+        return {"all": self.before, "learned from": self.after}
 
-@dataclass(frozen=True)
-class SourceDigest:
-    """Where the rows of a split came from, and the digest of their content."""
-
-    place: str
-    digest: str
+    @property
+    def highest(self) -> int:
+        """The count of the fullest bin."""
+        return max(self.before.counts + self.after.counts)
 
 
 @dataclass(frozen=True)
 class DataCard:
-    """What became of a job's rows. `recognised` counts the formats, `splits` rows, examples and
-    kept responses by split; `lengths` are of prompts and answers."""
+    """What became of a job's rows.
+
+    `recognised` counts the formats, `splits` rows, examples and kept responses by split; `lengths`
+    are of prompts and answers; `sources` says by split where rows came from, with their digest.
+    """
 
     name: str
     task_type: str
@@ -150,13 +143,67 @@ class DataCard:
     splits: dict[str, dict[str, int]]
     balance: GroupBalance
     lengths: dict[str, LengthHistogram]
-    sources: dict[str, SourceDigest]
+    sources: dict[str, dict[str, str]]
 
     @property
     def summary(self) -> str:
         """One sentence: how many rows came in, and how many responses are learned from."""
         formats = ", ".join(f"{name} {count:,}" for name, count in self.recognised.items())
-        return (
-            f"{self.funnel[0].count:,} rows in, {self.funnel[-1].count:,} responses learned from."
-            + (f" Recognised: {formats}." if formats else "")
-        )
+        recognised = f" Recognised: {formats}." if formats else ""
+        first, last = self.funnel[0].count, self.funnel[-1].count
+        return f"{first:,} rows in, {last:,} responses learned from.{recognised}"
+
+
+def as_markdown(card: DataCard) -> str:
+    """Returns the funnel, the reasons, the balance and the lengths as tables under one heading."""
+    steps = [
+        [step.step, f"{step.count:,}", step.change, step.why]
+        for step in card.funnel
+        if step.removed or step.step not in ("exact duplicates", "near duplicates")
+    ]
+    by_reason = card.reasons.largest
+    reasons = [[reason, kind, f"{count:,}"] for reason, kind, count in by_reason[:MOST_REASONS]]
+    if rest := by_reason[MOST_REASONS:]:
+        reasons.append([f"{len(rest)} more reasons", "", f"{sum(n for _, _, n in rest):,}"])
+    lengths = [
+        [f"{what}, {label}", each.unit, *counts.statistics.values()]
+        for what, each in card.lengths.items()
+        for label, counts in each.named.items()
+        if counts.num
+    ]
+    tables = [
+        [["step", "left", "removed", "why"], *steps],
+        [["reason", "what", "number"], *reasons],
+        _balance(card.balance),
+        [["lengths", "in", "min", "median", "p95", "max"], *lengths],
+    ]
+    shown = [str(table) for rows in tables if (table := pages.markdown_table(rows))]
+    return "\n\n".join(["## Data", pages.one_line(card.summary), *shown, PICTURE]) + "\n"
+
+
+def _balance(spread: GroupBalance) -> list[list[str]]:
+    """Returns groups by share, which is what can be compared; no row where there is one only."""
+    headings = {"before": "examples", "after": "learned from", "weighted": "as weighted"}
+    shares = {kind: of for kind, of in spread.shares.items() if of}
+    names = list(spread.before) if len(spread.before) > 1 else []
+    rows = [
+        [
+            name,
+            *(f"{vars(spread)[kind][name]:,.0f} ({of[name]:.1%})" for kind, of in shares.items()),
+        ]
+        for name in names[:MOST_GROUPS]
+    ]
+    if more := names[MOST_GROUPS:]:
+        rows.append([f"{len(more)} more groups", *[""] * len(shares)])
+    return [[spread.by, *(headings[kind] for kind in shares)], *rows]
+
+
+def as_html(card: DataCard) -> str:
+    """Returns the same as bars, for a page with the report's colours; it brings its own style."""
+    return pages.html(
+        "retort.stages.curate.data_card",
+        "card.html",
+        card=card,
+        most_reasons=MOST_REASONS,
+        most_groups=MOST_GROUPS,
+    )

@@ -5,20 +5,8 @@ Pale is what was there before, blue what is learned from.
 
 from typing import TYPE_CHECKING, Any
 
-from retort.metrics.comparison.drawing import (
-    BLUE,
-    DARK,
-    GRAY,
-    OCHRE,
-    PALE,
-    RED,
-    SKY,
-    beside,
-    drawing,
-    shorten,
-    svg,
-    without_side,
-)
+from retort.metrics.comparison import drawing
+from retort.metrics.comparison.drawing import BLUE, DARK, GRAY, OCHRE, PALE, RED, SKY, shorten
 from retort.stages.curate.data_card.card import DataCard, FunnelStep, GroupBalance, LengthHistogram
 
 if TYPE_CHECKING:
@@ -31,19 +19,19 @@ REASONS = {"answer rejected": RED, "row quarantined": OCHRE}
 
 def picture(card: DataCard) -> bytes:
     """Returns a card as an SVG, 1200 by 950 pixels on white: funnel, reasons, balance, lengths."""
-    facts = f"{card.task_type} · {card.summary}"
-    with drawing(1200, 950) as figure:
+    with drawing.figure(1200, 950) as figure:
         figure.set_layout_engine("constrained", w_pad=0.2, h_pad=0.2, wspace=0.06, hspace=0.06)
         name = shorten(card.name, 64)
         figure.suptitle(f"{name}\n", x=0.016, ha="left", size=19, weight="bold")
-        figure.text(0.016, 0.935, shorten(facts, 150), color=GRAY)
+        facts = shorten(f"{card.task_type} · {card.summary}", 150)
+        figure.text(0.016, 0.935, facts, color=GRAY)
         panels = figure.subplot_mosaic(PANELS)
         _funnel(panels["funnel"], card.funnel)
         _reasons(panels["reasons"], card.reasons.largest)
         _balance(panels["balance"], card.balance)
-        for name, found in card.lengths.items():
-            _lengths(panels[name], name, found)
-        return svg(figure, "Data card")
+        for what, histogram in card.lengths.items():
+            _lengths(panels[what], what, histogram)
+        return drawing.svg(figure, "Data card")
 
 
 def _funnel(axes: "Axes", steps: list[FunnelStep]) -> None:
@@ -56,8 +44,8 @@ def _funnel(axes: "Axes", steps: list[FunnelStep]) -> None:
     axes.barh(took, [steps[row].removed for row in took], 0.55, linewidth=0.8, **look)
     for row, step in enumerate(steps):
         weight = "bold" if step.is_milestone else "normal"
-        beside(axes, 52, row, f"{step.count:,}", weight=weight)
-        beside(axes, 96, row, step.change, color=RED if step.removed > 0 else BLUE)
+        drawing.beside(axes, 52, row, f"{step.count:,}", weight=weight)
+        drawing.beside(axes, 96, row, step.change, color=RED if step.removed > 0 else BLUE)
     _rows(axes, "From rows in to what is learned from", [step.step for step in steps])
 
 
@@ -71,10 +59,10 @@ def _reasons(axes: "Axes", reasons: list[tuple[str, str, int]]) -> None:
     for row, (reason, kind, count) in enumerate(reasons[:MOST_ROWS]):
         axes.barh(row + 0.2, count, 0.2, color=REASONS[kind], edgecolor=REASONS[kind])
         axes.text(0, row, shorten(reason, 62), va="bottom")
-        beside(axes, 0, row, f"{count:,}", weight="bold", va="bottom")
+        drawing.beside(axes, 0, row, f"{count:,}", weight="bold", va="bottom")
     rest = reasons[MOST_ROWS:]
     more = f"and {len(rest):,} more reasons, {sum(n for _, _, n in rest):,} in all" if rest else ""
-    _rows(axes, "Left behind, and why", [""] * MOST_ROWS, more)
+    _rows(axes, "Left behind, and why", [], more)
 
 
 def _balance(axes: "Axes", spread: GroupBalance) -> None:
@@ -90,9 +78,9 @@ def _balance(axes: "Axes", spread: GroupBalance) -> None:
     if spread.weighted:
         weighted = [shares["weighted"][name] for name in names]
         axes.plot(weighted, rows, "|", color=DARK, ms=16, mew=2, label="as weighted")
-    for row, name in enumerate(names):
-        beside(axes, 52, row, f"{shares['before'][name]:.1%}", color=GRAY)
-        beside(axes, 96, row, f"{shares['after'][name]:.1%}", weight="bold")
+    for row in rows:
+        drawing.beside(axes, 52, row, f"{before[row]:.1%}", color=GRAY)
+        drawing.beside(axes, 96, row, f"{after[row]:.1%}", weight="bold")
     num_more = len(spread.before) - len(names)
     notes = [f"of {spread.num_sampled:,} examples"] if spread.num_sampled else []
     notes += [f"and {num_more:,} more groups"] if num_more else []
@@ -100,25 +88,22 @@ def _balance(axes: "Axes", spread: GroupBalance) -> None:
     _rows(axes, f"Balance by {shorten(spread.by, 22)}", labels, ", ".join(notes))
 
 
-def _lengths(axes: "Axes", name: str, found: LengthHistogram) -> None:
+def _lengths(axes: "Axes", what: str, histogram: LengthHistogram) -> None:
     """Two histograms, one over the other: all that was asked or answered, and what is learned."""
-    if not found.before.num:
-        _nothing(axes, f"No {name} of known length.")
+    if not histogram.before.num:
+        _nothing(axes, f"No {what} of known length.")
         return
     # The last bin may reach further than the others, and is drawn as wide as they are.
-    bins, edges = range(len(found.before.counts)), found.edges
-    for counts, color, label in (
-        (found.before, PALE, f"all: {found.before.words}"),
-        (found.after, BLUE, f"learned from: {found.after.words}"),
-    ):
-        axes.bar(bins, counts.counts, 0.88, color=color, label=label, align="edge")
+    bins, edges = range(len(histogram.before.counts)), histogram.edges
+    before, after = (f"{n}: {c.words}" for n, c in histogram.named.items())
+    axes.bar(bins, histogram.before.counts, 0.88, color=PALE, label=before, align="edge")
+    axes.bar(bins, histogram.after.counts, 0.88, color=BLUE, label=after, align="edge")
     marks = bins[:: max(1, -(-len(bins) // 8))]
     axes.set_xticks(marks, [f"{edges[mark]:,}" for mark in marks])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"{name.capitalize()}, in {found.unit}", pad=36)
-    highest = max(found.before.counts + found.after.counts)
-    axes.set_xlabel(f"at most {highest:,} in a bin; the longest: {edges[-1] - 1:,}")
+    axes.set_title(f"{what.capitalize()}, in {histogram.unit}", pad=36)
+    axes.set_xlabel(f"at most {histogram.highest:,} in a bin; the longest: {edges[-1] - 1:,}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
 
 
@@ -126,11 +111,9 @@ def _rows(axes: "Axes", title: str, names: list[str], more: str = "") -> None:
     """Names the rows of a panel from the top down, and says below them what is not shown."""
     axes.set_title(title)
     axes.set_ylim(max(len(names), MOST_ROWS) - 0.4, -0.6)
-    axes.set_yticks(range(len(names)), [shorten(name, 27) for name in names])
-    axes.tick_params(axis="y", labelcolor=DARK, labelsize=9.5)
+    drawing.name_rows(axes, [shorten(name, 27) for name in names])
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    without_side(axes)
     axes.set_xlabel(more)
     if axes.get_legend_handles_labels()[1]:
         look = {"columnspacing": 1, "handletextpad": 0.4, "handlelength": 1.2, "borderpad": 0}

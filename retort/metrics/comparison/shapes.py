@@ -1,7 +1,7 @@
-"""The content of a report: what was measured, compared, judged and run, as frozen dataclasses.
+"""The shapes of a report's content: what was measured, compared, judged and run.
 
-Every page is made from it. `report.json` is its JSON: `as_json` writes it, `read_content` reads it,
-also where an earlier version wrote it.
+Every page is made from them. `report.json` is their JSON: `as_json` writes it, `read_content` reads
+it, also where an earlier version wrote it. None is unknown, sizes are bytes, times seconds.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ from retort.records import Split
 
 # JSON that is carried through and not looked into, such as a spec or the facts of a stage.
 Json = dict[str, Any]
-Direction = Literal["above", "below", "unclear"]
 # What belongs to one run only: an artifact's report.json does not hold it.
 OF_ONE_RUN = ("fingerprints", "artifacts", "mlflow", "prefect", "registered", "benchmarks")
 
@@ -30,9 +29,9 @@ class Estimate:
     n: int = 0
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], **more: Any) -> Self:
+    def of(cls, computed: Mapping[str, Any], **more: Any) -> Self:
         """Returns what a function of `retort.metrics` computed."""
-        return cls(**found, **more)
+        return cls(**computed, **more)
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Difference(Estimate):
 
     p_value: float | None = None
     mcnemar_p_value: float | None = None
-    outcome: Direction | None = None
+    outcome: Literal["above", "below", "unclear"] | None = None
 
     def __post_init__(self) -> None:
         if self.outcome is None:
@@ -57,7 +56,7 @@ Differences = dict[str, Difference]  # by role
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of requests asked one at a time: median and 95th percentile with their intervals."""
+    """Requests asked one at a time: median and 95th percentile, each with its interval."""
 
     p50: float | None = None
     p95: float | None = None
@@ -87,10 +86,9 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What was measured of one model; None is unknown, `others` what else its engine says.
+    """What was measured of one model; `others` is what else its engine says.
 
-    Sizes are bytes, times seconds; `latencies` holds the samples of `whole` answers and of the
-    `first_token`.
+    `latencies` holds the samples of `whole` answers and of the `first_token`.
     """
 
     model: str
@@ -118,19 +116,18 @@ class MeasuredModel:
 
     def as_json(self) -> Json:
         """Returns the model as report.json has it, the others beside what is known."""
-        found = asdict(self)
-        others: Json = found.pop("others")
-        return others | found
+        known = {name: value for name, value in asdict(self).items() if name != "others"}
+        return self.others | known
 
 
-Models = dict[str, MeasuredModel]  # by role, in the order of the columns
+ModelsByRole = dict[str, MeasuredModel]  # in the order of the columns
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """Evaluate's facts: the models, and the student against each of them by role and metric."""
 
-    models: Models
+    models: ModelsByRole
     differences: dict[str, Differences]
     retention: dict[str, Estimate | None] = field(default_factory=dict)
     split: Split = "test"
@@ -192,20 +189,12 @@ class SliceValue:
 
 
 @dataclass(frozen=True)
-class RareValues:
-    """How many values of a column are not shown, and how many examples have one of them."""
-
-    values: int = 0
-    n: int = 0
-
-
-@dataclass(frozen=True)
 class ColumnSlices:
-    """A metadata column, its most frequent values first."""
+    """A metadata column's most frequent values, and how many `others` it has: `values`, `n`."""
 
     column: str
     values: list[SliceValue]
-    others: RareValues = RareValues()
+    others: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -264,29 +253,16 @@ class RunContent:
 
 
 @dataclass(frozen=True)
-class ComparedChampion:
-    """The registered student that this one was compared with."""
-
-    source: str
-    is_readable: bool
-
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """What the student is called in the registry; `compared_with` is the champion's version."""
-
-    name: str
-    version: str | None
-    compared_with: str | None = None
-
-
-@dataclass(frozen=True)
 class ReportContent:
-    """All that a report says. The fields from `fingerprints` on belong to one run: `OF_ONE_RUN`."""
+    """All that a report says. The fields from `fingerprints` on belong to one run.
+
+    `champion` says where it lies and whether it could be read, `registered` the student's name and
+    version in the registry and the champion's version.
+    """
 
     name: str
     task_type: str
-    models: Models
+    models: ModelsByRole
     comparison: Comparison
     gate: GateOutcome
     data: DataContent
@@ -294,7 +270,7 @@ class ReportContent:
     all_differences: dict[str, Differences] = field(default_factory=dict)
     latency_bound_seconds: float | None = None
     perplexity_of: str | None = None
-    champion: ComparedChampion | None = None
+    champion: dict[str, str | bool] | None = None
     slices: list[ColumnSlices] = field(default_factory=list)
     training: TrainingContent = field(default_factory=TrainingContent)
     warnings: list[str] = field(default_factory=list)
@@ -302,7 +278,7 @@ class ReportContent:
     artifacts: dict[str, str] = field(default_factory=dict)
     mlflow: dict[str, str | None] = field(default_factory=dict)
     prefect: dict[str, str | None] = field(default_factory=dict)
-    registered: RegisteredVersion | None = None
+    registered: dict[str, str | None] = field(default_factory=dict)
     benchmarks: Json | None = None
 
 
@@ -319,8 +295,8 @@ def read_evaluated(facts: Mapping[str, Any]) -> Evaluated:
 def as_json(content: ReportContent) -> Json:
     """Returns the content as report.json has it; what belongs to one run only where it is known."""
     models = {role: model.as_json() for role, model in content.models.items()}
-    found = {**asdict(content), "models": models}
-    return {key: value for key, value in found.items() if value or key not in OF_ONE_RUN}
+    whole = {**asdict(content), "models": models}
+    return {key: value for key, value in whole.items() if value or key not in OF_ONE_RUN}
 
 
 def _with_others(raw: Mapping[str, Any]) -> Json:
