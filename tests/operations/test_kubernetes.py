@@ -18,6 +18,7 @@ from prefect.utilities.schema_tools import validate
 from prefect.workers.base import BaseJobConfiguration
 
 from flows.commands import node
+from flows.commands.options import on_spec
 from flows.server_setup import POOLS
 from retort.processes import nodes
 from tests.operations.test_docker import SECRETS, parsed, programs
@@ -222,7 +223,7 @@ def test_the_other_machines_run_the_command_and_leave_as_kubernetes_expects():
     assert {code["containerName"] for code in ignored} == {run["containers"][0]["name"]}
     program, *words = run["containers"][0]["args"]
     top = argparse.ArgumentParser()
-    node.add(top.add_subparsers())
+    node.add(top.add_subparsers(), on_spec())
     assert (program, top.parse_args(words).command) == ("retort", node.run)
 
 

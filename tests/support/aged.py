@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands import gc as command
+from flows.commands.options import on_spec
 from retort.jobs import cleanup
 from retort.store import Store
 
@@ -64,6 +65,6 @@ def ledger(store: Store, number: int, model: str = "m") -> tuple[str, str]:
 
 def run(*arguments: object) -> int:
     top = argparse.ArgumentParser()
-    command.add(top.add_subparsers(required=True))
+    command.add(top.add_subparsers(required=True), on_spec())
     options = top.parse_args(["gc", *map(str, arguments)])
     return options.command(options)
