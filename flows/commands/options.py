@@ -72,6 +72,9 @@ def load_spec(options: argparse.Namespace, *more: str) -> "tuple[JobSpec, list[s
     from retort.spec import load
 
     look_beside(options.spec)
+    models = Path(options.store) / "models"
+    if models.is_dir():
+        os.environ.setdefault("RETORT_MODELS_FOLDER", str(models.resolve()))
     return load(options.spec, [*options.overrides, *more], options.teacher, options.student)
 
 

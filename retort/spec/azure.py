@@ -10,7 +10,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from retort.errors import SpecError, did_you_mean
-from retort.spec.azure_keys import CONNECTION_KEYS, HUB_IDS, IGNORED, READ, SETTINGS, TASK_TYPES
+from retort.spec import catalogue
+from retort.spec.azure_keys import CONNECTION_KEYS, IGNORED, READ, SETTINGS, TASK_TYPES
 from retort.spec.flat import Expansion, mapping, number, place, put, refuse_unknown
 from retort.spec.train import Train
 
@@ -165,11 +166,17 @@ def _student(made: Expansion, value: Any, student: str | None) -> None:
         place(made, "train.student", "student_model", model)
         return
     match = re.search(r"/models/([^/]+)", model) or re.match(r"azureml:([^:/]+)", model)
-    hub_id = HUB_IDS.get((match[1] if match else model).lower())
-    which = f"the hub id {hub_id}" if hub_id else "its hub id (org/name)"
+    name = match[1] if match else model
+    known = catalogue.find(name)
+    if known and known.hub:
+        note = f"student_model: {name} of the Azure registry is train.student: {known}"
+        place(made, "train.student", "student_model", known.hub, note)
+        return
+    near = did_you_mean(name.lower(), catalogue.open_names())
     raise SpecError(
-        f"student_model: {model} is a name in an Azure registry, which cannot be read from here; "
-        f"give --student with {which}, or with the path of a folder that holds the model"
+        f"student_model: {model} is a name in an Azure registry, which cannot be read from here"
+        f"{near}; give --student with its hub id (org/name), or with the path of a folder that "
+        "holds the model"
     )
 
 

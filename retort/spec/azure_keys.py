@@ -68,12 +68,3 @@ IGNORED = (
     "identity",
     "services",
 )
-# What the registry calls a student, in lower case, and where the hub has it.
-HUB_IDS = {
-    "meta-llama-3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
-    "meta-llama-3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
-    "phi-3-mini-4k-instruct": "microsoft/Phi-3-mini-4k-instruct",
-    "phi-3-mini-128k-instruct": "microsoft/Phi-3-mini-128k-instruct",
-    "phi-3.5-mini-instruct": "microsoft/Phi-3.5-mini-instruct",
-    "phi-4-mini-instruct": "microsoft/Phi-4-mini-instruct",
-}

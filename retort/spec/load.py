@@ -3,6 +3,7 @@
 import copy
 import difflib
 import json
+import os
 import re
 from datetime import date
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
-from retort.spec import azure, documents, flat
+from retort.spec import azure, catalogue, documents, flat
 from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
 
@@ -30,8 +31,10 @@ MODEL_PATHS = (
     ("curate", "second_teacher", "model"),
     ("evaluate", "judge", "model"),
 )
-# pydantic's names for the forms of a source of rows, by the type of the value in the job file.
+# The variable that names a folder of models; jobs name them by their folders or hub ids.
+MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
+# pydantic's names for the forms of a source of rows, by the type of the value in the job file.
 FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
 
 
@@ -161,7 +164,11 @@ def _anchor(made: Expansion, folder: Path) -> None:
             continue
         if (*parents, key) in DATA_PATHS:
             holder[key] = _data(holder[key], folder)
-        elif made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):
+            continue
+        where = ".".join((*parents, key))
+        if note := catalogue.resolve(holder, key, where, folder):
+            made.notes.append(note)
+        if made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):
             is_remote = holder.get("endpoint") or holder.get("engine") in azure.REMOTE
             holder[key] = holder[key] if is_remote else _model(holder[key], folder)
     curate = made.sections.get("curate")
@@ -192,12 +199,18 @@ def _whole(folder: Path, value: str) -> Path:
 
 
 def _model(value: Any, folder: Path) -> Any:
-    """Returns an absolute path if the value is a path, and a hub id unchanged."""
+    """Returns an absolute path if the value is a path, beside the job or in the folder of models;
+    and a hub id unchanged."""
     if not isinstance(value, str) or "://" in value:
         return value
     beside = _whole(folder, value)
-    is_path = beside.exists() or value.startswith((".", "~", "models/"))
-    return str(beside.resolve()) if is_path else value
+    if beside.exists() or value.startswith((".", "~", "models/")):
+        return str(beside.resolve())
+    for name in (value, value.rpartition("/")[2]):
+        kept = Path(os.environ.get(MODELS_FOLDER) or os.devnull) / name
+        if kept.is_dir():
+            return str(kept.resolve())
+    return value
 
 
 def _is_meant(item: Any, raw: Any) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retort.errors import SpecError
+from retort.errors import SpecError, did_you_mean
+from retort.spec import catalogue
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "tokenizer*"]
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1}
@@ -30,7 +31,11 @@ def locate(model: str, where: str) -> Path:
     if path.is_dir():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise SpecError(f"{where}: no folder {model}; give a model folder or a hub id (org/name)")
+        near = did_you_mean(Path(model).name, catalogue.models())
+        raise SpecError(
+            f"{where}: no folder {model}, and no known name{near}; give a model folder, a hub id "
+            "(org/name) or a name of the catalogue (docs/teacher.md)"
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -39,7 +39,8 @@ NODE = (
     "import argparse, sys; from flows.commands import node; "
     "from flows.commands.options import on_spec; "
     "from retort import processes; processes.GRACE_SECONDS = 1.0; top = argparse.ArgumentParser(); "
-    "node.add(top.add_subparsers(), on_spec()); options = top.parse_args(); sys.exit(options.command(options))"
+    "node.add(top.add_subparsers(), on_spec()); options = top.parse_args(); "
+    "sys.exit(options.command(options))"
 )
 
 

@@ -18,7 +18,7 @@ def given(tmp_path, monkeypatch):
     return partial(load_with, tmp_path)
 
 
-def test_a_name_of_the_registry_says_which_hub_id_to_give(given):
+def test_a_name_of_the_registry_is_a_hub_id_or_asks_for_one(given):
     registry = "azureml://registries/azureml-meta/models"
     for name, hub_id in {
         "Meta-Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
@@ -26,10 +26,12 @@ def test_a_name_of_the_registry_says_which_hub_id_to_give(given):
         "Phi-3-mini-128k-instruct": "microsoft/Phi-3-mini-128k-instruct",
         "Phi-3.5-mini-instruct": "microsoft/Phi-3.5-mini-instruct",
         "Phi-4-mini-instruct": "microsoft/Phi-4-mini-instruct",
-        "Some-Other": "its hub id",
     }.items():
-        with pytest.raises(SpecError, match=f"give --student with .*{hub_id}"):
-            given({"student_model": f"{registry}/{name}/versions/2"}, student=None)
+        spec, notes = given({"student_model": f"{registry}/{name}/versions/2"}, student=None)
+        assert spec.train.student == hub_id
+        assert any(f"{name} of the Azure registry is train.student" in note for note in notes)
+    with pytest.raises(SpecError, match=r"did you mean 'phi-4-mini-instruct'.*give --student"):
+        given({"student_model": f"{registry}/Phi-4-mini-instrukt/versions/1"}, student=None)
     with pytest.raises(SpecError, match="give --student"):
         given({"student_model": "azureml:mine:1"}, student=None)
     assert given({"student_model": "org/mine"}, student=None)[0].train.student == "org/mine"
