@@ -1,7 +1,8 @@
 """From names to plug-ins. The name in a spec is the name of a function or, for some kinds, a file.
 
 `package.module:name` loads a function from outside the repository; `package.module`, or `module:`
-for a module in no package, loads a file. Nothing has to be registered.
+for a module in no package, loads a file. Such code lies in a folder that the user trusts, or in an
+installed package that declares it.
 """
 
 import ast
@@ -9,42 +10,107 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from retort.errors import SpecError, did_you_mean
 
+# The variable by which child processes learn in which folder plug-ins lie.
+FOLDER = "RETORT_PLUG_INS"
+# What an installed package declares, one entry point for each of its modules, to offer plug-ins.
+ENTRY_POINTS = "retort.plugins"
+# Where our own lie, which may be named in full, too.
+OURS = ("retort.data.", "retort.losses", "retort.metrics", "retort.engines")
+
+
+def look_in(folder: Path) -> None:
+    """Lets plug-ins be files of a folder, for this process and the children it starts."""
+    os.environ[FOLDER] = str(folder.resolve())
+
 
 def outside(name: str) -> Any:
     """Returns the object that `package.module:name` names; without a name, the module.
 
-    Raises `SpecError` when the module cannot be imported or has no such name.
+    Raises `SpecError` when the module is neither a file of the folder of plug-ins nor of a package
+    that declares it, cannot be imported, or has no such name.
     """
     module_name, _, attribute = name.partition(":")
+    path = _file_of(name, module_name)
+    if path is not None and (folder := os.environ[FOLDER]) not in sys.path:
+        sys.path.append(folder)  # behind the standard library and what is installed
     try:
         module = importlib.import_module(module_name)
+        if path is not None and not _is_from(module, path):
+            raise ImportError(f"it is {path}, but Python has another module of that name")
         return getattr(module, attribute) if attribute else module
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise SpecError(f"plug-in '{name}' cannot be loaded: {error}") from error
+    except Exception as error:  # the user's code may raise anything
+        text = f"{type(error).__name__}: {error}"
+        raise SpecError(f"plug-in '{name}' cannot be loaded: {text}") from error
 
 
 def source_digest(name: str) -> str:
-    """Returns the sha256 of the file that holds a plug-in from outside the repository.
+    """Returns the sha256 of the file that holds a plug-in from outside the repository; nothing is
+    imported.
 
-    Raises `SpecError` when there is no such module.
+    Raises `SpecError` as `outside` does.
     """
     module = name.partition(":")[0]
-    try:
+    path = _file_of(name, module)
+    if path is None:
         found = importlib.util.find_spec(module)
-    except ImportError as error:
-        raise SpecError(f"plug-in '{name}' cannot be loaded: {error}") from error
-    if found is None or not found.origin:
+        path = Path(found.origin) if found and found.origin else None
+    if path is None:
         raise SpecError(f"plug-in '{name}' cannot be loaded: there is no module {module}")
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_beside(name: str) -> bool:
+    """Whether a plug-in is a file of the folder of plug-ins: code that comes with the job."""
+    return _beside(name.partition(":")[0]) is not None
+
+
+def _file_of(name: str, module: str) -> Path | None:
+    """Returns the file of a plug-in in the folder of plug-ins; None for one that an installed
+    package declares. Raises `SpecError` for any other."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise SpecError(
+            f"plug-in '{name}' is of Python's standard library, which is none; {PLACES}"
+        )
+    if module.startswith(OURS):
+        return None
+    if path := _beside(module):
+        return path
+    declared = {point.value.partition(":")[0] for point in entry_points(group=ENTRY_POINTS)}
+    if any(module == known or module.startswith(f"{known}.") for known in declared):
+        return None
+    raise SpecError(f"plug-in '{name}' cannot be loaded: there is no module {module}; {PLACES}")
+
+
+PLACES = (
+    "a plug-in is a file beside the job, or of an installed package that declares the entry point "
+    f"{ENTRY_POINTS}"
+)
+
+
+def _beside(module: str) -> Path | None:
+    """Returns the file of a module in the folder of plug-ins."""
+    folder, parts = os.environ.get(FOLDER), module.split(".")
+    if not folder or not all(part.isidentifier() for part in parts):
+        return None
+    base = Path(folder, *parts)
+    places = (base.with_suffix(".py"), base / "__init__.py")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _is_from(module: ModuleType, path: Path) -> bool:
+    return module.__file__ is not None and Path(module.__file__).resolve() == path.resolve()
 
 
 def module_names(package: ModuleType) -> list[str]:

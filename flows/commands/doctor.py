@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from flows.commands.options import DONE, FAILED, look_beside, on_store, open_store
+from flows.commands.options import DONE, FAILED, on_store, open_store
 from retort.events import shown
 
 STYLES = {"ok": "green", "note": "yellow", "bad": "red"}
@@ -29,7 +29,6 @@ def examine(options: argparse.Namespace) -> int:
 
     spec = None
     if options.spec:
-        look_beside(options.spec)
         spec, _ = load(options.spec, [])
     console, num_bad = Console(soft_wrap=True), 0
     for finding in doctor.examine(open_store(options), spec):

@@ -32,6 +32,11 @@ def on_spec() -> argparse.ArgumentParser:
         "--teacher", metavar="MODEL", help="a folder, hub id or endpoint's URL instead of the job's"
     )
     flags.add_argument("--student", metavar="MODEL", help="a folder or hub id instead of the job's")
+    flags.add_argument(
+        "--trust",
+        action="store_true",
+        help="let the job use code in files beside it, now and later; read it first",
+    )
     return flags
 
 
@@ -58,24 +63,18 @@ def several(
     )
 
 
-def look_beside(spec: str) -> None:
-    """Lets plug-ins be found beside the job file, by this process and by the stages' own."""
-    folder = str(Path(spec).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-        known = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = f"{known}{os.pathsep}{folder}" if known else folder
-
-
 def load_spec(options: argparse.Namespace, *more: str) -> "tuple[JobSpec, list[str]]":
-    """Returns the job of a command's flags, and a sentence for each value that became another."""
+    """Returns the job of a command's flags, and a sentence for each value that became another, and
+    for each plug-in whose code comes with the job."""
+    from retort.jobs import trust
     from retort.spec import load
 
-    look_beside(options.spec)
     models = Path(options.store) / "models"
     if models.is_dir():
         os.environ.setdefault("RETORT_MODELS_FOLDER", str(models.resolve()))
-    return load(options.spec, [*options.overrides, *more], options.teacher, options.student)
+    overrides, teacher, student = options.overrides, options.teacher, options.student
+    spec, notes = load(options.spec, [*overrides, *more], teacher, student)
+    return spec, [*notes, *trust.check(spec, Path(options.spec).resolve().parent, options.trust)]
 
 
 def open_store(options: argparse.Namespace) -> "Store":

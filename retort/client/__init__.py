@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
-from retort.jobs import login
+from retort.jobs import login, trust
 from retort.spec import JobSpec, build_at, load
 from retort.store import open_store
 
@@ -193,6 +193,10 @@ class RetortClient:
 
 def spec_of(job: JobLike) -> JobSpec:
     """Returns the spec of a job in any of its forms. Raises `SpecError`."""
-    if isinstance(job, JobSpec):
-        return job
-    return job.spec if isinstance(job, DistillationJob) else load(job)[0]
+    if isinstance(job, str | Path):
+        spec = load(job)[0]
+        trust.check(spec, Path(job).resolve().parent, trusts=False)
+        return spec
+    # A program of the user's own runs here, and what lies beside it is its own code.
+    trust.look_in_own(Path.cwd())
+    return job.spec if isinstance(job, DistillationJob) else job

@@ -8,6 +8,7 @@ and `evaluate` once more for the champion that the student is compared with.
 
 import _thread
 import contextlib
+import importlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,6 @@ from retort.jobs import preflight
 from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
 from retort.metrics.comparison.shapes import Comparison
-from retort.plugins import outside
 from retort.processes import machine
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
@@ -115,7 +115,7 @@ class JobRun:
         self._log_lineage(run_id, stage, inputs)
         started = time.time()
         try:
-            facts: dict[str, Any] = outside(f"retort.stages.{stage}:{stage}")(context)
+            facts: dict[str, Any] = function_of(stage)(context)
             seconds = time.time() - started
         finally:
             self._keep_log()
@@ -277,3 +277,10 @@ def _small_files(folder: Folder) -> dict[str, str]:
         and not name.startswith(WORKINGS)
         and size < MAX_ARTIFACT_BYTES
     }
+
+
+def function_of(stage: StageName) -> Callable[[Stage], dict[str, Any]]:
+    """Returns a stage's function, which has the name of its module."""
+    module = importlib.import_module(f"retort.stages.{stage}")
+    function: Callable[[Stage], dict[str, Any]] = getattr(module, stage)
+    return function

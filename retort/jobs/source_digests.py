@@ -24,7 +24,7 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
     if against := spec.prepare.decontaminate.against:
         where = "prepare.decontaminate.against"
         found[where] = sources.digest(against, where)
-    for stage, names in _plug_ins(spec).items():
+    for stage, names in plug_ins(spec).items():
         digests = {name: source_digest(name) for name in names if ":" in name or "." in name}
         digests |= _filter_files(spec) if stage == "curate" else {}
         if digests:
@@ -40,8 +40,8 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
     return found
 
 
-def _plug_ins(spec: JobSpec) -> dict[StageName, list[str]]:
-    """Returns the names of all plug-ins of a job by the stage whose result they decide."""
+def plug_ins(spec: JobSpec) -> dict[StageName, list[str]]:
+    """Returns the names of a job's plug-ins, ours and others, by the stage that they decide."""
     return {
         "prepare": [spec.prepare.task_type, spec.prepare.format, *spec.prepare.scrub],
         "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],

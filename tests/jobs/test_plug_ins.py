@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from retort.data.filters import candidate
 from retort.errors import SpecError
 from retort.jobs.source_digests import source_digests
 from retort.losses import Target
-from retort.plugins import check_options, find_function, source_digest
+from retort.plugins import FOLDER, check_options, find_function, source_digest
 from retort.spec import JobSpec, load, recipes
 from tests.conftest import ROOT
 from tests.support.filter_items import item
@@ -45,6 +46,12 @@ def rhymes(tmp_path):
 
 
 def test_a_sixth_task_type_and_a_filter_run_from_one_file_beside_the_job(rhymes, retort, tmp_path):
+    retort = partial(retort, XDG_CONFIG_HOME=str(tmp_path / "config"))
+    refused = retort("validate", rhymes)
+    assert refused.returncode == 2
+    assert "my_filters:brief, my_types.rhymes" in refused.stderr
+    trusted = retort("validate", rhymes, "--trust")
+    assert f"plug-in my_types.rhymes: code of {tmp_path}" in trusted.stdout
     done = retort("run", rhymes, "--store", tmp_path / "store", "--json")
     assert done.returncode in (0, 3), done.stderr
     report = json.loads(done.stdout)
@@ -54,7 +61,7 @@ def test_a_sixth_task_type_and_a_filter_run_from_one_file_beside_the_job(rhymes,
 
 
 def test_a_plug_ins_own_source_decides_what_is_stale(rhymes, monkeypatch):
-    monkeypatch.syspath_prepend(str(rhymes.parent))
+    monkeypatch.setenv(FOLDER, str(rhymes.parent))
     spec = JobSpec.model_validate(yaml.safe_load(rhymes.read_text()))
     before = source_digest("my_types.rhymes")
     made = {name: recipes(spec, {"prepare.plug_ins": name}) for name in ("one", "two")}
@@ -86,7 +93,7 @@ def test_a_filters_file_stands_beside_the_job_and_counts_by_its_content(tmp_path
 def test_the_pages_filter_loss_and_metric_are_plug_ins(tmp_path, monkeypatch):
     (code,) = (block for block in BLOCKS if "def polite(" in block)
     (tmp_path / "mine.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     polite = candidate.check("mine:polite", {"word": "thanks"})
     assert polite(item("No."), word="thanks") == "does not say thanks"
     assert polite(item("Thanks!"), word="thanks") is None

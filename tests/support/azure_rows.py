@@ -7,7 +7,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from retort.plugins import outside
+from retort.jobs.run import function_of
 from retort.spec import INPUTS, load
 from retort.store import Folder
 from tests.support.azure_job import JOB
@@ -79,6 +79,6 @@ def make(raw: dict[str, Any], store: str, *names: Any) -> Folder:
         stage = stage_of(name, raw, store, done)
         folder = stage.out
         if not folder.finished():
-            folder.commit({"facts": outside(f"retort.{name}:{name}")(stage)})
+            folder.commit({"facts": function_of(name)(stage)})
     assert folder
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from retort.jobs.source_digests import source_digests
+from retort.plugins import FOLDER, look_in
 from retort.spec import load, recipes
 from retort.stages.teacher_requests import request_context
 
@@ -31,10 +32,12 @@ def ingredients(job):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_the_ingredients_of_artifacts_and_ledger_are_those_of_the_golden_file(job):
+def test_the_ingredients_of_artifacts_and_ledger_are_those_of_the_golden_file(job, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(GOLDEN.parent))
     assert ingredients(job) == json.loads(GOLDEN.read_text())[job]
 
 
 if __name__ == "__main__":
+    look_in(GOLDEN.parent)
     found = {job: ingredients(job) for job in JOBS}
     GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from retort.data.formats import read_row
 from retort.data.reasoning import instruction
 from retort.data.task_types import chat_of, conversation, fill, math, nli, qa, summarization
 from retort.errors import SpecError
-from retort.plugins import find_file
+from retort.plugins import FOLDER, find_file
 from retort.records import Row
 from retort.spec import Generate, Prepare
 from tests.support.asking import BUILT_IN, CHOOSE, PAIR, content, prompt, turns
@@ -183,7 +183,7 @@ def test_a_sixth_type_is_one_file_anywhere(tmp_path, monkeypatch):
     (tmp_path / "poetry_types").mkdir()
     (tmp_path / "poetry_types" / "haiku.py").write_text(HAIKU)
     (tmp_path / "lone_haiku.py").write_text(HAIKU + 'METRICS = ("rouge_l",)\nFILTERS = ()\n')
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     for name in ("poetry_types.haiku", "lone_haiku:"):
         haiku = task_types.load(name)
         assert content(haiku, {"theme": "rain"}) == "A haiku about rain."
@@ -206,7 +206,9 @@ def test_task_types_are_found_by_name_and_wrong_names_are_refused():
     for name in ("nowhere.at:all", "nowhere.at", "..", "retort.data.task_types:none"):
         with pytest.raises(SpecError, match="cannot be loaded"):
             task_types.load(name)
-    with pytest.raises(SpecError, match=r"'json.decoder' has no function prompt and no answer"):
+    with pytest.raises(SpecError, match=r"'retort.data.encoding' has no function prompt and no"):
+        task_types.load("retort.data.encoding")
+    with pytest.raises(SpecError, match="of Python's standard library"):
         task_types.load("json.decoder")
 
 
