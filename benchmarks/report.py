@@ -75,10 +75,10 @@ def seconds_to_use(path: Path) -> float:
     """Returns the seconds from opening the page until its script has shown the first examples."""
     shutil.rmtree(path.parent / "chromium", ignore_errors=True)
     seen = see(path)
-    told = re.search(r'data-ready-milliseconds="(\d+)"', seen.dom)
-    if told is None or seen.console:
+    ready = re.search(r'data-ready-milliseconds="(\d+)"', seen.dom)
+    if ready is None or seen.console:
         raise SystemExit(f"the page did not come up: {seen.console}")
-    return int(told[1]) / 1000
+    return int(ready[1]) / 1000
 
 
 def main() -> None:

@@ -10,15 +10,8 @@ from markupsafe import Markup
 
 from retort.jobs.compare.pairs import StudentPair, pairs
 from retort.jobs.compare.runs import Run
-from retort.metrics.comparison import details, pages, table
+from retort.metrics.comparison import details, pages, shapes, table
 from retort.metrics.comparison import formatting as show
-from retort.metrics.comparison.shapes import (
-    Comparison,
-    GateOutcome,
-    Json,
-    MeasuredModel,
-    ModelsByRole,
-)
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class ComparedRuns:
     pairs: list[StudentPair]
     notes: list[str]
 
-    def as_json(self) -> Json:
+    def as_json(self) -> shapes.Json:
         """Returns what `retort compare --json` prints."""
         return {
             "runs": [_run_as_json(run) for run in self.runs],
@@ -55,7 +48,7 @@ def compare(runs: list[Run]) -> ComparedRuns:
     )
 
 
-def _run_as_json(run: Run) -> Json:
+def _run_as_json(run: Run) -> shapes.Json:
     content = run.content
     student = content.models["student"].as_json()
     return {
@@ -71,7 +64,7 @@ def _run_as_json(run: Run) -> Json:
     }
 
 
-def _columns(runs: list[Run]) -> ModelsByRole:
+def _columns(runs: list[Run]) -> shapes.ModelsByRole:
     """Returns the models by their column's heading: each run's student, then teachers and bases."""
     columns = {run.label: run.content.models["student"] for run in runs}
     for role in ("teacher", "base"):
@@ -84,7 +77,7 @@ def _columns(runs: list[Run]) -> ModelsByRole:
     return columns
 
 
-def _identity(model: MeasuredModel) -> str:
+def _identity(model: shapes.MeasuredModel) -> str:
     """Returns what two measurements of one model have in common: all but times and memory."""
     return repr(
         [
@@ -94,7 +87,7 @@ def _identity(model: MeasuredModel) -> str:
     )
 
 
-def _models(columns: ModelsByRole, names: list[str]) -> list[list[str]]:
+def _models(columns: shapes.ModelsByRole, names: list[str]) -> list[list[str]]:
     """Returns the first table's rows, with a score and its interval for each metric that decides in
     some run."""
     rows = table(columns, names[0])
@@ -107,7 +100,7 @@ def _models(columns: ModelsByRole, names: list[str]) -> list[list[str]]:
     return [*rows[:at], *scores, *rows[at + 1 :]]
 
 
-def _details(columns: ModelsByRole, metric: str) -> list[list[str]]:
+def _details(columns: shapes.ModelsByRole, metric: str) -> list[list[str]]:
     """Returns the second table without the rows that belong to one run alone."""
     heading, *rows = details(columns, metric, {})
     return [heading, *(row for row in rows if row[0] != f"{metric}, 95% interval")]
@@ -115,7 +108,7 @@ def _details(columns: ModelsByRole, metric: str) -> list[list[str]]:
 
 def _gains(runs: list[Run]) -> list[list[str]]:
     """Returns what each student kept and saved, against its own teacher and base."""
-    rows: dict[str, Callable[[Comparison], str]] = {
+    rows: dict[str, Callable[[shapes.Comparison], str]] = {
         "metric": lambda comparison: comparison.metric,
         "kept of the teacher's": lambda comparison: show.percent(comparison.retention),
         "kept, 95% interval": lambda comparison: show.interval(comparison.retention_interval),
@@ -139,7 +132,7 @@ def _throughput(ratio: float | None) -> str:
     return "unknown" if ratio is None else f"{show.times(ratio)} times"
 
 
-def _gate(gate: GateOutcome) -> str:
+def _gate(gate: shapes.GateOutcome) -> str:
     failed = [check.name for check in gate.checks if not check.passed]
     return "passed" if gate.passed else f"refused: {', '.join(failed)}"
 

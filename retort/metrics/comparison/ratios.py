@@ -1,12 +1,6 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
-from retort.metrics.comparison.shapes import (
-    Comparison,
-    Differences,
-    Evaluated,
-    MeasuredModel,
-    ModelsByRole,
-)
+from retort.metrics.comparison import shapes
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
@@ -20,13 +14,15 @@ WAYS_OUT = {
 }
 
 
-def main_metric(models: ModelsByRole) -> str:
+def main_metric(models: shapes.ModelsByRole) -> str:
     """Returns the metric that decides: the task type's first where answers are known, else
     agreement with the teacher."""
     return next(iter(models["teacher"].metrics))
 
 
-def compare(evaluated: Evaluated, required_retention: float | None = None) -> Comparison:
+def compare(
+    evaluated: shapes.Evaluated, required_retention: float | None = None
+) -> shapes.Comparison:
     """Returns retention (student / teacher) with its interval, gain (student - base), what is
     saved, and the differences of the student and each other model, all in the main metric.
 
@@ -37,7 +33,7 @@ def compare(evaluated: Evaluated, required_retention: float | None = None) -> Co
     metric = main_metric(models)
     teacher, base, student = (models[role] for role in ("teacher", "base", "student"))
     scores = {role: models[role].metrics[metric].value for role in ("teacher", "base", "student")}
-    return Comparison(
+    return shapes.Comparison(
         metric=metric,
         retention=_ratio(scores["student"], scores["teacher"]),
         retention_interval=evaluated.retention.get(metric),
@@ -55,7 +51,7 @@ def compare(evaluated: Evaluated, required_retention: float | None = None) -> Co
     )
 
 
-def median_seconds(model: MeasuredModel) -> float | None:
+def median_seconds(model: shapes.MeasuredModel) -> float | None:
     """Returns a model's median seconds to a whole answer, None where it was not measured."""
     return None if model.latency_seconds is None else model.latency_seconds.p50
 
@@ -69,7 +65,7 @@ def _reduction(student: float | None, teacher: float | None) -> float | None:
     return None if ratio is None else 1 - ratio
 
 
-def flat_differences(differences: Differences) -> dict[str, float]:
+def flat_differences(differences: shapes.Differences) -> dict[str, float]:
     """Returns the differences as MLflow metrics: `difference.base`, with `_low` and `_high`."""
     return {
         f"difference.{role}{end}": value
@@ -82,7 +78,7 @@ def flat_differences(differences: Differences) -> dict[str, float]:
     }
 
 
-def warnings(comparison: Comparison) -> list[str]:
+def warnings(comparison: shapes.Comparison) -> list[str]:
     """Returns what to do about each control that the student scores below."""
     return [
         f"the student is below {CONTROLS[role]}: {WAYS_OUT[role]}"

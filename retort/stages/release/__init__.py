@@ -22,7 +22,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def release(stage: Stage) -> dict[str, Any]:
-    """Writes `model/` and `gate.json`; returns what the registry is told."""
+    """Writes `model/` and `gate.json`; returns the facts for the registry."""
     raw = stage.input("report").read_json("report.json")
     content = read_content(raw)
     stage.out.write_json("gate.json", raw["gate"])

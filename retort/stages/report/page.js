@@ -81,15 +81,15 @@
 
   const read = () => {
     if (!location.hash.includes("=")) return false; // the place of a section
-    const told = new URLSearchParams(location.hash.slice(1));
-    for (const name of Object.keys(state)) state[name] = told.get(name) ?? "";
+    const params = new URLSearchParams(location.hash.slice(1));
+    for (const name of Object.keys(state)) state[name] = params.get(name) ?? "";
     return true;
   };
   const set = (name, value) => {
     state[name] = value;
-    const told = new URLSearchParams(Object.entries(state).filter(([, wanted]) => wanted));
+    const params = new URLSearchParams(Object.entries(state).filter(([, wanted]) => wanted));
     try {
-      history.replaceState(null, "", "#" + told);
+      history.replaceState(null, "", "#" + params);
     } catch {
       // a page within another may not change its address
     }

@@ -57,7 +57,7 @@ class Examples:
 
 @dataclass
 class Lengths:
-    """How long prompts and answers are; 0 is none: the engine told no number."""
+    """How long prompts and answers are; 0 is unknown: the engine counted none."""
 
     prompts: "array[int]" = field(default_factory=lambda: array("q"))
     answers: "array[int]" = field(default_factory=lambda: array("q"))
