@@ -15,8 +15,8 @@ from retort.store.urls import public
 from retort.tracking.names import safe_names
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
-GATE, SOURCE, TRAIN = "retort.stages.report.gate", "retort.source", "retort.stages.train"
-CONTENT, COMPARED, FORMER = "retort.content", "retort.tracking.champion", "retort.former_champion"
+GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"
+CONTENT, COMPARED, FORMER = "retort.content", "retort.champion", "retort.former_champion"
 # MLflow's tag that leads from a logged model to its versions.
 VERSIONS_OF_MODEL = "mlflow.modelVersions"
 

@@ -96,7 +96,7 @@ def test_a_new_student_is_compared_with_the_champion_and_follows_it(
     assert made == {"train", "evaluate", EVALUATE_CHAMPION, "report", "release"}
     compared_with_the_champion(second, first)
     version = client.get_model_version("tiny", "2")
-    assert (version.tags["retort.tracking.champion"], second["registered"]["compared_with"]) == (
+    assert (version.tags["retort.champion"], second["registered"]["compared_with"]) == (
         "1",
         "1",
     )

@@ -85,7 +85,7 @@ def test_the_model_version_points_to_the_released_folder_with_the_gate_on_it(fir
     client = MlflowClient(report["mlflow"]["tracking_uri"])
     (version,) = client.search_model_versions(f"name='{report['name']}'")
     assert version.source == f"{report['artifacts']['release']}/model"
-    assert version.tags["retort.stages.report.gate"] in ("passed", "refused")
+    assert version.tags["retort.gate"] in ("passed", "refused")
     assert (Path(version.source) / "model.safetensors").is_file()
 
 

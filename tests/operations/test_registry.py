@@ -61,7 +61,7 @@ def test_a_passed_student_is_the_challenger_and_a_logged_model_with_its_scores(t
     client = MlflowClient(tracker.uri, registry_uri=tracker.uri)
     version = client.get_model_version_by_alias("first", "challenger")
     assert (str(version.version), version.source) == ("1", made.source)
-    assert version.tags["retort.stages.report.gate"] == "passed"
+    assert version.tags["retort.gate"] == "passed"
     (model,) = client.search_logged_models([tracker.experiment_id])
     assert (model.status, model.source_run_id) == ("READY", tracker.parent_id)
     assert {metric.key: metric.value for metric in model.metrics} == SCORES
@@ -76,7 +76,7 @@ def test_a_passed_student_is_the_challenger_and_a_logged_model_with_its_scores(t
 def test_a_refused_student_is_kept_and_tagged_and_no_challenger(tracker, store):
     assert tracker.register(student(store, "refused", "t1", gate_passed=False)) == "1"
     client = open_registry(store)
-    assert client.get_model_version("refused", "1").tags["retort.stages.report.gate"] == "refused"
+    assert client.get_model_version("refused", "1").tags["retort.gate"] == "refused"
     assert client.get_registered_model("refused").aliases == {}
     found = promote(client, "refused")
     assert not found.done and "no version has passed its gate" in found.text
@@ -87,7 +87,7 @@ def test_registering_again_after_a_kill_makes_no_second_version(tracker, store):
     made = student(store, "again", "o'neill")  # a place that no query can hold
     assert [tracker.register(made), tracker.register(replace(made, champion="7"))] == ["1", "1"]
     client = open_registry(store)
-    assert client.get_model_version("again", "1").tags["retort.tracking.champion"] == "7"
+    assert client.get_model_version("again", "1").tags["retort.champion"] == "7"
     # The same folder with other weights, made by a forced training, is another student.
     assert tracker.register(replace(made, content="other")) == "2"
 
