@@ -1,7 +1,7 @@
-"""What filters measure on texts: words, language, repetition, names and numbers, JSON.
+"""Measurements on texts: words, language, repetition, names and numbers, JSON.
 
-The only door to py3langid and jsonschema, both loaded when first asked for. Scripts that put no
-space between words (Chinese, Japanese, Thai) count each of their characters as a word.
+py3langid and jsonschema are imported here only, and only when they are needed. In scripts without
+spaces between words (Chinese, Japanese, Thai) each character counts as a word.
 """
 
 import functools
@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import regex
 
 from retort.errors import SpecError, did_you_mean
 
 # Thai to Khmer, kana, Chinese characters, and those beyond the first 65,536.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-UNSPACED += "\U00020000-\U0003134f"
+UNSPACED += "\uff66-\uff9f\U00020000-\U0003134f"
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-# What says nothing of a text's language: code, formulas, addresses, markup, numbers.
+# A letter or digit of such a script with the marks on it, or a run of letters and digits of others.
+LETTERS = regex.compile(
+    rf"(?=[\p{{L}}\p{{Nd}}])[{UNSPACED}]\p{{M}}*|(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}\p{{Nd}}])+"
+)
+# Parts of a text that do not show its language: code, formulas, addresses, markup, numbers.
 NO_LANGUAGE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|<<.*?>>|<[^>\n]*>"
     r"|https?://\S+|\S+@\S+|[\d_*#=+/\\|<>{}\[\]$%^~-]+",
@@ -33,7 +38,7 @@ CODES = (
     "te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx"
 )
 LANGUAGES = frozenset(CODES.split())
-# Languages that a text of a few sentences does not tell apart for certain.
+# Languages that cannot be distinguished for certain by a few sentences.
 KIN = (
     {"no", "nn", "da"},
     {"bs", "hr", "sr", "sl"},
@@ -66,14 +71,20 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Returns the words: what stands between spaces and holds a letter or a digit."""
+    """Returns the words of a text: the parts between spaces that hold a letter or a digit."""
     return [word for word in WORD.findall(text) if any(c.isalnum() for c in word)]
 
 
-def language(text: str) -> tuple[str, float]:
-    """Returns the language's ISO code and its probability; ("", 0.0) for too little text.
+def letters_and_digits(text: str) -> list[str]:
+    """Returns the words of a text without any punctuation: "don't" is two."""
+    found: list[str] = LETTERS.findall(text)
+    return found
 
-    Code, formulas and numbers are left out; the first 2,000 characters are read.
+
+def language(text: str) -> tuple[str, float]:
+    """Returns the ISO code of the language and its probability; ("", 0.0) for too short a text.
+
+    Code, formulas and numbers do not count; the first 2,000 characters are read.
     """
     prose = " ".join(NO_LANGUAGE.sub(" ", text[: 2 * READ_CHARACTERS]).split())[:READ_CHARACTERS]
     if sum(c.isalpha() for c in prose) < FEWEST_LETTERS:
@@ -84,17 +95,17 @@ def language(text: str) -> tuple[str, float]:
 
 @functools.lru_cache(maxsize=4096)
 def language_of_prompt(text: str) -> tuple[str, float]:
-    """Returns `language`, remembered: many answers belong to one prompt."""
+    """Returns `language` from a cache, as one prompt has many answers."""
     return language(text)
 
 
 def kin(codes: list[str]) -> set[str]:
-    """Returns language codes with those that cannot be told from them for certain."""
+    """Returns language codes with those that cannot be distinguished from them for certain."""
     return set(codes).union(*(group for group in KIN if group & set(codes)))
 
 
 def language_code(code: str) -> str:
-    """Returns a code that is known. Raises ValueError that names the nearest for another."""
+    """Returns a known code. Raises ValueError that names the nearest one for any other."""
     if code not in LANGUAGES - {NO_CONTENT}:
         near = did_you_mean(code, LANGUAGES)
         raise ValueError(f"no language code '{code}'{near}; give ISO 639 codes such as en, de, zh")
@@ -102,11 +113,11 @@ def language_code(code: str) -> str:
 
 
 def repeated_share(text: str) -> float:
-    """Returns the share of four-word sequences that stood before in the text, 0 to 1.
+    """Returns the share of four-word sequences that occurred earlier in the text, 0 to 1.
 
-    After the n-gram rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1). A sequence of
-    numbers alone does not count, nor does a text of fewer than 30 sequences. Where words are single
-    characters a sequence is eight of them, about four words.
+    After the n-gram rules of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1). Sequences of
+    numbers alone do not count, and the share is 0 for fewer than 30 sequences. If most words are
+    single characters, a sequence is eight of them, about four words.
     """
     found = words(fold(text))
     unspaced = sum(len(word) == 1 and not word.isascii() for word in found)
@@ -121,12 +132,14 @@ def repeated_share(text: str) -> float:
 
 
 def loops(text: str) -> bool:
-    """Whether the text ends in the same block at least four times, the last one maybe cut.
+    """Whether a text ends with at least four repeats of a block, of which the last may be cut.
 
-    The repeats make at least 40 characters (a Chinese one counts as three). Blocks without a
-    letter, as in a row of numbers or a ruled line, must stand 50 times.
+    The repeats have at least 40 characters (a Chinese one counts as three). A block without
+    letters, as in a row of numbers or a ruled line, must occur 50 times.
     """
     tail = fold(text)[-LOOP_WINDOW:]
+    if len(tail) <= PROBE:
+        return False
     probe = tail[-PROBE:]
     at = tail.rfind(probe, 0, len(tail) - 1)
     while at >= 0:
@@ -145,12 +158,12 @@ def loops(text: str) -> bool:
 
 
 def numbers(text: str) -> list[str]:
-    """Returns the numbers written in digits, without separators of thousands."""
+    """Returns the numbers in digits, without separators of thousands."""
     return [_plain(number) for number in NUMBER.findall(text)]
 
 
 def spoken_numbers(text: str) -> set[str]:
-    """Returns the numbers from one to twelve that are written as English words."""
+    """Returns the numbers up to twelve that are written as English words, in digits."""
     return {
         NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", fold(text)) if word in NUMBER_WORDS
     }
@@ -159,30 +172,30 @@ def spoken_numbers(text: str) -> set[str]:
 def names(text: str) -> list[str]:
     """Returns runs of capitalised words, joined by small ones such as "of".
 
-    The first word of a sentence is left out: it may be capitalised for that alone.
+    The first word of a sentence is left out, as it is capitalised anyway.
     """
-    found: list[list[str]] = [[]]
+    spans: list[list[str]] = [[]]
     begins, before = True, ""
     for token in [*TOKEN.findall(_straight(text)), "\n"]:
         if token == "." and before[:1].isupper() and len(before) <= 3:
             continue  # "Mr." and "U.S." end no sentence
         if token[0].isupper() and not begins:
-            found[-1].append(_bare(token))
-        elif token in LINKS and found[-1]:
-            found[-1].append(token)
-        elif found[-1]:
-            found.append([])
+            spans[-1].append(_bare(token))
+        elif token in LINKS and spans[-1]:
+            spans[-1].append(token)
+        elif spans[-1]:
+            spans.append([])
         begins, before = _may_end(token), token
-    return [name for span in found if (name := _without_links(span))]
+    return [name for span in spans if (name := _without_links(span))]
 
 
 def main_names(text: str) -> list[str]:
-    """Returns the five names that a text names most, equal ones in their order in it."""
+    """Returns the five most frequent names of a text, equally frequent ones in their order."""
     return [name for name, _ in Counter(names(text)).most_common(MAIN_NAMES)]
 
 
 def name_words(text: str) -> set[str]:
-    """Returns all words of a text, folded, as names are looked up in it."""
+    """Returns all words of a text, folded, in which names are looked up."""
     return {_bare(word) for word in re.findall(r"[\w'&-]+", fold(text))}
 
 
@@ -192,7 +205,7 @@ def parts(name: str) -> set[str]:
 
 
 def sound_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Returns a JSON schema that is one. Raises ValueError that says what is wrong with it."""
+    """Returns a valid JSON schema. Raises ValueError with the fault of an invalid one."""
     import jsonschema
 
     try:
@@ -203,7 +216,7 @@ def sound_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_file(path: str) -> str:
-    """Returns a path with a JSON schema. Raises ValueError when there is none."""
+    """Returns the path of a JSON schema. Raises ValueError if there is none."""
     try:
         schema = orjson.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
@@ -222,9 +235,9 @@ def schema_from(path: str) -> dict[str, Any]:
 
 
 def schema_fault(value: Any, schema: dict[str, Any]) -> str | None:
-    """Returns the rule that a JSON value breaks and where, such as "required at $.items[]".
+    """Returns the rule that a JSON value breaks and its place, such as "required at $.items[]".
 
-    Nothing is fetched: a reference to another address raises `SpecError`.
+    Nothing is downloaded: a reference to another address raises `SpecError`.
     """
     validator = _validator(orjson.dumps(schema))
     from referencing.exceptions import Unresolvable
@@ -255,7 +268,7 @@ def _identifier() -> Any:
 
 
 def _plain(number: str) -> str:
-    """Returns a number without separators of thousands and without zeros that say nothing."""
+    """Returns a number without separators of thousands and without zeros at its end."""
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", number):
         number = number.replace(",", "")
     elif re.fullmatch(r"\d{1,3}(?:\.\d{3})+(?:,\d+)?", number):
@@ -265,17 +278,17 @@ def _plain(number: str) -> str:
 
 
 def _may_end(token: str) -> bool:
-    """Whether a capital after a token may be that of a sentence: after most punctuation."""
+    """Whether a sentence may begin after a token: after a line end and most punctuation."""
     return token == "\n" or (unicodedata.category(token[0])[0] == "P" and token not in ",-&'")
 
 
 def _straight(text: str) -> str:
-    """Returns a text with the typewriter's apostrophe."""
+    """Returns a text with straight apostrophes."""
     return text.replace("\u2019", "'")
 
 
 def _without_links(span: list[str]) -> str:
-    """Returns a run of words without small ones at its end; "" for a lone letter."""
+    """Returns a run of words without small ones at its end; "" for a single letter."""
     while span and span[-1] in LINKS:
         span = span[:-1]
     name = " ".join(span)

@@ -8,13 +8,14 @@ finds in a text, not the text.
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from retort.data import text_stats
 from retort.data.task_types import TaskType
+from retort.metrics import rouge
 from retort.metrics.bootstrap import difference as difference
 from retort.metrics.bootstrap import examples_needed as examples_needed
 from retort.metrics.bootstrap import interval as interval
@@ -85,27 +86,27 @@ def bleu(example: Example, text: str, task_type: TaskType) -> list[float] | None
     wanted = _wanted(example, task_type)
     if wanted is None:
         return None
-    found = _bleu().sentence_score(task_type.answer(text, example) or "", [wanted])
-    return [float(n) for n in (found.sys_len, found.ref_len, *found.counts, *found.totals)]
+    score = _bleu().sentence_score(task_type.answer(text, example) or "", [wanted])
+    return [float(n) for n in (score.sys_len, score.ref_len, *score.counts, *score.totals)]
 
 
 def rouge_1(example: Example, text: str, task_type: TaskType) -> float | None:
     """Returns the F-measure of the single words in common; the rest as in rouge_l."""
-    return _rouge("rouge1", example, text, task_type)
+    return _rouge(partial(rouge.rouge_n, n=1), example, text, task_type)
 
 
 def rouge_2(example: Example, text: str, task_type: TaskType) -> float | None:
     """Returns the F-measure of the word pairs in common; the rest as in rouge_l."""
-    return _rouge("rouge2", example, text, task_type)
+    return _rouge(partial(rouge.rouge_n, n=2), example, text, task_type)
 
 
 def rouge_l(example: Example, text: str, task_type: TaskType) -> float | None:
     """Returns the F-measure of ROUGE-L with the expected text, else the reference; from 0 to 1.
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as Google's
-    rouge-score computes it, with stemming. It reads Latin letters and digits alone.
+    rouge-score computes it, with stemming, but on the words of every script.
     """
-    return _rouge("rougeL", example, text, task_type)
+    return _rouge(rouge.rouge_l, example, text, task_type)
 
 
 def length_ratio(example: Example, text: str, task_type: TaskType) -> list[float] | None:
@@ -190,24 +191,16 @@ def _wanted(example: Example, task_type: TaskType) -> str | None:
     return task_type.answer(example.reference, example)
 
 
-def _rouge(kind: str, example: Example, text: str, task_type: TaskType) -> float | None:
+def _rouge(
+    score: Callable[[str, str], float], example: Example, text: str, task_type: TaskType
+) -> float | None:
     wanted = _wanted(example, task_type)
-    if wanted is None:
-        return None
-    given = task_type.answer(text, example) or ""
-    return float(_rouge_scorer(kind).score(wanted, given)[kind].fmeasure)
-
-
-@cache
-def _rouge_scorer(kind: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer([kind], use_stemmer=True)
+    return None if wanted is None else score(wanted, task_type.answer(text, example) or "")
 
 
 @cache
 def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    # Of one sentence only the counts are taken; so asked, sacrebleu does not warn of its value.
+    # With this option sacrebleu does not warn of the score of a single sentence, which is not used.
     return BLEU(effective_order=True)

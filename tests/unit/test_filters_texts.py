@@ -78,6 +78,11 @@ def test_a_loop_is_told_from_a_list():
     assert [t for t in NO_LOOPS if filters.not_repetitive(item(t))] == []
 
 
+@pytest.mark.parametrize("text", ["", " \n", "a", "の", "ab" * 5])
+def test_an_empty_or_short_text_does_not_loop(text):
+    assert not text_stats.loops(text)
+
+
 def test_repetition_is_the_share_of_four_word_sequences_seen_before():
     random.seed(0)
     for _ in range(20):

@@ -4,10 +4,13 @@ Equal means equal bits, but where the order of a sum of floats is not ours: then
 """
 
 import random
+import time
+import unicodedata
 
 import numpy as np
 import pytest
 import sacrebleu
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn import config_context
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
@@ -100,18 +103,82 @@ def test_bleu_is_sacrebleus_of_the_corpus():
     assert positive > 500
 
 
-def test_rouge_is_rouge_scores_with_stemming():
+class Words:
+    """The tokenizer of a scorer that sees the words of every script, made of Python's own."""
+
+    def tokenize(self, text):
+        found, before = [], ""
+        for char in unicodedata.normalize("NFC", text).lower():
+            kind = unicodedata.category(char)
+            part = char if kind[0] in "LM" or kind == "Nd" else " "
+            is_han = "CJK UNIFIED" in unicodedata.name(char, "")
+            if part != " " and (before == " " or not before or is_han or before == "han"):
+                found.append("")
+            found[-1:] = [found[-1] + part] if part != " " else found[-1:]
+            before = " " if part == " " else "han" if is_han else part
+        stem = PorterStemmer().stem
+        return [stem(word) if word.isascii() and len(word) > 3 else word for word in found]
+
+
+def test_rouge_is_rouge_scores_with_stemming_on_the_words_of_every_script():
     kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    scorer, pairs, num_partial = RougeScorer([*kinds.values()], use_stemmer=True), related(4), 0
+    scorer = RougeScorer([*kinds.values()], use_stemmer=True)
+    of_words = RougeScorer([*kinds.values()], tokenizer=Words())
+    pairs, num_partial, num_ascii = related(4), 0, 0
     for _ in range(NUM_CASES):
         given, wanted = next(pairs)
-        value = scorer.score(wanted, given)
+        letters = [char for char in given + wanted if char.isalnum() or not char.isascii()]
+        is_ascii = all(char.isascii() for char in letters)
+        value = (scorer if is_ascii else of_words).score(wanted, given)
         for name, kind in kinds.items():
             metric = getattr(metrics, name)
             assert metric(example(expected=wanted), given, summarization) == value[kind].fmeasure
         num_partial += 0 < value["rouge2"].fmeasure < value["rougeL"].fmeasure < 1
-    assert num_partial > 100
+        num_ascii += is_ascii
+    assert num_partial > 100 and 100 < num_ascii < 900
     assert metrics.rouge_l(example(expected="It rained"), "it rains", summarization) == 1.0
+
+
+SUMMARIES = {
+    "zh": ("市长周三为新图书馆揭幕。", "市长周五关闭了旧码头。"),
+    "zh with digits": ("2021年市长为5座图书馆揭幕", "2021年总督走访了5家工厂"),
+    "ja": ("市長は水曜日に新しい図書館を開いた。", "知事は金曜日に古い港を閉めた。"),
+    "ko": ("시장은 수요일에 새 도서관을 열었다.", "지사는 금요일에 낡은 항구를 닫았다."),
+    "th": ("นายกเทศมนตรีเปิดห้องสมุดใหม่ในวันพุธ", "ผู้ว่าราชการปิดท่าเรือเก่าเมื่อวันศุกร์"),
+    "ru": ("Мэр открыл новую библиотеку в среду.", "Губернатор закрыл старый порт."),
+    "el": ("Ο δήμαρχος άνοιξε νέα βιβλιοθήκη.", "Η κυβέρνηση έκλεισε παλιό λιμάνι."),
+    "ar": ("افتتح العمدة المكتبة الجديدة يوم الأربعاء.", "أغلق المحافظ الميناء القديم."),
+    "he": ("ראש העיר פתח ספרייה חדשה ביום רביעי.", "המושל סגר את הנמל הישן."),
+    "hi": ("महापौर ने बुधवार को नया पुस्तकालय खोला।", "राज्यपाल ने शुक्रवार को बंदरगाह बंद किया।"),
+    "ta": ("மேயர் புதிய நூலகத்தைத் திறந்தார்.", "ஆளுநர் பழைய துறைமுகத்தை மூடினார்."),
+    "my": ("မြို့တော်ဝန်က စာကြည့်တိုက်သစ်ကို ဖွင့်ခဲ့သည်။", "အစိုးရက ဆိပ်ကမ်းဟောင်းကို ပိတ်ခဲ့သည်။"),
+    "fr": ("Le maire a inauguré l'école rénovée à Orléans.", "Un évêque fête Noël."),
+}
+
+
+@pytest.mark.parametrize("language", SUMMARIES)
+def test_a_summary_agrees_with_itself_and_not_with_another_in_every_script(language):
+    summary, other = SUMMARIES[language]
+    wanted = example(expected=summary)
+    for name in ("rouge_1", "rouge_2", "rouge_l"):
+        score = getattr(metrics, name)
+        assert score(wanted, summary, summarization) == 1.0
+        assert score(wanted, other, summarization) < 0.6
+    assert metrics.agreement(wanted, summary, summary, summarization) == 1.0
+    assert metrics.agreement(wanted, other, summary, summarization) < 0.6
+    assert metrics.length_ratio(wanted, summary, summarization)[0] > 1
+
+
+def test_rouge_of_long_texts_is_fast_and_right():
+    draw = random.Random(8)
+    for alphabet in ("abcdefgh", "甲乙丙丁戊己庚辛"):
+        one, two = (" ".join(draw.choices(alphabet, k=300)) for _ in range(2))
+        expected = RougeScorer(["rougeL"], tokenizer=Words()).score(one, two)["rougeL"].fmeasure
+        assert metrics.rouge_l(example(expected=one), two, summarization) == expected
+        long = ["".join(draw.choices(alphabet + " ", k=20_000)) for _ in range(2)]
+        started = time.process_time()
+        assert 0 < metrics.rouge_l(example(expected=long[0]), long[1], summarization) < 1
+        assert time.process_time() - started < 3
 
 
 def test_accuracy_macro_f1_and_confusion_are_scikit_learns():
