@@ -152,10 +152,10 @@ def surround(store: Store) -> None:
     has_server = profiles.is_file() and "PREFECT_API_URL" in profiles.read_text()
     if "PREFECT_API_URL" in os.environ or has_server:
         return
-    state = make_folder(store.local_state())  # Prefect does not make the folders above its own
+    state = store.local_state()
     for name, value in databases.files(state).prefect.items():
         os.environ.setdefault(name, value)
-    home = state / "prefect"
+    home = make_folder(state / "prefect")  # Prefect makes no folder above its own
     os.environ.setdefault("PREFECT_HOME", str(home))
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
