@@ -22,6 +22,7 @@ from retort.store.urls import (
     is_glob,
     is_s3,
     open_url,
+    public,
     read_url,
     store_errors,
 )
@@ -127,5 +128,7 @@ def open_store(uri: str) -> Store:
     try:
         fsspec.get_filesystem_class(scheme)
     except (ValueError, ImportError) as error:
-        raise SpecError(f"store {uri}: {error}; use a local folder or s3://bucket/prefix") from None
+        raise SpecError(
+            f"store {public(uri)}: {error}; use a local folder or s3://bucket/prefix"
+        ) from None
     return Store(uri)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retort.errors import DamagedError
 from retort.processes.disk import disk_errors, temporary_folder
 from retort.store import local, s3
-from retort.store.damage import damaged
-from retort.store.urls import filesystem, is_s3, store_errors
+from retort.store.urls import filesystem, is_s3, public, store_errors
 
 # What only a run in progress needs: never part of the artifact, removed once that is finished.
 SCRATCH = "scratch/"
@@ -198,3 +198,32 @@ class Files:
 def as_json(value: Any) -> bytes:
     """Returns a value as indented JSON that ends in a newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def damaged(path: str, cause: str) -> DamagedError:
+    """Returns the error for a file that is not what was written: its path, what it belongs to, and
+    the one command that makes it again."""
+    return DamagedError(public(f"{path} is damaged: {cause}. {_remedy(path)}"))
+
+
+def _remedy(path: str) -> str:
+    parts = path.split("/")
+    for index in reversed(range(len(parts) - 1)):
+        store = "/".join(parts[:index])
+        match parts[index:]:
+            case ["artifacts", stage, _, "scratch", *_]:
+                return f"A run of {stage} that was killed left it"
+            case ["artifacts", stage, name, *_]:
+                return (
+                    f"It belongs to the artifact {name} of {stage}; `retort run SPEC --store "
+                    f"{store} --force {stage}` makes it again"
+                )
+            case ["ledger", name, "segments", _]:
+                return (
+                    f"It holds paid answers of the ledger {name}. Put it back from a backup, or "
+                    f"keep what can be read by `retort verify --all --repair --store {store}`: the "
+                    "next run asks only for the rest again"
+                )
+            case ["ledger" | "jobs" | "leases", *_]:
+                return "Remove this file; the next run writes it again"
+    return "Put it back from a backup, or remove it and run again"

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from retort.errors import DamagedError, StoreError
-from retort.store.damage import damaged
-from retort.store.files import SCRATCH, Files, as_json
+from retort.store.files import SCRATCH, Files, as_json, damaged
 from retort.store.urls import is_missing, public_json, store_errors
 
 MODEL = "model"  # the part of a release that is the Hugging Face folder

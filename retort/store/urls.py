@@ -74,7 +74,7 @@ def open_url(url: str) -> Iterator[IO[bytes]]:
             with stream:
                 yield stream
             return
-    raise FileNotFoundError(url)
+    raise FileNotFoundError(public(url))
 
 
 def find_urls(url: str) -> list[str]:
@@ -98,7 +98,7 @@ def find_urls(url: str) -> list[str]:
             found = files.find(root) if files.exists(root) else []
     shown = sorted(name for name in found if _is_shown(name.removeprefix(root), allowed))
     if not shown:
-        raise FileNotFoundError(url)
+        raise FileNotFoundError(public(url))
     return [str(files.unstrip_protocol(name)) if "://" in url else name for name in shown]
 
 

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from retort.processes.disk import make_folder
 from retort.store import Store
 from retort.store.urls import public
 from retort.tracking import registry
@@ -87,7 +88,8 @@ class Tracker:
     def _new_experiment(self, job: str) -> str:
         location = None
         if self.uri.startswith(SQLITE):
-            location = f"{self._store.local_state()}/mlflow-artifacts/{job}"
+            folder = self._store.local_state() / "mlflow-artifacts" / job
+            location = str(make_folder(folder))
         return str(self._client.create_experiment(job, artifact_location=location))
 
     @_forgiving

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retort.errors import DataError, SpecError, StoreError
+from retort.errors import DamagedError, SpecError, StoreError
 from retort.jobs import cleanup
 from retort.store import Store, open_store
 from retort.store.leases import Holder
@@ -154,7 +154,7 @@ def test_a_manifest_or_report_that_is_no_json_is_said_and_nothing_goes(store):
     store.job("job").write("artifacts.json", b"{")
     age(store, 90)
     with pytest.raises(
-        DataError, match=r"jobs/job/artifacts\.json is no JSON .* correct or remove"
+        DamagedError, match=r"jobs/job/artifacts\.json is damaged: it is no JSON .*Remove this file"
     ):
         cleanup.plan(store)
 

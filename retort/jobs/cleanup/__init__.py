@@ -73,8 +73,8 @@ def plan(
     `registry` is False), those that changed in the last `keep_days`, and their inputs. Ledgers are
     kept; with `ledgers` only recent ones and those whose answers are in an artifact that is kept.
 
-    Raises `SpecError` for days below 0, `StoreError` where the store cannot be read, `DataError`
-    for a manifest or report that is no JSON.
+    Raises `SpecError` for days below 0, `StoreError` where the store cannot be read or a manifest
+    or report in it is damaged.
     """
     if not keep_days >= 0:
         raise SpecError(f"--keep-days: {keep_days:g}; give a number of days, 0 or more")

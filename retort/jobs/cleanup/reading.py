@@ -4,7 +4,6 @@ Folders whose name is not one of Retort's are ignored, so they are never removed
 """
 
 import contextlib
-import json
 import math
 import re
 from collections import defaultdict
@@ -13,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from retort.errors import DataError, StoreError
+from retort.errors import StoreError
 from retort.spec import STAGES
 from retort.store import MANIFEST, SCRATCH, Folder, Store, store_errors
 from retort.store.urls import filesystem, is_missing
@@ -146,16 +145,12 @@ def _facts(folder: Folder, name: str) -> FileFacts | None:
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:
-    """Returns the content of a JSON file; an empty dict where there is no such file."""
+    """Returns the content of a JSON file; an empty dict where there is no such file. Raises
+    `DamagedError` for one that is no JSON, for then it is not known which folders it uses."""
     try:
-        found = json.loads(folder.read(name))
+        found = folder.read_json(name)
     except StoreError as error:
         if is_missing(error):
             return {}
         raise
-    except ValueError as error:
-        raise DataError(
-            f"{folder.uri}/{name} is no JSON ({error}), so it is not known which folders it uses; "
-            "correct or remove that file"
-        ) from None
     return found if isinstance(found, dict) else {}

@@ -44,7 +44,7 @@ class Run:
             folder = Folder(uri)
             try:
                 if folder.has(MANIFEST):
-                    return folder
+                    return folder.checked()
             except (StoreError, SpecError, ImportError):
                 continue
         return None

@@ -14,7 +14,7 @@ import orjson
 
 from retort.errors import DataError, StoreError
 from retort.store import Folder
-from retort.store.damage import damaged
+from retort.store.files import damaged
 from retort.store.folder import ListedFile, listed_file
 from retort.store.signals import SignalFile, repack
 from retort.store.urls import is_missing
