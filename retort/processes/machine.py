@@ -75,6 +75,16 @@ def _memory_bytes() -> int | None:
         return None
 
 
+def free_memory_bytes() -> int | None:
+    """Returns the host memory that new processes can have, bytes; None where the system does not
+    tell."""
+    memory = Path("/proc/meminfo")
+    if not memory.is_file():
+        return None
+    lines = dict(line.split(":") for line in memory.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
 def _gpus() -> list[str]:
     command = shutil.which("nvidia-smi")
     if command is None:
