@@ -226,6 +226,15 @@ def resolve(name: str, top_k: int) -> str:
     return name
 
 
+def device_of(wanted: str) -> str:
+    """Returns the device that torch computes on, with `auto` decided: cuda where there is one."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find_engine(name: str) -> EngineModule:
     """Returns an engine's module; importing it loads nothing heavy."""
     module: EngineModule = find_file("engine", name, importlib.import_module(__name__))

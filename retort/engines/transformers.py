@@ -18,6 +18,7 @@ from retort.engines import (
     Settings,
     Timing,
     cut_at,
+    device_of,
     local_raw,
     parse_local,
     render_each,
@@ -47,9 +48,7 @@ class TransformersEngine:
         import torch
         import transformers
 
-        device = settings.runtime["device"]
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(settings.runtime["device"])
         self.steps = 0
         self._first_at: float | None = None  # when the first token came, on the monotonic clock
         self._torch, self._settings = torch, settings

@@ -4,11 +4,12 @@ The caller divides once, by the valid tokens of the whole optimizer step; so spl
 never changes the loss. Rows handed in are supervised tokens only: masking happened before.
 
 All take a dense teacher, whose V ids are the buckets, or a stored signal: its K ids and one bucket
-for all the others, on both sides, so that a student may not put mass there for free. Over those
-K + 1 buckets every loss is exact at T = 1, and an f-divergence (all but adaptive_kl) is never above
-the dense one: the data processing inequality. At T != 1 a dense teacher is exact; of a stored one
+for all others, on both sides, so that a student pays for mass that it puts there. Over those K + 1
+buckets every loss is exact at T = 1, and an f-divergence (all but adaptive_kl) is never above the
+dense one, by the data processing inequality. At T != 1 a dense teacher is exact; of a stored one
 the tail's single probabilities are unknown, and both tails are tempered as if they were one token:
-an approximation that fades as the top k's mass nears 1, and still zero for a perfect student.
+an approximation whose error goes to 0 as the top k's mass nears 1, and which is still zero for a
+perfect student.
 
 Every function of this file whose name has no leading underscore can be named in a spec.
 """
@@ -146,11 +147,11 @@ def label_distribution(logits_NV: Tensor, target: Target, temperature: float = 1
     """Returns T^2 times the sum of KL(p || q) over the labels of a closed set, nats.
 
     It counts at the one token of an answer where its label is decided; p and q are renormalised
-    over the first ids of the labels there (`Target.choices_NC`; labels that begin with the same id
-    count as one). Other tokens count nothing, and neither does one whose labels are all outside
-    the stored top k. No tail is needed: with every label known it is exact at any T. A label
-    outside the top k is taken as impossible for the teacher, so a perfect student pays
-    -log(1 - m), where m is the share of such labels: each is at most its k-th probability.
+    over the labels' ids there (`Target.choices_NC`; labels with the same id count as one). Other
+    tokens count nothing, and neither does one whose labels are all outside the stored top k. No
+    tail is needed: with every label known it is exact at any T. A label outside the top k counts as
+    impossible for the teacher, so a perfect student pays -log(1 - m), where m is the share of such
+    labels: each is at most the k-th probability.
     """
     teacher_MC, student_MC = label_pair(logits_NV, target, temperature)
     return kl(teacher_MC, student_MC).sum() * temperature**2
@@ -158,4 +159,4 @@ def label_distribution(logits_NV: Tensor, target: Target, temperature: float = 1
 
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value:g}; it is a share, from 0 to 1")
+        raise ValueError(f"{name} is {value:g}; it must be a share, from 0 to 1")

@@ -1,7 +1,7 @@
-"""Where an answer's label is decided: the token at which the labels of a closed set part ways.
+"""The token of an answer at which the labels of a closed set first differ: there it is decided.
 
-Found by spelling the answer with each label in turn, in context: a label's ids depend on what
-stands before it.
+It is found by encoding the answer with each label in turn, because a label's ids depend on the text
+before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +13,18 @@ def label_choices(
     answer: tuple[str, str, str],
     labels: Sequence[str],
 ) -> tuple[int, list[int]] | None:
-    """Returns the place in `ids` at which the label is decided, and the labels' ids there.
+    """Returns the index in `ids` at which the label is decided, and the labels' ids there.
 
     `answer` is the text before the label, the label as it is written, and the text after it; `ids`
-    are the answer's own tokens, `encode` adds no special ones. Labels that are spelled alike up to
-    and with that place share an id, which is given once. None where the labels never part, or
-    where the tokens up to there are not those of the text (a teacher may spell otherwise).
+    are the answer's own tokens, and `encode` adds no special ones. Labels that share their first
+    ids up to that one have one id there, which is listed once. None where the labels never differ,
+    or where the ids up to there are not the encoder's (a teacher may split words in another way).
     """
     before, written, after = answer
     own = encode(before + written + after)
-    spelled = [own, *(encode(before + label + after) for label in labels)]
-    columns = enumerate(zip(*spelled, strict=False))  # as far as the shortest reaches
+    encoded = [own, *(encode(before + label + after) for label in labels)]
+    columns = enumerate(zip(*encoded, strict=False))  # up to the end of the shortest
     place = next((at for at, column in columns if len(set(column)) > 1), None)
     if place is None or list(ids[: place + 1]) != own[: place + 1]:
         return None
-    return place, list(dict.fromkeys(other[place] for other in spelled))
+    return place, list(dict.fromkeys(other[place] for other in encoded))

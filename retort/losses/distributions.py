@@ -1,12 +1,12 @@
-"""Teacher and student as log-probabilities over the same buckets, ready to be compared.
+"""Teacher and student as log-probabilities over the same buckets.
 
-The student's tail is summed over its other logits, never as 1 - sum, which would lose it to
-rounding, and its gradient with it.
+The student's tail is the logsumexp of its other logits, never 1 - sum: rounding would lose a small
+tail, and its gradient.
 """
 
-# N supervised tokens of a batch, V vocabulary, K teacher top-k, C labels of a closed set
+# N supervised tokens of a batch, V vocabulary, K teacher top-k, H the teacher's width
 # B buckets: the V ids of a dense teacher, or the K stored ids and the tail
-# N supervised tokens of a batch, V vocabulary, K teacher top-k, H the teacher's width, C labels
+# C labels of a closed set, M tokens at which one is decided, R ids ranked by probability
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Target:
-    """What the teacher gave for each supervised token; the stored signal is at temperature 1.
+    """The teacher's distribution at each supervised token; a stored signal is at temperature 1.
 
     The teacher is stored (`ids_NK`, `logprobs_NK` and `tail_N`, the log-probability of all other
     ids) or dense: `teacher_logits_NV`, logits or log-probabilities over the student's own ids; the
-    dense one counts where both are given. `teacher_hidden_NH` are a live teacher's last hidden
+    dense one counts where both are there. `teacher_hidden_NH` are a live teacher's last hidden
     states, of which `retort.stages.train.head` makes dense logits a chunk at a time. `choices_NC`
     are the ids with which the labels of a closed set begin, at the token where the label is
-    written, -1 where there is none (see `retort.losses.choices`). No id stands twice in a row.
+    decided, and -1 elsewhere (see `retort.losses.choices`). A row holds no id twice.
     """
 
     labels_N: Tensor
@@ -48,7 +48,7 @@ def exact(values: Tensor) -> Tensor:
 def pair(logits_NV: Tensor, target: Target, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns the log-probabilities of teacher and student, in fp32 at least, (N, B) each.
 
-    A stored signal has K + 1 buckets, the last the tail; at T != 1 the tail is tempered on both
+    A stored signal has K + 1 buckets, the last one the tail; at T != 1 the tail is tempered on both
     sides as if it were one token. Raises `ValueError` where the target holds no teacher, or one of
     another vocabulary.
     """
@@ -111,7 +111,7 @@ class _Buckets(torch.autograd.Function):  # type: ignore[misc]
 def kl(first_NB: Tensor, second_NB: Tensor) -> Tensor:
     """Returns KL(first || second) of each token, nats, (N,); 0 log 0 is 0.
 
-    `where` stands on the input: on the product, the gradient of 0 times inf would be NaN.
+    `where` is applied to the input: on the product the gradient of 0 times inf would be NaN.
     """
     mass_NB = first_NB.exp()
     gap_NB = torch.where(mass_NB > 0, first_NB - second_NB, 0.0)
@@ -138,8 +138,8 @@ def _mixed(share: float, first_NB: Tensor, second_NB: Tensor) -> Tensor:
 def head_share(teacher_NB: Tensor, student_NB: Tensor, target: Target, mu: float) -> Tensor:
     """Returns the share of the gap |p - q| that lies in the teacher's head, without gradient, (N,).
 
-    The head are the most probable ids while their mass together stays at most `mu`, and always the
-    first; a stored signal's tail bucket is never in it. Where there is no gap the share is 1/2.
+    The head is the most probable ids while their mass together is at most `mu`, and always the
+    first; a stored signal's tail bucket is never in it. Without any gap the share is 1/2.
     """
     mass_NB, gap_NB = (
         teacher_NB.detach().exp(),
@@ -148,7 +148,7 @@ def head_share(teacher_NB: Tensor, student_NB: Tensor, target: Target, mu: float
     has_tail = target.teacher_logits_NV is None and mass_NB.shape[1] == _width(target) + 1
     ranked_NB = mass_NB[:, :-1] if has_tail else mass_NB
     num_ranked = 32
-    while True:  # most heads are a few ids: ranking all V of them would take most of the time
+    while True:  # most heads are a few ids, and ranking all V would take most of the time
         num_ranked = min(num_ranked, ranked_NB.shape[1])
         top_NR, at_NR = ranked_NB.topk(num_ranked, dim=1)
         inside_NR = top_NR.cumsum(dim=1) <= mu
@@ -167,29 +167,29 @@ def _width(target: Target) -> int:
 def label_pair(logits_NV: Tensor, target: Target, temperature: float) -> tuple[Tensor, Tensor]:
     """Returns teacher and student over the labels of a closed set, (M, C) log-probabilities each.
 
-    M are the tokens at which a label is written and of whose labels the teacher gave at least one;
-    columns without a label are -inf on both sides. Raises `ValueError` where the target holds no
-    labels or no teacher.
+    M are the tokens at which a label is decided and the teacher's probability of at least one label
+    is known; columns without a label are -inf on both sides. Raises `ValueError` where the target
+    holds no labels or no teacher.
     """
     if target.choices_NC is None:
         raise ValueError("the target holds no labels; label_distribution needs a closed set")
-    given_NC = _teacher_of(target, target.choices_NC)
-    at_M = torch.isfinite(given_NC).any(dim=1).nonzero()[:, 0]
+    teacher_NC = _teacher_of(target, target.choices_NC)
+    at_M = torch.isfinite(teacher_NC).any(dim=1).nonzero()[:, 0]
     choices_MC = target.choices_NC[at_M]
     student_MC = exact(logits_NV[at_M[:, None], choices_MC.clamp(min=0)])
     student_MC = student_MC.masked_fill(choices_MC < 0, -torch.inf)
-    return _log_softmax(given_NC[at_M], student_MC, temperature)
+    return _log_softmax(teacher_NC[at_M], student_MC, temperature)
 
 
 def _teacher_of(target: Target, choices_NC: Tensor) -> Tensor:
     """Returns the teacher's unnormalised log-probability of each label, -inf if unknown, (N, C)."""
     ids_NC = choices_NC.clamp(min=0)
     if target.teacher_logits_NV is not None:
-        given_NC = exact(target.teacher_logits_NV.gather(1, ids_NC))
+        teacher_NC = exact(target.teacher_logits_NV.gather(1, ids_NC))
     elif target.ids_NK is None or target.logprobs_NK is None:
         raise ValueError("the loss compares with a teacher, but the target holds no signal")
     else:
         same_NCK = ids_NC[:, :, None] == target.ids_NK[:, None, :]
         stored_N1K = exact(target.logprobs_NK)[:, None, :]
-        given_NC = torch.where(same_NCK, stored_N1K, -torch.inf).amax(dim=2)
-    return given_NC.masked_fill(choices_NC < 0, -torch.inf)
+        teacher_NC = torch.where(same_NCK, stored_N1K, -torch.inf).amax(dim=2)
+    return teacher_NC.masked_fill(choices_NC < 0, -torch.inf)

@@ -94,3 +94,13 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def free_memory_bytes() -> int | None:
+    """Returns the host memory that new processes can have, bytes; None where the system does not
+    tell."""
+    memory = Path("/proc/meminfo")
+    if not memory.is_file():
+        return None
+    lines = dict(line.split(":") for line in memory.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -109,7 +109,7 @@ def test_a_teacher_of_other_tokens_or_too_large_is_refused_with_the_reason(
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"a": 6', '"ä": 6'))
     stage = staged(folder, folder / "teacher", train={"student": str(other)})
-    with pytest.raises(SpecError, match="different token maps: a live teacher reads the student's"):
+    with pytest.raises(SpecError, match=r"different tokenizers.*cross_entropy"):
         open_teacher(stage, size_of(folder), "cpu")
     (other / "tokenizer.json").write_text(text)
     with (other / "chat_template.jinja").open("a") as stream:
@@ -118,7 +118,7 @@ def test_a_teacher_of_other_tokens_or_too_large_is_refused_with_the_reason(
         open_teacher(stage, size_of(folder), "cpu")
     stage = staged(folder, folder / "teacher")
     monkeypatch.setattr("retort.stages.train.teacher._free_bytes", lambda device: 1000)
-    with pytest.raises(SpecError, match=r"0\.0 GB left; set generate\.dtype: bfloat16"):
+    with pytest.raises(SpecError, match=r"0\.0 GB free; set generate\.dtype: bfloat16"):
         open_teacher(stage, size_of(folder), "cpu")
 
 

@@ -85,15 +85,15 @@ def test_two_processes_learn_what_one_does(ready, alone, tmp_path):
     said: list[Event] = []
     records = run(ready, tmp_path / "two", {"num_processes": 2}, Reporter(said.append))
     assert_same_run(alone, (tmp_path / "two", records))
-    assert "training on cpu, 2 processes, the student copied by DDP, 1 threads" in notes(said)
+    assert "training on cpu, 2 processes, the student replicated by DDP, 1 threads" in notes(said)
 
 
-def test_a_student_cut_up_by_fsdp2_learns_what_a_whole_one_does(ready, alone, tmp_path):
+def test_a_student_sharded_by_fsdp2_learns_what_a_whole_one_does(ready, alone, tmp_path):
     runtime = {"accelerate_config": config(tmp_path)}
     said: list[Event] = []
     records = run(ready, tmp_path / "cut", runtime, Reporter(said.append))
     assert_same_run(alone, (tmp_path / "cut", records))
-    assert any("2 processes, the student cut up by FSDP2" in note for note in notes(said))
+    assert any("2 processes, the student sharded by FSDP2" in note for note in notes(said))
 
 
 def test_an_interrupt_of_two_processes_is_continued_by_one(ready, alone, tmp_path):
@@ -136,7 +136,7 @@ def test_what_one_of_the_processes_says_is_wrong_is_said(ready, tmp_path):
         run(ready, tmp_path / "out", {"num_processes": 2}, losses=losses)
 
 
-def test_a_file_of_accelerate_config_says_how_the_student_is_cut_up(tmp_path):
+def test_a_file_of_accelerate_config_says_how_the_student_is_sharded(tmp_path):
     def layout(**changed) -> Layout:
         knobs = {"accelerate_config": config(tmp_path, **changed)}
         return layout_of(Train(student="s", runtime=knobs))

@@ -105,7 +105,7 @@ SHIFTS: dict[str, Change] = {
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_signals_that_moved_are_refused(ready, tmp_path, shift):
     moved = broken(ready, tmp_path, with_signals(SHIFTS[shift]))
-    with pytest.raises(DataError, match=r"example train-\d+(: the signal's tokens|.* no signal)"):
+    with pytest.raises(DataError, match=r"response train-\d+(: the signal's tokens|.* no signal)"):
         train(moved, tmp_path / "out")
 
 
@@ -116,7 +116,7 @@ def beneath(signal: Signal) -> Signal:
 
 def test_a_run_refuses_distributions_that_moved_beneath_their_tokens(ready, tmp_path):
     moved = broken(ready, tmp_path, with_signals(each(beneath)))
-    with pytest.raises(DataError, match=r"more probable than one in it|differs from its signal"):
+    with pytest.raises(DataError, match=r"more probable than an id|is not the one in its top k"):
         train(moved, tmp_path / "out")
 
 
@@ -147,7 +147,7 @@ def test_text_and_signal_are_joined_by_id_in_whatever_order_they_stand(ready, tm
 def test_a_manifest_of_another_token_map_or_template_is_refused(ready, tmp_path):
     for name, says in (
         ("token_map_sha256", "different token maps.*cross_entropy"),
-        ("template_sha256", "different chat templates, so the signal was captured after another"),
+        ("template_sha256", "different chat templates, so the signal follows another prompt"),
     ):
         other = broken(ready, tmp_path / name, with_facts(**{name: "0" * 64}))
         with pytest.raises(DataError, match=says):
@@ -197,7 +197,7 @@ def test_an_answer_with_two_end_tokens_or_none_is_not_learned_from(ready, tmp_pa
 def test_a_prompt_that_is_rendered_otherwise_than_at_capture_is_said(ready, tmp_path):
     said: list[Event] = []
     train(ready, tmp_path / "same", Reporter(said.append))
-    assert not any("rendered otherwise" in note for note in notes(said))
+    assert not any("not rendered as when" in note for note in notes(said))
 
     def dated(there: Folder) -> None:
         responses = read_lines(Response, there.read("responses-00000.jsonl"))
@@ -205,7 +205,7 @@ def test_a_prompt_that_is_rendered_otherwise_than_at_capture_is_said(ready, tmp_
         there.write("responses-00000.jsonl", write_lines([*other, *responses[3:]]))
 
     train(broken(ready, tmp_path, dated), tmp_path / "other", Reporter(said.append))
-    assert any("3 prompts are rendered otherwise" in note for note in notes(said))
+    assert any("3 prompts are not rendered as when" in note for note in notes(said))
 
 
 def notes(said: list[Event]) -> list[str]:

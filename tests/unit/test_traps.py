@@ -112,7 +112,7 @@ TRAPS: dict[str, tuple[str, ...]] = {
     ),
     "the wrapped model passed by": (
         "test_objective.py::test_two_processes_under_ddp_and_fsdp_learn_what_one_does",
-        "test_ranks.py::test_a_student_cut_up_by_fsdp2_learns_what_a_whole_one_does",
+        "test_ranks.py::test_a_student_sharded_by_fsdp2_learns_what_a_whole_one_does",
     ),
     "a frozen or tied head": (
         "test_traps.py::test_a_frozen_head_costs_a_product_less",

@@ -1,8 +1,9 @@
 """train: the student learns from the kept responses and the teacher's signal, in a child process.
 
-The loop is in loop.py, what it is fed in rows.py and batches.py, the model (and its adapters) in
-student.py, a live teacher in teacher.py, head and losses in objective.py and head.py, several
-processes in layout.py and ranks.py, what survives a kill in checkpoint.py and curve.py.
+loop.py holds the loop; training_rows.py and batches.py make its input; student.py opens and saves
+the model and its adapters; teacher.py asks a live teacher; objective.py and head.py compute the
+losses; layout.py and distributed.py place several processes; checkpoint.py and curve.py write what
+a killed run continues from.
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ def train(stage: Stage) -> dict[str, Any]:
 
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """The child's side: what `loop.fit` returns. torch is loaded in the child alone."""
+    """Returns what `loop.fit` returns. It runs in the child, the only process to load torch."""
     from retort.stages.train import loop
 
     return loop.fit(arguments, report)

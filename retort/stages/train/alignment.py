@@ -1,6 +1,6 @@
-"""Whether a signal belongs to a row, token by token: what a run checks before it learns from any.
+"""Checks that a stored signal belongs to a training row, token by token, before it is learned from.
 
-The surprise: ids that no tokenizer knows can stand in a top k, for embeddings are padded.
+Note: a top k can hold ids that no tokenizer knows, because models pad their embeddings.
 """
 
 # T tokens, K teacher top-k
@@ -20,59 +20,62 @@ def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
     """Raises `DataError` when the teacher's distribution cannot be used with this student."""
     if not shared:
         raise DataError(
-            "teacher and student have different token maps, so the teacher's distribution does not "
-            "speak of the student's tokens; set generate.top_k: 0 and train.losses: "
+            "teacher and student have different token maps, so the teacher's distribution is not "
+            "one over the student's tokens; set generate.top_k: 0 and train.losses: "
             "[{name: cross_entropy}], or take a student of the same family"
         )
     if template_sha256 != model_folder.template_sha256(base):
         raise DataError(
-            "teacher and student have different chat templates, so the signal was captured after "
-            "another prompt than the student sees; give both the same template, or learn by "
-            "cross_entropy alone"
+            "teacher and student have different chat templates, so the signal follows another "
+            "prompt than the student sees; give both the same template, or set train.losses: "
+            "[{name: cross_entropy}]"
         )
 
 
 def ends_well(row: EncodedRow, end_ids: list[int], state: State) -> bool:
-    """Whether a row teaches to end as it should: a whole answer with one end token, its last, and
-    one that was cut off with none."""
-    learned = row.labels[row.first :]
-    number, is_whole = sum(label in end_ids for label in learned), state == "accepted"
-    return number == is_whole and (not is_whole or learned[-1] in end_ids)
+    """Whether a row has the right end tokens: a whole answer exactly one, as its last token, and a
+    truncated one none."""
+    labels = row.labels[row.first :]
+    num_ends, is_whole = sum(label in end_ids for label in labels), state == "accepted"
+    return num_ends == is_whole and (not is_whole or labels[-1] in end_ids)
 
 
 def aligned(row: EncodedRow, signal: Signal | None) -> Signal:
-    """Returns a signal cut or refused so that its row t predicts the row's t-th label.
+    """Returns the signal of a row, checked: its t-th distribution predicts the row's t-th label.
 
-    Raises `DataError` when it was made for other tokens.
+    Raises `DataError` where there is none, and where it was made for other tokens.
     """
     if signal is None:
-        raise DataError(f"example {row.id} is kept but has no signal; use --force generate")
+        raise DataError(f"response {row.id} is kept but has no signal; run with --force generate")
     labels = np.asarray(row.labels[row.first :], dtype=np.int32)
     if not np.array_equal(signal.target_ids_T, labels):
         raise DataError(
-            f"example {row.id}: the signal's tokens are not the labels "
-            f"({len(signal.target_ids_T)} against {len(labels)}); the capture is broken"
+            f"response {row.id}: the signal's tokens are not the labels "
+            f"({len(signal.target_ids_T)} tokens, {len(labels)} labels); run with --force generate"
         )
     inside_TK = signal.ids_TK == labels[:, None]
     gap_T = np.abs(np.where(inside_TK, signal.logprobs_TK, 0).sum(1) - signal.target_logprobs_T)
     if (gap_T[inside_TK.any(axis=1)] > 1e-3).any():
-        raise DataError(f"example {row.id}: the label's log-probability differs from its signal")
+        raise DataError(
+            f"response {row.id}: a label's log-probability is not the one in its top k; run with "
+            "--force generate"
+        )
     outside_T, own_T = ~inside_TK.any(axis=1), signal.target_logprobs_T
     least_T, most_T = (bound(signal.logprobs_TK, axis=1) for bound in (np.min, np.max))
-    # 0.3 and 7 nats: what a stored signal's rounding may do, to the least probable ids above all.
+    # Rounding moves a stored log-probability by up to 0.3 nats, and by more 7 below the largest.
     if (outside_T & (own_T > least_T + 0.3) & (own_T > most_T - 7)).any():
         raise DataError(
-            f"example {row.id}: a label outside its top k is more probable than one in it; the "
-            "distributions are not those of these tokens, the capture is broken"
+            f"response {row.id}: a label outside its top k is more probable than an id in it, so "
+            "the distributions belong to other tokens; run with --force generate"
         )
     return signal
 
 
 def within(vocabulary: int, signal: Signal) -> Signal:
-    """Returns a signal without ids past the tokenizer's, which a teacher's padded embedding has.
+    """Returns a signal without the ids past the tokenizer's, which a padded embedding has.
 
-    Their mass is divided out, as if they had been cut off before the softmax. In their place stand
-    other ids, with the tail's mean probability, which the tail then has less.
+    Their mass is divided out, as if they had been cut off before the softmax. Each is replaced by
+    an id from the tail, with the tail's mean probability, which is taken from the tail.
     """
     past_TK = signal.ids_TK >= vocabulary
     if not past_TK.any():

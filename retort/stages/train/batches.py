@@ -1,8 +1,8 @@
-"""Items to padded tensors: a step's items cut into micro-batches, and each collated.
+"""Training items to padded tensors: cuts a step's items into micro-batches and collates each.
 
-The signal's rows stand in the order of the supervised places, so that both can be cut alike. The
-surprise: no batch has an attention mask. Padding stands on the right, where a causal model does not
-look, and items that share a row are told apart by their positions, which begin at 0 in each.
+The signal's rows are in the order of the supervised positions, so that both can be cut alike. Note:
+no batch has an attention mask. Padding is on the right, where a causal model does not look, and
+items that share a row are separated by their positions, which begin at 0 in each.
 """
 
 # B batch, T time, N supervised tokens of a batch, K teacher top-k, C labels
@@ -22,26 +22,26 @@ from retort.store.signals import Signal
 
 TrainingItem = tuple[EncodedRow, Signal | None]
 
-# Row width in tokens at which a layer's attention costs as much as all else in it, where items
-# share rows; without a mask half of it. Measured: 5 to 6 times the hidden size, so this is a
-# student of hidden size 350 to 400, and cautious for larger ones.
+# The row width, in tokens, at which a layer's attention costs as much as the rest of it where items
+# share rows; without a mask attention costs half. Measured at 5 to 6 times the hidden size: this is
+# right for a student of hidden size 350 to 400, and cautious for larger ones.
 FULL_WIDTH = 2048
-# What the start of another micro-batch costs, in tokens.
+# The fixed cost of another micro-batch, in tokens.
 START_TOKENS = 256
-# Widths that are tried for a row, as multiples of the longest item.
+# The row widths that are tried, as multiples of the longest item.
 STRETCHES = (1.0, 1.25, 1.5, 2.0, 3.0)
 
-# The numbers of the items that stand in each row.
+# The indices of the items in each row.
 Packing = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded micro-batch; (`rows_N`, `times_N`) are the places of its supervised tokens.
+    """A padded micro-batch; its supervised tokens are at (`rows_N`, `times_N`).
 
-    `items` are its items in the order in which their tokens stand, row by row; the target follows
-    it. `position_ids_BT` is None where no row holds two items, and 0 at each place of padding,
-    so that each of those is a sequence by itself.
+    `items` are in the order of their tokens, row by row, and so is the target. `position_ids_BT` is
+    None where no row holds two items, and 0 at each padding token, which makes each of them a
+    sequence of its own.
     """
 
     input_ids_BT: Tensor
@@ -58,8 +58,8 @@ def micro_batches(
 ) -> Iterator[list[TrainingItem]]:
     """Yields the items of one step in parts of at most `max_tokens` padded tokens each.
 
-    An item that is longer is a part by itself. With `packed` the parts are as large as they can be
-    when items share rows, unless that costs more than cutting them as if each had its own.
+    A longer item is a part by itself. With `packed` items may share rows, so parts hold more of
+    them, unless that costs more than a row for each.
     """
     lengths = [len(row.input_ids) for row, _ in items]
     ends = _ends(lengths, max_tokens)
@@ -70,7 +70,7 @@ def micro_batches(
 
 
 def _ends(lengths: list[int], max_tokens: int) -> list[int]:
-    """Returns where each part ends, when each item has a row of its own."""
+    """Returns the end of each part, where each item has a row of its own."""
     ends, start, longest = [], 0, 0
     for index, length in enumerate(lengths):
         longest = max(longest, length)
@@ -81,7 +81,7 @@ def _ends(lengths: list[int], max_tokens: int) -> list[int]:
 
 
 def _packed_ends(lengths: list[int], max_tokens: int) -> list[int]:
-    """Returns where each part ends, when items share rows."""
+    """Returns the end of each part, where items share rows."""
     ends, start = [], 0
     while start < len(lengths):
         sums = np.cumsum(lengths[start:])
@@ -98,14 +98,16 @@ def _packed_ends(lengths: list[int], max_tokens: int) -> list[int]:
 
 
 def _cost_of(lengths: list[int], ends: list[int]) -> float:
-    """Returns what the parts cost, in tokens."""
+    """Returns the cost of the parts, in tokens."""
     parts = [lengths[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     return sum(START_TOKENS + _cost(part, in_rows(part)) for part in parts)
 
 
 def in_rows(lengths: list[int]) -> Packing:
-    """Returns which items share a row: of rows of several widths, and of one item each, the
-    cheapest, so that wide rows' attention never costs more than the padding that they save."""
+    """Returns which items share a row: the cheapest of one item a row and rows of several widths.
+
+    So attention over wide rows never costs more than the padding that they save.
+    """
     longest = max(lengths)
     plans = [[[index] for index in range(len(lengths))]]
     plans += [_best_fit(lengths, int(longest * stretch)) for stretch in STRETCHES]
@@ -113,11 +115,11 @@ def in_rows(lengths: list[int]) -> Packing:
 
 
 def _best_fit(lengths: list[int], width: int) -> Packing:
-    """Returns rows of at most `width` tokens, few of them: each item, the longest first, goes where
-    the least room is left by it. Source: Johnson 1974 (SIAM J. Comput. 3:4), best-fit decreasing.
+    """Returns few rows of at most `width` tokens: each item, the longest first, goes into the row
+    where it leaves the least room. Source: Johnson 1974 (SIAM J. Comput. 3:4), best-fit decreasing.
     """
     rows: Packing = []
-    room: list[tuple[int, int]] = []  # what is left of each row and its number, ascending
+    room: list[tuple[int, int]] = []  # the tokens left in each row, and its index, ascending
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect_left(room, (lengths[index], -1))
         if at == len(room):
@@ -136,16 +138,16 @@ def _padded(lengths: list[int], rows: Packing) -> int:
 
 
 def _cost(lengths: list[int], rows: Packing) -> float:
-    """Returns what rows cost, in tokens without attention."""
+    """Returns the cost of rows, in tokens without attention."""
     padded = _padded(lengths, rows)
-    share = 1.0 if len(rows) < len(lengths) else 0.5  # without a mask, half is left out
+    share = 1.0 if len(rows) < len(lengths) else 0.5  # a causal pass without a mask skips half
     return padded * (1 + share * padded / len(rows) / FULL_WIDTH)
 
 
 def collate(items: list[TrainingItem], device: str, packed: bool = False) -> Batch:
-    """Returns a micro-batch, padded on the right; supervised places in row-major order.
+    """Returns a micro-batch, padded on the right; its supervised tokens in row-major order.
 
-    With `packed` items share rows where that costs less, and the order of the items changes.
+    With `packed` items share rows where that costs less, which changes the items' order.
     """
     lengths = [len(row.input_ids) for row, _ in items]
     rows = in_rows(lengths) if packed else [[index] for index in range(len(items))]
@@ -175,19 +177,19 @@ def collate(items: list[TrainingItem], device: str, packed: bool = False) -> Bat
 
 
 def _target(items: list[TrainingItem], labels_N: np.ndarray[Any, Any], device: str) -> Target:
-    """Returns what is known of each supervised token of these items, in their order."""
+    """Returns the target of the items' supervised tokens, in their order."""
     target = Target(_tensor(labels_N, device))
-    found = [signal for _, signal in items if signal is not None]
+    signals = [signal for _, signal in items if signal is not None]
     if any(row.choices for row, _ in items):
         target = replace(target, choices_NC=_tensor(_choices_of(items), device))
-    if found:
-        if sum(len(s.target_ids_T) for s in found) != len(labels_N):
+    if signals:
+        if sum(len(s.target_ids_T) for s in signals) != len(labels_N):
             raise StageError("a micro-batch mixes items with and without a signal")
         target = replace(
             target,
-            ids_NK=_tensor(np.concatenate([s.ids_TK for s in found]).astype(np.int64), device),
-            logprobs_NK=_tensor(np.concatenate([s.logprobs_TK for s in found]), device),
-            tail_N=_tensor(np.concatenate([s.tail_T for s in found]), device),
+            ids_NK=_tensor(np.concatenate([s.ids_TK for s in signals]).astype(np.int64), device),
+            logprobs_NK=_tensor(np.concatenate([s.logprobs_TK for s in signals]), device),
+            tail_N=_tensor(np.concatenate([s.tail_T for s in signals]), device),
         )
     return target
 
@@ -197,7 +199,7 @@ def _tensor(array: np.ndarray[Any, Any], device: str) -> Tensor:
 
 
 def _choices_of(items: list[TrainingItem]) -> np.ndarray[Any, Any]:
-    """Returns the ids of the labels at each supervised token of a batch, -1 elsewhere, (N, C)."""
+    """Returns the labels' ids at the token where each item's label is decided, else -1, (N, C)."""
     width = max(1, *(len(row.choices[1]) for row, _ in items if row.choices))
     parts = []
     for row, _ in items:

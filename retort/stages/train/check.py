@@ -24,7 +24,7 @@ def check(spec: JobSpec) -> list[str]:
         lines.append(_check_live(spec))
     if spec.distils and not engine_of(spec).REMOTE:
         teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-        _check_pair(spec, teacher, student)
+        check_pair(spec, teacher, student)
         lines.append("teacher and student share their token map and chat template")
     return [*lines, *_check_nodes(spec)]
 
@@ -40,7 +40,9 @@ def _check_live(spec: JobSpec) -> str:
     return f"train.teacher: live; the teacher is asked while the student learns, in {where}"
 
 
-def _check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
+def check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
+    """Raises `SpecError` where the student cannot read the teacher's distribution: their token maps
+    or chat templates differ, or the signal would be the whole vocabulary."""
     (teacher_map, size), (student_map, _) = (
         model_folder.token_map(teacher),
         model_folder.token_map(student),

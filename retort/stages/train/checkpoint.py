@@ -1,6 +1,7 @@
-"""Checkpoints: weights and optimizer state as one safetensors file, so a killed run resumes.
+"""Checkpoints: weights and optimizer state as one safetensors file, so that a killed run resumes.
 
-No pickle; the random state needs no saving, for each step seeds its own.
+There is no pickle, and no random state to save: each step seeds its own. torch's own functions
+gather the state, whole and on the CPU, wherever it is sharded; all processes must call them.
 """
 
 import contextlib
@@ -9,56 +10,61 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from retort.stages.train.distributed import cut_like, whole
 from retort.store import Folder
 
 PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"
+# Not strict: a file holds what trains alone, and a tied weight once.
+OPTIONS = StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+)
 
 
 def write(out: Folder, step: int, model: Any, optimizer: Any, is_first: bool = True) -> None:
-    """Writes the state after `step` steps; removes the older checkpoints afterwards.
+    """Writes the state after `step` steps, then removes the older checkpoints.
 
-    All processes must call it, for a cut up tensor takes all; the first one writes.
+    All processes must call it; the first one writes.
     """
-    tensors = _gathered({f"model.{name}": value for name, value in _parameters(model)}, is_first)
-    for name, state in _states(model, optimizer):
-        pairs = {f"optimizer.{name}.{key}": torch.as_tensor(v) for key, v in state.items()}
-        tensors |= _gathered(pairs, is_first)
+    tensors = {f"model.{name}": weight for name, weight in trained(model).items()}
+    states = get_optimizer_state_dict(model, optimizer, options=OPTIONS).get("state", {})
+    for name, state in states.items():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
     if not is_first:
         return
-    mine = f"{PREFIX}{step:09d}.safetensors"
-    out.write(mine, save(tensors))
-    for name in _standing(out):
-        if name != mine:
+    newest = f"{PREFIX}{step:09d}.safetensors"
+    out.write(newest, save(tensors))
+    for name in _checkpoints(out):
+        if name != newest:
             out.remove(name)
 
 
 def resume(out: Folder, model: Any, optimizer: Any) -> int:
-    """Loads the newest checkpoint in place; returns how many steps it stands after, 0 for none."""
-    standing = _standing(out)
-    if not standing:
+    """Loads the newest checkpoint in place; returns the step it was written after, 0 for none."""
+    checkpoints = _checkpoints(out)
+    if not checkpoints:
         return 0
-    tensors = load(out.read(standing[-1]))
+    tensors = load(out.read(checkpoints[-1]))
     put(model, {key.removeprefix("model."): t for key, t in tensors.items() if key[0] == "m"})
-    for name, parameter in _parameters(model):
-        start = f"optimizer.{name}."
-        state: dict[str, Tensor] = {
-            key.removeprefix(start): cut_like(value, parameter)
-            for key, value in tensors.items()
-            if key.startswith(start) and "." not in key.removeprefix(start)
-        }
-        if state:
-            optimizer.state[parameter] = state
-    return int(standing[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
+    whole = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
+    for name, state in whole.get("state", {}).items():
+        saved = {key: tensors.get(f"optimizer.{name}.{key}") for key in state}
+        state.update({key: value for key, value in saved.items() if value is not None})
+    set_optimizer_state_dict(model, optimizer, whole, options=OPTIONS)
+    return int(checkpoints[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
 
 
 def write_best(out: Folder, model: Any, is_first: bool = True) -> None:
     """Writes the weights alone, of the best pass so far. All processes must call it."""
-    weights = trained(model, is_first)
+    weights = trained(model)
     if is_first:
         out.write(BEST, save(weights))
 
@@ -68,31 +74,31 @@ def load_best(out: Folder, model: Any) -> None:
     put(model, load(out.read(BEST)))
 
 
-def trained(model: Any, is_first: bool = True) -> dict[str, Tensor]:
-    """Returns the weights that train, whole and on the CPU; nothing but for the first process.
+def trained(model: Any) -> dict[str, Tensor]:
+    """Returns the weights that train, whole and on the CPU; in the first process alone.
 
     All processes must call it.
     """
-    return _gathered(dict(_parameters(model)), is_first)
+    names = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = get_model_state_dict(model, options=OPTIONS)
+    return {name: weight.contiguous() for name, weight in weights.items() if name in names}
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def put(model: Any, tensors: dict[str, Tensor]) -> None:
-    """Loads the weights that train in place, each as it lies among the processes."""
-    for name, parameter in _parameters(model):
-        parameter.copy_(cut_like(tensors[name], parameter))
+def put(model: Any, weights: dict[str, Tensor]) -> None:
+    """Loads whole weights in place, each as it is sharded. All processes must call it."""
+    set_model_state_dict(model, weights, options=OPTIONS)
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[list[int]]:
-    """Gives a list in which an interrupt (SIGTERM, Ctrl-C) is noted, for the step under way must
-    be whole before its state is saved. Outside the main thread signals are not ours to hold."""
+    """Gives a list in which interrupts (SIGTERM, Ctrl-C) are noted until the step under way is
+    whole and saved. Outside the main thread it holds none, for Python handles none there."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda found, _: noted.append(found)) for number in numbers]
+    before = [signal.signal(number, lambda caught, _: noted.append(caught)) for number in numbers]
     try:
         yield noted
     finally:
@@ -100,22 +106,5 @@ def interrupts_held() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _standing(out: Folder) -> list[str]:
+def _checkpoints(out: Folder) -> list[str]:
     return [name for name in out.files() if name.startswith(PREFIX)]
-
-
-def _gathered(tensors: dict[str, Tensor], is_first: bool) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if is_first:
-            found[name] = full.cpu().contiguous()
-    return found
-
-
-def _parameters(model: Any) -> list[tuple[str, Any]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def _states(model: Any, optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, optimizer.state[p]) for name, p in _parameters(model) if p in optimizer.state]

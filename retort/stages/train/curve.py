@@ -1,25 +1,25 @@
-"""The training curve: what was recorded at which step, the best pass, and what it warns of."""
+"""The training curve: what was recorded at which step, the best pass, and warnings."""
 
 from typing import Any
 
 from retort.store import Folder
 
 NAME = "history.json"
-# The share of the records that is taken as the beginning and as the end.
+# The share of the records that counts as the beginning, and as the end.
 EDGE = 0.1
-# A validation loss so many times the best one is clear overfitting.
+# A last validation loss of more than this many times the best one is clear overfitting.
 OVERFITTED = 1.1
 
 Record = dict[str, float]
 
 
 class Curve:
-    """The records of one run, in order; those after `step` are forgotten: they come again."""
+    """The records of one run, in order; those after `step` are dropped, to be made again."""
 
     def __init__(self, out: Folder, step: int):
         self._out = out
-        standing: list[Record] = out.read_json(NAME) if out.has(NAME) else []
-        self.records = [record for record in standing if record["step"] <= step]
+        stored: list[Record] = out.read_json(NAME) if out.has(NAME) else []
+        self.records = [record for record in stored if record["step"] <= step]
 
     def add(self, step: int, record: Record) -> None:
         """Adds what was measured at a step."""
@@ -31,7 +31,7 @@ class Curve:
 
     @property
     def validated(self) -> list[Record]:
-        """The records that carry a validation loss."""
+        """The records with a validation loss."""
         return [record for record in self.records if "validation_loss" in record]
 
     @property
@@ -42,7 +42,7 @@ class Curve:
 
     @property
     def num_stale(self) -> int:
-        """How many validations there were since the best one."""
+        """The number of validations since the best one."""
         return sum(record["step"] > (self.best_step or 0) for record in self.validated)
 
     def last(self) -> dict[str, Any]:
@@ -50,20 +50,20 @@ class Curve:
         return {k: v for k, v in (self.records[-1:] or [{}])[0].items() if k != "step"}
 
     def warnings(self) -> list[str]:
-        """Returns what a person should know of this curve: divergence, clear overfitting."""
-        found = []
+        """Returns a line on divergence and on clear overfitting, where there is any."""
+        lines = []
         losses = [record["loss"] for record in self.records if "loss" in record]
         edge = max(1, round(EDGE * len(losses)))
         first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
         if len(losses) > 1 and last > first:
-            found.append(
+            lines.append(
                 f"the training loss rose from {first:.4g} to {last:.4g}: the run diverged; "
                 "lower train.learning_rate"
             )
         validations = [record["validation_loss"] for record in self.validated]
         if validations and validations[-1] > OVERFITTED * min(validations):
-            found.append(
+            lines.append(
                 f"the validation loss was {min(validations):.4g} after step {self.best_step} and "
-                f"{validations[-1]:.4g} at the end: overfitting; fewer passes or more data"
+                f"{validations[-1]:.4g} at the end: overfitting; lower train.num_epochs or add data"
             )
-        return found
+        return lines

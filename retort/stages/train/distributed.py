@@ -1,8 +1,8 @@
-"""The processes that train one student together: each on its part of every step, as torch does it.
+"""The processes that train one student together, each on its part of every step.
 
-torchrun starts them (`retort.processes`). The student is copied to each (DDP), or cut up among them
-(FSDP2), as layout.py says. The surprise: no tensor of a model that is cut up is whole; `whole` and
-`cut_like` are the only ways in and out, and all processes must take them together.
+torchrun starts them (`retort.processes`). The student is replicated in each (DDP) or sharded among
+them (FSDP2), as layout.py says. Note: what gathers or divides a sharded tensor (`whole`,
+checkpoint.py) must be called by all processes.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from retort.engines import device_of
 from retort.errors import StageError
 from retort.spec import Train
 from retort.stages.train.layout import Layout, layout_of
@@ -32,59 +33,59 @@ class Ranks:
     layout: Layout
 
     def __str__(self) -> str:
-        how = "cut up by FSDP2" if self.layout.shards else "copied by DDP"
+        how = "sharded by FSDP2" if self.layout.shards else "replicated by DDP"
         nodes = f" on {self.layout.num_nodes} machines" if self.layout.num_nodes > 1 else ""
-        many = f", {self.size} processes{nodes}, the student {how}"
-        return self.device.partition(":")[0] + (many if self.size > 1 else "")
+        several = f", {self.size} processes{nodes}, the student {how}"
+        return self.device.partition(":")[0] + (several if self.size > 1 else "")
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is the process that writes and reports."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Returns the sum over all processes, on the CPU in float64."""
-        found = values.detach().to(self.device, torch.float64)
+        total = values.detach().to(self.device, torch.float64)
         if self.size > 1:
-            distributed.all_reduce(found)
-        return found.cpu()
+            distributed.all_reduce(total)
+        return total.cpu()
 
     def agree(self, first: bool, anyone: bool) -> tuple[bool, bool]:
-        """Returns what the first process says, and whether any process says the other."""
+        """Returns `first` of the first process, and whether `anyone` is true in any process."""
         if self.size == 1:
             return first, anyone
         flags = torch.tensor([first and self.is_first, anyone], device=self.device).int()
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        found = flags.bool().tolist()
-        return found[0], found[1]
+        of_first, of_any = flags.bool().tolist()
+        return of_first, of_any
 
     def meet(self, step: int) -> None:
-        """Returns once all processes are here, after the same step.
+        """Waits until all processes are here, after the same step.
 
-        Raises `StageError` where one has read another checkpoint than the others.
+        Raises `StageError` where one of them has read another checkpoint.
         """
         if self.size > 1 and self.sum(torch.tensor(float(step))).item() != step * self.size:
             raise StageError(
-                "the processes have read different checkpoints; the store must be the same, and "
-                "show what was just written, on all machines that train"
+                "the processes have read different checkpoints; give all machines that train the "
+                "same --store, one that shows at once what another machine wrote"
             )
 
     def wrap(self, objective: Objective) -> nn.Module:
-        """Returns what is called in the objective's place: itself, or what keeps the ranks equal.
+        """Returns the module to call: the objective, or DDP or FSDP2 around it.
 
-        FSDP2 cuts up each layer by itself (the class that the model names in `_no_split_modules`)
-        and the rest with the objective, in place.
+        FSDP2 shards in place: each layer by itself (the classes that the model names in
+        `_no_split_modules`), and the rest with the objective.
         """
         if self.layout.shards:
             return self._sharded(objective)
         if self.size == 1:
             return objective
-        # A mixture of experts leaves those without a gradient that no token chose.
-        chooses = any("expert" in name for name, _ in objective.named_modules())
+        # An expert that no token was routed to has no gradient.
+        has_experts = any("expert" in name for name, _ in objective.named_modules())
         index = torch.device(self.device).index
         devices = None if index is None else [index]
         return nn.parallel.DistributedDataParallel(
-            objective, device_ids=devices, find_unused_parameters=chooses
+            objective, device_ids=devices, find_unused_parameters=has_experts
         )
 
     def _sharded(self, objective: Objective) -> nn.Module:
@@ -98,28 +99,25 @@ class Ranks:
 
 
 def join(knobs: Train) -> Ranks:
-    """Returns this process's place, and has it meet the others where there are any.
+    """Returns this process's rank, after joining the others where there are any.
 
-    They are never parted: the process ends at once (`retort.processes`), and
-    `destroy_process_group` can wait for a thread that waits for it.
+    The process group is never destroyed, because `destroy_process_group` can deadlock with a thread
+    that waits for it; the process ends right after the stage (`retort.processes`).
     """
-    layout = layout_of(knobs)
-    wanted: str = knobs.runtime.device
+    layout, device = layout_of(knobs), device_of(knobs.runtime.device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if size == 1:
-        return Ranks(0, 1, wanted, layout)
-    if wanted == "cuda":
-        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(wanted)
-    distributed.init_process_group("nccl" if wanted.startswith("cuda") else "gloo")
-    return Ranks(distributed.get_rank(), size, wanted, layout)
+        return Ranks(0, 1, device, layout)
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Ranks(distributed.get_rank(), size, device, layout)
 
 
 @contextlib.contextmanager
 def accumulating(module: nn.Module, is_last: bool) -> Iterator[None]:
-    """Has the ranks exchange gradients after the last micro-batch of a step alone."""
+    """Lets the ranks exchange gradients only after the last micro-batch of a step."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not is_last:
         with module.no_sync():
             yield
@@ -130,14 +128,5 @@ def accumulating(module: nn.Module, is_last: bool) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Returns a tensor that may be cut up among the ranks in one piece; all must call it."""
+    """Returns a tensor that may be sharded among the ranks in one piece; all must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def cut_like(value: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a whole tensor as `tensor` lies: on its device, and cut up where it is."""
-    if isinstance(tensor, DTensor) and value.ndim:
-        mesh = tensor.device_mesh
-        moved = value.to(mesh.device_type)
-        return distribute_tensor(moved, mesh, tensor.placements, src_data_rank=None)
-    return value.to(tensor.device)

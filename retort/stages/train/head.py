@@ -1,5 +1,5 @@
 """From the last hidden states to the losses, a chunk of tokens at a time: the logits of a whole
-batch never exist. The gradient is made in the forward pass, while a chunk's logits are at hand.
+batch never exist. The gradient is computed in the forward pass, from the same logits.
 """
 
 # N supervised tokens, V ids of the vocabulary, W rows of the head's weight (V and its padding)
@@ -16,15 +16,17 @@ from retort.losses import Target
 from retort.losses.distributions import exact
 
 # The losses run on blocks of a chunk's logits: fp32 temporaries of 8 MiB stay in a CPU's caches,
-# and ones of 128 MiB fill a GPU.
+# and those of 128 MiB fill a GPU.
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
+# Smaller chunks cost more in calls than they save in memory.
+CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the objective: `loss` has its temperature and options bound to it.
+    """One loss of the objective; temperature and options are bound to `loss`.
 
-    A term of weight 0 is computed without a gradient: a measure of the logits, such as agreement.
+    A term of weight 0 is computed without a gradient: it only measures, as agreement does.
     """
 
     name: str
@@ -34,8 +36,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Sums:
-    """`total_` is the weighted sum, the one to backpropagate; `values_L` are the terms' own sums
-    over the tokens, in their order, unweighted and without a gradient."""
+    """`total_` is the weighted sum, to be backpropagated; `values_L` are the terms' own sums over
+    the tokens, in their order, unweighted and without a gradient."""
 
     total_: Tensor
     values_L: Tensor
@@ -43,7 +45,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Head:
-    """How a model makes logits of its last hidden states: `finish(project(hidden_NH))`.
+    """How a model computes logits of its last hidden states: `finish(project(hidden_NH))`.
 
     Only the first `vocabulary` ids count; the others are padding. `scale` is a factor on the
     logits, `softcap` bounds them: softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118).
@@ -54,11 +56,11 @@ class Head:
     vocabulary: int
     scale: float = 1.0
     softcap: float | None = None
-    chunk_tokens: int = 512
+    chunk_tokens: int = CHUNK_TOKENS
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a linear layer and nothing else: no adapter, no hook, no quantization."""
+        """Whether it is a linear layer without adapter, hook or quantization."""
         hooked = self.project._forward_hooks or self.project._forward_pre_hooks
         return (
             type(self.project) is nn.Linear and not hooked and "forward" not in vars(self.project)
@@ -86,24 +88,24 @@ def losses_of(
 ) -> Sums:
     """Returns the terms' sums over the supervised tokens of these hidden states.
 
-    `teacher` makes dense logits of `target.teacher_hidden_NH`, chunk by chunk as well. On CUDA a
-    plain head's products take factors in autocast's dtype; its logits and losses are always fp32.
-    It takes one pass, and `total_` can be backpropagated once (`RuntimeError` after that). Any
-    other head (LoRA, quantized) runs under checkpointing, which computes each chunk's logits twice;
-    where FSDP shards such a head by itself, each rank must have equally many chunks. Raises
-    `ValueError` for a sharded weight, which only a forward of what FSDP wrapped gathers.
+    `teacher` makes dense logits of `target.teacher_hidden_NH`, chunk by chunk as well. On CUDA the
+    factors of a plain head's products are in autocast's dtype; its logits and losses are always
+    fp32. It takes one pass, and `total_` can be backpropagated once (`RuntimeError` after that).
+    Any other head (LoRA, quantized) runs under checkpointing, which computes each chunk's logits
+    twice; where FSDP shards such a head by itself, each rank must have equally many chunks. Raises
+    `ValueError` for a sharded weight, which only the forward of a module that FSDP wraps gathers.
     """
     job = _ChunkJob(head, target, terms, teacher)
     if not head.is_plain:
         return _checkpointed(hidden_NH, job)
     weight_WH, bias_W = head.project.weight, head.project.bias
     if hasattr(weight_WH, "full_tensor"):
-        raise ValueError("the head's weight is sharded here; give FSDP the whole `Objective`")
+        raise ValueError("the head's weight is sharded here; wrap the whole `Objective` in FSDP")
     return Sums(*_Chunked.apply(hidden_NH, weight_WH, bias_W, job, torch.is_grad_enabled()))
 
 
 def sums_of(logits_NV: Tensor, target: Target, terms: list[Term]) -> Sums:
-    """Returns the terms' sums of logits that are already there, by plain autograd."""
+    """Returns the terms' sums of given logits, by plain autograd."""
     values, parts = [], []
     with torch.autocast(logits_NV.device.type, enabled=False):
         for term in terms:
@@ -113,7 +115,7 @@ def sums_of(logits_NV: Tensor, target: Target, terms: list[Term]) -> Sums:
             if term.weight:
                 parts.append(term.weight * value)
         if torch.is_grad_enabled() and not any(part.requires_grad for part in parts):
-            parts.append(exact(logits_NV[:, :0]).sum())  # a zero: nothing to learn, but a graph
+            parts.append(exact(logits_NV[:, :0]).sum())  # 0, with a graph to backpropagate
         total_ = torch.stack(parts).sum() if parts else values[0].new_zeros(())
     return Sums(total_, torch.stack(values))
 
@@ -126,7 +128,7 @@ class _ChunkJob:
     teacher: Head | None
 
     def part(self, start: int, end: int) -> Target:
-        """Returns the target of a chunk, with a live teacher's logits made."""
+        """Returns the target of a chunk, with a live teacher's logits in it."""
         target = self.target.part(start, end)
         if self.teacher is None or target.teacher_hidden_NH is None:
             return target
@@ -139,10 +141,10 @@ def _checkpointed(hidden_NH: Tensor, job: _ChunkJob) -> Sums:
     size = job.head.chunk_tokens
 
     def sums(hidden_CH: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        found = sums_of(job.head.logits(hidden_CH), job.part(start, start + size), job.terms)
-        return found.total_, found.values_L
+        chunk = sums_of(job.head.logits(hidden_CH), job.part(start, start + size), job.terms)
+        return chunk.total_, chunk.values_L
 
-    parts = [  # without a token there is still one chunk, so that the graph is there
+    parts = [  # one chunk at least, so that there is a graph without any token
         checkpoint(sums, hidden_NH[start : start + size], start, use_reentrant=False)
         for start in range(0, max(1, len(hidden_NH)), size)
     ]
@@ -151,7 +153,7 @@ def _checkpointed(hidden_NH: Tensor, job: _ChunkJob) -> Sums:
 
 
 class _Chunked(torch.autograd.Function):  # type: ignore[misc]
-    """The weighted total and each term's sum; the gradients wait in `ctx` for the backward pass."""
+    """The weighted total and each term's sum; `ctx` keeps the gradients for the backward pass."""
 
     @staticmethod
     def forward(
@@ -172,8 +174,8 @@ class _Chunked(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("losses_of keeps its gradients for one backward pass; call it again")
-        found, ctx.gradients = ctx.gradients, None  # let go, so that autograd need not copy them
-        scaled = [None if g is None else g.mul_(grad_) for g in found]
+        gradients, ctx.gradients = ctx.gradients, None  # held once, autograd does not copy them
+        scaled = [None if g is None else g.mul_(grad_) for g in gradients]
         pairs = zip(scaled, ctx.dtypes, strict=True)
         return (*(None if g is None else g.to(dtype) for g, dtype in pairs), None, None)
 
@@ -181,10 +183,10 @@ class _Chunked(torch.autograd.Function):  # type: ignore[misc]
 def _walk(
     job: _ChunkJob, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: list[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Returns the terms' sums (float64) and the gradients of the total for those wanted.
+    """Returns the terms' sums (float64) and the gradients of the total by the wanted inputs.
 
-    One buffer holds a chunk's logits, and then their gradient; logits are fp32 at least, and the
-    head's gradient is added up so. Only the factors of the products are as narrow as `_narrow`.
+    One buffer holds a chunk's logits, and then their gradient. Logits, and the sum of the head's
+    gradient, are fp32 at least; only the factors of the products have the dtype of `_narrow`.
     """
     hidden_NH, weight_WH, bias_W = inputs
     size, num_ids = job.head.chunk_tokens, job.head.vocabulary
@@ -217,7 +219,7 @@ def _walk(
 def _narrow(hidden_NH: Tensor) -> torch.dtype:
     """Returns the dtype of the products' factors: on CUDA autocast's, or the hidden states' own.
 
-    A CPU cannot add products of bf16 up into fp32, and bf16 logits are several percent off.
+    A CPU cannot add up bf16 products in fp32, and bf16 logits are several percent off.
     """
     if not hidden_NH.is_cuda:
         return exact(hidden_NH[:0]).dtype
@@ -240,7 +242,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, adds: bool) -> None:
 
 
 def _differentiated(job: _ChunkJob, logits_CV: Tensor, target: Target, is_training: bool) -> Tensor:
-    """Returns the terms' sums (float64); in training, the gradient then stands in the logits."""
+    """Returns the terms' sums (float64); in training it replaces the logits by their gradient."""
     values_L = torch.zeros(len(job.terms), dtype=torch.float64, device=logits_CV.device)
     num_tokens, num_ids = logits_CV.shape
     size = max(1, BLOCK_ELEMENTS[logits_CV.device.type] // num_ids)

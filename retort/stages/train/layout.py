@@ -1,7 +1,7 @@
-"""How many processes train a student, where and how: by the spec, or a file of `accelerate config`.
+"""How many processes train a student, and how: from the spec, or a file of `accelerate config`.
 
-The surprise: accelerate's file is read, but torch's own `fully_shard` does what it says: accelerate
-shards on GPUs alone, and a student trains on CPUs, too. Imports nothing heavy: every run asks this.
+Note: accelerate's file is read, but torch's own `fully_shard` carries it out, because accelerate
+shards on GPUs alone. This file imports nothing heavy, because every run reads it.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ OPTION = "train.runtime.accelerate_config"
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes there are in all, whether the student is cut up among them (FSDP2), and
+    """How many processes there are in all, whether the student is sharded among them (FSDP2), and
     over how many machines they are spread, equally many on each.
 
-    `reshards` lets a layer's weights go between forward and backward: less memory, more traffic.
+    `reshards` frees a layer's gathered weights between forward and backward: less memory, more
+    traffic.
     """
 
     num_processes: int = 1
@@ -35,7 +36,7 @@ class Layout:
 
 def layout_of(knobs: Train) -> Layout:
     """Returns the layout that the spec asks for. Raises `SpecError` for a file that cannot be read,
-    or that asks for something else than DDP or FSDP2."""
+    or that asks for something other than DDP or FSDP2."""
     path, num_nodes = knobs.runtime.accelerate_config, knobs.runtime.num_nodes
     if path is None:
         return Layout(knobs.runtime.num_processes * num_nodes, num_nodes=num_nodes)
@@ -44,7 +45,7 @@ def layout_of(knobs: Train) -> Layout:
     if config.mixed_precision not in (None, "no", _precision(knobs)):
         raise SpecError(
             f"{OPTION}: {path} says mixed_precision: {config.mixed_precision}, but train.dtype is "
-            f"{knobs.dtype}; the spec decides, so make them agree"
+            f"{knobs.dtype}, which is what counts; make them agree"
         )
     num_processes, num_machines = (
         max(1, int(number or 1)) for number in (config.num_processes, config.num_machines)
@@ -68,7 +69,7 @@ def layout_of(knobs: Train) -> Layout:
 
 
 def _read(path: str) -> Any:
-    """Returns what a file of `accelerate config` says."""
+    """Returns accelerate's object of a file of `accelerate config`."""
     from accelerate.commands.config.config_args import (  # type: ignore[import-untyped]
         load_config_from_file,
     )
@@ -82,16 +83,16 @@ def _read(path: str) -> Any:
 
 
 def _shards(path: str, config: Any) -> bool:
-    """Whether a file asks for FSDP2; `SpecError` where it asks for what is neither that nor DDP."""
+    """Whether a file asks for FSDP2; raises `SpecError` for what is neither FSDP2 nor DDP."""
     kind, fsdp = str(config.distributed_type).rpartition(".")[2], config.fsdp_config or {}
     if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
         raise SpecError(
             f"{OPTION}: {path} asks for {kind}; MULTI_GPU, MULTI_CPU and FSDP are known"
         )
     if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
-        raise SpecError(f"{OPTION}: {path} asks for FSDP of the first kind; set fsdp_version: 2")
+        raise SpecError(f"{OPTION}: {path} asks for FSDP's first version; set fsdp_version: 2")
     if _is_true(fsdp.get("fsdp_offload_params", False)):
-        raise SpecError(f"{OPTION}: {path} has weights offloaded; set fsdp_offload_params: false")
+        raise SpecError(f"{OPTION}: {path} offloads weights; set fsdp_offload_params: false")
     return kind == "FSDP"
 
 

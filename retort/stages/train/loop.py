@@ -1,8 +1,9 @@
-"""The training loop: every knob's effect is on this page, in the order in which it happens.
+"""The training loop: the effect of every knob, in the order in which it happens.
 
 Losses are sums; each optimizer step divides once by its supervised tokens, so micro-batches,
-processes and checkpoints change nothing. A run checks itself on the first step and refuses to train
-in vain. Every process runs this page on its part; the first one alone writes and speaks.
+processes and checkpoints change nothing. Before the first step a run checks that each loss has a
+gradient. Every process runs this file on its part of each step; the first one alone writes and
+reports.
 """
 
 # B batch, T time, N supervised tokens, V vocabulary, L terms of the objective
@@ -34,12 +35,14 @@ from retort.stages.train.student import open_student, save_student
 from retort.stages.train.teacher import LiveTeacher, open_teacher
 from retort.store import model_folder
 
-# Steps for which a teacher behind an endpoint is asked ahead.
+# The number of coming steps whose rows a teacher behind an endpoint is asked for.
 AHEAD = 8
+# The number of training rows among which a label is looked for, to check a loss over labels.
+PROBE_ROWS = 10_000
 
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """The child's side of the train stage: returns its facts, writes `student/`."""
+    """Trains the student and writes `student/`; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     knobs = stage.spec.train
     ranks = join(knobs)
@@ -48,30 +51,17 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
     base = model_folder.check(knobs.student, "train.student")
-    # Where it is cut up among the processes, no device holds all of it.
+    # No device need hold all of a student that is sharded.
     device = "cpu" if ranks.layout.shards else ranks.device
     model = open_student(knobs, device)
     tokenizer = encoding.load_tokenizer(knobs.student)
     data = training_rows.build(stage, base, end_ids(model, tokenizer))
     if ranks.is_first:
         stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
-    # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
-    vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
-    probe = batches.collate(data.train[:1], device)
-    head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
-    report.note(note)
-    packs = knobs.runtime.packing
-    if packs:
-        packs, note = packs_exactly(model, probe.input_ids_BT)
-        report.note(note)
-    teacher = open_teacher(stage, vocabulary, ranks.device) if stage.spec.is_live else None
-    objective = Objective(
-        model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
-    )
-    trainer = Trainer(stage, objective, ranks, teacher, packs)
-    with contextlib.closing(teacher) if teacher else contextlib.nullcontext():
+    trainer = _trainer(stage, model, ranks, data.train[0])
+    with contextlib.closing(trainer.teacher) if trainer.teacher else contextlib.nullcontext():
         last = trainer.run(data)
-    weights = checkpoint.trained(model, ranks.is_first) if ranks.layout.shards else None
+    weights = checkpoint.trained(model) if ranks.layout.shards else None
     if ranks.is_first:
         save_student(stage, model, base, weights)
     return {
@@ -85,6 +75,25 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         **last,
         "warnings": [*data.warnings, *last["warnings"]],
     }
+
+
+def _trainer(stage: Stage, model: Any, ranks: Ranks, first: TrainingItem) -> "Trainer":
+    """Returns the trainer of a model; what its head and packing may do is tried on one item."""
+    base = model_folder.locate(stage.spec.train.student, "train.student")
+    # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
+    vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
+    probe = batches.collate([first], "cpu" if ranks.layout.shards else ranks.device)
+    head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
+    stage.report.note(note)
+    packs = stage.spec.train.runtime.packing
+    if packs:
+        packs, note = packs_exactly(model, probe.input_ids_BT)
+        stage.report.note(note)
+    teacher = open_teacher(stage, vocabulary, ranks.device) if stage.spec.is_live else None
+    objective = Objective(
+        model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
+    )
+    return Trainer(stage, objective, ranks, teacher, packs)
 
 
 class Trainer:
@@ -107,7 +116,7 @@ class Trainer:
         self.optimizer = optimizer_of(self.model, self.knobs)
 
     def run(self, data: training_rows.TrainingData) -> dict[str, Any]:
-        """Trains to the end, from the newest checkpoint if one stands; returns the last losses."""
+        """Trains to the end, from the newest checkpoint if any; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = per_epoch * knobs.num_epochs
@@ -116,8 +125,10 @@ class Trainer:
         if step:
             self.report.note(f"continuing after step {step} of {self.num_steps}")
         curve = Curve(out, step)
-        # A term over labels needs a row that has some.
-        first = sorted(data.train[:10_000], key=lambda item: not training_rows.has_choices(item[0]))
+        # A loss over labels needs a row that has some.
+        first = sorted(
+            data.train[:PROBE_ROWS], key=lambda item: not training_rows.has_choices(item[0])
+        )
         self._probe = next(batches.micro_batches(first[:16], knobs.runtime.micro_batch_tokens))
         self._check_gradients()
         with checkpoint.interrupts_held() as interrupted:
@@ -127,7 +138,7 @@ class Trainer:
         best = curve.best_step
         if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
             checkpoint.load_best(out, self.model)
-            self.report.note(f"kept: the student after step {best}, of the lowest validation loss")
+            self.report.note(f"kept the student after step {best}, of the lowest validation loss")
         for text in curve.warnings():
             self.report.note(f"warning: {text}")
         return {**curve.last(), "best_step": best, "warnings": curve.warnings()}
@@ -135,10 +146,11 @@ class Trainer:
     def _passes(
         self, data: training_rows.TrainingData, curve: Curve, step: int, interrupted: Sequence[int]
     ) -> None:
-        """Makes all steps after `step`. Raises `KeyboardInterrupt` once what is done is saved."""
+        """Makes all steps after `step`. Raises `KeyboardInterrupt` once an interrupt's state is
+        saved."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = self.num_steps // knobs.num_epochs
-        saved = said = time.monotonic()
+        saved = reported = time.monotonic()
         for epoch in range(step // per_epoch, knobs.num_epochs):
             if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
                 self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
@@ -153,8 +165,8 @@ class Trainer:
                 if end_of_epoch:
                     record |= self._end_of_epoch(data)
                 now = time.monotonic()
-                if end_of_epoch or now - said > 1:
-                    said = now
+                if end_of_epoch or now - reported > 1:
+                    reported = now
                     curve.add(step, record)
                     self.report.metrics(record, step)
                     note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {knobs.num_epochs}"
@@ -169,7 +181,7 @@ class Trainer:
                         curve.write()
                     checkpoint.write(out, step, self.model, self.optimizer, self.ranks.is_first)
                 if stops:
-                    self.ranks.meet(step)  # who leaves earlier ends the first one as it writes
+                    self.ranks.meet(step)  # torchrun ends all once one has left
                     raise KeyboardInterrupt
 
     def _step(self, step: int, items: list[TrainingItem]) -> dict[str, float]:
@@ -179,23 +191,23 @@ class Trainer:
         # Seeded by step, so that dropout is the same after a resume.
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
         num_valid = training_rows.supervised(items)
-        # The last is the teacher's mass in its top k.
+        # M: the terms, and the teacher's mass in its top k.
         sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
         parts = self._parts(items)
         for number, part in enumerate(parts, start=1):
             batch = self._batch(part)
             with accumulating(self.objective, is_last=number == len(parts)):
-                found = self._losses(batch)
-                # The processes' gradients are averaged; the sum of them all is wanted.
-                (found.total_ * (self.ranks.size / max(num_valid, 1))).backward()
-            sums_M[:-1] += found.values_L.cpu()
+                sums = self._losses(batch)
+                # DDP and FSDP average the processes' gradients; this makes it their sum.
+                (sums.total_ * (self.ranks.size / max(num_valid, 1))).backward()
+            sums_M[:-1] += sums.values_L.cpu()
             if batch.target.tail_N is not None:
                 sums_M[-1] += (1 - batch.target.tail_N.exp()).sum().cpu()
         norm = self._clipped_norm(self.knobs.max_grad_norm)
         if not math.isfinite(norm):
             raise StageError(
-                f"the gradient is {norm} at step {step + 1}; lower train.learning_rate "
-                f"(now {self.knobs.learning_rate:g}) or look at the data of this step"
+                f"the gradient's norm is {norm} at step {step + 1}; lower train.learning_rate "
+                f"(now {self.knobs.learning_rate:g})"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.knobs.learning_rate * lr_factor(step, self.num_steps, self.knobs)
@@ -218,7 +230,7 @@ class Trainer:
         if self.knobs.dtype == "bfloat16":
             precision = torch.autocast(self.device.split(":")[0], torch.bfloat16)
         with precision:
-            found: Sums = self.objective(
+            sums: Sums = self.objective(
                 batch.input_ids_BT,
                 batch.attention_mask_BT,
                 (batch.rows_N, batch.times_N),
@@ -226,27 +238,27 @@ class Trainer:
                 terms,
                 batch.position_ids_BT,
             )
-        return found
+        return sums
 
     def _expect(self, items: list[TrainingItem]) -> None:
-        """Has a teacher behind an endpoint asked for what comes next, while the student learns."""
-        if self.teacher and self.ranks.size == 1:  # of several processes, each asks for its own
+        """Tells a teacher behind an endpoint which items come next, so that it is asked ahead."""
+        if self.teacher and self.ranks.size == 1:  # several processes each ask for their own
             self.teacher.expect(items)
 
     def _batch(self, part: list[TrainingItem]) -> Batch:
-        """Returns a micro-batch with what the teacher says of it."""
+        """Returns a micro-batch, with a live teacher's distribution in its target."""
         batch = batches.collate(part, self.device, self.packs)
         return replace(batch, target=self.teacher.targets(batch)) if self.teacher else batch
 
     def _parts(self, items: list[TrainingItem]) -> list[list[TrainingItem]]:
         """Returns this process's micro-batches of a step's items; each process has equally many."""
-        size, most = self.ranks.size, self.knobs.runtime.micro_batch_tokens
+        size, max_tokens = self.ranks.size, self.knobs.runtime.micro_batch_tokens
         shares = [
-            list(batches.micro_batches(items[rank::size], most, self.packs)) for rank in range(size)
+            list(batches.micro_batches(items[rank::size], max_tokens, self.packs))
+            for rank in range(size)
         ]
-        number = max(len(lr_factor) for lr_factor in shares)
-        mine = shares[self.ranks.rank]
-        return mine + [[training_rows.blank(items[0])]] * (number - len(mine))
+        mine, most_parts = shares[self.ranks.rank], max(len(share) for share in shares)
+        return mine + [[training_rows.blank(items[0])]] * (most_parts - len(mine))
 
     def _end_of_epoch(self, data: training_rows.TrainingData) -> dict[str, float]:
         """Returns what is measured once a pass: validation, each term's own gradient, memory."""
@@ -262,17 +274,17 @@ class Trainer:
         with torch.no_grad():
             for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
                 sums_L += self._losses(self._batch(part)).values_L.cpu()
-        found = self._record(self.ranks.sum(sums_L), training_rows.supervised(items))
-        return {f"validation_{k}": v for k, v in found.items()}
+        record = self._record(self.ranks.sum(sums_L), training_rows.supervised(items))
+        return {f"validation_{k}": v for k, v in record.items()}
 
     def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
-        """Returns the objective and each term, per supervised token."""
+        """Returns the objective and each of its terms, per supervised token."""
         means = (sums_L / max(num_valid, 1)).tolist()
         loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
         return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
 
     def _check_gradients(self) -> None:
-        """Raises `StageError` when a term of the objective moves nothing: it would be off."""
+        """Raises `StageError` for a loss without a gradient: it would do nothing."""
         batch = self._batch(self._probe)
         if not training_rows.supervised(self._probe):
             raise StageError("the first batch has no supervised token; nothing would be learned")
@@ -282,7 +294,10 @@ class Trainer:
                 self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
         for name, norm in self._gradient_norms(self._probe).items():
             if not norm > 0:
-                raise StageError(f"loss {name} has no gradient (norm {norm}); it is off")
+                raise StageError(
+                    f"train.losses: {name} has no gradient on the first batch (norm {norm}), so it "
+                    "would change nothing; take it out, or mend the loss"
+                )
 
     def _gradient_norms(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the norm of each term's own gradient, per supervised token, unweighted."""
@@ -297,5 +312,5 @@ class Trainer:
         return norms
 
     def _clipped_norm(self, most: float) -> float:
-        """Returns the norm of the whole gradient, which is cut to `most`."""
+        """Clips the gradient to an L2 norm of `most`; returns its norm before."""
         return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)))

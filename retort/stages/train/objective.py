@@ -1,8 +1,8 @@
-"""Student and losses in one forward, so that whatever wraps it (DDP, FSDP) sees every parameter.
+"""Student and losses in one forward, so that DDP or FSDP around it sees every parameter.
 
-A head is called beside the model's own forward, so what a family does between its last hidden
-states and its logits must be known: `trusted_head` measures it, and refuses what it cannot follow.
-`packs_exactly` measures as well whether items that share a row stay apart.
+The head is called beside the model's own forward, so what a model family does between its last
+hidden states and its logits must be known: `trusted_head` measures whether it is. `packs_exactly`
+measures whether items that share a row stay apart.
 """
 
 # B batch, T time, N supervised tokens, V vocabulary, H hidden size, K teacher top-k
@@ -16,11 +16,20 @@ from torch import Tensor, nn
 from retort.losses import Target
 from retort.plugins import find_function
 from retort.spec import JobSpec, Loss
-from retort.stages.train.head import Head, Sums, Term, losses_of, sums_of
+from retort.stages.train.head import (
+    BLOCK_ELEMENTS,
+    CHUNK_TOKENS,
+    Head,
+    Sums,
+    Term,
+    losses_of,
+    sums_of,
+)
 
 
 def terms_of(spec: JobSpec) -> list[Term]:
-    """Returns the objective's terms; last, of weight 0, how often teacher and student agree."""
+    """Returns the objective's terms; with a teacher's distribution `agreement`, of weight 0, is the
+    last."""
     terms = [term_of(loss) for loss in spec.losses if loss.weight > 0]
     return [*terms, Term("agreement", agreement, 0.0)] if spec.distils else terms
 
@@ -33,21 +42,23 @@ def term_of(loss: Loss) -> Term:
     )
 
 
-# Largest gap between the head's logits and the model's own, as a share of the largest logit.
+# The largest gap allowed between the head's logits and the model's own, as a share of the largest
+# logit.
 MOST_GAP = {torch.float64: 1e-9, torch.float32: 1e-5}
-# Largest change of a token's logits by packing, as a share of their norm. In bf16 rounding alone
-# changed up to 0.1 of a random model's (48 layers), a wrong position or a leak 0.8 and more.
+# The largest change allowed of a token's logits by packing, as a share of their norm. In bf16,
+# rounding alone changed up to 0.1 of a random model's (48 layers), a wrong position or a leak 0.8
+# and more.
 MOST_CHANGE = {torch.float64: 1e-9, torch.float32: 1e-4}
 MOST_CHANGE_ROUNDED = 0.2
-# The length of the longer row on which packing is tried.
+# The length of the longer item on which packing is tried.
 PROBE_TOKENS = 32
 
 
 class Objective(nn.Module):  # type: ignore[misc]
-    """The student and what it is trained on; call it, or what wraps it, never the parts.
+    """The student and its losses; call it, or the wrapper around it, never its parts.
 
-    `head` None: the model's own logits are taken, of the whole batch (the unfused path). `teacher`
-    makes the logits of a target that holds a live teacher's hidden states.
+    With `head` None the model's own logits of the whole batch are used (the unfused path).
+    `teacher` makes the logits of a target that holds a live teacher's hidden states.
     """
 
     def __init__(
@@ -63,7 +74,7 @@ class Objective(nn.Module):  # type: ignore[misc]
         # A plain tuple: the head's layer is the model's, and must not be registered twice.
         self.parts = (head, terms, vocabulary, teacher)
 
-    def forward(  # noqa: PLR0913, PLR0917 - a wrapper calls it, with all that a batch holds
+    def forward(  # noqa: PLR0913, PLR0917 - a wrapper passes on plain arguments alone
         self,
         input_ids_BT: Tensor,
         attention_mask_BT: Tensor | None,
@@ -72,9 +83,10 @@ class Objective(nn.Module):  # type: ignore[misc]
         terms: list[Term] | None = None,
         position_ids_BT: Tensor | None = None,
     ) -> Sums:
-        """Returns the sums of the terms (or of these) over the tokens at the places (row, time).
+        """Returns the sums of the terms over the tokens at `places` (row, time).
 
-        Rows with positions and no mask may hold several items, each with positions from 0.
+        `terms` are the objective's own where None. Rows with positions and no mask may hold several
+        items, each with positions from 0.
         """
         head, own, vocabulary, teacher = self.parts
         inputs = (input_ids_BT, attention_mask_BT, position_ids_BT)
@@ -91,17 +103,17 @@ def last_hidden(
     attention_mask_BT: Tensor | None = None,
     position_ids_BT: Tensor | None = None,
 ) -> Tensor:
-    """Returns what a causal model, with or without adapters, gives its head, (B, T, H)."""
+    """Returns the input of a causal model's head, (B, T, H), with or without adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    found = inner.base_model(**_named(input_ids_BT, attention_mask_BT, position_ids_BT))
-    hidden_BTH: Tensor = found.last_hidden_state
+    output = inner.base_model(**_named(input_ids_BT, attention_mask_BT, position_ids_BT))
+    hidden_BTH: Tensor = output.last_hidden_state
     return hidden_BTH
 
 
 def _named(
     input_ids_BT: Tensor, attention_mask_BT: Tensor | None, position_ids_BT: Tensor | None
 ) -> dict[str, Any]:
-    """Returns a model's arguments; what is None is left out, for not every family knows it."""
+    """Returns a model's arguments without those that are None: not every family takes each."""
     inputs = {
         "input_ids": input_ids_BT,
         "attention_mask": attention_mask_BT,
@@ -111,7 +123,7 @@ def _named(
 
 
 def _with_logits(target: Target, teacher: Head | None) -> Target:
-    """Returns a target in which a live teacher's hidden states have become its logits."""
+    """Returns a target with a live teacher's logits in place of its hidden states."""
     if teacher is None or target.teacher_hidden_NH is None:
         return target
     with torch.no_grad():
@@ -122,11 +134,11 @@ def _with_logits(target: Target, teacher: Head | None) -> Target:
 def trusted_head(
     model: Any, vocabulary: int, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None
 ) -> tuple[Head | None, str]:
-    """Returns the model's head, once it gave the model's own logits on this batch; and a note.
+    """Returns the model's head if it gives the model's own logits on this batch, and a note.
 
-    None where it did not, or where there is none: the note says why, and the unfused path serves.
-    Scale and cap are read from the configuration: `logit_scale` (Cohere), `logits_scaling`
-    (Granite, a divisor), `final_logit_softcapping` (Gemma).
+    None where it does not, or where the model names none: the note says why, and the unfused path
+    is taken. Scale and cap are read from the configuration: `logit_scale` (Cohere),
+    `logits_scaling` (Granite, a divisor), `final_logit_softcapping` (Gemma).
     """
     project = model.get_output_embeddings()
     if project is None:
@@ -137,6 +149,8 @@ def trusted_head(
         vocabulary,
         scale=_number(config, "logit_scale", 1.0) / _number(config, "logits_scaling", 1.0),
         softcap=_number(config, "final_logit_softcapping", 0.0) or None,
+        # Logits that fit into one block anyway need no chunks.
+        chunk_tokens=max(CHUNK_TOKENS, BLOCK_ELEMENTS[input_ids_BT.device.type] // vocabulary),
     )
     was_training = model.training
     model.eval()
@@ -160,16 +174,17 @@ def _number(config: Any, name: str, default: float) -> float:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _gap(model: Any, head: Head, input_ids_BT: Tensor, attention_mask_BT: Tensor | None) -> float:
-    """Returns the largest gap of the two ways to the logits; infinity where one cannot be gone."""
+    """Returns the largest gap between the head's logits and the model's, as a share of the largest;
+    infinity where the head's cannot be computed."""
     own_BTV = model(**_named(input_ids_BT, attention_mask_BT, None)).logits[..., : head.vocabulary]
-    seen = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
-    seen = seen.bool()
+    mask_BT = torch.ones_like(input_ids_BT) if attention_mask_BT is None else attention_mask_BT
+    real_BT = mask_BT.bool()
     try:
         hidden_BTH = last_hidden(model, input_ids_BT, attention_mask_BT)
-        ours_NV = head.logits(hidden_BTH[seen])
+        ours_NV = head.logits(hidden_BTH[real_BT])
     except (AttributeError, RuntimeError, TypeError):  # another family's backbone or widths
         return float("inf")
-    own_NV = own_BTV[seen].double()
+    own_NV = own_BTV[real_BT].double()
     if ours_NV.shape != own_NV.shape:
         return float("inf")
     gap = (ours_NV.double() - own_NV).abs().max() / own_NV.abs().max().clamp(min=1e-6)
@@ -177,17 +192,17 @@ def _gap(model: Any, head: Head, input_ids_BT: Tensor, attention_mask_BT: Tensor
 
 
 def packs_exactly(model: Any, input_ids_BT: Tensor) -> tuple[bool, str]:
-    """Returns whether rows that share a row give what each gives alone; and a note that says why.
+    """Returns whether items that share a row have the logits of each alone, and a note.
 
-    Tried on the first row of a batch and on its tokens in another order, in two rows of both: their
-    logits are compared, and no token's gradient may reach another item, exactly, in any precision.
-    Where it does not hold, packing must be off: state-space models, positions that are not taken,
-    flash attention (which tells items apart in a batch of one row alone).
+    It is tried on the first row of a batch and on its tokens in another order, in two rows of both:
+    the logits are compared, and the gradient of one item by another must be exactly 0, in any
+    precision. Where it is not, packing must be off: for state-space models, for models that ignore
+    positions, and with flash attention, which separates items in a batch of one row alone.
     """
     name = type(model).__name__
     config = model.config.get_text_config()
-    if getattr(config, "attention_chunk_size", None):  # its chunks are cut by places in the row
-        return False, f"not packed: {name} attends within chunks of a row, whoever stands in it"
+    if getattr(config, "attention_chunk_size", None):
+        return False, f"not packed: {name} attends within chunks of a row, across items"
     first = input_ids_BT[0, :PROBE_TOKENS]
     second = first.flip(0)[: max(1, 2 * len(first) // 3)]
     was_training = model.training
@@ -201,15 +216,16 @@ def packs_exactly(model: Any, input_ids_BT: Tensor) -> tuple[bool, str]:
     dtypes = {parameter.dtype for parameter in model.parameters()}
     most = max(MOST_CHANGE.get(dtype, MOST_CHANGE_ROUNDED) for dtype in dtypes)
     if leak == 0 and change <= most:
-        return True, f"packed: items that share a row do not see one another (gap {change:.1g})"
+        note = f"packed: items that share a row do not attend to one another (gap {change:.1g})"
+        return True, note
     return False, (
-        f"not packed: in {name} items that share a row see one another or lose their positions "
+        f"not packed: in {name} items that share a row attend to one another or lose positions "
         f"(gap {change:.1g}, at most {most:.0g}; gradient across {leak:.1g}, must be 0)"
     )
 
 
 def _shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns ids and positions of two rows: both items and a place of padding, in either order."""
+    """Returns ids and positions of two rows: both items and a padding token, in either order."""
     pad, places = first.new_zeros(1), torch.arange(len(first), device=first.device)
     one, other = places, places[: len(second)]
     ids_BT = torch.stack([torch.cat([first, second, pad]), torch.cat([second, first, pad])])
@@ -232,16 +248,16 @@ def _change(model: Any, first: Tensor, second: Tensor) -> float:
 
 
 def _leak(model: Any, first: Tensor, second: Tensor) -> float:
-    """Returns the largest gradient of an item's logits by what else stands in its row.
+    """Returns the largest gradient of an item's logits by the embeddings of the rest of its row.
 
-    It is exactly 0 where no way leads from one to the other, also in bf16, in which a small leak
-    would hide behind the rounding of the logits.
+    It is exactly 0 where nothing leads from one to the other, also in bf16, in which rounding would
+    hide a small leak in the logits.
     """
-    found: list[Tensor] = []
+    leaves: list[Tensor] = []
 
     def follow(module: nn.Module, inputs: Any, embedded_BTH: Tensor) -> Tensor:
-        found.append(embedded_BTH.detach().requires_grad_())
-        return found[-1]
+        leaves.append(embedded_BTH.detach().requires_grad_())
+        return leaves[-1]
 
     hook = model.get_input_embeddings().register_forward_hook(follow)
     try:
@@ -250,7 +266,7 @@ def _leak(model: Any, first: Tensor, second: Tensor) -> float:
             logits_BTV = model(**_named(ids_BT, None, position_ids_BT)).logits.float()
             one_, other_ = logits_BTV[0, len(first) : -1], logits_BTV[1, len(second) : -1]
             total_ = one_.square().sum() + other_.square().sum()
-            (grad_BTH,) = torch.autograd.grad(total_, found[0])
+            (grad_BTH,) = torch.autograd.grad(total_, leaves[0])
     finally:
         hook.remove()
     outside = (grad_BTH[0, : len(first)], grad_BTH[1, : len(second)], grad_BTH[:, -1])
@@ -258,9 +274,9 @@ def _leak(model: Any, first: Tensor, second: Tensor) -> float:
 
 
 def agreement(logits_NV: Tensor, target: Target) -> Tensor:
-    """Returns at how many tokens the student's first choice is the teacher's: a term of weight 0.
+    """Returns the number of tokens at which the student's most probable id is the teacher's.
 
-    Raises `ValueError` where the target holds no teacher.
+    It is a term of weight 0. Raises `ValueError` where the target holds no teacher.
     """
     if target.teacher_logits_NV is not None:
         teacher_N = target.teacher_logits_NV.argmax(dim=1)

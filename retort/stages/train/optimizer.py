@@ -28,8 +28,8 @@ def optimizer_of(model: Any, knobs: Train) -> torch.optim.Optimizer:
 
 
 def lr_factor(step: int, num_steps: int, knobs: Train) -> float:
-    """Returns linear warm-up, then what `schedule` says: cosine or linear decay to
-    `min_learning_rate_ratio`, or the peak to the end. Steps count from 0.
+    """Returns the factor on the peak learning rate at a step, counted from 0: linear warm-up, then
+    cosine or linear decay to `min_learning_rate_ratio`, or the peak to the end.
 
     Cosine: Loshchilov & Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
     """

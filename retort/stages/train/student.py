@@ -1,7 +1,7 @@
 """The student: opened for training, with or without adapters, and saved as a plain model folder.
 
-Adapters are never merged into the model that trains: on saving they are added to a second copy of
-the base, in fp32, so that neither its precision in training nor 4-bit weights cost the student any.
+Adapters are merged in fp32 into a second copy of the base, never into the model that trains, so
+that neither its precision in training nor 4-bit weights round the student.
 """
 
 import importlib.util
@@ -28,18 +28,19 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 def open_student(knobs: Train, device: str) -> Any:
     """Returns the model to train, on the device; its trainable parameters are always fp32.
 
-    With `lora` those are the adapters alone, drawn by the seed on the CPU (beside 4 bits: on the
-    device), and the frozen weights are in `knobs.dtype`, or in 4 bits. Raises `SpecError` for
-    target modules that the model has not, or that cannot be merged, and where 4 bits cannot be.
-    In a mixture of experts peft's own choice of layers holds: experts and router, no dense MLP.
+    With `lora` those are the adapters alone, initialised by the seed on the CPU (beside 4 bits on
+    the device), and the frozen weights are in `knobs.dtype`, or in 4 bits. In a mixture of experts
+    the adapted layers are peft's own choice: experts and router, no dense MLP. Raises `SpecError`
+    for target modules that the model does not have or that cannot be merged, and where 4 bits are
+    not possible.
     """
     if knobs.lora is None:
         model = _load(knobs, torch.float32).to(device)
     else:
         model = _with_adapters(knobs, knobs.lora, device)
     if knobs.gradient_checkpointing:
-        # Not re-entrant: the other kind loses the gradient where a block's input is frozen. It
-        # follows the adapters, for peft would have the embedding's output ask for a gradient.
+        # Re-entrant checkpointing loses the gradient where a block's input is frozen. This comes
+        # after peft, which would otherwise make the embedding's output require a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
@@ -49,10 +50,10 @@ def save_student(
 ) -> None:
     """Writes `student/`, with the base's own tokenizer files, so the template cannot drift.
 
-    With adapters `student/` is the merged model, for evaluation and release load a plain folder;
-    the adapters, in fp32 and unmerged, stand beside it in `adapter/`. Without them the model itself
-    is cast to the precision in which it is saved: training ends here. `trained` are its weights
-    where the model itself is cut up among processes: a second one on the CPU takes them in.
+    With adapters `student/` is the merged model, because evaluation and release load a plain
+    folder, and `adapter/` holds the adapters, unmerged and in fp32. Without adapters the model is
+    cast in place to the precision in which it is saved: training ends here. `trained` are the
+    weights of a sharded model, which a second one on the CPU loads.
     """
     knobs = stage.spec.train
     if trained is not None:
@@ -74,11 +75,11 @@ def save_student(
             model.save_pretrained(scratch, save_embedding_layers=False)
             weights, config = (Path(scratch) / name for name in ADAPTER_FILES)  # no model card
             stage.out.write(f"adapter/{weights.name}", weights.read_bytes())
-            # peft writes a set, in another order each time: equal runs give equal files.
-            written = json.loads(config.read_bytes())
-            if isinstance(written["target_modules"], list):
-                written["target_modules"].sort()
-            stage.out.write_json(f"adapter/{config.name}", written)
+            # peft writes a set in any order; sorted, equal runs give equal files.
+            settings = json.loads(config.read_bytes())
+            if isinstance(settings["target_modules"], list):
+                settings["target_modules"].sort()
+            stage.out.write_json(f"adapter/{config.name}", settings)
 
 
 def _load(knobs: Train, dtype: torch.dtype, **more: Any) -> Any:
@@ -98,15 +99,15 @@ def _with_adapters(knobs: Train, lora: Lora, device: str) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
-        # GPT-2's layers keep their weights the other way round.
+        # GPT-2's layers store their weights transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     torch.manual_seed(knobs.seed)
     try:
-        found = get_peft_model(model, config, autocast_adapter_dtype=True)  # adapters in fp32
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)  # adapters in fp32
     except ValueError as error:  # fused experts take no dropout
-        raise SpecError(f"train.lora: peft cannot adapt {knobs.student} so: {error}") from error
-    return found.to(device)
+        raise SpecError(f"train.lora: peft cannot adapt {knobs.student}: {error}") from error
+    return adapted.to(device)
 
 
 def _four_bits(dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -132,31 +133,32 @@ def _four_bits(dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
-    """Raises `SpecError` unless each name is that of linear layers, and none of a tied head."""
+    """Raises `SpecError` unless each name is one of linear layers, and none that of a tied head."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     modules = dict(model.named_modules())
     linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     for target in targets:
-        meant = {name for name in modules if f".{name}".endswith(f".{target}")}
-        if not meant or meant - linear:
+        named = {name for name in modules if f".{name}".endswith(f".{target}")}
+        if not named or named - linear:
             allowed = sorted({name.rpartition(".")[2] for name in linear})
             raise SpecError(
                 f"train.lora.target_modules: '{target}' names no linear layer of the student"
                 f"{did_you_mean(target, allowed)}; its layers are {', '.join(allowed)}"
             )
-        if any(modules[name] is head for name in meant) and head.weight is embedding.weight:
+        if any(modules[name] is head for name in named) and head.weight is embedding.weight:
             raise SpecError(
-                f"train.lora.target_modules: '{target}' is the student's head, whose weights are "
-                "its input embedding's too: an adapter on one cannot be merged; leave it out"
+                f"train.lora.target_modules: '{target}' is the student's head, which shares its "
+                "weights with the input embedding, so an adapter on it cannot be merged; leave it "
+                "out"
             )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _merged(knobs: Train, model: Any, dtype: torch.dtype) -> Any:
-    """Returns a copy of the base on the CPU that gives what the model with its adapters gives.
+    """Returns a copy of the base on the CPU with the adapters merged into it, in fp32.
 
-    `dtype` is one that both the base's stored weights and the student's fit in; sums are in fp32.
-    Layers in 4 bits give back what they stand for: the adapters have learned beside that.
+    `dtype` must hold both the base's stored weights and the student's. 4-bit layers are replaced by
+    their dequantized weights, because the adapters were trained beside those.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
@@ -165,11 +167,11 @@ def _merged(knobs: Train, model: Any, dtype: torch.dtype) -> Any:
     for name, module in trained.named_modules():
         is_adapter = isinstance(module, LoraLayer)
         layer = module.get_base_layer() if is_adapter else module
-        in_bits = hasattr(getattr(layer, "weight", None), "quant_state")
-        if in_bits and not name.endswith(".base_layer"):
+        is_quantized = hasattr(getattr(layer, "weight", None), "quant_state")
+        if is_quantized and not name.endswith(".base_layer"):
             plain.get_submodule(name).weight.copy_(dequantize_module_weight(layer))
         if is_adapter:
-            # Fused experts carry an adapter for each of their parameters, one around the other.
+            # Fused experts have nested adapters, one for each of their parameters.
             inner = plain.get_submodule(name.replace(".base_layer", ""))
             weight = getattr(inner, getattr(module, "parameter_name", "weight"))
             delta: Tensor = module.get_delta_weight("default")

@@ -1,8 +1,8 @@
-"""The live teacher: asked for its distribution while the student learns, in memory or behind an
-endpoint. What it gives is the part of a batch's target that a stored signal would have given.
+"""The live teacher, in memory or behind an endpoint: its distribution takes the place of a stored
+signal while the student learns.
 
-The surprise: in memory it gives hidden states; its logits are made beside the losses, a chunk of
-tokens at a time, and never inside the student's autocast.
+In memory it gives hidden states; head.py computes its logits beside the losses, a chunk of tokens
+at a time, and never inside the student's autocast.
 """
 
 # B batch, T time, N supervised tokens, V vocabulary, H the teacher's width, K teacher top-k
@@ -19,19 +19,21 @@ from torch import Tensor, nn
 from retort.data import encoding
 from retort.errors import SpecError
 from retort.losses import Target
+from retort.processes import machine
 from retort.records import Example
 from retort.spec import JobSpec
 from retort.stages.stage import Stage, stream_examples
 from retort.stages.train.batches import Batch, TrainingItem, collate
+from retort.stages.train.check import check_pair
 from retort.stages.train.endpoint_teacher import Endpoint, is_remote
 from retort.stages.train.head import Head
 from retort.stages.train.layout import layout_of
 from retort.stages.train.objective import last_hidden, packs_exactly, trusted_head
 from retort.store import model_folder
 
-# Chats of which an endpoint's tokens are compared with the student's.
+# The number of chats on which an endpoint's tokens are compared with the student's.
 CHECKED_CHATS = 3
-# The gradient and AdamW's two averages, fp32, of each parameter that trains.
+# Of each parameter that trains: its gradient and AdamW's two averages, in fp32.
 BYTES_TO_TRAIN = 12
 SMALLER = (
     "set generate.dtype: bfloat16 or train.lora, serve the teacher elsewhere (generate.engine: "
@@ -40,8 +42,8 @@ SMALLER = (
 
 
 class LiveTeacher(Protocol):
-    """A live teacher. `head` makes dense logits of the hidden states in its targets, where it
-    gives some; None where its targets hold all."""
+    """A live teacher. `head` makes dense logits of the hidden states in its targets; None where the
+    targets hold the distributions themselves."""
 
     head: Head | None
 
@@ -49,17 +51,17 @@ class LiveTeacher(Protocol):
         """Returns the batch's target with the teacher's part."""
 
     def expect(self, items: list[TrainingItem]) -> None:
-        """Says which items come next, so that they can be asked for while the student learns."""
+        """Announces the items that come next, so that they can be asked for ahead."""
 
     def close(self) -> None:
-        """Lets go of the teacher."""
+        """Frees the teacher."""
 
 
 def open_teacher(stage: Stage, vocabulary: int, device: str) -> LiveTeacher:
-    """Returns the teacher of a spec that `is_live`; `vocabulary` are the ids that count.
+    """Returns the teacher of a spec that `is_live`; only the first `vocabulary` ids count.
 
     Raises `SpecError` where its tokens are not the student's, where it does not fit in memory, and
-    where an endpoint does not score ids; `StageError` where one does not answer.
+    where an endpoint does not score ids; `StageError` where an endpoint does not answer.
     """
     spec = stage.spec
     examples = list(islice(stream_examples(stage.input("prepare"), "train"), CHECKED_CHATS))
@@ -73,16 +75,16 @@ def open_teacher(stage: Stage, vocabulary: int, device: str) -> LiveTeacher:
         endpoint.close()
         raise
     stage.report.note(
-        f"live teacher {spec.generate.teacher} at {endpoint.shown}: its {endpoint.k} most probable "
-        "ids of each token, asked once"
+        f"live teacher {spec.generate.teacher} at {endpoint.shown}: the {endpoint.k} most probable "
+        "ids of each token, requested once"
     )
     return AtEndpoint(endpoint)
 
 
 class InMemory:
-    """A teacher that is loaded here: exact at any temperature.
+    """A teacher loaded in this process: exact at any temperature.
 
-    `packs` says whether items that share a row stay apart in it; else each gets a row of its own.
+    `packs` says whether items that share a row stay apart in it; if not, each gets its own row.
     """
 
     def __init__(self, model: Any, head: Head | None, vocabulary: int, packs: bool):
@@ -91,11 +93,11 @@ class InMemory:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def targets(self, batch: Batch) -> Target:
-        """Returns the target with the teacher's last hidden states, or with dense logits where its
-        head alone does not give its own."""
+        """Returns the target with the teacher's last hidden states, or with its dense logits where
+        its head alone does not give them."""
         target, device = batch.target, batch.input_ids_BT.device
         if batch.position_ids_BT is not None and not self.packs:
-            batch = collate(batch.items, str(device))  # their tokens stand in the same order
+            batch = collate(batch.items, str(device))  # the tokens keep their order
         inputs = {
             "input_ids_BT": batch.input_ids_BT,
             "attention_mask_BT": batch.attention_mask_BT,
@@ -106,12 +108,12 @@ class InMemory:
             if self.head is not None:
                 hidden_BTH = last_hidden(self.model, **inputs)
                 return replace(target, teacher_hidden_NH=hidden_BTH[places])
-            given = {name[:-3]: t for name, t in inputs.items() if t is not None}
-            logits_BTV = self.model(**given, use_cache=False).logits
+            named = {name[:-3]: t for name, t in inputs.items() if t is not None}
+            logits_BTV = self.model(**named, use_cache=False).logits
         return replace(target, teacher_logits_NV=logits_BTV[places][:, : self.vocabulary])
 
     def expect(self, items: list[TrainingItem]) -> None:
-        """Does nothing: what is asked is computed here."""
+        """Does nothing: this teacher computes when it is asked."""
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -119,7 +121,8 @@ class InMemory:
 
 
 class AtEndpoint:
-    """A teacher behind an endpoint: its k most probable ids of each token, each item asked once."""
+    """A teacher behind an endpoint: gives the k most probable ids of each token; each item is
+    requested once."""
 
     head: Head | None = None
 
@@ -127,7 +130,7 @@ class AtEndpoint:
         self.endpoint = endpoint
 
     def targets(self, batch: Batch) -> Target:
-        """Returns the target with what the endpoint gave, asked now where it was not before."""
+        """Returns the target with the endpoint's signals; those not yet requested are, now."""
         signals = self.endpoint.signals([row for row, _ in batch.items])
         labels_N = np.concatenate([signal.target_ids_T for signal in signals])
         assert np.array_equal(labels_N, batch.target.labels_N.cpu().numpy())
@@ -144,23 +147,23 @@ class AtEndpoint:
         )
 
     def expect(self, items: list[TrainingItem]) -> None:
-        """Asks for items that were not asked before, and does not wait."""
+        """Requests the items that were not requested before, without waiting."""
         self.endpoint.expect([row for row, _ in items])
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self.endpoint.close()
 
 
 class _InOwnPrecision(nn.Module):  # type: ignore[misc]
-    """A head outside autocast: a teacher's logits do not depend on the student's precision."""
+    """A head outside autocast: the student's precision must not change the teacher's logits."""
 
     def __init__(self, project: nn.Module):
         super().__init__()
         self.project = project
 
     def forward(self, hidden_NH: Tensor) -> Tensor:
-        """Returns what the head makes of hidden states."""
+        """Returns the logits of hidden states."""
         with torch.autocast(hidden_NH.device.type, enabled=False):
             logits_NV: Tensor = self.project(hidden_NH)
         return logits_NV
@@ -169,13 +172,13 @@ class _InOwnPrecision(nn.Module):  # type: ignore[misc]
 def _open_in_memory(stage: Stage, vocabulary: int, device: str, probe_BT: Tensor) -> InMemory:
     spec, name = stage.spec, stage.spec.generate.teacher
     folder = model_folder.check(name, "generate.teacher")
-    _check_pairing(folder, model_folder.check(spec.train.student, "train.student"))
+    check_pair(spec, folder, model_folder.check(spec.train.student, "train.student"))
     _check_memory(spec, folder, device)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=spec.generate.dtype)
         model = model.to(device).eval().requires_grad_(False)
         head, note = trusted_head(model, vocabulary, probe_BT)
-        packs, packing = False, "each item in a row of its own"
+        packs, packing = False, "not packed"
         if spec.train.runtime.packing:
             packs, packing = packs_exactly(model, probe_BT)
     except torch.OutOfMemoryError as error:
@@ -183,33 +186,21 @@ def _open_in_memory(stage: Stage, vocabulary: int, device: str, probe_BT: Tensor
     except (OSError, ValueError) as error:
         raise SpecError(
             f"generate.teacher: transformers cannot load {name} ({type(error).__name__}: {error}); "
-            "a live teacher in memory must be a model that it knows"
+            "a live teacher in memory must be a model that transformers can load"
         ) from error
     num_ids = model.get_output_embeddings().weight.shape[0]
     if num_ids < vocabulary:
         raise SpecError(
-            f"generate.teacher: {name} has logits for {num_ids} ids, but the tokenizer spans "
-            f"{vocabulary}; it is not the tokenizer that it was trained with"
+            f"generate.teacher: {name} has logits for {num_ids} ids, but the tokenizer has "
+            f"{vocabulary}; it was trained with another tokenizer"
         )
     stage.report.note(f"live teacher {name} in memory: {note}; {packing}")
     return InMemory(model, head, vocabulary, packs)
 
 
-def _check_pairing(teacher: Path, student: Path) -> None:
-    """Raises `SpecError` where the student's ids, or its template, are not the teacher's."""
-    way_out = (
-        "a live teacher reads the student's tokens; take a student of the same family, or set "
-        "train.losses: [{name: cross_entropy}] to learn from its text alone"
-    )
-    if model_folder.token_map(teacher)[0] != model_folder.token_map(student)[0]:
-        raise SpecError(f"{teacher} and {student} have different token maps: {way_out}")
-    if model_folder.template_sha256(teacher) != model_folder.template_sha256(student):
-        raise SpecError(f"{teacher} and {student} have different chat templates: {way_out}")
-
-
 def _check_memory(spec: JobSpec, teacher: Path, device: str) -> None:
     """Raises `SpecError` where teacher and student cannot fit, by the least that they need: the
-    teacher's weights, and gradient and averages of a student that trains whole and here."""
+    teacher's weights, and gradient and averages of a student that trains whole in this process."""
     free_bytes = _free_bytes(device)
     if free_bytes is None:
         return
@@ -221,13 +212,13 @@ def _check_memory(spec: JobSpec, teacher: Path, device: str) -> None:
     if need_bytes > free_bytes:
         raise SpecError(
             f"generate.teacher: {spec.generate.teacher} in memory and the training of the student "
-            f"need {need_bytes / 1e9:.1f} GB and more, but {device} has {free_bytes / 1e9:.1f} GB "
-            f"left; {SMALLER}"
+            f"need at least {need_bytes / 1e9:.1f} GB, but {device} has {free_bytes / 1e9:.1f} GB "
+            f"free; {SMALLER}"
         )
 
 
 def _weights_bytes(spec: JobSpec, teacher: Path) -> int:
-    """Returns the bytes of the teacher's weights in the precision it is asked in."""
+    """Returns the bytes of the teacher's weights in the precision in which it is loaded."""
     size, dtype = model_folder.size(teacher), getattr(torch, spec.generate.dtype, None)
     if isinstance(dtype, torch.dtype):
         return int(size["parameters"]) * int(dtype.itemsize)
@@ -235,17 +226,13 @@ def _weights_bytes(spec: JobSpec, teacher: Path) -> int:
 
 
 def _free_bytes(device: str) -> int | None:
-    """Returns the memory that is left on a device, bytes; None where the system does not tell."""
+    """Returns the free memory of a device, bytes; None where the system does not tell."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    memory = Path("/proc/meminfo")
-    if not memory.is_file():
-        return None
-    lines = dict(line.split(":") for line in memory.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    return machine.free_memory_bytes()
 
 
 def _probe(example: Example, tokenizer: Any, device: str) -> Tensor:
-    """Returns a prompt as a batch of one row, on which the model is tried."""
+    """Returns a prompt as a batch of one row, on which head and packing are tried."""
     prompt = encoding.render_one(tokenizer, example.messages, example.tools)
     return torch.tensor([prompt], device=device)

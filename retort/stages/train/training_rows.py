@@ -1,6 +1,7 @@
-"""What the student is fed: token ids, shifted labels and the signal that belongs to each label.
+"""The training rows: token ids, shifted labels, and the teacher's distribution at each label.
 
-Joined by example id; every join is checked, so that a signal can never sit beside another token.
+They are joined by id, and every join is checked, so that no signal is trained on beside another
+token.
 """
 
 # T time, K teacher top-k
@@ -23,16 +24,15 @@ from retort.stages.train.batches import TrainingItem
 from retort.store import model_folder
 from retort.store.signals import Signal
 
-# An answer without a label, in a job that looks at labels.
+# The choices of an answer without a label, in a job with a loss over labels.
 NO_CHOICES: tuple[int, list[int]] = (0, [])
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training and validation items, and what was left out.
+    """The training and validation items, and how many were left out.
 
-    `weights` says how often a pass shows each training item, on average; `warnings` what a person
-    should know of them.
+    `weights` says how often a pass shows each training item, on average.
     """
 
     train: list[TrainingItem]
@@ -43,7 +43,7 @@ class TrainingData:
 
     @property
     def num_draws(self) -> int:
-        """Returns how many items a pass shows."""
+        """The number of items in a pass."""
         return max(1, round(sum(self.weights)))
 
 
@@ -51,14 +51,15 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     """Returns the items of both splits, encoded for the student.
 
     Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
-    its text is tokenized again, which a signal forbids. Raises `DataError` on a false join.
+    its text is tokenized again, which excludes a signal. Raises `DataError` where rows and signals
+    do not belong together, and where no row is left.
     """
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
     token_map, vocabulary = model_folder.token_map(base)
     shared = captured.get("token_map_sha256") == token_map
     uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
-    # Of a teacher behind an endpoint nothing is known here: who asks it live compares.
+    # The tokens of a teacher behind an endpoint are unknown here; its live teacher compares them.
     if stage.spec.distils and "token_map_sha256" in captured:
         check_pairing(shared, captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
@@ -67,9 +68,9 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
     signals = read_signals(stage.input("generate")) if uses_signal else {}
-    asked = [examples[r.example_id] for r in kept]
-    chats = [r.messages or example.messages for r, example in zip(kept, asked, strict=True)]
-    prompts = encoding.render(tokenizer, chats, [example.tools for example in asked])
+    own = [examples[r.example_id] for r in kept]
+    chats = [r.messages or example.messages for r, example in zip(kept, own, strict=True)]
+    prompts = encoding.render(tokenizer, chats, [example.tools for example in own])
     items: dict[Split, list[TrainingItem]] = {"train": [], "validation": [], "test": []}
     num_too_long, num_other, num_odd_ends, weights = 0, 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
@@ -83,8 +84,8 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
             continue
         num_other += uses_signal and _differs(prompt_ids, response)
         if chooses:
-            found = choices(tokenizer, examples[response.example_id], text, ids)
-            row = replace(row, choices=found or NO_CHOICES)
+            decided = choices(tokenizer, examples[response.example_id], text, ids)
+            row = replace(row, choices=decided or NO_CHOICES)
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
             continue
@@ -103,51 +104,51 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
 
 
 def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
-    """Returns what a person should know of the rows."""
-    found = []
+    """Returns a line for each thing about the rows that a person should know."""
+    lines = []
     if num_other:
-        found.append(
-            f"{num_other:,} prompts are rendered otherwise than when the teacher was asked, so its "
-            "signal follows another prompt; does the chat template write the date? --force "
-            "generate asks again"
+        lines.append(
+            f"{num_other:,} prompts are not rendered as when the teacher answered, so its signal "
+            "follows another prompt; if the chat template writes the date, --force generate asks "
+            "the teacher again"
         )
     if num_odd_ends:
-        found.append(
-            f"{num_odd_ends:,} responses are not learned from: they hold an end token elsewhere "
-            "than at their end, for a text may spell one out"
+        lines.append(
+            f"{num_odd_ends:,} responses are not learned from: they have an end token before their "
+            "end, which a text may spell out"
         )
-    return found
+    return lines
 
 
 def with_own_answers(
     kept: list[Response], examples: dict[str, Example], decisions: dict[str, Decision]
 ) -> tuple[list[Response], dict[str, Decision]]:
-    """Returns the responses whose row has an answer of its own, with that as what is learned.
+    """Returns the responses whose example has an expected answer, and decisions to learn that.
 
-    A reply inside a conversation is left out: the row's own answer is the last one's.
+    A reply inside a conversation is left out: the expected answer is that of the last turn.
     """
-    found, target_texts = [], {}
+    answered, target_texts = [], {}
     for response in kept:
         example = examples[response.example_id]
         own = example.expected if example.reference is None else example.reference
         if own is not None and response.messages is None:
-            found.append(replace(response, state="accepted"))
+            answered.append(replace(response, state="accepted"))
             target_texts[response.id] = replace(decisions[response.id], target_text=own)
-    return found, target_texts
+    return answered, target_texts
 
 
 def learned(
     tokenizer: Any, response: Response, decision: Decision, own_ids: bool
 ) -> tuple[str, list[int]]:
-    """Returns the text that is learned and its ids: the teacher's own, unless curation rewrote the
-    text, or `own_ids` says that they are not the student's or not those of the text."""
+    """Returns the text that is learned and its ids: the response's own ids, unless curation rewrote
+    the text; without `own_ids` (another token map, or a cut text) it is tokenized again."""
     text = response.text if decision.target_text is None else decision.target_text
     ids = response.token_ids if own_ids and decision.target_text is None else []
     return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _differs(prompt_ids: list[int], response: Response) -> bool:
-    """Whether the teacher was asked with another prompt than the student sees."""
+    """Whether the teacher's prompt was another than the student's."""
     return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
 
 
@@ -155,35 +156,35 @@ def _check(spec: JobSpec, train: list[TrainingItem]) -> None:
     """Raises `DataError` when there is nothing to learn from."""
     if not train:
         raise DataError(
-            f"train: no response fits train.max_length={spec.train.max_length}; raise it"
+            f"train: no kept response fits train.max_length: {spec.train.max_length}; raise it"
             if spec.train.text == "teacher"
-            else "train.text: expected finds no row with an answer of its own that fits "
-            f"train.max_length={spec.train.max_length}"
+            else "train.text: expected needs rows with an answer that fits train.max_length: "
+            f"{spec.train.max_length}, and there are none; raise it, or set train.text: teacher"
         )
     if _chooses(spec) and not any(has_choices(row) for row, _ in train):
         raise DataError(
-            "train.losses: label_distribution finds no label in any kept answer; it is for nli and "
-            "multiple choice, where the rows or prepare.labels say which answers there are"
+            "train.losses: label_distribution finds no label in any kept response; it is for nli "
+            "and multiple choice, where the rows or prepare.labels name the possible answers"
         )
 
 
 def has_choices(row: EncodedRow) -> bool:
-    """Whether a label of a closed set is decided in a row's answer."""
+    """Whether a row's answer decides a label of a closed set."""
     return row.choices is not None and bool(row.choices[1])
 
 
 def _chooses(spec: JobSpec) -> bool:
-    """Whether a term of the objective looks at the labels of a closed set."""
+    """Whether the objective has a loss over the labels of a closed set."""
     return any(loss.name == "label_distribution" for loss in spec.losses)
 
 
 def choices(
     tokenizer: Any, example: Example, text: str, ids: list[int]
 ) -> tuple[int, list[int]] | None:
-    """Returns at which of an answer's tokens its label is decided, and the labels' ids there.
+    """Returns the token of an answer at which its label is decided, and the labels' ids there.
 
-    The label is the last one written, in any case. None where the example has no closed set, no
-    label is written, or the tokens are not those of the text.
+    The label is the last one in the text, in upper or lower case. None where the example has no
+    closed set, the text no label, or the tokens are not those of the text.
     """
     folded, labels = text.lower(), list(example.options or {})
     places = {label: folded.rfind(label.lower()) for label in labels}
@@ -202,12 +203,12 @@ def choices(
 
 
 def supervised(items: list[TrainingItem]) -> int:
-    """Returns how many tokens of the items are learned."""
+    """Returns the number of supervised tokens of the items."""
     return sum(len(row.labels) - row.first for row, _ in items)
 
 
 def blank(item: TrainingItem) -> TrainingItem:
-    """Returns the item with nothing to learn: what a process is fed that has no part of a step."""
+    """Returns the item without supervised tokens, for a process that has no part of a step."""
     row, signal = item
     choices = row.choices and NO_CHOICES
     row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=choices)
@@ -215,7 +216,7 @@ def blank(item: TrainingItem) -> TrainingItem:
 
 
 def draws(weights: list[float], random: np.random.Generator) -> Any:
-    """Returns item numbers in which an item of weight w stands floor(w) or ceil(w) times.
+    """Returns item indices, an item of weight w floor(w) or ceil(w) times.
 
     Systematic resampling: as many draws as the weights add up to, each item in its exact share on
     average. Source: Kitagawa, "Monte Carlo Filter and Smoother" (1996), appendix.
@@ -227,8 +228,8 @@ def draws(weights: list[float], random: np.random.Generator) -> Any:
 
 
 def steps_of_epoch(data: TrainingData, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Returns the item numbers of each optimizer step of an epoch: shuffled, then grouped by
-    length within windows of 16 steps, so that little is padded. Depends on nothing else."""
+    """Returns the item indices of each optimizer step of an epoch: shuffled, then grouped by length
+    within windows of 16 steps, so that little is padded. The same arguments give the same steps."""
     random, items = np.random.default_rng([seed, epoch]), data.train
     even = all(weight == 1.0 for weight in data.weights)
     order = random.permutation(len(items) if even else draws(data.weights, random))
@@ -243,10 +244,10 @@ def steps_of_epoch(data: TrainingData, batch_size: int, seed: int, epoch: int) -
 
 
 def audit(items: list[TrainingItem], tokenizer: Any) -> str:
-    """Returns a few rows decoded: what is only read, and what is learned, token by token."""
+    """Returns four rows decoded: the text before the supervised tokens, and each of these."""
     lines = []
     for row, _ in items[:4]:
         read = tokenizer.decode(row.input_ids[: row.first + 1])
-        learned = [tokenizer.decode([label]) for label in row.labels[row.first :]]
-        lines += [f"example {row.id}", f"  read:    {read!r}", f"  learned: {learned}", ""]
+        tokens = [tokenizer.decode([label]) for label in row.labels[row.first :]]
+        lines += [f"example {row.id}", f"  read:    {read!r}", f"  learned: {tokens}", ""]
     return "\n".join(lines)
