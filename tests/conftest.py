@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from retort.plugins import FOLDER
 from tests.support import servers
 from tests.support.servers import BIN, ROOT, environment, free_port, vllm_serving
 
@@ -48,31 +49,33 @@ LONGEST = (
     "champion",
     "release",
 )
-FOLDER = pytest.StashKey[Path]()
+SERVERS_FOLDER = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the folder in which this run's servers are noted, or learns of it."""
     # Tiny models gain nothing from a second thread, and the other core has another file to run.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Plug-ins of tests are functions in the files of tests; a command that a test runs knows none.
+    os.environ[FOLDER] = str(ROOT)
     # A shell that starts the tests in the background has Ctrl-C ignored, and all that they start
     # would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     known = getattr(config, "workerinput", {}).get("servers")
-    config.stash[FOLDER] = Path(known or tempfile.mkdtemp(prefix="retort-servers-"))
+    config.stash[SERVERS_FOLDER] = Path(known or tempfile.mkdtemp(prefix="retort-servers-"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tells a process that runs tests for this one where servers are noted."""
-    node.workerinput["servers"] = str(node.config.stash[FOLDER])
+    node.workerinput["servers"] = str(node.config.stash[SERVERS_FOLDER])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends the servers when all tests are done, have failed or were interrupted."""
     if not hasattr(config, "workerinput"):
-        servers.end_all(config.stash[FOLDER])
-        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
+        servers.end_all(config.stash[SERVERS_FOLDER])
+        shutil.rmtree(config.stash[SERVERS_FOLDER], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def servers_folder(request: pytest.FixtureRequest) -> Path:
     """Where servers are noted."""
-    return request.config.stash[FOLDER]
+    return request.config.stash[SERVERS_FOLDER]
 
 
 @pytest.fixture(scope="session")

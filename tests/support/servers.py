@@ -29,7 +29,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-FOREIGN = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RETORT_STORE")
+FOREIGN = ("RETORT_PLUG_INS", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RETORT_STORE")
 # In a file, one request's lock makes another wait two seconds, several times in every run of a job.
 IN_MEMORY = {
     "PREFECT_API_DATABASE_CONNECTION_URL": (

@@ -21,7 +21,11 @@ def job(folder: Path, teacher: Path, student: Path, **train: Any) -> dict[str, A
     """A job of sixteen sums with worked answers, whose rows it writes into the folder."""
     for split, numbers in {"train": range(16), "validation": range(30, 34), "test": [40]}.items():
         rows = (
-            {"id": f"{split}-{n}", "question": f"{n} + 7 = ?", "answer": f"{n} and 7 is {n + 7}"}
+            {
+                "id": f"{split}-{n}",
+                "question": f"{n} + 7 = ?",
+                "answer": f"{n} and 7 is\n#### {n + 7}",
+            }
             for n in numbers
         )
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -56,4 +60,4 @@ def made(raw: dict[str, Any], folder: Path) -> Stage:
 
 
 def _captured(stage: Stage) -> dict[str, Any]:
-    return capture(stage.arguments(), 0.0, 16, SILENT)
+    return capture(stage.arguments(), "test", 16, SILENT)

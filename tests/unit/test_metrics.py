@@ -4,7 +4,6 @@ Agreement with other libraries, to the last digit, stands in test_metrics_parity
 """
 
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from retort import metrics
 from retort.data.task_types import conversation, math, nli, qa, summarization
 from retort.errors import SpecError
 from retort.metrics import accuracy, agreement, rouge_l, statistics, token_f1
+from retort.plugins import FOLDER, outside
 from retort.records import Example, Row, read_lines, write_lines
 from retort.spec import Prepare
 
@@ -136,11 +136,13 @@ def test_labels_that_differ_from_row_to_row_are_counted_by_what_they_are():
 
 
 @pytest.fixture
-def own(monkeypatch):
-    made = ModuleType("own_type")
-    made.answer, made.equal = math.answer, math.equal
-    monkeypatch.setitem(sys.modules, "own_type", made)
-    return made
+def own(tmp_path, monkeypatch):
+    """A task type in a file of the user's, to which tests add metrics."""
+    (tmp_path / "own_type.py").write_text("from retort.data.task_types.math import answer, equal\n")
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_type", raising=False)
+    yield outside("own_type:")
+    sys.path.remove(str(tmp_path))
 
 
 def test_a_type_of_ones_own_may_bring_its_own_metric(own):

@@ -240,7 +240,9 @@ def test_clusters_are_found_and_capped(prepared):
 
 
 def test_personal_data_is_scrubbed_everywhere_in_a_row(prepared):
-    row = chat("s:I am bob@example.com", "u:Write to ann@example.org", "a:7 ok@example.com")
+    row = chat(
+        "s:I am bob@example.com", "u:Write to ann@example.org", "a:Ask ok@example.com.\n#### 7"
+    )
     done = prepared(row, scrub=["emails"])
     assert "example" not in json.dumps([vars(e) for e in done.examples()])
     assert done.facts["num_scrubbed"] == 1
