@@ -6,6 +6,7 @@ from retort.plugins import check_function
 from retort.records import SPLITS
 from retort.spec import JobSpec
 from retort.stages.prepare.rows import Reader, preview
+from retort.stages.prepare.selection import Selection
 
 # Rows of each source that are read before a run; prepare reads all.
 PREVIEW_ROWS = 10_000
@@ -22,7 +23,12 @@ def check(spec: JobSpec) -> list[str]:
 
 
 def _check_data(spec: JobSpec) -> list[str]:
-    counts, recognised, longer = preview(spec, PREVIEW_ROWS)
+    selection = Selection(spec)
+    try:
+        counts, recognised, longer = preview(spec, PREVIEW_ROWS, selection.add)
+        losses = [] if longer else _losses(spec, selection)
+    finally:
+        selection.close()
     _check_labels(spec)
     _check_gold(spec)
     lines = []
@@ -40,7 +46,14 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
-    return lines
+    return [*lines, *losses]
+
+
+def _losses(spec: JobSpec, selection: Selection) -> list[str]:
+    """Returns what to say of files that lose many rows as copies and leaks."""
+    selection.add_all_foreign(Reader(spec))
+    selection.find_repeats()
+    return list(selection.losses())
 
 
 def _check_labels(spec: JobSpec) -> None:
