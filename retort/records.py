@@ -55,13 +55,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a task type makes of a row: the chat to send, and what is known of the answer."""
+    """What a task type makes of a row: the chat to send, and what is known of the answer.
+
+    `asked` are the parts of the chat that are the row's own, by which rows are compared; None if
+    the whole chat is.
+    """
 
     messages: list[Message]
     expected: str | None = None
     reference: str | None = None
     options: dict[str, str] | None = None
     answers: list[str] | None = None
+    asked: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

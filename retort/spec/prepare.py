@@ -43,6 +43,12 @@ class Deduplicate(Section):
     numbers_matter: bool = knob(
         True, "yes or no", "Rows with different numbers ask different questions."
     )
+    words_matter: bool = knob(
+        True,
+        "yes or no",
+        "Rows that differ in a content word of a short question, in a name, or in what a template "
+        "fills in ask different questions.",
+    )
 
 
 class Decontaminate(Section):

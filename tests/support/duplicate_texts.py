@@ -21,7 +21,7 @@ def duplicates(*rows: str | Row, **knobs) -> list[tuple[int, int, str]]:
 
 
 def leaks(
-    texts: list[str], held_out: list[str], overlap=0.6, numbers_matter=True
+    texts: list[str], held_out: list[str], overlap=0.6, numbers_matter=True, words_matter=True
 ) -> list[DuplicatePair]:
     knobs = Decontaminate(overlap=overlap)
-    return find_leaks(gathered(texts), gathered(held_out), knobs, numbers_matter)
+    return find_leaks(gathered(texts), gathered(held_out), knobs, numbers_matter, words_matter)

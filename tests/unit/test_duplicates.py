@@ -12,7 +12,13 @@ import pytest
 from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates import DuplicatePair, find_duplicates, find_leaks
 from retort.stages.prepare.duplicates.sketch import NUM_HASHES, bands
-from retort.stages.prepare.duplicates.words import tokens
+from retort.stages.prepare.duplicates.words import (
+    CHARACTER,
+    FUNCTION,
+    NAME,
+    NEGATION,
+    tokens,
+)
 from tests.conftest import ROOT
 from tests.support.duplicate_texts import ASKS, CONTEXT, duplicates, gathered, leaks
 from tests.support.real_data import SHARED
@@ -132,7 +138,83 @@ def test_other_answers_are_other_questions_and_no_answer_is_any():
     assert duplicates((ASKS, "", "yes"), (near, "", "no")) == []
     assert duplicates((ASKS, "", "yes"), (near, "", "Yes ")) == [(1, 0, "near")]
     assert duplicates((ASKS, "", "yes"), (near, "", None)) == [(1, 0, "near")]
-    assert duplicates((ASKS, "", "yes"), (ASKS, "", "no")) == [(1, 0, "exact")]
+    assert duplicates((ASKS, "", "yes"), (ASKS, "", "no")) == []
+    answers = [None if answer == "-" else answer for answer in "ab-aba"]
+    copies = duplicates(*((ASKS, "", answer) for answer in answers))
+    assert copies == [(2, 0, "exact"), (3, 0, "exact"), (4, 1, "exact"), (5, 0, "exact")]
+
+
+TOWNS = [
+    *("Oslo", "Lima", "Cairo", "Quito", "Accra", "Hanoi", "Minsk"),
+    *("Sofia", "Tunis", "Dakar", "Bern", "Riga"),
+]
+LONG = (
+    "I would like a detailed and friendly text of two hundred words about {} that we can print on "
+    "the first page of our own monthly magazine for the people who live here, with a short list of "
+    "its advantages at the end"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Which river flows through the old town of {}?",
+        "{} was founded by whom and in which century?",
+        "How far is it from here to {} by train or by bus?",
+        "qual é a população da cidade de {} hoje?",
+        "Какая река протекает через старый город {}?",
+        "请告诉我哪一条河流经过{}的老城区谢谢",
+        "{}の旧市街を流れる川はどれですか教えてください",
+        LONG,
+    ],
+)
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_what_a_template_is_filled_with_makes_another_question(template, case):
+    texts = [template.format(case(town)) for town in TOWNS]
+    assert duplicates(*texts) == []
+    assert leaks(texts[:8], texts[8:]) == []
+    if case is str or template is not LONG:
+        assert duplicates(*texts[:2]) == []
+        assert leaks(texts[:1], texts[1:2]) == []
+    again = template.format(case(TOWNS[3])) + " "
+    assert duplicates(*texts, again) == [(12, 3, "exact")]
+    assert leaks([again], texts) == [DuplicatePair(0, 3, 1.0, "leak")]
+
+
+def test_a_template_of_a_few_rows_among_many_is_known_too():
+    others = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}z {ASKS}"[:60] + str(i) for i in range(300)]
+    texts = [LONG.format(f"the {word} museum") for word in ("toy", "clock", "train", "glass")]
+    assert [pair for pair in duplicates(*others, *texts) if pair[0] >= 300] == []
+
+
+def test_words_that_say_nothing_make_no_other_question():
+    assert duplicates("What is the capital of Peru?", "what is capital of Peru, please") == []
+    one = "How do I turn on the lights in the kitchen of my new house?"
+    for other in (
+        "Please: how do I turn on the lights in the kitchen of my new house?",
+        "how can I turn on the lights in the kitchen of my new house",
+    ):
+        assert duplicates(one, other) == [(1, 0, "near")]
+    for other in (one.replace("kitchen", "garage"), one.replace(" on ", " off ")):
+        assert duplicates(one, other) == leaks([other], [one]) == []
+        assert duplicates(one, other, words_matter=False) == [(1, 0, "near")]
+
+
+def test_a_longer_question_is_no_leak_of_a_short_one_within_it_but_a_long_text_is():
+    asked = "how can I cancel my order"
+    longer = "How can I cancel my order with my phone?"
+    assert leaks([longer], [asked]) == []
+    assert leaks([longer], [asked], words_matter=False) != []
+    assert leaks([f"{CONTEXT} {asked} {CONTEXT}"], [asked]) != []
+    assert leaks(["Please, how can I cancel my order?"], [asked]) != []
+
+
+def test_a_name_matters_where_capitals_tell_one():
+    text = f"the report of {{}} says that {ASKS}"
+    for one, two in (("Anna Berg", "Olga Lund"), ("Berlin", "Hamburg")):
+        assert duplicates(text.format(one), text.format(two)) == []
+        assert duplicates(text.format(one).upper(), text.format(two).upper()) != []
+        assert duplicates(text.format(one.lower()), text.format(two.lower())) != []
 
 
 def test_another_last_line_asks_something_else():
@@ -164,10 +246,11 @@ def test_instructions_that_all_rows_share_do_not_count():
     told = "given the following two texts say whether the second follows from the first or not"
     rows = [f"{told} {'abcdefghij'[i % 10] * 2} {'klmnopq'[i // 10] * 3} end" for i in range(70)]
     assert duplicates(*rows) == []
-    assert len(duplicates(*rows[:49])) == 48
+    assert duplicates(*rows[:49]) == []
+    assert len(duplicates(*rows[:49], words_matter=False)) == 48
     asked = [f"{told} something new entirely", f"{told} something different this time"]
-    assert leaks(rows, asked) == []
-    assert len(leaks(rows[:49], asked)) == 49
+    assert leaks(rows, asked) == leaks(rows[:49], asked) == []
+    assert len(leaks(rows[:49], asked, words_matter=False)) == 49
 
 
 def test_short_texts_are_only_compared_whole():
@@ -273,3 +356,5 @@ def test_a_word_has_its_kind_whatever_stands_beside_it():
     assert [word for word, _ in tokens("10-year-old")] == ["10", "year", "old"]
     assert [word for word, _ in tokens("5\u201310")] == ["5", "-", "10"]
     assert [word for word, _ in tokens("a₁₂²")] == ["a", "12", "^", "2"]
+    kinds = [kind for piece in ["The", "Straße", "don't", "東の"] for _, kind in tokens(piece)]
+    assert kinds == [FUNCTION, NAME, NEGATION, CHARACTER, FUNCTION]

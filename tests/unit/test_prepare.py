@@ -13,6 +13,7 @@ from retort.events import Reporter
 from retort.records import Quarantined, Removed, Response, read_lines
 from retort.spec import build
 from retort.stages.prepare import prepare
+from retort.stages.prepare.check import check
 from retort.stages.prepare.rows import preview
 from retort.stages.stage import read_examples
 from tests.support.real_data import AZURE, needs_azure
@@ -199,6 +200,102 @@ def test_what_stands_in_any_named_file_is_not_learned(prepared, tmp_path):
     done = prepared(question(" ".join(WORDS)), GOOD, task_type="qa", decontaminate=against)
     assert [removed.reason for removed in done.removed] == ["leak of against"]
     assert done.removed[0].other.endswith("bench.csv:2")
+
+
+TOWNS = [
+    *("Oslo", "Lima", "Cairo", "Quito", "Accra", "Hanoi", "Minsk"),
+    *("Sofia", "Tunis", "Dakar", "Bern", "Riga"),
+]
+
+
+def test_rows_are_compared_by_what_a_template_asks_of_them(prepared):
+    lines = [
+        json.dumps({"question": "Which river is the longest?", "town": town, "note": "x"}).encode()
+        for town in [*TOWNS, TOWNS[0].upper()]
+    ]
+    test = b'{"question": "What is a zebra?", "town": "none"}'
+    knobs = {"task_type": "qa", "template": "{question} Town: {town}"}
+    done = prepared(*lines, test=test, **knobs)
+    assert [pair.reason for pair in done.removed] == ["copy"]
+    assert len(done.examples()) == len(TOWNS)
+    done = prepared(*lines, task_type="qa")
+    assert len(done.examples()) == 1
+
+
+def test_a_short_question_about_a_long_text_tells_rows_apart_wherever_it_stands(prepared):
+    text = " ".join(f"word{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(90))
+    questions = ("Who paid for the mill?", "When was the mill built?", "When was the mill built")
+    lines = [json.dumps({"question": q, "context": text}).encode() for q in questions]
+    for template in ("{context}\n\n{question}", "{question}\n\n{context}"):
+        test = b'{"question": "What is a zebra?", "context": "An animal."}'
+        done = prepared(*lines, test=test, task_type="qa", template=template)
+        assert [pair.reason for pair in done.removed] == ["copy"]
+
+
+def test_a_premise_and_a_hypothesis_that_changed_places_are_no_copy(prepared):
+    long = "A man in a blue shirt is standing on a ladder and cleaning a window of a shop"
+    lines = [
+        json.dumps({"premise": one, "hypothesis": two}).encode()
+        for one, two in ((long, "He cleans"), ("He cleans", long), (long, "He  cleans."))
+    ]
+    test = b'{"premise": "zebra", "hypothesis": "animal"}'
+    done = prepared(*lines, task_type="nli", test=test)
+    assert [(pair.line, pair.reason) for pair in done.removed] == [(3, "copy")]
+
+
+def test_rows_with_other_right_answers_are_neither_copies_nor_leaks(prepared):
+    labels = ["refund", "delivery", "account"]
+    rows = [
+        ("Where can I see why my refund is late", "refund"),
+        ("where can i see why my refund is late", "delivery"),
+        ("Where can I see my refund", "account"),
+        ("where can I see why my refund is late?", "refund"),
+    ]
+    lines = [json.dumps({"text": text, "label": label}).encode() for text, label in rows]
+    test = json.dumps({"text": "where can I see my refund", "label": "refund"}).encode()
+    done = prepared(*lines, test=test, task_type="nli", labels=labels)
+    assert [(pair.line, pair.reason) for pair in done.removed] == [(4, "copy")]
+    same = json.dumps({"text": "Where can I see my refund?", "label": "refund"}).encode()
+    done = prepared(*lines, same, test=test, task_type="nli", labels=labels)
+    assert [(pair.line, pair.reason) for pair in done.removed] == [(4, "copy"), (5, "leak of test")]
+
+
+def test_another_summary_of_the_same_article_is_a_copy_and_a_leak(prepared):
+    articles = [SENTENCE, SENTENCE, SENTENCE[::-1], "A zebra sleeps."]
+    lines = [
+        json.dumps({"article": article, "summary": summary}).encode()
+        for article, summary in zip(articles, "abcd", strict=True)
+    ]
+    test = json.dumps({"article": SENTENCE[::-1], "summary": "e"}).encode()
+    done = prepared(*lines, test=test, task_type="summarization")
+    assert [pair.reason for pair in done.removed] == ["copy", "leak of test"]
+
+
+def test_a_file_that_loses_many_rows_says_so_with_the_commonest_pairs_and_the_knobs(prepared):
+    lines = [question(f"{town} has how many churches and museums?") for town in TOWNS]
+    copies = [lines[0]] * 4 + [lines[1]] * 2 + [lines[n] for n in (2, 3, 4, 5)]
+    leak = question(f"Please tell me: {SENTENCE}")
+    done = prepared(*lines, *copies, leak, test=question(SENTENCE), task_type="qa")
+    said = [note for note in done.notes if "prepare.train: " in note or " x " in note]
+    assert "11 of 23 rows of" in said[0] and "(10 as copy, 1 as leak of test)" in said[0]
+    assert "--set prepare.deduplicate.exact=false" in said[0]
+    assert "--set prepare.decontaminate.enabled=false" in said[0]
+    assert [note.split()[0] for note in said[1:]] == ["4", "2", "1", "1", "1"]
+    assert "'Oslo has how many churches and museums?' is a copy of 'Oslo has" in said[1]
+    few = prepared(*lines, lines[0], task_type="qa")
+    assert not any("rows of" in note for note in few.notes)
+
+
+def test_a_file_that_would_lose_many_rows_is_spoken_of_before_a_run(prepared):
+    lines = [question(f"How large is {town}?") for town in TOWNS]
+    spec = prepared(*lines, *lines, task_type="qa").stage.spec
+    said = check(spec)
+    assert any("12 of 24 rows of" in line and "deduplicate.exact=false" in line for line in said)
+
+
+def test_labels_that_cannot_be_told_apart_stop_the_job(prepared):
+    with pytest.raises(SpecError, match=r"'no' and 'No\.' are the same label"):
+        prepared(question("x"), task_type="nli", labels=["no", "No."])
 
 
 def test_rows_set_apart_by_hash_stay_where_they_are_when_rows_are_added(prepared):

@@ -6,7 +6,7 @@ them read chats and plain prompts with the functions in this file.
 
 import importlib
 import re
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from retort.errors import SpecError
 from retort.plugins import find_file
@@ -110,22 +110,30 @@ def chat_of(row: Row) -> tuple[list[Message], str | None]:
     return messages[:last], replies[-1] if replies else None
 
 
+class AskedRow(NamedTuple):
+    """The chat to send for a row, the row's own answer, and the row's own parts of the chat."""
+
+    messages: list[Message]
+    reply: Any
+    asked: tuple[str, ...] | None
+
+
 def read_prompt(
     row: Row,
     knobs: Prepare,
     templates: tuple[str, ...],
     extra: dict[str, str],
     replies: tuple[str, ...] = ANSWER_COLUMNS,
-) -> tuple[list[Message], Any]:
-    """Returns the chat to send for a row, and the row's own answer, or None.
+) -> AskedRow:
+    """Returns what is asked of a row.
 
     The columns of a row fill the spec's template, else the first of `templates` whose columns it
     has; `extra` are further values for a template. A column `system` becomes the system message.
-    The answer is the first non-empty column of `replies`; of several right answers, the first.
-    Raises `ValueError` with the reason.
+    The answer is the first non-empty column of `replies`, or None; of several right answers, the
+    first. Raises `ValueError` with the reason.
     """
     if row.messages is not None:
-        return chat_of(row)
+        return AskedRow(*chat_of(row), None)
     template = knobs.template or _fitting(row, templates, extra)
     text = fill(template, {**row.fields, **extra})
     if not text.strip():
@@ -135,7 +143,14 @@ def read_prompt(
         reply = reply[0] if reply else None
     system = row.fields.get("system")
     own = [{"role": "system", "content": system}] if _is_text(system) else []
-    return [*own, {"role": "user", "content": text}], reply
+    return AskedRow([*own, {"role": "user", "content": text}], reply, _asked(row, template))
+
+
+def _asked(row: Row, template: str) -> tuple[str, ...]:
+    """Returns the columns of a row that a template asks, the choices before a question."""
+    names = [name for name in dict.fromkeys(_columns(template, {})) if name in row.fields]
+    choices = row.fields["choices"] if "choices" in names else []
+    return (*map(str, choices), *(str(row.fields[name]) for name in names if name != "choices"))
 
 
 def fill(template: str, fields: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ POINT = re.compile(r"[(\[{].*,.*[)\]}]")
 LETTER = r"[^\W\d_]"
 UNIT = re.compile(
     rf"\s*[%$€£¥₹]?(?:[\s-]*(?:{LETTER}{{2,}}|[mgshlLCFKNJWVA])(?!{LETTER})\.?(?:\s*/)?)*"
-    r"(?:\s*\([^()]*\))?[\s.)\]}]*"
+    r"(?:\s*\([^()]*\)|\s*\[[^\[\]\d]*\])?[\s.)\]}]*"
 )
 NO_UNIT = re.compile(
     r"\b(?:and|or|to|by|half|halves|thirds?|quarters?|dozens?|hundreds?|squared|cubed)\b", re.I

@@ -30,8 +30,8 @@ REASONING = {
 
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, or `prompt` with `completion`."""
-    chat, reply = read_prompt(row, knobs, TEMPLATES, {})
-    return Prompt(chat, reference=None if reply is None else str(reply))
+    chat, reply, asked = read_prompt(row, knobs, TEMPLATES, {})
+    return Prompt(chat, reference=None if reply is None else str(reply), asked=asked)
 
 
 def answer(text: str, example: Example) -> str | None:

@@ -33,14 +33,17 @@ SOME_WORDS, MANY_WORDS = 3, 9
 
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `question` (or `problem`) with `answer` (or `solution`), or `prompt`."""
-    chat, reply = read_prompt(row, knobs, TEMPLATES, {}, ("answer", "solution", "completion"))
+    columns = ("answer", "solution", "completion")
+    chat, reply, asked = read_prompt(row, knobs, TEMPLATES, {}, columns)
     if reply is None:
-        return Prompt(chat)
+        return Prompt(chat, asked=asked)
     expected = _gold(str(reply))
     if expected is None:
-        lack = "is not one rational number" if re.search(r"\d", str(reply)) else "holds no number"
-        raise ValueError(f"the expected answer {str(reply)[:60]!r} {lack}")
-    return Prompt(chat, normal(expected), str(reply))
+        shown = repr(str(reply)[:60])
+        if re.search(r"\d", shown):
+            raise ValueError(f"the expected answer is not one rational number: {shown}")
+        raise ValueError(f"the expected answer {shown} holds no number")
+    return Prompt(chat, normal(expected), str(reply), asked=asked)
 
 
 def answer(text: str, example: Example) -> str | None:

@@ -40,11 +40,12 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
             "they are numbers; set prepare.labels, for example [negative, positive]"
         )
     extra = {"labels": ", ".join(labels)}
-    chat, reply = read_prompt(row, knobs, TEMPLATES, extra, ("label", "completion", "answer"))
+    columns = ("label", "completion", "answer")
+    chat, reply, asked = read_prompt(row, knobs, TEMPLATES, extra, columns)
     expected = None if reply is None else _expected(reply, labels)
     by_number = expected is not None and in_text(str(reply), labels) is None
     reference = expected if by_number or reply is None else str(reply)
-    return Prompt(chat, expected, reference, {label: label for label in labels})
+    return Prompt(chat, expected, reference, {label: label for label in labels}, asked=asked)
 
 
 def answer(text: str, example: Example) -> str | None:

@@ -34,23 +34,24 @@ def prompt(row: Row, knobs: Prepare) -> Prompt:
     """
     if choices := _options(row.fields):
         listed = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
-        chat, reply = read_prompt(row, knobs, CHOICES, {"choices": listed})
+        chat, reply, asked = read_prompt(row, knobs, CHOICES, {"choices": listed})
     else:
-        chat, reply = read_prompt(row, knobs, OPEN, {})
+        chat, reply, asked = read_prompt(row, knobs, OPEN, {})
     options = choices or {label: label for label in knobs.labels}
     own = row.fields.get("answer")
     own = own.get("text") if isinstance(own, dict) else own
     replies = [r for r in (own if isinstance(own, list) else [reply]) if r is not None]
     if not replies:
-        return Prompt(chat, options=options or None)
+        return Prompt(chat, options=options or None, asked=asked)
     reply = replies[0]
     if not options:
         right = [*dict.fromkeys(normal(conclusion(str(r))) for r in replies)]
         right = [answer for answer in right if answer]
         several = right if len(right) > 1 else None
-        return Prompt(chat, right[0] if right else None, str(reply), answers=several)
+        return Prompt(chat, right[0] if right else None, str(reply), None, several, asked)
     letter = _expected(reply, options)
-    return Prompt(chat, letter, letter if "question" in row.fields else str(reply), options)
+    reference = letter if "question" in row.fields else str(reply)
+    return Prompt(chat, letter, reference, options, asked=asked)
 
 
 def answer(text: str, example: Example) -> str | None:

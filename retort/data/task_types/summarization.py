@@ -30,10 +30,12 @@ REASONING = {
 def prompt(row: Row, knobs: Prepare) -> Prompt:
     """Reads a chat, `article` (or `text`) with `summary`, or `prompt` with `completion`."""
     extra = {"max_words": str(knobs.max_summary_words)}
-    chat, reply = read_prompt(row, knobs, TEMPLATES, extra, ("summary", "completion", "answer"))
+    columns = ("summary", "completion", "answer")
+    chat, reply, asked = read_prompt(row, knobs, TEMPLATES, extra, columns)
     if reply is None:
-        return Prompt(chat)
-    return Prompt(chat, expected=_folded(conclusion(str(reply))) or None, reference=str(reply))
+        return Prompt(chat, asked=asked)
+    expected = _folded(conclusion(str(reply))) or None
+    return Prompt(chat, expected, str(reply), asked=asked)
 
 
 def answer(text: str, example: Example) -> str | None:

@@ -29,9 +29,11 @@ def prepare(stage: Stage) -> dict[str, Any]:
         check_left(stage.spec, selection)
         facts = _facts(stage, counts, reader, selection)
         _write(stage, selection)
+        _say(stage, facts)
+        for loss in selection.losses():
+            stage.report.note(loss)
     finally:
         selection.close()
-    _say(stage, facts)
     return facts
 
 
@@ -59,9 +61,7 @@ def _read(stage: Stage, reader: Reader, selection: Selection) -> Counts:
             bad.append(write_lines([quarantined(read)]))
         if number % SAY_EVERY_ROWS == 0:
             stage.report.progress(number, number, "rows", "reading")
-    for source in stage.spec.prepare.decontaminate.against:
-        for raw, text in reader.texts(source):
-            selection.add_foreign(raw, text)
+    selection.add_all_foreign(reader)
     if bad:
         stage.out.write("quarantine.jsonl", b"".join(bad))
         stage.report.note(f"{len(bad)} rows in quarantine, the first: {counts.first_bad}")

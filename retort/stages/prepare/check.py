@@ -1,14 +1,20 @@
 """The check of `prepare` before a run: names of plug-ins, and the first rows of each file."""
 
+from itertools import islice
+
 from retort.data import sources, task_types
 from retort.errors import SpecError
 from retort.plugins import check_function
 from retort.records import SPLITS
 from retort.spec import JobSpec
 from retort.stages.prepare.rows import Reader, preview
+from retort.stages.prepare.selection import Selection
+from retort.store import model_folder
 
 # Rows of each source that are read before a run; prepare reads all.
 PREVIEW_ROWS = 10_000
+# Train prompts whose tokens are counted if train.max_length is below so many tokens.
+COUNTED_ROWS, LONG = 500, 512
 
 
 def check(spec: JobSpec) -> list[str]:
@@ -22,9 +28,15 @@ def check(spec: JobSpec) -> list[str]:
 
 
 def _check_data(spec: JobSpec) -> list[str]:
-    counts, recognised, longer = preview(spec, PREVIEW_ROWS)
+    selection = Selection(spec)
+    try:
+        counts, recognised, longer = preview(spec, PREVIEW_ROWS, selection.add)
+        losses = [] if longer else _losses(spec, selection)
+    finally:
+        selection.close()
     _check_labels(spec)
     _check_gold(spec)
+    _check_length(spec)
     lines = []
     for split in SPLITS:
         if spec.prepare.has(split):
@@ -40,7 +52,41 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
-    return lines
+    return [*lines, *losses]
+
+
+def _losses(spec: JobSpec, selection: Selection) -> list[str]:
+    """Returns what to say of files that lose many rows as copies and leaks."""
+    selection.add_all_foreign(Reader(spec))
+    selection.find_repeats()
+    return list(selection.losses())
+
+
+def _check_length(spec: JobSpec) -> None:
+    """Raises `SpecError` if the first train rows are all too long to be learned.
+
+    Prompts are counted without their template and answers, so no row is shorter than that.
+    """
+    longest = spec.train.max_length
+    if longest >= LONG:
+        return
+    path = model_folder.locate(spec.train.student, "train.student") / "tokenizer.json"
+    examples = (r.example for r in Reader(spec).rows() if r.split == "train" and r.example)
+    texts = [
+        "\n".join(str(turn["content"]) for turn in example.messages)
+        for example in islice(examples, COUNTED_ROWS)
+    ]
+    if not (path.is_file() and texts):
+        return
+    from tokenizers import Tokenizer
+
+    encoded = Tokenizer.from_file(str(path)).encode_batch(texts, add_special_tokens=False)
+    shortest = min(len(one.ids) for one in encoded)
+    if shortest >= longest:
+        raise SpecError(
+            f"train.max_length: {longest}; the shortest of the first {len(texts):,} train prompts "
+            f"has {shortest} tokens, without its answer, so no row could be learned; raise it"
+        )
 
 
 def _check_labels(spec: JobSpec) -> None:

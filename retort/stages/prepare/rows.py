@@ -6,7 +6,7 @@ A bad row is yielded with its reason and its bytes, and reading goes on after it
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -33,21 +33,24 @@ from retort.spec import JobSpec
 
 # Held-out rows come first: a train row that repeats one of them is removed, not the reverse.
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
-# What a row without a chat asks; what it asks for comes last.
+# The columns that a row of a file of an unknown job asks; the question comes last.
 ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
+SHORT_COLUMN, MUCH_LONGER = 8, 3  # words; times as many characters
 
 
 @dataclass(frozen=True)
 class Read:
     """One row: its example, or the reason why it has none.
 
-    `text` is the text by which rows are compared, `line` the example as it is stored.
+    `text` is the text by which rows are compared, and `short` its short parts: rows that differ in
+    one of them ask different things. `line` is the example as it is stored.
     """
 
     raw: SourceRow
     split: Split
     example: Example | None = None
     text: str = ""
+    short: tuple[str, ...] = ()
     line: bytes = b""
     reason: str | None = None
 
@@ -92,7 +95,7 @@ class Reader:
             name, row = read_row(raw.value, self._format(raw.value), self._knobs.columns)
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
-            text = compared(row) or _without_system(prompt.messages)
+            text, short = _compared(prompt)
             split = self._split(split, prompt.messages)
             example = self._example(row, prompt, split)
             line = write_lines([example])
@@ -102,7 +105,7 @@ class Reader:
             return Read(raw, split, reason=str(error))
         self._ids[example.id] = split
         self.recognised[name] += 1
-        return Read(raw, split, example, text, line)
+        return Read(raw, split, example, text, short, line)
 
     def _format(self, value: dict[str, Any]) -> str:
         """Returns the format of a row; the user's own task types read any columns."""
@@ -185,8 +188,26 @@ def _texts_of(value: dict[str, Any]) -> list[str]:
         return [item for item in value.values() if isinstance(item, str)]
 
 
+def _compared(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
+    """Returns the text by which a row is compared, and the short ones of several parts of it.
+
+    A template's own words are left out, as all rows share them. A part that is much longer than
+    the others, such as a text to read, comes before them: the question is last.
+    """
+    parts = list(prompt.asked or ())
+    if len(parts) < 2:
+        return "".join(parts) or _without_system(prompt.messages), ()
+    short = [part for part in parts if len(part.split()) <= SHORT_COLUMN]
+    *others, longest = sorted(map(len, parts))
+    if longest >= MUCH_LONGER * others[-1] and len(parts[0]) < longest:
+        place = next(place for place, part in enumerate(parts) if len(part) == longest)
+        parts.insert(0, parts.pop(place))
+        short.append(f"from {place}")
+    return "\n".join(parts), tuple(short)
+
+
 def compared(row: Row) -> str:
-    """Returns what a row asks, as text: the turns of its chat, or the columns that are asked."""
+    """Returns what a row of a file of an unknown job asks: its chat, or columns of usual names."""
     if row.messages:
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
         return _without_system(row.messages[: last + 1])
@@ -244,15 +265,19 @@ def kind_of(reason: str) -> str:
     return re.split("[:;]", reason)[0][:80]
 
 
-def preview(spec: JobSpec, most: int) -> tuple[Counts, Counter[str], set[Split]]:
+def preview(
+    spec: JobSpec, most: int, take: Callable[[Read], None] | None = None
+) -> tuple[Counts, Counter[str], set[Split]]:
     """Returns the counts of the first rows of each source, their formats, and the splits that have
-    more rows.
+    more rows; `take` is given each good row.
 
     Raises `SpecError` or `DataError` when the job cannot run on them.
     """
     counts, reader = new_counts(), Reader(spec)
     for read in reader.rows(most):
         counts.add(read)
+        if take and read.example:
+            take(read)
     longer = {split for split, number in reader.num_read.items() if number == most}
     check_counts(spec, counts, whole=not longer)
     return counts, reader.recognised, longer

@@ -7,22 +7,35 @@ from __future__ import annotations
 
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from retort.data import balance
-from retort.data.sources import SourceRow
-from retort.records import Example, Removed, Split, chat_text, content_id
+from retort.data import balance, task_types
+from retort.records import SPLITS, Example, Removed, Split, chat_text, content_id
 from retort.spec import JobSpec, Prepare
 from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
-from retort.stages.prepare.rows import Read
+from retort.stages.prepare.duplicates import (
+    DuplicatePair,
+    Texts,
+    find_duplicates,
+    find_leaks,
+    normal_words,
+)
+from retort.stages.prepare.rows import Read, Reader
 
 SHOWN_CHARACTERS = 2000
 EXACT_ONLY = Deduplicate(near=False)
+# A file that loses more of its rows than this is spoken of, with so many pairs and characters.
+MUCH_LOST, MOST_PAIRS, MAX_SHOWN = 0.1, 5, 90
+KNOBS = {
+    "exact": "prepare.deduplicate.exact=false",
+    "near": "prepare.deduplicate.near=false",
+    "leak": "prepare.decontaminate.enabled=false",
+}
 
 
 class Spool:
@@ -66,6 +79,9 @@ class Selection:
 
     def __init__(self, spec: JobSpec):
         self._knobs = spec.prepare
+        # Of a summary there are many right ones: another one makes no other question.
+        kind = task_types.load(spec.prepare.task_type)
+        self._has_right_answers = task_types.metrics_of(kind)[0] == "accuracy"
         self._spool = Spool()
         # Clusters need all rows first.
         by = spec.prepare.balance.by
@@ -80,39 +96,48 @@ class Selection:
         example = read.example
         assert example
         rows = self.rows.setdefault(read.split, RowColumns())
-        scope = content_id([example.tools, *_system(example)])
-        rows.texts.add(read.text, scope, example.expected)
+        short = ["".join(normal_words(part)) for part in read.short]
+        scope = content_id([example.tools, *_system(example), *short])
+        rows.texts.add(read.text, scope, example.expected if self._has_right_answers else None)
         rows.numbers.append(self._spool.add(read.line))
         rows.lines.append(read.raw.line)
         rows.files.append(read.raw.file)
         rows.ids.append(example.id)
         rows.groups.append(balance.group_of(example, self._by))
 
-    def add_foreign(self, raw: SourceRow, text: str) -> None:
-        """Adds a row of a file that must not be learned."""
-        rows = self.rows.setdefault("against", RowColumns())
-        rows.texts.add(text)
-        rows.numbers.append(self._spool.add(text.encode()[:SHOWN_CHARACTERS]))
-        rows.lines.append(raw.line)
-        rows.files.append(raw.file)
+    def add_all_foreign(self, reader: Reader) -> None:
+        """Adds the rows of the files that must not be learned."""
+        for source in self._knobs.decontaminate.against:
+            for raw, text in reader.texts(source):
+                rows = self.rows.setdefault("against", RowColumns())
+                rows.texts.add(text)
+                shown = text.encode(errors="ignore")[:SHOWN_CHARACTERS]
+                rows.numbers.append(self._spool.add(shown))
+                rows.lines.append(raw.line)
+                rows.files.append(raw.file)
 
     def choose(self) -> None:
         """Finds the copies and leaks, and the rows that balance and limit leave out."""
+        self.find_repeats()
+        if "train" in self.rows:
+            self._balance(self.rows["train"])
+
+    def find_repeats(self) -> None:
+        """Finds the copies and leaks."""
         for split, rows in self.rows.items():
             knobs = EXACT_ONLY if split == "test" else self._knobs.deduplicate
             pairs = find_duplicates(rows.texts, knobs) if split != "against" else []
             self.removed[split] = {pair.index: pair for pair in pairs}
         for split, held_out in _comparisons(self._knobs):
             self._remove_leaks(split, held_out)
-        if "train" in self.rows:
-            self._balance(self.rows["train"])
 
     def _remove_leaks(self, split: Split, held_out: str) -> None:
         rows, other = self.rows.get(split), self.rows.get(held_out)
         if not (rows and other):
             return
-        matters = self._knobs.deduplicate.numbers_matter
-        for pair in find_leaks(rows.texts, other.texts, self._knobs.decontaminate, matters):
+        knobs = self._knobs.deduplicate
+        matters = knobs.numbers_matter, knobs.words_matter
+        for pair in find_leaks(rows.texts, other.texts, self._knobs.decontaminate, *matters):
             self.removed[split].setdefault(pair.index, pair)
             if self.removed[split][pair.index] is pair:
                 self._against[split, pair.index] = held_out
@@ -160,21 +185,53 @@ class Selection:
     def _report(self, split: str, index: int, pair: DuplicatePair) -> Removed:
         where = self._against.get((split, index), split)
         rows, other = self.rows[split], self.rows[where]
-        shown = self._spool.read(other.numbers[pair.other])
-        text = (
-            shown.decode(errors="ignore")
-            if where == "against"
-            else chat_text(self.example(where, pair.other).messages[-1:])
-        )
         return Removed(
             file=rows.files[index],
             line=rows.lines[index],
-            reason={"exact": "copy", "near": "near copy", "leak": f"leak of {where}"}[pair.kind],
+            reason=_reason(pair, where),
             example=orjson.loads(self.line(split, index)),
             other=f"{other.files[pair.other]}:{other.lines[pair.other]}",
-            other_text=text[:SHOWN_CHARACTERS],
+            other_text=self._text(where, pair.other)[:SHOWN_CHARACTERS],
             similarity=round(pair.similarity, 4),
         )
+
+    def _text(self, split: str, index: int) -> str:
+        if split == "against":
+            return self._spool.read(self.rows[split].numbers[index]).decode(errors="ignore")
+        return chat_text(self.example(split, index).messages[-1:])
+
+    def losses(self) -> Iterator[str]:
+        """Yields what to say of each file that loses more than a tenth of its rows as copies and
+        leaks: how many, the five commonest pairs, and the knobs that keep such rows."""
+        for split in SPLITS:
+            rows, removed = self.rows.get(split), self.removed.get(split, {})
+            by_file: dict[str, list[int]] = {}
+            for index in removed:
+                by_file.setdefault(rows.files[index] if rows else "", []).append(index)
+            for file, indices in by_file.items():
+                total = rows.files.count(file) if rows else 0
+                if len(indices) > MUCH_LOST * total:
+                    yield from self._loss(split, file, total, indices)
+
+    def _loss(self, split: str, file: str, total: int, indices: list[int]) -> Iterator[str]:
+        places = {index: self._against.get((split, index), split) for index in indices}
+        pairs = {index: self.removed[split][index] for index in indices}
+        reasons = Counter(_reason(pairs[index], places[index]) for index in indices)
+        counts = ", ".join(f"{count:,} as {reason}" for reason, count in reasons.most_common())
+        knobs = dict.fromkeys(KNOBS[pairs[index].kind] for index in indices)
+        yield (
+            f"prepare.{split}: {len(indices):,} of {total:,} rows of {file} are removed ({counts});"
+            f" to keep them: --set {', --set '.join(knobs)}; the commonest pairs:"
+        )
+        groups: dict[tuple[str, int], list[int]] = {}
+        for index in indices:
+            groups.setdefault((places[index], pairs[index].other), []).append(index)
+        for (where, other), members in sorted(groups.items(), key=lambda g: -len(g[1]))[
+            :MOST_PAIRS
+        ]:
+            kept, gone = self._text(where, other), self._text(split, members[0])
+            reason = _reason(pairs[members[0]], where)
+            yield f"  {len(members):,} x {_short(gone)} is a {reason} of {_short(kept)}"
 
     def counts(self) -> dict[str, Any]:
         """Returns the number of rows removed for each reason, and the groups of those kept."""
@@ -193,6 +250,16 @@ class Selection:
     def close(self) -> None:
         """Deletes the temporary file."""
         self._spool.close()
+
+
+def _reason(pair: DuplicatePair, where: str) -> str:
+    return {"exact": "copy", "near": "near copy", "leak": f"leak of {where}"}[pair.kind]
+
+
+def _short(text: str) -> str:
+    """Returns a text in one line of printable characters, cut to some length."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return repr(line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}...")
 
 
 def _comparisons(knobs: Prepare) -> Iterable[tuple[Split, str]]:

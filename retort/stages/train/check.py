@@ -1,18 +1,21 @@
-"""What of `train` can fail later, checked before a run: losses, student, live teacher, machines."""
+"""The check of `train` before a run: losses, student, lengths, adapters, live teacher, machines."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from retort.errors import SpecError
 from retort.plugins import check_function, check_options
 from retort.processes import nodes
 from retort.spec import JobSpec
+from retort.spec.train import Lora
 from retort.stages.engine_settings import engine_of, model_line
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
 
 
 def check(spec: JobSpec) -> list[str]:
-    """Returns a line for each thing that was checked and is well; raises `SpecError`."""
+    """Returns a line for each successful check. Raises `SpecError` for the first fault."""
     for loss in spec.losses:
         check_function("loss", loss.name, "retort.losses")
         own = type(loss).model_fields
@@ -20,6 +23,10 @@ def check(spec: JobSpec) -> list[str]:
     student = model_folder.check(spec.train.student, "train.student")
     objective = " + ".join(f"{loss.weight:g} {loss.name}" for loss in spec.losses)
     lines = [f"objective {objective}", model_line("train.student", spec.train.student, student)]
+    _check_schedule(spec)
+    _check_lengths(spec, student)
+    if spec.train.lora:
+        lines.append(_check_lora(spec, spec.train.lora, student))
     if spec.is_live:
         lines.append(_check_live(spec))
     if spec.distils and not engine_of(spec).REMOTE:
@@ -27,6 +34,63 @@ def check(spec: JobSpec) -> list[str]:
         check_pair(spec, teacher, student)
         lines.append("teacher and student share their token map and chat template")
     return [*lines, *_check_nodes(spec)]
+
+
+def _check_schedule(spec: JobSpec) -> None:
+    """Raises `SpecError` for knobs of the schedule that could never take effect."""
+    knobs = spec.train
+    if knobs.early_stopping and not spec.prepare.has("validation"):
+        raise SpecError(
+            "train.early_stopping: needs a validation loss, but there are no validation rows; set "
+            "prepare.validation_ratio: 0.1, or remove train.early_stopping"
+        )
+    if knobs.schedule == "constant" and knobs.min_learning_rate_ratio:
+        raise SpecError(
+            f"train.min_learning_rate_ratio: {knobs.min_learning_rate_ratio:g} is where a decay "
+            "ends, but train.schedule: constant has none; set schedule: cosine or linear, or "
+            "remove min_learning_rate_ratio"
+        )
+
+
+def _check_lengths(spec: JobSpec, student: Path) -> None:
+    """Raises `SpecError` for lengths beyond the student's positions."""
+    positions = _config(student).get("max_position_embeddings")
+    default = type(spec.train).model_fields["max_length"].default
+    for name, length in (
+        ("train.max_length", spec.train.max_length if spec.train.max_length != default else 0),
+        ("evaluate.max_model_len", spec.evaluate.max_model_len or 0),
+    ):
+        if positions and length > positions:
+            raise SpecError(
+                f"{name}: {length}; the student takes at most {positions} tokens; set it to at "
+                f"most {positions}"
+            )
+
+
+def _check_lora(spec: JobSpec, lora: Lora, folder: Path) -> str:
+    """Returns a line on the adapters. Raises `SpecError` for layers that the student has not."""
+    if lora.quantize == "nf4" and spec.train.runtime.device == "cpu":
+        raise SpecError(
+            "train.lora.quantize: nf4 needs a CUDA device, but train.runtime.device is cpu; set "
+            "quantize: none, or device: cuda"
+        )
+    if lora.target_modules:
+        import torch
+        import transformers
+
+        from retort.stages.train import student
+
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):  # its layers without its weights
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        student._check_targets(model, lora.target_modules)
+    layers = ", ".join(lora.target_modules) or "every linear layer but the head"
+    return f"train.lora: adapters of rank {lora.rank} on {layers}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {**config, **(config.get("text_config") or {})}
 
 
 def _check_live(spec: JobSpec) -> str:

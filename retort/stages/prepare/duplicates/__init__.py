@@ -6,5 +6,6 @@ number, a negation or a short last line ask different things and are no duplicat
 
 from retort.stages.prepare.duplicates.pairs import DuplicatePair, find_duplicates, find_leaks
 from retort.stages.prepare.duplicates.texts import Texts
+from retort.stages.prepare.duplicates.words import normal_words
 
-__all__ = ["DuplicatePair", "Texts", "find_duplicates", "find_leaks"]
+__all__ = ["DuplicatePair", "Texts", "find_duplicates", "find_leaks", "normal_words"]

@@ -11,7 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from retort.spec.prepare import Deduplicate
+from retort.stages.prepare.duplicates.lines import LastLines, last_lines
 from retort.stages.prepare.duplicates.near import Edges, joined
+from retort.stages.prepare.duplicates.questions import (
+    LONGER,
+    SHORT_LINE,
+    Spans,
+    fill_a_template,
+    holds_content,
+    holds_names,
+    sizes,
+)
 from retort.stages.prepare.duplicates.sequences import (
     F64,
     Lookup,
@@ -48,7 +59,7 @@ class Index(NamedTuple):
 
 
 def find_parts(
-    texts: TextColumns, held_out: TextColumns, overlap: float, numbers_matter: bool
+    texts: TextColumns, held_out: TextColumns, overlap: float, differences: Deduplicate
 ) -> Edges:
     """Returns the texts that contain a share `overlap` of a held-out text's sequences.
 
@@ -58,22 +69,62 @@ def find_parts(
     every = np.arange(len(texts.scopes))
     common = common_sequences(texts, every)
     index = _index(texts, held_out, common, overlap)
+    lines = last_lines(held_out, np.arange(len(held_out.scopes)))
     parts = [Edges(every[:0], every[:0], np.zeros(0))]
     for part in batches(num_words(texts, every)) if len(index.owners) else ():
         for leaking, held in _candidates(texts, every[part], index):
-            if numbers_matter:
-                has = held_out.numbers[held] & ~texts.numbers[leaking] == 0
-                leaking, held = leaking[has], held[has]  # noqa: PLW2901
+            answers = texts.answers[leaking], held_out.answers[held]
+            may = (answers[0] == answers[1]) | (answers[0] == 0) | (answers[1] == 0)
+            if differences.numbers_matter:
+                may &= held_out.numbers[held] & ~texts.numbers[leaking] == 0
+            leaking, held = leaking[may], held[may]  # noqa: PLW2901
             share = _shares(Side(texts, leaking), Side(held_out, held), common)
             enough = np.flatnonzero(share >= overlap)
-            if numbers_matter:
+            if differences.numbers_matter:
                 sides = Side(texts, leaking[enough]), Side(held_out, held[enough])
                 enough = enough[_same_numbers(*sides)]
+            if differences.words_matter:
+                sides = Side(texts, leaking[enough]), Side(held_out, held[enough])
+                enough = enough[_same_words(*sides, lines)]
             parts.append(Edges(held[enough], leaking[enough], share[enough]))
     found = joined(parts)
+    if differences.words_matter:
+        found = _without_templates(found, texts, held_out)
     order = np.lexsort((found.earlier, -found.similarity, found.later))
     _, first = np.unique(found.later[order], return_index=True)
     return found.at(order[first])
+
+
+def _same_words(texts: Side, held_out: Side, lines: LastLines) -> npt.NDArray[np.bool_]:
+    """Returns for each pair whether the text has all names and content words that tell a question.
+
+    These are the content words of the held-out text's last line, if that is short. If the text is
+    not much longer than a held-out text of one short line, it may have no other ones either.
+    """
+    whole, held = Spans.whole(*texts), Spans.whole(*held_out)
+    asked = Spans(held.columns, lines.starts[held_out.texts], lines.counts[held_out.texts])
+    fine = holds_names(whole, held)
+    is_short = sizes(asked) < SHORT_LINE
+    short = np.flatnonzero(is_short)
+    fine[short] &= holds_content(whole.at(short), asked.at(short))
+    is_alone = (asked.counts == held.counts) & (sizes(whole) < LONGER * sizes(held))
+    alone = np.flatnonzero(is_short & is_alone)
+    fine[alone] &= holds_content(held.at(alone), whole.at(alone))
+    return fine
+
+
+def _without_templates(found: Edges, texts: TextColumns, held_out: TextColumns) -> Edges:
+    """Returns the pairs without those in which a text and a held-out one only share a template."""
+    found = found.at(np.lexsort((found.later, found.earlier)))
+    differs = fill_a_template(held_out, found.earlier, texts, found.later)
+    found = found.at(np.flatnonzero(~differs))
+    # A text that holds a held-out one among others has more words, which say nothing.
+    whole, held = Spans.whole(texts, found.later), Spans.whole(held_out, found.earlier)
+    is_longer = sizes(whole) >= LONGER * sizes(held)
+    longer, alike = found.at(np.flatnonzero(is_longer)), found.at(np.flatnonzero(~is_longer))
+    alike = alike.at(np.lexsort((alike.earlier, alike.later)))
+    differs = fill_a_template(texts, alike.later, held_out, alike.earlier)
+    return joined([longer, alike.at(np.flatnonzero(~differs))])
 
 
 def _index(texts: TextColumns, held_out: TextColumns, common: Lookup, overlap: float) -> Index:

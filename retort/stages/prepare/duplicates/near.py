@@ -12,6 +12,15 @@ import numpy.typing as npt
 
 from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.duplicates.lines import LastLines, last_lines
+from retort.stages.prepare.duplicates.questions import (
+    SHORT_LINE,
+    Spans,
+    fill_a_template,
+    filling,
+    holds_content,
+    holds_names,
+    sizes,
+)
 from retort.stages.prepare.duplicates.sequences import (
     F64,
     Lookup,
@@ -41,7 +50,7 @@ class ComparedTexts(NamedTuple):
     common: Lookup
     lines: LastLines
     groups: U64  # texts of different groups ask different things
-    similarity: float
+    knobs: Deduplicate
 
 
 class Edges(NamedTuple):
@@ -71,12 +80,31 @@ def joined(parts: list[Edges]) -> Edges:
 def find_near(columns: TextColumns, texts: I64, knobs: Deduplicate) -> Edges:
     """Returns the texts to remove, each with the most similar text that is kept.
 
-    The earliest of several similar texts is kept.
+    The earliest of several similar texts is kept. Texts that fill a template with different words
+    are compared once more, each with those that fill it with the same words.
     """
+    found = _find_near(columns, texts, knobs, np.zeros(len(columns.scopes), dtype=np.uint64))
+    order = np.lexsort((found.later, found.earlier))
+    found = found.at(order)
+    if not knobs.words_matter:
+        return found
+    differs = fill_a_template(columns, found.earlier, columns, found.later)
+    if not differs.any():
+        return found
+    filled = found.at(np.flatnonzero(differs))
+    fillings = np.zeros(len(columns.scopes), dtype=np.uint64)
+    pairs = zip(filled.later.tolist(), filled.earlier.tolist(), strict=True)
+    fillings[filled.later] = [filling(columns, text, other) for text, other in pairs]
+    again = _find_near(columns, np.sort(filled.later), knobs, fillings)
+    return joined([found.at(np.flatnonzero(~differs)), again])
+
+
+def _find_near(columns: TextColumns, texts: I64, knobs: Deduplicate, fillings: U64) -> Edges:
+    """Returns the texts to remove; `fillings` is a part of each text's group."""
     lines = last_lines(columns, texts)
-    groups = _groups(columns, lines, texts, knobs.numbers_matter)
+    groups = mixed(_groups(columns, lines, texts, knobs.numbers_matter) + fillings)
     common = common_sequences(columns, texts)
-    field = ComparedTexts(columns, common, lines, groups, knobs.similarity)
+    field = ComparedTexts(columns, common, lines, groups, knobs)
     texts, sketches = sketched(columns, texts, common, groups, knobs.similarity)
     seen = np.zeros(SEEN, dtype=np.uint64)
     active, alive = np.arange(len(texts)), np.ones(len(texts), dtype=np.bool_)
@@ -156,10 +184,27 @@ def _similar(field: ComparedTexts, earlier: I64, later: I64) -> Edges:
     for part in batches(sizes):
         one, two = (sequences(field.columns, side[part], field.common) for side in (earlier, later))
         similarity = jaccard(one, two)
-        near = np.flatnonzero(similarity >= field.similarity)
+        near = np.flatnonzero(similarity >= field.knobs.similarity)
         found = Edges(earlier[part], later[part], similarity).at(near)
-        parts.append(found.at(np.flatnonzero(_same_lines(field, found.earlier, found.later))))
+        found = found.at(np.flatnonzero(_same_lines(field, found.earlier, found.later)))
+        if field.knobs.words_matter:
+            found = found.at(np.flatnonzero(_same_words(field, found.earlier, found.later)))
+        parts.append(found)
     return joined(parts)
+
+
+def _same_words(field: ComparedTexts, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
+    """Returns for each pair whether no content word of a short last line differs, and no name."""
+    texts = [Spans.whole(field.columns, side) for side in (earlier, later)]
+    lines = [
+        Spans(field.columns, field.lines.starts[side], field.lines.counts[side])
+        for side in (earlier, later)
+    ]
+    fine = holds_names(*texts) & holds_names(*reversed(texts))
+    short = np.flatnonzero(np.minimum(sizes(lines[0]), sizes(lines[1])) < SHORT_LINE)
+    one, two = (line.at(short) for line in lines)
+    fine[short] &= holds_content(one, two) & holds_content(two, one)
+    return fine
 
 
 def _same_lines(field: ComparedTexts, earlier: I64, later: I64) -> npt.NDArray[np.bool_]:
@@ -176,7 +221,7 @@ def _same_lines(field: ComparedTexts, earlier: I64, later: I64) -> npt.NDArray[n
     words = [_line_words(field, texts) for texts in (one, two)]
     fine = jaccard(words[0], words[1]) >= LINE_SIMILARITY
     bodies = [_before_last(field, texts) for texts in (one, two)]
-    fine &= jaccard(bodies[0], bodies[1]) >= field.similarity
+    fine &= jaccard(bodies[0], bodies[1]) >= field.knobs.similarity
     lasts = [_last(field, texts) for texts in (one, two)]
     for own, other in ((0, 1), (1, 0)):
         in_last, num_own, _ = overlaps(lasts[own], lasts[other])

@@ -3,6 +3,7 @@
 Sketches only select the pairs to compare; every reported pair was compared in full.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates.leaks import find_parts
 from retort.stages.prepare.duplicates.near import find_near
 from retort.stages.prepare.duplicates.sequences import WIDTH, num_words
-from retort.stages.prepare.duplicates.texts import I64, U64, Texts, mixed
+from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, Texts, mixed
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[DuplicatePair]:
     pairs = []
     rest = every
     if knobs.exact:
-        first = _first_equal(mixed(columns.wholes + mixed(columns.scopes)))
+        first = _first_copied(columns)
         copies, rest = np.flatnonzero(first != every), np.flatnonzero(first == every)
         for index, other in zip(copies.tolist(), first[copies].tolist(), strict=True):
             pairs.append(DuplicatePair(index, other, 1.0, "exact"))
@@ -50,17 +51,32 @@ def find_duplicates(texts: Texts, knobs: Deduplicate) -> list[DuplicatePair]:
 
 
 def find_leaks(
-    texts: Texts, held_out: Texts, knobs: Decontaminate, numbers_matter: bool
+    texts: Texts,
+    held_out: Texts,
+    knobs: Decontaminate,
+    numbers_matter: bool,
+    words_matter: bool = True,
 ) -> list[DuplicatePair]:
-    """Returns the texts that equal or contain a held-out text, each with the most similar one."""
+    """Returns the texts that equal or contain a held-out text, each with the most similar one.
+
+    The last two are those of `Deduplicate`: which differences make another question.
+    """
     columns, held = texts.columns(), held_out.columns()
-    found = find_parts(columns, held, knobs.overlap, numbers_matter)
+    differences = Deduplicate(numbers_matter=numbers_matter, words_matter=words_matter)
+    found = find_parts(columns, held, knobs.overlap, differences)
     lists = (found.later.tolist(), found.earlier.tolist(), found.similarity.tolist())
     leaks = {pair[0]: DuplicatePair(*pair, "leak") for pair in zip(*lists, strict=True)}
-    at, other = _equal_to(columns.wholes, held.wholes)
-    for index, equal in zip(at.tolist(), other.tolist(), strict=True):
+    for index, equal in _equal_to(columns, held):
         leaks[index] = DuplicatePair(index, equal, 1.0, "leak")
     return [leaks[index] for index in sorted(leaks)]
+
+
+def _first_copied(columns: TextColumns) -> I64:
+    """Returns for each text the first one that asks the same and does not want another answer."""
+    asked = mixed(columns.wholes + mixed(columns.scopes))
+    first, answers = _first_equal(asked), columns.answers
+    differs = (answers[first] != answers) & (answers[first] != 0) & (answers != 0)
+    return np.where(differs, _first_equal(mixed(asked + mixed(answers))), first)
 
 
 def _first_equal(keys: U64) -> I64:
@@ -69,11 +85,15 @@ def _first_equal(keys: U64) -> I64:
     return first[places]
 
 
-def _equal_to(keys: U64, wanted: U64) -> tuple[I64, I64]:
-    """Returns the indices of the keys that are wanted, and of the first equal wanted key."""
-    values, first = np.unique(wanted, return_index=True)
-    if not len(values):
-        return first, first
-    places = np.minimum(np.searchsorted(values, keys), len(values) - 1)
-    at = np.flatnonzero(values[places] == keys)
-    return at, first[places[at]]
+def _equal_to(columns: TextColumns, held: TextColumns) -> Iterator[tuple[int, int]]:
+    """Yields the texts that equal a held-out one and do not want another answer, each with it."""
+    held_out: dict[int, dict[int, int]] = {}
+    for index, whole in enumerate(held.wholes.tolist()):
+        held_out.setdefault(whole, {}).setdefault(int(held.answers[index]), index)
+    for index in np.flatnonzero(np.isin(columns.wholes, held.wholes)).tolist():
+        by_answer, answer = held_out[int(columns.wholes[index])], int(columns.answers[index])
+        same = [
+            other for known, other in by_answer.items() if 0 in (known, answer) or known == answer
+        ]
+        if same:
+            yield index, min(same)

@@ -14,11 +14,14 @@ import numpy.typing as npt
 from retort.stages.prepare.duplicates.words import (
     BRACKET,
     BREAK,
+    CHARACTER,
     KIND_BITS,
     LINE,
+    NAME,
     NEGATION,
     NUMBER,
     OPERATOR,
+    WORD,
     Pieces,
     hash64,
 )
@@ -28,9 +31,12 @@ I64 = npt.NDArray[np.int64]
 MAX_PENDING = 4096  # texts
 MAX_PENDING_CHARS = 1 << 22
 MAX_SCOPES = 1 << 16
+# What a word may be where two texts that differ in it are compared; 0 for any other.
+CONTENT, A_NAME, A_CHARACTER = 1, 2, 3
 # The type of each column in an `array`, which grows in place.
 TYPES = {
     "words": "I",
+    "kinds": "B",
     "starts": "Q",
     "lines": "Q",
     "wholes": "Q",
@@ -51,6 +57,7 @@ class TextColumns(NamedTuple):
     """
 
     words: npt.NDArray[np.uint32]  # the lowest bit: is a number
+    kinds: npt.NDArray[np.uint8]  # of each word: CONTENT, A_NAME, A_CHARACTER or 0
     starts: U64  # N + 1
     lines: U64
     wholes: U64
@@ -128,6 +135,8 @@ def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
     kinds_T = (tokens_T & np.uint64((1 << KIND_BITS) - 1)).astype(np.uint8)
     text_T = np.repeat(np.arange(num_texts), counts_N)
     is_word_T = kinds_T < BRACKET
+    # A capital changes no word.
+    tokens_T = np.where(kinds_T == NAME, tokens_T - np.uint64(NAME - WORD), tokens_T)
     words_W, kinds_W, text_W = tokens_T[is_word_T], kinds_T[is_word_T], text_T[is_word_T]
     ends_N = np.cumsum(np.bincount(text_W, minlength=num_texts))
     starts_N = np.concatenate([[0], ends_N[:-1]])
@@ -153,6 +162,7 @@ def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
     negations_N = np.bincount(text_W[kinds_W == NEGATION], minlength=num_texts)
     return {
         "words": (words_W >> np.uint64(33) << np.uint64(1) | is_number_W).astype(np.uint32),
+        "kinds": _kinds(kinds_T, text_T, num_texts)[is_word_T],
         "starts": ends_N.astype(np.uint64),
         "lines": np.unique(lines[lines < len(words_W)]).astype(np.uint64),
         "wholes": wholes_N,
@@ -160,6 +170,23 @@ def _columns(tokens_T: U64, counts_N: I64) -> dict[str, npt.NDArray[Any]]:
         "numbers": _bits(words_W[is_number_W], text_W[is_number_W], num_texts),
         "negations": np.minimum(negations_N, 255).astype(np.uint8),
     }
+
+
+def _kinds(kinds_T: npt.NDArray[np.uint8], text_T: I64, num_texts: int) -> npt.NDArray[np.uint8]:
+    """Returns what each token is where texts are compared; names only where a capital tells one.
+
+    It tells none at the start of a sentence, nor where most words have one.
+    """
+    found = np.zeros(len(kinds_T), dtype=np.uint8)
+    found[(kinds_T == WORD) | (kinds_T == NAME)] = CONTENT
+    found[kinds_T == CHARACTER] = A_CHARACTER
+    follows = np.zeros(len(kinds_T), dtype=np.bool_)
+    follows[1:] = (text_T[1:] == text_T[:-1]) & (kinds_T[:-1] <= BRACKET)
+    is_capital = (kinds_T == NAME) & follows
+    num_capitals = np.bincount(text_T[is_capital], minlength=num_texts)
+    num_words = np.bincount(text_T[kinds_T < BRACKET], minlength=num_texts)
+    found[is_capital & (2 * num_capitals <= num_words)[text_T]] = A_NAME
+    return found
 
 
 def _bits(numbers: U64, groups: I64, num_groups: int) -> U64:

@@ -8,9 +8,9 @@ import re
 import unicodedata
 from hashlib import blake2b
 
-# The kind of a word is in the lowest three bits of its hash.
-WORD, NUMBER, OPERATOR, NEGATION, BRACKET, LINE = range(6)
-KIND_BITS = 3
+# The kind of a word is in the lowest four bits of its hash. Those before BRACKET are words.
+WORD, NUMBER, OPERATOR, NEGATION, FUNCTION, NAME, CHARACTER, BRACKET, LINE, SENTENCE = range(10)
+KIND_BITS = 4
 BREAK = "\0"  # the end of a line, as splitting a text removes its white space
 MAX_CACHED_CHARS = 64
 MAX_CACHED = 1 << 19
@@ -23,7 +23,20 @@ _NUMBERS = (
     "零 \u3007 二 两 三 四 五 六 七 八 九 十 百 千 万 亿 半"
 )
 _NEGATIONS = "not no never none nothing nobody neither nor cannot except without"
+# Words with which two questions may differ and still ask the same.
+_FUNCTIONS = (
+    "a an the of in on at for by as is are was were be been am do does did can could would will "
+    "shall should may might have has had i you we he she it they me us him them my your our his "
+    "her its their this that these those there here please kindly just so and if then also very "
+    "der die das ein eine einen einem einer des den dem und ist sind bitte im am "
+    "le la les l un une des du de d et est sont s il vous plaît "
+    "el los las una unos unas del y es son por favor o os as um uma do da e é por "
+    "il lo gli uno della di per favore het een en van "
+    "的 了 吗 呢 吧 啊 请 が は を に で と も の か ね よ"
+)
 NUMBER_WORDS, NEGATIONS = frozenset(_NUMBERS.split()), frozenset(_NEGATIONS.split())
+FUNCTIONS = frozenset(_FUNCTIONS.split()) - NUMBER_WORDS - NEGATIONS
+SENTENCE_END, CLOSING = frozenset(".!?:\u3002\uff01\uff1f"), "\"')]}*_\u201d\u2019\u00bb"
 APOSTROPHES = "'\u2019\u02bc\u2032"
 # Signs of multiplication and division, and dashes that word processors make of a minus.
 SAME_OPERATOR = str.maketrans(
@@ -102,17 +115,26 @@ def tokens(piece: str) -> list[tuple[str, int]]:
     """Returns the words of a piece of text in normal form, each with its kind."""
     if not piece.isascii():
         piece = _compatible(piece)
-    piece = piece.casefold()
+    original, piece = piece, piece.casefold()
+    has_places = len(original) == len(piece)  # without case a text may be longer
     words = []
     for match in TOKEN.finditer(piece.translate(_CHAR_CLASSES)):
         group, text = str(match.lastgroup), piece[match.start() : match.end()]
         if group == "word":
-            words.append((re.sub(f"[_{APOSTROPHES}]", "", text), _kind(text)))
+            is_capital = (has_places or not match.start()) and original[match.start()].isupper()
+            word = re.sub(f"[_{APOSTROPHES}]", "", text)
+            is_negation = text.endswith(("n't", "n\u2019t"))
+            words.append((word, NEGATION if is_negation else _kind(word, is_capital)))
         elif group == "number":
             words.append((text.replace(",", ""), NUMBER))
         elif group != "skip":
             words.append((text.translate(SAME_OPERATOR), _KINDS.get(group, WORD)))
     return words
+
+
+def normal_words(text: str) -> list[str]:
+    """Returns the words of a text in normal form."""
+    return [word for piece in text.split() for word, _ in tokens(piece)]
 
 
 def _compatible(piece: str) -> str:
@@ -125,10 +147,21 @@ def _compatible(piece: str) -> str:
     )
 
 
-def _kind(word: str) -> int:
+def _kind(word: str, is_capital: bool = False) -> int:
     if word in NUMBER_WORDS:
         return NUMBER
-    return NEGATION if word in NEGATIONS or word.endswith(("n't", "n\u2019t")) else WORD
+    if word in NEGATIONS:
+        return NEGATION
+    if word in FUNCTIONS:
+        return FUNCTION
+    if UNSPACED.match(word):
+        return CHARACTER
+    return NAME if is_capital else WORD
+
+
+def ends_sentence(piece: str) -> bool:
+    """Whether a piece of text ends a sentence, so that the next word is capitalised anyway."""
+    return piece.rstrip(CLOSING)[-1:] in SENTENCE_END
 
 
 def hash64(text: str) -> int:
@@ -146,7 +179,8 @@ def _record(word: str, kind: int) -> bytes:
     return bytes((digest[0] >> KIND_BITS << KIND_BITS | kind,)) + digest[1:]
 
 
-_SPECIAL = {word: _record(word, _kind(word)) for word in NUMBER_WORDS | NEGATIONS}
+_SPECIAL = {word: _record(word, _kind(word)) for word in NUMBER_WORDS | NEGATIONS | FUNCTIONS}
+_END = SENTENCE.to_bytes(8, "little")
 
 
 class _Records(dict[tuple[str, int], bytes]):
@@ -170,10 +204,12 @@ class Pieces(dict[str, bytes]):
     def __missing__(self, piece: str) -> bytes:
         bare = piece.strip(PROSE)
         if len(bare) > 1 and bare.isascii() and bare.isalpha():
-            bare = bare.lower()
-            record = _SPECIAL.get(bare) or _record(bare, WORD)
+            word = bare.lower()
+            record = _SPECIAL.get(word) or _record(word, NAME if bare[0].isupper() else WORD)
         else:
             record = b"".join([self._records[token] for token in tokens(piece)])
+        if ends_sentence(piece):
+            record += _END
         if len(piece) <= MAX_CACHED_CHARS:
             self[piece] = record
         return record
