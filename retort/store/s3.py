@@ -179,6 +179,8 @@ def cause(error: BaseException, path: str) -> str:
     if code(error) == "NoSuchBucket":
         bucket = path.partition("://")[2].partition("/")[0]
         text = f"not found: there is no bucket {bucket} there; make it, or correct its name"
+    elif code(error) == "RequestTimeTooSkewed":
+        text = f"refused ({message}); set the clock of this machine"
     elif isinstance(error, PermissionError) or kind in NO_KEYS:
         text = f"access denied ({message}); check the credentials ({KEYS}) and their permissions"
     elif isinstance(error, ValueError) or kind in UNREACHED:

@@ -5,16 +5,14 @@ The client and run ids are explicit because the fluent API's active run is invis
 threads. A tracking server that fails is reported and never stops a job.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import wraps
 from io import StringIO
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from retort.processes.disk import make_folder
+from retort.processes.disk import make_folder, temporary_folder
 from retort.store import Store
 from retort.store.urls import public
 from retort.tracking import registry
@@ -232,10 +230,10 @@ class Tracker:
         self._buffer = []
         self.metrics(self.parent_id, numbers, step=0)
         self._flush(self.parent_id)
-        with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
+        with temporary_folder() as scratch:
             for name, data in files.items():
-                (Path(scratch) / name).write_bytes(data)
-            self._client.log_artifacts(self.parent_id, scratch)
+                (scratch / name).write_bytes(data)
+            self._client.log_artifacts(self.parent_id, str(scratch))
         self._client.set_tag(self.parent_id, GATE, "passed" if gate_passed else "refused")
         self._client.set_terminated(self.parent_id, "FINISHED")
 

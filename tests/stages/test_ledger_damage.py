@@ -105,7 +105,7 @@ def test_a_parse_that_breaks_or_answers_nonsense_fails_the_row_with_its_reason(t
     ledger.start(FACTS)
     assert "too deep" in ledger.add(stored(1, {"text": "deep"}), None).cause
     assert "KeyError" in ledger.add(stored(2, {}), None).cause
-    assert "state is 'done'" in ledger.add(stored(3, {"text": "x", "state": "done"}), None).cause
+    assert "'done' is no state" in ledger.add(stored(3, {"text": "x", "state": "done"}), None).cause
     ledger.close()
 
 

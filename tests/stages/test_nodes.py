@@ -154,7 +154,7 @@ def test_a_machine_that_goes_is_said_to_and_the_next_try_goes_on_with_another(
     assert gone(pids)
     with following(log) as node:
         said, listener = once_past(60, lambda: node.send_signal(signal.SIGTERM))
-        with pytest.raises(nodes.LostNodeError, match="told to end; the stage needs 2") as raised:
+        with pytest.raises(nodes.LostNodeError, match="asked to end; the stage needs 2") as raised:
             run(ready, out, {**TWO, "checkpoint_seconds": 1e9}, listener, **KNOBS)
         assert node.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
     assert raised.value.transient  # Prefect's task tries it again by itself

@@ -85,6 +85,7 @@ def test_what_the_user_must_mend_is_said_after_one_request(proxy):
     for fault, said in (
         (Fault(403, "InvalidAccessKeyId"), "access denied .*InvalidAccessKeyId.*AWS_PROFILE"),
         (Fault(403, "SignatureDoesNotMatch"), "access denied .*check the credentials"),
+        (Fault(403, "RequestTimeTooSkewed"), "refused .*; set the clock of this machine"),
         (Fault(404, "NoSuchBucket"), "there is no bucket retort there; make it"),
         (Fault(400, "AuthorizationHeaderMalformed"), "set AWS_DEFAULT_REGION"),
         (Fault(501, "NotImplemented"), "AWS_REQUEST_CHECKSUM_CALCULATION"),

@@ -31,7 +31,7 @@ from retort.stages.train.layout import Layout
 from retort.stages.train.loop import Trainer, fit
 from retort.stages.train.objective import Objective, terms_of
 from retort.stages.train.student import open_student
-from retort.store import Folder, model_folder, signals
+from retort.store import MANIFEST, Folder, model_folder, signals
 from retort.store.signals import Signal, captured
 from tests.stages.test_train import train
 from tests.support.tiny import save_model
@@ -52,10 +52,13 @@ def ready(tmp_path_factory) -> Stage:
 
 
 def broken(stage: Stage, folder: Path, change: Callable[[Folder], None]) -> Stage:
-    """The stage with a copy of what the teacher gave, on which `change` was done."""
+    """The stage with a copy of the teacher's artifact that `change` was done on, then committed."""
     artifact = stage.inputs["generate"]
     there = Folder(str(shutil.copytree(artifact.uri, folder / "generate")))
     change(there)
+    manifest = there.read_json(MANIFEST)
+    there.remove(MANIFEST)
+    there.commit(manifest)
     inputs = {**stage.inputs, "generate": dataclasses.replace(artifact, uri=there.uri)}
     return dataclasses.replace(stage, inputs=inputs)
 
@@ -64,7 +67,7 @@ def with_signals(change: Change) -> Callable[[Folder], None]:
     """A change of all signals of an artifact, which stand in one file."""
 
     def rewrite(there: Folder) -> None:
-        vocabulary = there.read_json("manifest.json")["facts"]["vocabulary"]
+        vocabulary = there.read_manifest()["facts"]["vocabulary"]
         changed = change(read_signals(there))
         there.write("signals-00000.safetensors", signals.pack([*changed.items()], vocabulary))
 
@@ -75,8 +78,7 @@ def with_facts(**facts: str) -> Callable[[Folder], None]:
     """A change of what a manifest says of the teacher."""
 
     def rewrite(there: Folder) -> None:
-        manifest = there.read_json("manifest.json")
-        there.write_json("manifest.json", {**manifest, "facts": {**manifest["facts"], **facts}})
+        there.amend(facts)
 
     return rewrite
 

@@ -1,5 +1,6 @@
 """The boundary around one answer: whatever is wrong with it makes that answer a failed response."""
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ def response_of(answer: StoredAnswer, parse: Parse) -> Response:
             response = parse(answer.key, answer.raw)
             cause = _wrong_value(response)
         if not cause:
-            orjson.dumps(response)  # what the artifact cannot hold fails here, by itself
+            # What the artifact cannot hold fails here, by itself.
+            if response.tool_calls or response.cause or not response.text.isascii():
+                orjson.dumps(response)
             return response
     except MemoryError:
         raise
@@ -52,21 +55,19 @@ def is_transient(answer: StoredAnswer) -> bool:
 
 def _wrong_value(response: Response) -> str:
     """Returns which value of a response has the wrong type or range; empty where none has."""
-    for name in ("text", "finish_reason"):
-        if type(value := getattr(response, name)) is not str:
-            return f"{name} is {_shown(value)}, not a text"
-    for name in ("num_tokens", "num_prompt_tokens"):
-        if type(value := getattr(response, name)) is not int or not 0 <= value < MAX_COUNT:
-            return f"{name} is {_shown(value)}, not a count"
-    ids = response.token_ids
-    if type(ids) is not list or not set(map(type, ids)) <= {int}:
-        return f"token_ids is {_shown(ids)}, not a list of integers"
-    if ids and not 0 <= min(ids) <= max(ids) < MAX_COUNT:
-        return f"token_ids has the ids {min(ids)} to {max(ids)}"
-    calls = response.tool_calls
+    ids, calls = response.token_ids, response.tool_calls
+    if type(response.text) is not str or type(response.finish_reason) is not str:
+        value = response.finish_reason if isinstance(response.text, str) else response.text
+        return f"{_shown(value)} is no text"
+    for value in (response.num_tokens, response.num_prompt_tokens):
+        if type(value) is not int or not 0 <= value < MAX_COUNT:
+            return f"{_shown(value)} is no number of tokens"
+    # The array raises for what is no integer of 32 bits.
+    if type(ids) is not list or (array("i", ids) and min(ids) < 0):
+        return f"{_shown(ids)} are no token ids"
     if calls is not None and not (isinstance(calls, list) and set(map(type, calls)) <= {dict}):
-        return f"tool_calls is {_shown(calls)}, not a list of objects"
-    return "" if response.state in STATES else f"state is {_shown(response.state)}"
+        return f"{_shown(calls)} are no tool calls"
+    return "" if response.state in STATES else f"{_shown(response.state)} is no state"
 
 
 def _shown(value: Any) -> str:

@@ -28,9 +28,10 @@ TOO_DEEP = "the answer is nested too deeply to be stored"
 class StoredAnswer:
     """One answer as it is stored. `limits` are the (max_tokens, max_model_len) of its request.
 
-    `by` names the artifact that paid for it, `at` is the time in seconds since 1970, for people
-    only. `run` names the run that asked, and `attempt` counts the answers to the same request, from
-    1; in older ledgers they are "" and 0. `defect` says why the answer cannot be used.
+    `by` names the artifact that paid for it; `at` is the time in seconds since 1970, which orders
+    only what two writers added at once. `run` names the run that asked, and `attempt` counts the
+    answers to the same request, from 1; in older ledgers they are "" and 0. `defect` says why the
+    answer cannot be used.
     """
 
     key: str
@@ -82,7 +83,7 @@ def read_segment(path: str, data: bytes) -> Segment:
         raise damaged(path, f"{num_lost:,} of its {len(checksums):,} answers are not as written")
     if len(rows) > len(checksums):
         raise damaged(path, "it has more lines than were written")
-    return Segment(rows, header["signals"])
+    return Segment(rows, header.get("signals"))
 
 
 def segment_names(folder: Folder) -> list[str]:
@@ -168,7 +169,7 @@ def _readable(data: bytes) -> tuple[dict[int, bytes], int, ListedFile | None]:
     places = {crc: row for row, crc in enumerate(header["crc32"])}
     found = {zlib.crc32(line): line for line in lines[1:]}
     rows = {places[crc]: line for crc, line in found.items() if crc in places}
-    return dict(sorted(rows.items())), len(header["crc32"]), header["signals"]
+    return dict(sorted(rows.items())), len(header["crc32"]), header.get("signals")
 
 
 def answer_of(line: bytes) -> StoredAnswer:
