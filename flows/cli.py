@@ -67,6 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = UNREAD
+    listeners = sys.modules.get("tasks.listeners")
+    if listeners and listeners.is_stuck():
+        # At its end Python would wait for what Prefect cannot send, which is minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

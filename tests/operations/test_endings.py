@@ -67,7 +67,8 @@ def test_a_command_ends_quietly_where_nobody_reads_it(ran, words, prefect_url):
 
 
 def test_the_first_lines_are_read_and_the_rest_is_not(ran):
-    command = f"{BIN / 'retort'} rows job.yaml --json --set=prepare.deduplicate.near=false 2>err | head -2"
+    words = "rows job.yaml --json --set=prepare.deduplicate.near=false"
+    command = f"{BIN}/retort {words} 2>err | head -2"
     done = subprocess.run(
         ["sh", "-c", command], cwd=ran, env=environment(), stdout=subprocess.PIPE, check=False
     )
@@ -137,21 +138,21 @@ def test_a_server_that_goes_away_stops_no_stage_and_delays_none(tmp_path):
     """Each of a stage's events took a minute when the server was gone."""
     home = tmp_path / "server"
     home.mkdir()
-    write_job(tmp_path, "echo", num_epochs=400)
+    write_job(tmp_path, "echo", num_epochs=200)
     try:
         url = servers.prefect(home)
         with started(tmp_path, PREFECT_API_URL=url) as run:
             until(tmp_path, "train: started", run)
             servers.end_all(tmp_path)
-            gone = time.monotonic()
-            until(tmp_path, "evaluate: started", run)
-            until(tmp_path, "report: ", run)
+            until(tmp_path, "release: done", run)
+            made = time.monotonic()
             assert run.wait(PATIENCE_SECONDS) == 3, said(tmp_path)
-            assert time.monotonic() - gone < PATIENCE_SECONDS
+            assert time.monotonic() - made < 60
     finally:
         servers.end_all(tmp_path)
     lines = said(tmp_path)
     assert lines.count("the Prefect server does not answer") <= 1
+    assert "Error logging" not in lines and "failed to process item" not in lines
     assert "Prefect was not told that the job has ended" in lines
     manifests = {path.parts[-3]: json.loads(path.read_text()) for path in found(tmp_path)}
     assert {"prepare", "train", "release"} <= manifests.keys()

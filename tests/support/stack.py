@@ -1,8 +1,8 @@
 """docker/compose.yaml without an engine: every service's own command as a process on this machine.
 
 What compose does is done here, read from the same file: secrets are filled in, services wait for
-one another, nothing of the machine's environment reaches them. The surprise: addresses differ, because
-all containers are this one machine: NAME:PORT becomes a free port of loopback.
+one another, nothing of the machine's environment reaches them. Addresses differ, because all
+containers are this one machine: NAME:PORT becomes a free port of loopback.
 """
 
 import os
