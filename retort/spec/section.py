@@ -15,8 +15,8 @@ PLAIN_UNITS = ("1", "section", "yes or no")
 def _plain_fields(schema: dict[str, Any]) -> None:
     """Makes an optional number or text a plain field of the form.
 
-    Otherwise the form asks for a choice between `int` and `None`. A run's parameters may hold a null
-    for such a field, because it has no default in the schema.
+    Otherwise the form asks for a choice between `int` and `None`. A run's parameters may hold a
+    null for such a field, because it has no default in the schema.
     """
     for field in schema["properties"].values():
         kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
