@@ -55,8 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         options = parser(words[0] if words else "").parse_args(words)
         code = _run(options)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit) as error:  # rich turns the one into the other
-        if not _is_unread():
+    except (BrokenPipeError, SystemExit) as error:
+        # rich turns the one into the other, and puts nothing in place of the pipe.
+        is_pipe = isinstance(error.__context__, BrokenPipeError)
+        if not (is_pipe or _is_unread()):
             if isinstance(error, SystemExit):
                 raise
             say(f"retort: {_message(error)}")
@@ -65,6 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = UNREAD
+    listeners = sys.modules.get("tasks.listeners")
+    if listeners and listeners.is_stuck():
+        # At its end Python would wait for what Prefect cannot send, which is minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

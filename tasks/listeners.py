@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from uuid import UUID
 
 import httpx
@@ -36,6 +37,7 @@ AWAY = "the Prefect server does not answer ({}); the job goes on, and its pages 
 # Set by the command line; a worker has none.
 terminals: list[Listener] = []
 _last_logged: dict[str, float] = {}
+_waiting: list["Future[bool]"] = []
 
 Send = Callable[[SyncPrefectClient], object]
 
@@ -166,15 +168,20 @@ def leave(kind: str, key: str, data: object, description: str | None = None) -> 
     outbox.put(key, lambda client: client.create_artifact(made))
 
 
-def end(seconds: float) -> bool:
-    """Sends what still waits for Prefect; whether all of it was sent within about that time."""
+def end(seconds: float) -> None:
+    """Waits until all that goes to Prefect is sent, or for about so many seconds."""
     deadline = time.monotonic() + seconds
     outbox.flush(seconds)
-    done = True
+    _waiting.clear()
     for worker in (APILogWorker, EventsWorker):
         result = worker.drain_all(timeout=max(0.1, deadline - time.monotonic()))
-        done = done and not (isinstance(result, tuple) and result[1])
-    return done
+        if isinstance(result, tuple):
+            _waiting.extend(result[1])
+
+
+def is_stuck() -> bool:
+    """Whether something still waits for a server that does not take it."""
+    return any(not future.done() for future in _waiting)
 
 
 class _Progress:

@@ -1,8 +1,8 @@
 """Slots: where a machine has room for one model, the stages with a model wait for one another.
 
-A slot is a lease on a limit of the Prefect server. The surprise: a thread of its own asks for it,
-renews it and gives it back, so that an interrupt at any moment leaves no slot behind that nobody
-has. Of a machine that is lost the slot comes back when the lease runs out.
+A slot is a lease on a limit of the Prefect server. A thread of its own takes, renews and releases
+it, so that an interrupt at any moment leaves no slot taken by nobody. The slot of a machine that is
+lost is free again when its lease runs out.
 """
 
 import contextlib
@@ -20,11 +20,12 @@ from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 
 from retort.errors import StageError
 from retort.spec import StageName
+from tasks.listeners import brief
 
 # Names the server's limit.
 SLOT = "RETORT_SLOT"
 WITH_A_MODEL: tuple[StageName, ...] = ("generate", "curate", "train", "evaluate")
-# A server that is away for less takes no slot from anyone.
+# A server may be away for this long without a loss of slots.
 LEASE_SECONDS = 300.0
 RENEW_SECONDS = 30.0
 LOOK_SECONDS = 2.0
@@ -57,7 +58,7 @@ def slot(stage: StageName, say: Callable[[str], None]) -> Iterator[None]:
 def _keep(
     limit: str, held: threading.Event, over: threading.Event, say: Callable[[str], None]
 ) -> None:
-    """Takes a slot as soon as one is free, tells so by `held`, and keeps it until all is over."""
+    """Takes a slot as soon as one is free, sets `held`, and keeps it until `over` is set."""
     with get_client(sync_client=True) as client:
         if (lease := _take(client, limit)) is None:
             say(f"waiting for a slot of the limit {limit}: other runs have them all")
@@ -67,7 +68,7 @@ def _keep(
         while lease and not over.wait(RENEW_SECONDS):
             lease = _renew(client, limit, lease, say)
         if lease:
-            with contextlib.suppress(httpx.HTTPError):  # it runs out by itself
+            with brief(), contextlib.suppress(httpx.HTTPError):  # it runs out by itself
                 client.release_concurrency_slots_with_lease(lease)
 
 
@@ -97,7 +98,7 @@ def _renew(
 
     Work that was begun goes on then: ending it would cost more than two models on one machine may.
     """
-    with contextlib.suppress(httpx.HTTPError):  # the server is away; the lease lasts for a while
+    with brief(), contextlib.suppress(httpx.HTTPError):  # the server is away; the lease lasts
         try:
             client.renew_concurrency_lease(lease, LEASE_SECONDS)
         except httpx.HTTPStatusError as error:

@@ -1,7 +1,8 @@
 """The stages as Prefect tasks, each control and the champion too. What is reused shows as `Cached`.
 
-Prefect's own cache stays out of it: the manifest in the store decides. Timeouts are enforced where
-the work is, in the stage's child process, for Prefect cannot stop blocking code.
+Prefect's own cache is off: the manifest in the store decides. Timeouts are enforced in the stage's
+child process, because Prefect cannot stop blocking code. The tasks have no tags: for a task with
+tags Prefect asks the server for a slot before it starts, and a server that is away would fail it.
 """
 
 from collections.abc import Callable
@@ -32,16 +33,15 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
-    """Returns what calls the task that makes a stage's artifact, or reuses it.
+    """Returns a function that runs the task which makes a stage's artifact, or reuses it.
 
-    `name` is the task's where it is not the stage's: of a control, or of the champion.
+    `name` is the task's name where that is not the stage's: for a control, or the champion.
     """
     name = name or stage
 
     @task(
         name=name,
         task_run_name=name,
-        tags=["retort", stage],
         retries=len(RETRY_DELAYS_SECONDS),
         retry_delay_seconds=RETRY_DELAYS_SECONDS,
         retry_condition_fn=is_transient,
@@ -52,14 +52,14 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
         if cached := job.cached(name, inputs):
             return _completed(cached)
         with job.alone(name):
-            # Another run of this job may have made it meanwhile.
+            # Another run may have made it meanwhile.
             if cached := job.cached(name, inputs):
                 return _completed(cached)
             with slot(stage, partial(job.note, name)), with_replicas(job):
                 return job.make(name, inputs)
 
     def call(job: JobRun, **inputs: Artifact) -> Artifact:
-        # A task that returns a state gives that state to its caller; the flow wants the artifact.
+        # Called plainly, a task that returns a state would return that state, not the artifact.
         state = run(job, **inputs, return_state=True)
         return cast(Artifact, state.result())
 
@@ -82,18 +82,18 @@ release = stage_task("release")
 
 
 def train_control(job: JobRun, control: str, **inputs: Artifact) -> Artifact:
-    """Returns the artifact of a control's student: trained as the student, by plain fine-tuning."""
+    """Returns the artifact of a control: the student's base, trained by plain fine-tuning."""
     return _controls[control](job, **inputs)
 
 
 def evaluate_champion(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
-    """Returns what the report reads of the champion: its release, and what it answered and took.
+    """Returns the artifacts of the champion that the report reads: its release and its evaluation.
 
-    Nothing where there is no champion; no answers where it cannot be read.
+    There are none without a champion, and no evaluation where its folder cannot be read.
     """
     if job.champion is None:
         return {}
-    found = {CHAMPION: job.champion.artifact}
+    artifacts = {CHAMPION: job.champion.artifact}
     if EVALUATE_CHAMPION in job.recipes:
-        found[EVALUATE_CHAMPION] = _evaluate_champion(job, **inputs, **found)
-    return found
+        artifacts[EVALUATE_CHAMPION] = _evaluate_champion(job, **inputs, **artifacts)
+    return artifacts

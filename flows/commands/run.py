@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"spec: {note}")
     store = open_store(options)
     logging.getLogger("retort").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log line that does not reach Prefect is no news
     embedded.use_settings(embedded.SETTINGS)
     with contextlib.ExitStack() as stack:
         server = None

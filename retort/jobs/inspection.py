@@ -28,7 +28,7 @@ from retort.tracking.champion import with_champion
 
 
 def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
-    """Returns why each stage, control and champion would run again: nothing for a cached one.
+    """Returns why each stage, control and champion would run again; no reason if it is cached.
 
     The reasons are the ingredients that differ from the job's last artifact of that stage.
     """
@@ -67,7 +67,7 @@ def _reasons(store: Store, wanted: Recipe, last: str | None) -> list[str]:
 
 
 def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
-    """Yields each response that stands in the ledger, with its example, in the examples' order.
+    """Yields each response in the ledger, with its example, in the order of the examples.
 
     The job need not be finished; before its examples are prepared there are none.
     """
@@ -84,7 +84,7 @@ def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
 def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, Decision]]:
     """Yields each response that curation rejected, with its example and the decision.
 
-    Of a job that stopped because too few were kept there are decisions too.
+    A job that stopped because too few were kept has decisions too.
     """
     wanted = recipes(spec, source_digests(spec))
     prepared, generated, curated = (
@@ -102,7 +102,7 @@ def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, D
 
 
 def quarantined(spec: JobSpec, store: Store) -> Iterator[Quarantined]:
-    """Yields the bad rows of the job's files, where they stood and why they are bad."""
+    """Yields the bad rows of the job's files, with their places and what is wrong with them."""
     yield from _left_out(spec, store, "quarantine.jsonl", Quarantined)
 
 
@@ -118,25 +118,26 @@ def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> li
 
 
 def what_is_asked(spec: JobSpec, store: Store) -> str:
-    """Returns in one sentence what the teacher would be asked, and why not less."""
+    """Returns in one sentence how many requests a run would send to the teacher, and why."""
     try:
         plan, ledger, examples = _plan(spec, store)
     except DataError:
-        return "every row is asked"
+        return "every row is sent to the teacher"
     counts: Counter[str] = Counter()
     for example in examples:
         for request, entry in plan.walk(example):
-            insufficient = None if entry else ledger.find(request.key)
-            counts["cached" if entry else insufficient.state if insufficient else "new"] += 1
+            unusable = None if entry else ledger.find(request.key)
+            counts["cached" if entry else unusable.state if unusable else "new"] += 1
     missing = ", ".join(f"{n:,} {state}" for state, n in counts.items() if state != "cached")
     known = f"{counts['cached']:,} responses are in the ledger"
     if not missing:
-        return f"{known}, none is asked"
-    return f"{known}; asked: {missing}{_changed_context(spec, store, ledger)}"
+        return f"{known}, none is requested"
+    return f"{known}; requested: {missing}{_changed_context(spec, store, ledger)}"
 
 
 def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
-    """Returns which field made another ledger of the one that the job last used."""
+    """Returns which knobs of the requests changed since the job's last run, so that it has another
+    ledger now."""
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
     folder = store.artifact("generate", last.get("generate", "none"))
@@ -147,7 +148,7 @@ def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
     if not was.has(CONTEXT_FILE):
         return ""
     lines = differences(was.read_json(CONTEXT_FILE), public_json(request_context(spec)))
-    return f" (asked otherwise: {'; '.join(lines)})" if lines else ""
+    return f" (the requests changed: {'; '.join(lines)})" if lines else ""
 
 
 def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Example]]:

@@ -1,9 +1,9 @@
-"""One run of one job: decides for each stage whether its artifact stands, otherwise makes it.
+"""One run of one job: decides for each stage whether its artifact is cached, otherwise makes it.
 
 The manifest is the cache. A stage is reused when its artifact is whole and was made from inputs
-with the same content; nothing else is asked, so a moved store or a new machine keeps everything.
-The surprise: `train` runs once for the student and once for each control, under names of their own,
-and `evaluate` once more for the champion that the student is compared with.
+with the same content; nothing else counts, so a moved store or a new machine keeps everything.
+`train` runs once for the student and once for each control, under names of their own, and
+`evaluate` once more for the champion that the student is compared with.
 """
 
 import _thread
@@ -35,13 +35,13 @@ from retort.tracking import NONE, ReleasedStudent, Tracker, champion
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
 LOOK_SECONDS = 1.0
-# Of each example or round, for other programs, and what other files show, too.
+# Files for other programs, with a line for each example or round, or that repeat other files.
 WORKINGS = ("statistics-", "measures-", "pictures.")
 Listener = Callable[[str, Event], None]
 
 
 class JobRun:
-    """A job on its store, with its recipes, its tracker and who listens to its stages."""
+    """A job on its store, with its recipes, its tracker and the listener to its stages."""
 
     def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
         self.spec, self.store, self.listen = spec, store, listener
@@ -51,7 +51,7 @@ class JobRun:
         self.recipes, self.champion = champion.with_champion(
             spec, self.sources, self.tracker, self._warn
         )
-        # Who forces train forces what the student is compared with, too.
+        # Forcing `train` also forces the controls.
         self.force = {name for name, recipe in self.recipes.items() if recipe.stage in set(force)}
         self.used: dict[str, Artifact] = {}
         self.tags: dict[str, str] = {}
@@ -63,7 +63,7 @@ class JobRun:
         self.tracker.open_job(self.spec.name, tags, resume_tag="prefect.flow_run_id")
 
     def cached(self, name: str, inputs: dict[str, Artifact]) -> Artifact | None:
-        """Returns a stage's artifact if it can be reused; `name` is the stage's or a control's."""
+        """Returns a stage's artifact if it is cached; `name` is the stage's or a control's."""
         asks_again = name == "generate" and self.spec.generate.runtime.retry
         if name in self.force or (asks_again and name not in self.used):
             return None
@@ -80,10 +80,11 @@ class JobRun:
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Gives the one right to make a stage's artifact: of runs that want it, one makes it.
+        """Holds the exclusive right to make a stage's artifact within the block.
 
-        Waits while another run has it; what that one leaves then stands, or is taken over. Whoever
-        could not be seen for too long, so that another run took over, is interrupted.
+        Waits while another run has it; afterwards that run's artifact is cached, or its unfinished
+        work is continued. This process is interrupted if it loses the right: when it could not
+        renew its lease for too long, so that another run took over.
         """
         recipe = self.recipes[name]
         lease = self.store.lease(recipe.stage, recipe.name)
@@ -91,7 +92,7 @@ class JobRun:
             waits = False
             while not holder.take("artifact"):
                 if not waits:
-                    self.note(name, "another run makes this artifact; waiting for it")
+                    self.note(name, "waiting: another run is making this artifact")
                 waits = True
                 time.sleep(LOOK_SECONDS)
             yield
@@ -191,7 +192,7 @@ class JobRun:
             release.amend({"model_version": version})
 
     def _candidate(self, facts: dict[str, Any]) -> ReleasedStudent:
-        """Returns the student that `release` made, as the registry is told of it."""
+        """Returns the student that `release` made, in the form that the registry takes."""
         train = self.used["train"]
         return ReleasedStudent(
             name=facts["registered_model"],
@@ -206,23 +207,23 @@ class JobRun:
 
     @property
     def log(self) -> Path:
-        """The file with what vLLM, transformers and the like have to say."""
+        """The file with the output of vLLM, transformers and the like."""
         return self.store.log(self.spec.name)
 
     def _keep_log(self) -> None:
-        """Puts the log into a store that is not on this machine; in a local one it lies already."""
+        """Copies the log into a store that is not on this machine; in a local one it is already."""
         if self.log.is_file() and not self.store.is_local:
             Folder(f"{self.store.uri}/logs").write(self.log.name, self.log.read_bytes())
 
     def note(self, name: str, text: str) -> None:
-        """Says something of a stage to whoever listens."""
+        """Passes a remark on a stage to the listener."""
         self.listen(name, {"kind": "note", "text": text})
 
     def _warn(self, text: str) -> None:
         self.note("mlflow", text)
 
     def _log_lineage(self, run_id: str, stage: StageName, inputs: dict[str, Artifact]) -> None:
-        """Tells MLflow what the stage reads: artifacts, and for prepare the user's own files."""
+        """Logs the stage's inputs in MLflow: artifacts, and for prepare the user's own files."""
         for name, artifact in inputs.items():
             self.tracker.dataset(run_id, name, artifact.uri, artifact.digest)
         for split in SPLITS if stage == "prepare" else ():
@@ -236,7 +237,7 @@ class JobRun:
         return self.store.artifact(recipe.stage, recipe.name)
 
     def _make_room(self, name: str, folder: Folder, inputs: dict[str, Artifact]) -> None:
-        """Keeps what a killed run left, unless it was forced or made from other inputs."""
+        """Keeps the work of a killed run, unless the stage is forced or has other inputs now."""
         mine, continues = _digests(inputs), False
         marker = "scratch/inputs.json"
         try:

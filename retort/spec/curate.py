@@ -1,4 +1,4 @@
-"""The knobs of curation: which responses are kept, and what of them is learned."""
+"""The knobs of curation: which responses are kept, and which part of them is learned."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ class Filter(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is given besides the name."""
+        """The options besides the name."""
         return dict(self.model_extra or {})
 
 
@@ -24,8 +24,8 @@ class ConsultedModel(Section):
     """A further model that is asked about the responses."""
 
     model: str = knob(..., "path, hub id or name at the endpoint", "The model.")
-    engine: str = knob("auto", "name", "Who runs it; auto: vllm if installed.")
-    endpoint: str | None = knob(None, "URL", "Where engines openai and anthropic ask.")
+    engine: str = knob("auto", "name", "What runs it; auto: vllm if installed.")
+    endpoint: str | None = knob(None, "URL", "Address for the engines openai and anthropic.")
     api_key_env: str | None = knob(
         None,
         "name",
@@ -46,7 +46,7 @@ class Judge(ConsultedModel):
 
 
 class Curate(Section):
-    """Which responses the student may learn from, and what of them."""
+    """Which responses the student learns from, and which part of them."""
 
     filters: tuple[Filter, ...] = knob(
         (),
@@ -66,9 +66,11 @@ class Curate(Section):
         "oversample: rows of smaller groups are shown as often as those of the largest; weights: "
         "each group gets the same share of as many rows as there are.",
     )
-    judge: Judge | None = knob(None, "section", "Who rates responses for the filter judged.")
+    judge: Judge | None = knob(
+        None, "section", "The model that rates responses, for the filter judged."
+    )
     second_teacher: ConsultedModel | None = knob(
-        None, "section", "Who else is asked, for the filter teachers_agree."
+        None, "section", "A second model that answers, for the filter teachers_agree."
     )
     min_kept: int = knob(1, "rows", "Fewer kept train responses than this stop the job.", ge=1)
 
@@ -84,5 +86,5 @@ class Curate(Section):
         names = [chosen.name for chosen in self.filters]
         for name, needed in (("judged", "judge"), ("teachers_agree", "second_teacher")):
             if name in names and getattr(self, needed) is None:
-                raise ValueError(f"the filter {name} needs curate.{needed}; say who is asked")
+                raise ValueError(f"the filter {name} needs curate.{needed}; name a model there")
         return self

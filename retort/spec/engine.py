@@ -1,4 +1,4 @@
-"""The knobs of an engine that change how fast it answers, never what."""
+"""The knobs of an engine that change its speed, never its answers."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from retort.spec.section import Section, knob
 
 
 class EngineRuntime(Section):
-    """Where and how fast an engine runs; never what it answers."""
+    """Where and how fast an engine runs. These knobs never change an answer."""
 
     device: Literal["auto", "cpu", "cuda"] = knob(
         "auto", "name", "Where engine transformers runs the model; vllm runs where it is built for."
@@ -29,13 +29,13 @@ class EngineRuntime(Section):
         "auto", "name", "How vllm spreads over devices; ray: over the machines of RAY_ADDRESS."
     )
     max_concurrency: int = knob(
-        64, "requests", "Most requests under way at an endpoint; fewer where it pushes back.", ge=1
+        64, "requests", "Most requests at a time to an endpoint; fewer where it limits them.", ge=1
     )
     request_timeout_seconds: float = knob(
         600.0, "seconds", "A request to an endpoint is given up after this time.", gt=0
     )
     max_attempts: int = knob(
-        6, "attempts", "Tries of a request that failed for a passing reason.", ge=1
+        6, "attempts", "Attempts of a request that fails for a transient reason.", ge=1
     )
     batch: bool = knob(
         False, "yes or no", "Use the provider's batch interface: half the price, up to a day."

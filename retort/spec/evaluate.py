@@ -33,8 +33,8 @@ class Evaluate(Section):
     latency_bound_seconds: float | None = knob(
         None,
         "seconds",
-        "How long 95% of whole answers may take where requests a second are counted; twice what "
-        "95% of the teacher's take alone if not given.",
+        "Requests a second are counted while 95% of whole answers take at most this time; if not "
+        "given, twice the time that the teacher needs for 95% of its answers, one at a time.",
         gt=0,
     )
     num_bootstrap: int = knob(

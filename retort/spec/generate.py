@@ -1,7 +1,7 @@
-"""The knobs of the teacher: who answers, how, and what it may cost.
+"""The knobs of the teacher: what answers, how, and what it may cost.
 
 `runtime` sub-sections hold what changes speed or place but not results; they stay out of the
-fingerprint, so that moving a job to a larger machine keeps what was already paid for.
+fingerprint, so that a job on a larger machine keeps the answers that were paid for.
 """
 
 from typing import Literal
@@ -14,13 +14,13 @@ from retort.spec.section import Section, knob
 
 
 class GenerateRuntime(EngineRuntime):
-    """As every engine's, and what keeps the capture going."""
+    """The knobs of every engine, and those of a long capture."""
 
     stall_seconds: float = knob(
-        900.0, "seconds", "An engine here that does nothing for so long is started anew.", gt=0
+        900.0, "seconds", "A local engine without progress for this time is restarted.", gt=0
     )
     max_restarts: int = knob(
-        3, "restarts", "Most new starts of a dead engine, each with half the sequences.", ge=0
+        3, "restarts", "Restarts of a dead engine, each with half of max_num_seqs.", ge=0
     )
     parity_samples: int = knob(
         4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
@@ -33,12 +33,14 @@ class GenerateRuntime(EngineRuntime):
         le=1024,
     )
     retry: tuple[State, ...] = knob(
-        (), "states", "Rows in these states are asked again although they stand in the ledger."
+        (),
+        "states",
+        "Rows in these states are sent to the teacher again although they were answered.",
     )
 
 
 class Spending(Section):
-    """What the teacher may cost. Knobs of caution: they never change an answer."""
+    """What the teacher may cost. These knobs never change an answer."""
 
     pilot_rows: int = knob(
         16,
@@ -53,16 +55,20 @@ class Spending(Section):
     max_tokens_total: int | None = knob(
         None, "tokens", "The run stops before prompts and answers exceed this.", ge=1
     )
-    max_cost: float | None = knob(None, "money", "The run stops before it costs more.", gt=0)
+    max_cost: float | None = knob(
+        None, "money", "The run stops before the teacher costs more.", gt=0
+    )
 
 
 class Generate(Section):
     """The teacher answers every train and validation example."""
 
     teacher: str = knob(..., "path, hub id or name at the endpoint", "The model to imitate.")
-    engine: str = knob("auto", "name", "Who runs the teacher; auto: vllm if installed.")
+    engine: str = knob("auto", "name", "What runs the teacher; auto: vllm if installed.")
     endpoint: str | None = knob(
-        None, "URL", "Where engines openai and anthropic ask; the provider's own if not given."
+        None,
+        "URL",
+        "Address for the engines openai and anthropic; the provider's own if not given.",
     )
     api_key_env: str | None = knob(
         None,
@@ -96,7 +102,7 @@ class Generate(Section):
         "chain_of_density: for summaries. curate.rationale says what is learned of it.",
     )
     instruction: str | None = knob(
-        None, "text", "Put to the teacher after each question, in place of reasoning's own words."
+        None, "text", "Sent to the teacher after each question, instead of reasoning's own text."
     )
     max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
     max_tokens_retry: int | None = knob(

@@ -1,4 +1,4 @@
-"""JobSpec: the job is its spec, one section per stage in the order they run."""
+"""JobSpec: one section per stage, in the order in which the stages run."""
 
 from typing import Any, Literal
 
@@ -109,12 +109,12 @@ class JobSpec(Section):
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """The controls asked for, each once, in the order in which they are trained."""
+        """The job's controls, each once, in the order in which they are trained."""
         return tuple(name for name in CONTROLS if name in self.train.controls)
 
     @property
     def consulted_models(self) -> dict[str, ConsultedModel]:
-        """The further models that are asked about answers, by their knobs."""
+        """The judges and the second teacher, by their knobs."""
         found = {
             "curate.judge": self.curate.judge,
             "curate.second_teacher": self.curate.second_teacher,
@@ -155,10 +155,10 @@ class JobSpec(Section):
 
     @property
     def uses_signal(self) -> bool:
-        """Whether the stored signal is learned from."""
+        """Whether the student learns from the stored signal."""
         return self.distils and self.train.teacher == "stored"
 
     @property
     def is_live(self) -> bool:
-        """Whether the teacher is asked while the student learns."""
+        """Whether the teacher answers while the student trains."""
         return self.distils and self.train.teacher == "live"

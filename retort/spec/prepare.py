@@ -28,10 +28,12 @@ Source = (
 
 
 class Deduplicate(Section):
-    """Rows that ask the same are asked once; the first of them stays."""
+    """Rows with the same question are sent to the teacher once; the first of them is kept."""
 
-    exact: bool = knob(True, "yes or no", "Equal but for case, white space and punctuation.")
-    near: bool = knob(True, "yes or no", "Equal but for a word here and there.")
+    exact: bool = knob(
+        True, "yes or no", "Remove rows that differ only in case, white space and punctuation."
+    )
+    near: bool = knob(True, "yes or no", "Remove rows that differ only in a few words.")
     similarity: float = knob(
         0.6,
         "ratio",
@@ -41,7 +43,7 @@ class Deduplicate(Section):
         le=1,
     )
     numbers_matter: bool = knob(
-        True, "yes or no", "Rows with different numbers ask different questions."
+        True, "yes or no", "Never treat rows with different numbers as copies."
     )
     words_matter: bool = knob(
         True,
@@ -52,9 +54,11 @@ class Deduplicate(Section):
 
 
 class Decontaminate(Section):
-    """Rows of the comparison are never learned from."""
+    """Rows of the comparison are kept out of training."""
 
-    enabled: bool = knob(True, "yes or no", "Compare with this job's validation and test rows.")
+    enabled: bool = knob(
+        True, "yes or no", "Remove train rows that this job's validation or test rows contain."
+    )
     against: tuple[str, ...] = knob(
         (), "paths or URLs", "Further files whose rows must not be learned from."
     )
@@ -68,7 +72,7 @@ class Decontaminate(Section):
 
 
 class Balance(Section):
-    """How the train rows spread over groups, and what is done about it before they are asked."""
+    """How the train rows spread over groups, and how many of each group are used."""
 
     by: str = knob(
         "auto",
@@ -78,7 +82,7 @@ class Balance(Section):
         pattern=r"^(auto|label|cluster|metadata\..+)$",
     )
     cap: int | None = knob(None, "rows", "At most so many train rows of each group.", ge=1)
-    num_clusters: int = knob(8, "clusters", "How many clusters are made.", ge=2, le=64)
+    num_clusters: int = knob(8, "clusters", "Number of clusters.", ge=2, le=64)
 
 
 class Prepare(Section):
@@ -105,13 +109,13 @@ class Prepare(Section):
         {}, "names", "Our name of a column to the file's: {question: Frage, answer: Antwort}."
     )
     system_prompt: str | None = knob(
-        None, "text", "System message put before rows that carry none of their own."
+        None, "text", "System message of rows that have none of their own."
     )
     template: str | None = knob(
         None, "text", "The user's message, with columns in braces; the task type's if not given."
     )
     labels: tuple[str, ...] = knob(
-        (), "texts", "The closed set of answers, where the rows do not say it themselves."
+        (), "texts", "The closed set of answers, where the rows do not name it."
     )
     max_summary_words: int = knob(80, "words", "The budget of a summary.", ge=5)
     scrub: tuple[str, ...] = knob(
@@ -125,7 +129,7 @@ class Prepare(Section):
     decontaminate: Decontaminate = Decontaminate()
     balance: Balance = Balance()
     limit: int | None = knob(
-        None, "rows", "Ask only so many train rows, each group of balance in its share.", ge=1
+        None, "rows", "Most train rows to use, from each group of balance in proportion.", ge=1
     )
     shard_size: int = knob(4096, "rows", "Examples in one file of the artifact.", ge=1)
 

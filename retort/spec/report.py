@@ -1,6 +1,6 @@
 """The knobs of the report: prices, slices, the gate, and what is released.
 
-They judge or show what was measured, so that changing one measures nothing anew.
+They judge or show what was measured; changing one does not repeat a measurement.
 """
 
 from typing import Literal
@@ -26,16 +26,16 @@ class Gate(Section):
         True, "yes or no", "It must not score below the champion of its name, where there is one."
     )
     max_latency_seconds: float | None = knob(
-        None, "seconds", "Most that 95% of whole answers may take, one at a time.", gt=0
+        None, "seconds", "Longest time for 95% of whole answers, one at a time.", gt=0
     )
     max_memory_bytes: int | None = knob(
-        None, "bytes", "Most that its process may hold: of the GPU where one is used.", gt=0
+        None, "bytes", "Most memory of its process: of the GPU where one is used.", gt=0
     )
     max_cost_per_1000_requests: float | None = knob(
-        None, "money", "Most that 1,000 requests may cost; needs report.prices.", gt=0
+        None, "money", "Highest cost of 1,000 requests; needs report.prices.", gt=0
     )
     on_bound: tuple[GateCheck, ...] = knob(
-        (), "checks", "Judged by the worse bound of the 95% interval, not by the value measured."
+        (), "checks", "Checks that use the worse bound of the 95% interval, not the measured value."
     )
 
 
@@ -48,7 +48,7 @@ class Price(Section):
 
 
 class Prices(Section):
-    """From which prices the cost of 1,000 requests follows."""
+    """The prices that give the cost of 1,000 requests."""
 
     teacher: Price | None = knob(
         None, "section", "The teacher's; those of generate.spending if not given."
@@ -87,4 +87,6 @@ class Release(Section):
     log_weights: bool = knob(
         False, "yes or no", "Also copy the weights into MLflow's artifact store."
     )
-    intended_use: str | None = knob(None, "text", "What it is for: a part of the model card.")
+    intended_use: str | None = knob(
+        None, "text", "What the student is for; part of the model card."
+    )

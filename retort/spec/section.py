@@ -1,22 +1,22 @@
-"""What every section of a spec is made of: frozen, strict about names, each knob with its unit.
+"""The base of every section of a spec: frozen, strict about names, each knob with its unit.
 
-The JSON schema is what Prefect's page makes its form of, so bounds are told in words, too: the page
-shows them nowhere else.
+Prefect's page makes its form from the JSON schema, and does not show bounds; so each description
+contains them in words.
 """
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-# What the form shows by itself, or what says nothing.
+# Units that the form shows by itself, or that say nothing.
 PLAIN_UNITS = ("1", "section", "yes or no")
 
 
 def _plain_fields(schema: dict[str, Any]) -> None:
-    """Makes a number or text that may be left out a plain field of the form.
+    """Makes an optional number or text a plain field of the form.
 
-    Else the form asks for one of `int` and `None`. Prefect's server takes a null where a field has
-    no default.
+    Otherwise the form asks for a choice between `int` and `None`. A run's parameters may hold a
+    null for such a field, because it has no default in the schema.
     """
     for field in schema["properties"].values():
         kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]

@@ -19,7 +19,7 @@ class Loss(Section):
 
     @property
     def options(self) -> dict[str, float]:
-        """What is given besides: the alpha, beta or mu of its function."""
+        """The options of its function besides: alpha, beta or mu."""
         return dict(self.model_extra or {})
 
 
@@ -61,7 +61,7 @@ class Lora(Section):
     alpha: int = knob(32, "1", "An adapter's output is multiplied by alpha / rank.", ge=1)
     dropout: float = knob(0.0, "probability", "Dropout before each adapter.", ge=0, lt=1)
     target_modules: tuple[str, ...] = knob(
-        (), "names", "Layers that get one; empty: every linear layer but the head."
+        (), "names", "Layers that get an adapter; empty: every linear layer but the head."
     )
     quantize: Literal["none", "nf4"] = knob(
         "none", "name", "nf4: the frozen weights in 4 bits (QLoRA); needs CUDA and bitsandbytes."

@@ -52,7 +52,7 @@ def test_a_job_is_started_once_killed_gone_on_with_watched_and_its_report_read(c
     os.killpg(int(until(client, "tiny", "train").run_id), signal.SIGKILL)
     while not (crashed := client.jobs.get("tiny")).is_over:
         time.sleep(0.1)
-    assert crashed.status == "crashed" and "goes on" in (crashed.error or "")
+    assert crashed.status == "crashed" and "to continue it" in (crashed.error or "")
     client.jobs.create_or_update(short)
     lines = list(client.jobs.stream("tiny"))
     assert "generate: cached" in lines and any(line.startswith("train: ") for line in lines)

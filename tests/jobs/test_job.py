@@ -152,7 +152,9 @@ def test_rows_shows_the_answers_by_state_and_why_says_what_would_be_asked(first,
     asked = retort("why", job, "--store", store, "--set", "generate.max_tokens=13").stdout
     assert f"asked: {len(cut.stdout.splitlines())} truncated" in asked
     asked = retort("why", job, "--store", store, "--set", "generate.temperature=0.5").stdout
-    assert "asked: 56 new (asked otherwise: seed: null -> 0; temperature: 0.0 -> 0.5" in (asked)
+    assert "requested: 56 new (the requests changed: seed: null -> 0; temperature: 0.0 -> 0.5" in (
+        asked
+    )
 
 
 def test_prefect_shows_how_far_a_stage_is(first, prefect_url):

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from flows import mlflow_app
 from tests.support.servers import BIN, ROOT, environment
 
 DOCKER = ROOT / "docker"
@@ -23,7 +24,7 @@ COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 TARGETS = ("orchestrator", "cpu", "gpu")
-SECRETS = re.compile("PASSWORD|SECRET|KEY|AUTH|CONNECTION_URL|DOCKET_URL|STORE_URI")
+SECRETS = re.compile("PASSWORD|SECRET|KEY|AUTH|LOGIN|CONNECTION_URL|DOCKET_URL|STORE_URI")
 
 
 def pins(path: Path) -> dict[str, set[str]]:
@@ -181,13 +182,22 @@ def test_a_secret_is_asked_of_the_environment_and_nothing_else_is_in_the_files()
     assert set(re.findall(r"\$\{(\w+)", text)) <= offered.keys()
     for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", text):
         assert offered[name] == default, name
-    passwords = {f"{name}_PASSWORD" for name in ("POSTGRES", "REDIS", "PREFECT")}
+    passwords = {f"{name}_PASSWORD" for name in ("POSTGRES", "REDIS", "PREFECT", "MLFLOW")}
     needed = set(re.findall(r"\$\{(\w+):\?", text))
     assert needed == passwords | {"S3_ACCESS_KEY", "S3_SECRET_KEY"}
     assert not any(offered[name] for name in offered if SECRETS.search(name))
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             assert not SECRETS.search(name) or "${" in value, name
+
+
+def test_both_servers_ask_for_a_login_and_answer_their_own_pages_only():
+    prefect, mlflow = (SERVICES[name]["environment"] for name in ("prefect", "mlflow"))
+    assert prefect["PREFECT_SERVER_API_AUTH_STRING"] == "retort:${PREFECT_PASSWORD:?}"
+    assert prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == prefect["PREFECT_UI_URL"]
+    assert "--app-name retort" in " ".join(SERVICES["mlflow"]["command"])
+    assert mlflow[mlflow_app.LOGIN] == "retort:${MLFLOW_PASSWORD:?}"
+    assert "*" not in mlflow[mlflow_app.HOSTS]
 
 
 def test_no_index_and_no_foreign_host_is_named():

@@ -17,6 +17,7 @@ from prefect.utilities.collections import visit_collection
 from prefect.utilities.schema_tools import validate
 from prefect.workers.base import BaseJobConfiguration
 
+from flows import mlflow_app
 from flows.commands import node
 from flows.commands.options import on_spec
 from flows.server_setup import POOLS
@@ -262,6 +263,19 @@ def test_secrets_are_named_and_none_is_held():
         for variable in variables:
             plain = "value" in variable and SECRETS.search(variable["name"])
             assert not plain or variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
+
+
+def test_both_servers_ask_for_a_login_and_answer_their_own_pages_only():
+    known = {}
+    for name in ("prefect", "mlflow"):
+        container = PODS[name]["spec"]["containers"][0]
+        known |= {variable["name"]: variable for variable in container["env"]}
+    for name in ("PREFECT_SERVER_API_AUTH_STRING", mlflow_app.LOGIN):
+        assert known[name]["valueFrom"]["secretKeyRef"]["name"] == "retort-servers"
+    own = known["PREFECT_UI_API_URL"]["value"].removesuffix("/api")
+    assert known["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]["value"] == own
+    assert "--app-name retort" in " ".join(PODS["mlflow"]["spec"]["containers"][0]["args"])
+    assert "*" not in known[mlflow_app.HOSTS]["value"]
 
 
 def test_no_index_and_no_foreign_host_is_named():

@@ -54,6 +54,9 @@ def who_has_no_password_is_refused(stack):
     assert b"<html" in urllib.request.urlopen(prefect, timeout=30).read()
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{prefect}/api/work_pools/retort-process", timeout=30)
+    mlflow = f"http://{HOST}:{stack.ports['mlflow']}"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(mlflow, timeout=30)
     with socket.create_connection((HOST, stack.ports["redis"]), timeout=30) as redis:
         redis.sendall(b"PING\r\n")
         assert redis.recv(100).startswith(b"-NOAUTH")

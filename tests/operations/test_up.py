@@ -1,10 +1,8 @@
 """`retort up`: one command on one machine; what it has made is there when it is started again."""
 
-import json
 import subprocess
 import time
 import urllib.error
-import urllib.request
 
 import pytest
 from mlflow import MlflowClient
@@ -18,11 +16,7 @@ from tests.support.servers import BIN, free_port
 from tests.support.tiny import write_job
 from tests.support.upping import up
 
-SLOT = {"names": ["gpu"], "slots": 1, "lease_duration": 60}
-
-
-def get(url):
-    return json.loads(urllib.request.urlopen(url, timeout=10).read())
+SLOT = {"names": ["gpu"], "slots": 1, "lease_duration": 300}
 
 
 def until(jobs, name, *wanted):
@@ -34,19 +28,23 @@ def until(jobs, name, *wanted):
     return state
 
 
-def test_the_day_of_a_job_on_one_machine(tmp_path):
+def test_the_day_of_a_job_on_one_machine(tmp_path, monkeypatch):
     ports = {"prefect": free_port(), "mlflow": free_port()}
     api = f"http://127.0.0.1:{ports['prefect']}/api"
     spec = load(write_job(tmp_path, "echo"))[0]
     long = load(write_job(tmp_path / "long", "echo", num_epochs=100_000), ["name=long"])[0]
-    with up(tmp_path, ports):
-        jobs = RetortClient(api).jobs
+    with up(tmp_path, ports) as known:
+        # The client reads the login of the servers from the store; MLflow's reads the environment.
+        jobs = RetortClient(api, str(tmp_path / ".retort")).jobs
+        login = known["PREFECT_API_AUTH_STRING"]
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            monkeypatch.setenv(name, known[name])
         is_started_once_runs_and_is_told_of(jobs, spec)
         assert jobs.get("tiny").store == str(tmp_path / ".retort")
         assert (tmp_path / ".retort/jobs/tiny/report.md").is_file()
-        what_the_page_would_send_is_checked_before_it_is_scheduled(api, spec)
+        what_the_page_would_send_is_checked_before_it_is_scheduled(api, login, spec)
         holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(
-            jobs, long, api, ports["mlflow"]
+            jobs, long, api, login, ports["mlflow"]
         )
         taken = subprocess.run(
             [str(BIN / "retort"), "up", f"--prefect-port={ports['prefect']}"],
@@ -57,16 +55,17 @@ def test_the_day_of_a_job_on_one_machine(tmp_path):
         )
         assert taken.returncode == 2
         assert "is taken" in taken.stderr and "--prefect-port" in taken.stderr
-        lease = ask(f"{api}/v2/concurrency_limits/increment-with-lease", SLOT)["lease_id"]
-    with up(tmp_path, ports):
+        lease = ask(f"{api}/v2/concurrency_limits/increment-with-lease", SLOT, login)["lease_id"]
+    with up(tmp_path, ports) as again:
+        assert again == known  # a browser that knows the password goes on
         assert {state.name: state.status for state in jobs.list()} == {
             "tiny": "completed",
             "long": "cancelled",
         }
-        assert len(ask(f"{api}/deployments/filter", {})) == len(FLOWS)
+        assert len(ask(f"{api}/deployments/filter", {}, login)) == len(FLOWS)
         # Its holder can go on, or it runs out; it does not last for ever.
-        again = ask(f"{api}/v2/concurrency_limits/leases/{lease}/renew", {"lease_duration": 60})
-        assert again is None
+        renew = f"{api}/v2/concurrency_limits/leases/{lease}/renew"
+        assert ask(renew, {"lease_duration": 60}, login) is None
     for server in ports:
         assert "database is locked" not in (tmp_path / f".retort/logs/{server}.log").read_text()
 
@@ -87,18 +86,21 @@ def is_started_once_runs_and_is_told_of(jobs, spec):
         jobs.get("tinny")
 
 
-def what_the_page_would_send_is_checked_before_it_is_scheduled(api, spec):
-    found = get(f"{api}/deployments/name/distill/process")
+def what_the_page_would_send_is_checked_before_it_is_scheduled(api, login, spec):
+    found = ask(f"{api}/deployments/name/distill/process", None, login)
     knobs = found["parameter_openapi_schema"]["definitions"]["Train"]["properties"]
     assert "Peak step size of AdamW" in knobs["learning_rate"]["description"]
     assert knobs["schedule"]["enum"] == ["cosine", "linear", "constant"]
     wrong = spec.model_dump(mode="json")
     wrong["train"]["learning_rate"] = -1
+    start = f"{api}/deployments/{found['id']}/create_flow_run"
     with pytest.raises(urllib.error.HTTPError, match="409"):
-        ask(f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": {"spec": wrong}})
+        ask(start, {"parameters": {"spec": wrong}}, login)
 
 
-def holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(jobs, spec, api, port):
+def holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(
+    jobs, spec, api, login, port
+):
     jobs.create_or_update(spec)
     until(jobs, "long", "train")
     # Of this store: others may train at the same time.
@@ -107,7 +109,7 @@ def holds_the_machine_and_is_cancelled_with_its_processes_and_in_mlflow(jobs, sp
     while subprocess.run(children, stdout=subprocess.DEVNULL, check=False).returncode:
         assert time.monotonic() < deadline
         time.sleep(0.3)
-    limit = get(f"{api}/v2/concurrency_limits/gpu")
+    limit = ask(f"{api}/v2/concurrency_limits/gpu", None, login)
     assert (limit["limit"], limit["active_slots"]) == (1, 1)
     jobs.cancel("long")
     assert until(jobs, "long", "cancelled").error is None

@@ -1,7 +1,6 @@
 """`retort up --database`: both servers on one Postgres, and what is said where that cannot be."""
 
 import subprocess
-import urllib.request
 from pathlib import Path
 
 import psycopg
@@ -12,6 +11,7 @@ from flows import databases
 from retort import RetortClient
 from retort.errors import SpecError
 from retort.spec import load
+from tests.conftest import ask
 from tests.support.postgres import needs_postgres, serving
 from tests.support.servers import BIN, environment, free_port
 from tests.support.tiny import write_job
@@ -49,19 +49,23 @@ def rows(port, query):
         return [row[0] for row in connection.execute(query.encode()).fetchall()]
 
 
-def test_a_job_on_postgres_is_there_after_a_restart_and_its_password_is_nowhere(server, tmp_path):
+def test_a_job_on_postgres_is_there_after_a_restart_and_its_password_is_nowhere(
+    server, tmp_path, monkeypatch
+):
     ports = {"prefect": free_port(), "mlflow": free_port()}
     api, tracking = (f"http://127.0.0.1:{port}" for port in ports.values())
     spec = load(write_job(tmp_path, "echo"))[0]
     where = f"--database=postgresql://ann@127.0.0.1:{server}/jobs"
-    with up(tmp_path, ports, where, PGPASSWORD=SECRET):
-        jobs = RetortClient(f"{api}/api").jobs
+    with up(tmp_path, ports, where, PGPASSWORD=SECRET) as login:
+        jobs = RetortClient(f"{api}/api", str(tmp_path / ".retort")).jobs
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            monkeypatch.setenv(name, login[name])
         jobs.create_or_update(spec)
         ended = jobs.wait("tiny")
         assert ended.status == "completed", ended.error
         assert has_no_secret(*Path("/proc").glob("[0-9]*/cmdline"))
-        settings = urllib.request.urlopen(f"{api}/api/admin/settings", timeout=30).read()
-        assert SECRET.encode() not in settings and WRITTEN.encode() not in settings
+        settings = ask(f"{api}/api/admin/settings", None, login["PREFECT_API_AUTH_STRING"])
+        assert SECRET not in str(settings) and WRITTEN not in str(settings)
     with up(tmp_path, ports, where, PGPASSWORD=SECRET):
         assert [(state.name, state.status) for state in jobs.list()] == [("tiny", "completed")]
         client = MlflowClient(tracking)
@@ -107,7 +111,7 @@ def test_the_password_may_be_in_the_password_file(server, tmp_path, monkeypatch)
 
 def test_whatever_is_in_the_way_is_said_with_its_remedy_and_without_the_password(server):
     for given, said in {
-        address(server, "ann", "jobs", "wrong-one"): "lets this user not in .* PGPASSWORD",
+        address(server, "ann", "jobs", "wrong-one"): "refused this user .* PGPASSWORD",
         f"postgresql://ann@127.0.0.1:{server}/jobs": "asks for a password .* PGPASSWORD",
         address(9, "ann", "jobs"): "no connection .*start Postgres",
         address(server, "ann", "none"): 'may not make it; .*: CREATE DATABASE "none" OWNER "ann"',

@@ -1,8 +1,8 @@
 """docker/compose.yaml without an engine: every service's own command as a process on this machine.
 
 What compose does is done here, read from the same file: secrets are filled in, services wait for
-one another, nothing of the machine's environment reaches them. The surprise: addresses differ, for
-all containers are this one machine: NAME:PORT becomes a free port of loopback.
+one another, nothing of the machine's environment reaches them. Addresses differ, because all
+containers are this one machine: NAME:PORT becomes a free port of loopback.
 """
 
 import os
@@ -84,6 +84,7 @@ class Stack:
             "HOME": str(home),
             "XDG_CACHE_HOME": str(Path.home() / ".cache"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),  # the image has the project installed
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
             "PREFECT_REDIS_MESSAGING_PORT": str(self.ports["redis"]),
             "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_PORT": str(self.ports["redis"]),
