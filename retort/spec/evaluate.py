@@ -25,7 +25,7 @@ class Evaluate(Section):
         True, "yes or no", "Measure perplexity, and the KL divergence to the teacher."
     )
     rounds: int = knob(
-        2, "rounds", "Fresh processes in which each model is measured; the models take turns.", ge=1
+        2, "rounds", "How often each model is measured; the models take turns.", ge=1
     )
     latency_samples: int = knob(
         32, "requests", "Requests of a round answered one at a time to measure latency.", ge=2
@@ -35,6 +35,14 @@ class Evaluate(Section):
         "seconds",
         "Requests a second are counted while 95% of whole answers take at most this time; if not "
         "given, twice the time that the teacher needs for 95% of its answers, one at a time.",
+        gt=0,
+    )
+    speed_seconds: float | None = knob(
+        None,
+        "seconds",
+        "How long each model's latency and load are measured, in all rounds together; a third of "
+        "what generate took if not given, and at least 30.",
+        added_later=True,
         gt=0,
     )
     num_bootstrap: int = knob(

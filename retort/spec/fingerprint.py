@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retort.spec.job import STAGES, JobSpec, StageName, training_of
+from retort.spec.section import ADDED_LATER, Section
 
 # Raised by hand when a stage's results change for the same spec.
 VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
@@ -148,7 +149,7 @@ def _recipe(
 
 def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     """Returns the knobs of a stage that change its result, defaults resolved."""
-    section = getattr(spec, stage).model_dump(mode="json")
+    section = _without_new(getattr(spec, stage))
     found = _content(section, (stage,))
     if stage == "curate":
         # A filter's files count by their content, which is among the sources.
@@ -173,6 +174,18 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     if stage in ("report", "release"):
         found["name"] = spec.name
     return found
+
+
+def _without_new(section: Section) -> dict[str, Any]:
+    """Returns a section as JSON, without the knobs that were added later and have their default."""
+    values = section.model_dump(mode="json")
+    for name, knob in type(section).model_fields.items():
+        value, extra = getattr(section, name), knob.json_schema_extra
+        if isinstance(value, Section):
+            values[name] = _without_new(value)
+        elif isinstance(extra, dict) and extra.get(ADDED_LATER) and value == knob.get_default():
+            del values[name]
+    return values
 
 
 def _content(section: dict[str, Any], at: tuple[str, ...]) -> dict[str, Any]:

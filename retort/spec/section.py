@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 # Units that the form shows by itself, or that say nothing.
 PLAIN_UNITS = ("1", "section", "yes or no")
+ADDED_LATER = "added_later"
 
 
 def _plain_fields(schema: dict[str, Any]) -> None:
@@ -43,13 +44,19 @@ class Section(BaseModel):
         return value
 
 
-def knob(default: Any, unit: str, description: str, **bounds: Any) -> Any:
-    """Returns a field with its unit, so that no knob can be declared without one."""
+def knob(
+    default: Any, unit: str, description: str, *, added_later: bool = False, **bounds: Any
+) -> Any:
+    """Returns a field with its unit, so that no knob can be declared without one.
+
+    `added_later`: artifacts were made before the knob was there, as its default makes them; while a
+    spec leaves it so, it is not part of their fingerprints.
+    """
     facts = [*([] if unit in PLAIN_UNITS else [unit]), *_limits(bounds)]
     return Field(
         default=default,
         description=f"{description} [{', '.join(facts)}]" if facts else description,
-        json_schema_extra={"unit": unit},
+        json_schema_extra={"unit": unit, **({ADDED_LATER: True} if added_later else {})},
         **bounds,
     )
 

@@ -6,17 +6,21 @@ Where what counts is who is asked when, the engine is `echo`, and no model is lo
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import scipy.stats
 
 from retort.engines import Answer, Request
+from retort.errors import StageError
 from retort.events import SILENT, Reporter
 from retort.stages.evaluate import evaluate, load_test
+from retort.stages.evaluate import turns as turn_taking
 from retort.stages.evaluate.measure import measure
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage
@@ -29,9 +33,11 @@ RUNTIME = {"max_num_seqs": 4, "num_threads": 1, "device": "cpu"}
 
 
 def job(folder: Path, engine: str, **evaluate: Any) -> dict[str, Any]:
-    """A job of ten sums, the last without an answer of its own."""
+    """A job of ten sums, the last without an answer of its own, and of the rows in `more.json`."""
     rows = [{"id": f"q{n}", "question": f"{n} + 7 = ?", "answer": f"{n + 7}"} for n in range(9)]
     rows.append({"id": "q9", "question": "What is 9 + 7? Score: 4"})
+    if (more := folder / "more.json").is_file():
+        rows += json.loads(more.read_text())
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "train.jsonl").write_text('{"id": "t", "question": "1 + 1 = ?", "answer": "2"}\n')
     return {
@@ -61,8 +67,12 @@ def job(folder: Path, engine: str, **evaluate: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Models, rows, and a student that some training left."""
-    folder = tmp_path_factory.mktemp("evaluate")
+    """What `made` makes."""
+    return made(tmp_path_factory.mktemp("evaluate"))
+
+
+def made(folder: Path) -> Path:
+    """Models, prepared rows, and a student that some training left."""
     save_model(folder / "teacher", seed=1)
     save_model(folder / "base", hidden=32, layers=1, seed=2)
     first = stage_of("prepare", job(folder, "echo"), str(folder / "store"), {})
@@ -96,14 +106,28 @@ def echoed(folder, tmp_path_factory) -> tuple[Stage, dict[str, Any], list[Any]]:
     return asked, evaluate(asked), heard
 
 
+def measures_of(asked: Stage) -> dict[str, list[dict[str, Any]]]:
+    """What each model's turns measured, by role."""
+    return {
+        role: [asked.out.read_json(f"measures-{role}-{number}.json") for number in (1, 2)]
+        for role in ROLES
+    }
+
+
+def process_ids(asked: Stage) -> list[int]:
+    """The processes of each model's turns, round after round."""
+    measured = measures_of(asked)
+    return [measured[role][number]["process_id"] for number in (0, 1) for role in ROLES]
+
+
 def test_the_models_take_turns_each_in_a_process_of_its_own(echoed):
     asked, facts, heard = echoed
-    assert turns(heard) == [*ROLES, *ROLES]
-    rounds = [
-        asked.out.read_json(f"measures-{role}-{number}.json") for role in ROLES for number in (1, 2)
-    ]
-    processes = {found["process_id"] for found in rounds}
-    assert len(processes) == 6 and os.getpid() not in processes
+    assert turns(heard) == [*ROLES]  # each is loaded once, and stays open
+    first, again = process_ids(asked)[:3], process_ids(asked)[3:]
+    assert first == again and len({*first, os.getpid()}) == 4
+    files = [Path(asked.out.uri) / f"measures-{r}-{n}.json" for n in (1, 2) for r in ROLES]
+    assert files == sorted(files, key=lambda file: file.stat().st_mtime_ns)
+    assert all(not Path(f"/proc/{process_id}").exists() for process_id in first)
     for role in ROLES:
         found = facts["models"][role]
         assert found["num_rounds"] == 2 and found["num_changed"] == 0
@@ -112,10 +136,57 @@ def test_the_models_take_turns_each_in_a_process_of_its_own(echoed):
         quickest = np.minimum(*(each["whole"] for each in timed)).tolist()
         assert found["latencies"]["whole"] == quickest
         assert found["first_token_seconds"] is None  # what is repeated comes all at once
-        own = [r["load_seconds"] for r in rounds if r["process_id"] in processes]
-        assert min(own) <= found["load_seconds"] <= max(own)
+        loaded = [each.get("load_seconds") for each in measures_of(asked)[role]]
+        assert loaded == [found["load_seconds"], None]
         assert found["peak_memory_bytes"] > 1e7 and found["peak_gpu_memory_bytes"] is None
     assert facts == asked.out.read_json("scores.json")
+
+
+def test_where_memory_is_short_each_turn_has_a_process_of_its_own(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(turn_taking, "SPARE", 1e9)
+    asked = stage(folder, "echo", tmp_path)
+    facts = evaluate(asked)
+    assert len(set(process_ids(asked))) == 6
+    for role, loaded in measures_of(asked).items():
+        seconds = sorted(each["load_seconds"] for each in loaded)
+        assert seconds[0] <= facts["models"][role]["load_seconds"] <= seconds[1]
+
+
+class CutError(Exception):
+    """The run was cut off."""
+
+
+def open_processes() -> list[str]:
+    """The processes of models that this one has open."""
+    children = psutil.Process().children(recursive=True)
+    commands = [" ".join(child.cmdline()) for child in children if child.is_running()]
+    return [command for command in commands if "measure_turns" in command]
+
+
+def test_a_run_that_is_cut_off_leaves_no_process_open(folder, tmp_path):
+    seen = []
+
+    def cut(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["note"].startswith("base "):
+            seen.extend(open_processes())
+            raise CutError
+
+    asked = replace(stage(folder, "echo", tmp_path), report=Reporter(cut))
+    with pytest.raises(CutError):
+        evaluate(asked)
+    assert len(seen) == 2 and open_processes() == []
+    assert asked.out.has("measures-teacher-1.json")
+
+
+def test_a_turn_that_fails_says_why_and_ends_the_others(folder, tmp_path):
+    asked = stage(folder, "echo", tmp_path)
+    other = Folder(str(tmp_path / "trained"))
+    other.put_tree(folder / "student", "student")
+    other.commit({"facts": {"template_sha256": "another"}})
+    trained = Artifact("train", "made", other.uri, "digest")
+    with pytest.raises(StageError, match="the student's chat template is not the one that it was"):
+        evaluate(replace(asked, inputs={**asked.inputs, "train": trained}))
+    assert open_processes() == []
 
 
 def test_the_facts_tell_the_scores_with_intervals_differences_and_retention(echoed):
@@ -168,7 +239,7 @@ def test_an_answer_that_changes_between_rounds_is_counted_and_the_first_is_score
     heard: list[Any] = []
     facts = evaluate(stage(folder, "echo", tmp_path / "left", heard))
     assert facts["models"]["base"]["num_changed"] == 1
-    assert any("base answered 1 examples otherwise" in e.get("text", "") for e in heard)
+    assert any("base gave 1 other answers in round 2" in e.get("text", "") for e in heard)
     assert json.loads(answers.read_text().splitlines()[0])["text"] == "something else"
     assert facts["models"]["base"]["metrics"]["agreement"]["value"] == 0.9
 
@@ -238,6 +309,7 @@ def test_a_student_is_held_to_the_bound_that_the_teacher_set(answered, folder):
     fitting = [v["requests_per_second"] for v in found["levels"] if v["p95_seconds"] <= bound]
     best = found["within_bound"]
     assert (best and best["requests_per_second"]) == max(fitting, default=None)
+    asked.out.write_json("measures-base-1.json", found)
     later = measure(asked.arguments(), "base", str(folder / "base"), 2, SILENT)
     assert later["num_changed"] == 0 and "levels" not in later
 
@@ -289,13 +361,18 @@ class Watched:
         """Nothing is kept."""
 
 
+def silent(note: str) -> None:
+    """Progress that nobody hears."""
+
+
 REQUESTS = [Request(f"r{n}", [{"role": "user", "content": str(n)}]) for n in range(5)]
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 7])
-def test_a_level_keeps_as_many_requests_under_way_as_it_says(concurrency):
+def test_a_level_keeps_as_many_requests_under_way_as_it_says(concurrency, monkeypatch):
     engine = Watched()
-    level = load_test.closed_loop(engine, REQUESTS, concurrency, 0.0)
+    monkeypatch.setattr(load_test, "LEVEL_SECONDS", 0.0)
+    level = load_test.closed_loop(engine, REQUESTS, concurrency, silent)
     assert level.num_requests == load_test.LEVEL_ROUNDS * concurrency
     assert set(engine.seen[: level.num_requests]) == {concurrency}
     assert max(engine.seen) == concurrency
@@ -304,15 +381,20 @@ def test_a_level_keeps_as_many_requests_under_way_as_it_says(concurrency):
 
 def test_load_rises_until_the_bound_is_passed_and_the_best_within_it_counts(monkeypatch):
     monkeypatch.setattr(load_test, "LEVEL_SECONDS", 0.0)
-    free = load_test.rates(Watched(), REQUESTS, [0.1, 0.3], (float("inf"), 20))
-    assert [level.concurrency for level in free] == [1, 4, 16, 20]
+
+    def rates(whole: list[float], bound: float, most: int, **more: float) -> tuple[list, Any]:
+        limits = load_test.Limits(bound, most, **more)
+        levels, cut = load_test.rates(Watched(), REQUESTS, whole, limits, silent)
+        return levels, ([level.concurrency for level in levels], cut)
+
+    free, found = rates([0.1, 0.3], float("inf"), 20)
+    assert found == ([1, 4, 16, 20], None)
     assert free[0] == load_test.Level(1, 5.0, pytest.approx(0.29), 2)
-    assert [v.concurrency for v in load_test.rates(Watched(), REQUESTS, [0.1], (0.05, 20))] == [1]
-    assert [v.concurrency for v in load_test.rates(Watched(), REQUESTS, [1e-9], (1e-8, 64))] == [
-        1,
-        2,
-        4,
-    ]
+    assert rates([0.1], 0.05, 20)[1] == ([1], None)
+    assert rates([1e-9], 1e-8, 64)[1] == ([1, 2, 4], None)
+    # At two answers a second, eight seconds have room for a level of 4, and not for one of 16.
+    soon = {"deadline": time.monotonic() + 8, "requests_per_second": 2.0}
+    assert rates([0.1], float("inf"), 20, **soon)[1] == ([1, 4], 16)
     levels = [load_test.Level(c, r, p, 9) for c, r, p in ((1, 9, 0.1), (4, 20, 0.2), (16, 50, 0.4))]
     assert load_test.within(levels, 0.3) == levels[1]
     assert load_test.within(levels, 0.05) is None

@@ -1,4 +1,4 @@
-"""What of `evaluate` can fail later, checked before a run: metrics, the engine, the judge."""
+"""Checks before a run what could fail later in `evaluate`: metrics, the engine, the judge."""
 
 from retort.engines import resolve
 from retort.plugins import check_function
@@ -7,7 +7,7 @@ from retort.stages import judge
 
 
 def check(spec: JobSpec) -> list[str]:
-    """Returns a line for each thing that was checked and is well; raises `SpecError`."""
+    """Returns a line for each thing that was checked; raises `SpecError` for one that is wrong."""
     for name in spec.evaluate.metrics:
         check_function("metric", name, "retort.metrics")
     engine = resolve(spec.evaluate.engine, 0)

@@ -1,7 +1,7 @@
-"""Who is compared, where each model lies, and how it is asked: all the same way.
+"""Which models are compared, where each is, and how it is asked: all in the same way.
 
-Both sides of a child process read it. The surprise: a stage that is given a champion measures the
-champion alone, as another evaluation measured the job's own models.
+Both sides of a child process read it. Note: with a champion as its input the stage measures the
+champion alone, because another evaluation measured the job's own models.
 """
 
 from collections.abc import Iterator
@@ -10,23 +10,25 @@ from pathlib import Path
 
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
-from retort.records import Example, Response, read_lines
+from retort.records import Example, Response, State, read_lines
 from retort.spec import JobSpec, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import model_folder
 
-# The models that no stage of this job has made.
+# The models that no stage of this job makes.
 GIVEN = ("teacher", "base")
 CHAMPION = "champion"
+# The states of a prompt that the model could not take or did not answer.
+UNANSWERED: tuple[State, ...] = ("too_long", "failed")
 
 
 def roles_of(stage: Stage) -> tuple[str, ...]:
-    """Returns which models the stage measures, in their order."""
+    """Returns the roles of the models that the stage measures, in order."""
     return (CHAMPION,) if CHAMPION in stage.inputs else stage.spec.roles
 
 
 def title(spec: JobSpec, role: str) -> str:
-    """Returns what a role's model is called in the report."""
+    """Returns the name of a role's model in the report."""
     if role in GIVEN:
         return _address(spec, role)
     return spec.name if role == "student" else f"{spec.name}, {role}"
@@ -34,7 +36,7 @@ def title(spec: JobSpec, role: str) -> str:
 
 @contextmanager
 def model_of(stage: Stage, role: str) -> Iterator[str]:
-    """Gives where a role's model is: a hub id, a name at the endpoint, or a folder here."""
+    """Gives a role's model: a hub id, its name at the endpoint, or a folder on this machine."""
     if role in GIVEN:
         yield _address(stage.spec, role)
         return
@@ -44,11 +46,11 @@ def model_of(stage: Stage, role: str) -> Iterator[str]:
 
 
 def engine_of(spec: JobSpec, role: str) -> EngineModule:
-    """Returns the engine that answers for a model: one for all, but a teacher behind an endpoint
-    can only be asked there."""
-    teachers = find_engine(resolve(spec.generate.engine, 0))
-    if role == "teacher" and teachers.REMOTE:
-        return teachers
+    """Returns the engine that runs a model: the same for all, except that a teacher behind an
+    endpoint can only be asked there."""
+    of_teacher = find_engine(resolve(spec.generate.engine, 0))
+    if role == "teacher" and of_teacher.REMOTE:
+        return of_teacher
     return find_engine(resolve(spec.evaluate.engine, 0))
 
 
@@ -64,7 +66,7 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
         top_k=0,
         dtype=knobs.dtype,
         seed=knobs.seed,
-        # A provider's batch takes up to a day: of its answers nothing could be timed.
+        # Not as a provider's batch, which takes up to a day and cannot be timed.
         runtime=knobs.runtime.model_dump(mode="json") | {"batch": False},
         endpoint=spec.generate.endpoint,
         api_key_env=spec.generate.api_key_env,
@@ -72,19 +74,22 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
 
 
 def check_template(stage: Stage, student: Path, role: str = "student") -> None:
-    """Raises `StageError` when the student would be asked in another form than it learned."""
+    """Raises `StageError` when a student's chat template is not the one of its training."""
     if model_folder.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
-        raise StageError(f"the {role}'s chat template is not the one it was trained with")
+        raise StageError(
+            f"the {role}'s chat template is not the one that it was trained with; run with --force "
+            "train"
+        )
 
 
 def asked_examples(stage: Stage) -> list[Example]:
-    """Returns the held-out examples that are asked."""
+    """Returns the held-out examples that the models are asked."""
     examples = read_examples(stage.input("prepare"), held_out_split(stage.spec))
     return examples[: stage.spec.evaluate.limit]
 
 
 def requests_of(examples: list[Example]) -> list[Request]:
-    """Returns what every model is asked."""
+    """Returns the requests that every model gets."""
     return [Request(e.id, e.messages, e.tools) for e in examples]
 
 
@@ -94,11 +99,19 @@ def read_answers(stage: Stage, role: str) -> dict[str, Response]:
     Raises `DataError` where they are not those of the examples.
     """
     lines = read_lines(Response, stage.out.read(f"answers-{role}.jsonl"))
-    found = {response.id: response for response in lines}
+    responses = {response.id: response for response in lines}
     examples = asked_examples(stage)
-    if set(found) != {e.id for e in examples}:
-        raise DataError(f"evaluate: the answers of {role} do not match the examples by id")
-    return {e.id: found[e.id] for e in examples}
+    if set(responses) != {e.id for e in examples}:
+        raise DataError(
+            f"evaluate: the stored answers of the {role} are not those of the held-out examples; "
+            "run with --force evaluate"
+        )
+    return {e.id: responses[e.id] for e in examples}
+
+
+def is_answered(response: Response) -> bool:
+    """Whether a model answered, in whatever way; false where it could not take the prompt."""
+    return response.state not in UNANSWERED
 
 
 def _address(spec: JobSpec, role: str) -> str:

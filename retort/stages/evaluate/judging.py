@@ -1,7 +1,7 @@
-"""The judge: rates every answer of every model, and does not learn which model wrote it.
+"""The judge rates every answer of every model, and is not told which model wrote it.
 
-Equal answers to the same example are one request, so that two models are never rated apart for
-the same words.
+Equal answers to the same example are one request, so that two models with the same words have the
+same rating.
 """
 
 import orjson
@@ -17,33 +17,34 @@ Scores = dict[str, list[float]]  # by example's id: the score, and 1
 
 def judged(stage: Stage) -> dict[str, Scores]:
     """Returns the judge's scores by role and example, of answers that are whole; nothing without a
-    judge. An answer that it gave no score for has none.
+    judge. An answer without a score in the judge's text has none.
 
-    It is loaded after the models, in a process of its own, and only for what its ledger lacks.
+    The judge is loaded after the models, in a process of its own, and rates only what is not in its
+    ledger yet.
     """
-    who = stage.spec.evaluate.judge
-    if who is None:
+    judge = stage.spec.evaluate.judge
+    if judge is None:
         return {}
     examples = {e.id: e for e in asked_examples(stage)}
     keys: dict[str, dict[str, str]] = {}
     requests: dict[str, Request] = {}
     for role in roles_of(stage):
         whole = {k: r for k, r in read_answers(stage, role).items() if r.state == "accepted"}
-        keys[role] = {key: content_id([key, _given(r)]) for key, r in whole.items()}
+        keys[role] = {key: content_id([key, _judged_text(r)]) for key, r in whole.items()}
         for key, response in whole.items():
             name = keys[role][key]
-            chat = judging_chat(who.rubric, examples[key].messages, _given(response))
+            chat = judging_chat(judge.rubric, examples[key].messages, _judged_text(response))
             requests[name] = Request(name, chat)
-    said = consult(stage, who, [requests[name] for name in sorted(requests)], "judge")
-    scores = {name: score_of(text) for name, text in said.items()}
-    found: dict[str, Scores] = {}
+    texts = consult(stage, judge, [requests[name] for name in sorted(requests)], "judge")
+    scores = {name: score_of(text) for name, text in texts.items()}
+    by_role: dict[str, Scores] = {}
     for role, names in keys.items():
         rated = {key: scores.get(name) for key, name in names.items()}
-        found[role] = {key: [score, 1.0] for key, score in rated.items() if score is not None}
-    return found
+        by_role[role] = {key: [score, 1.0] for key, score in rated.items() if score is not None}
+    return by_role
 
 
-def _given(response: Response) -> str:
-    """Returns an answer as a judge reads it, with the tools it calls."""
+def _judged_text(response: Response) -> str:
+    """Returns an answer as a judge reads it, with its tool calls."""
     calls = response.tool_calls
     return response.text + (f"\n{orjson.dumps(calls).decode()}" if calls else "")

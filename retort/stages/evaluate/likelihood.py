@@ -1,8 +1,8 @@
-"""How probable each model here finds given answers, in one more child process: perplexity, and the
-KL divergence to the teacher.
+"""How probable each local model finds given answers: perplexity, and the KL to the teacher.
 
-Plain forward passes, one model in memory at a time. The surprise: both sides are cut to the
-tokenizer's ids before the softmax, for models pad their embeddings, each to another size.
+It runs plain forward passes in one child process, with one model in memory at a time. Note: both
+sides are cut to the tokenizer's ids before the softmax, because models pad their embeddings, each
+to another size.
 """
 
 # B batch, T time, N tokens of one answer, V vocabulary, K teacher top-k
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retort.data import encoding, task_types
 from retort.data.encoding import EncodedRow
-from retort.engines import Request, render_each
+from retort.engines import Request, device_of, render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import Reporter
@@ -28,11 +28,11 @@ from retort.stages.evaluate.compared_models import asked_examples, read_answers,
 from retort.stages.stage import Stage, from_arguments
 from retort.store import model_folder
 
-# The teacher's most probable ids that are kept of each token, beside one bucket for all others; and
-# of how many tokens at most, 12 bytes an id.
+# How many of the teacher's most probable ids are kept of each token, beside one bucket for all
+# others; and of how many tokens at most, 12 bytes an id.
 TOP_K = 64
 MOST_TOKENS = 1 << 19
-# Most logits, and most tokens, of a forward pass.
+# The most logits, and the most tokens, of a forward pass.
 MOST_LOGITS = 1 << 27
 MOST_BATCH_TOKENS = 4096
 UNLOADABLE = (OSError, ValueError, ImportError, LookupError, torch.OutOfMemoryError)
@@ -41,7 +41,7 @@ MetricStatistics = dict[str, dict[str, list[float]]]  # by metric and example's 
 
 @dataclass(frozen=True)
 class LikelihoodInputs:
-    """What the models were asked, the rows' own answers where they have one, and the teacher's."""
+    """The requests, the rows' reference answers where they have any, the teacher's responses."""
 
     requests: list[Request]
     references: dict[str, str]
@@ -49,9 +49,9 @@ class LikelihoodInputs:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A model, its tokenizer, its token map (None where it tells none), how many ids count, and the
-    longest row that it takes."""
+class ForwardModel:
+    """A model in inference mode, its tokenizer and token map (None where unknown), the number of
+    ids that count, and the longest row that it takes, in tokens."""
 
     model: Any
     tokenizer: Any
@@ -62,7 +62,7 @@ class Opened:
 
 @dataclass
 class TeacherTargets:
-    """What is kept of the teacher once it is closed: its token map, and its distributions."""
+    """The teacher's token map and distributions, which are kept after it is closed."""
 
     token_map: str | None = None
     targets: dict[str, Target] = field(default_factory=dict)
@@ -70,11 +70,11 @@ class TeacherTargets:
 
 
 @dataclass(frozen=True)
-class Given:
-    """An answer that exists already, and the measures that it is a part of."""
+class ScoredAnswer:
+    """An existing answer, and the metrics that it counts for."""
 
     row: EncodedRow
-    of: tuple[str, ...]
+    metrics: tuple[str, ...]
 
 
 def likelihood(
@@ -84,34 +84,34 @@ def likelihood(
     (`reference`: the rows' own answers; `teacher`: its answers, where no row has one that is as
     written out as they are) and `notes`.
 
-    `folders` says where each model is, the teacher first. KL(teacher || model) is taken at every
-    token of the teacher's own answers, over its `TOP_K` most probable ids and one bucket for all
-    others: never above the KL over all ids (the data processing inequality). A model that cannot
-    be run plainly, or does not share the teacher's ids, has a note instead.
+    `folders` are the models' folders by role, the teacher's first. KL(teacher || model) is taken at
+    every token of the teacher's answers, over its `TOP_K` most probable ids and one bucket for all
+    others: never above the KL over all ids (the data processing inequality). There is a note for a
+    model that transformers cannot load, or that does not share the teacher's ids.
     """
     stage, notes = from_arguments(arguments, report), list[str]()
     if all(map(os.path.isdir, folders.values())):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    asked, teacher, statistics = _asked(stage), TeacherTargets(), dict[str, MetricStatistics]()
+    inputs, teacher, statistics = _inputs(stage), TeacherTargets(), dict[str, MetricStatistics]()
     for index, (role, folder) in enumerate(folders.items()):
         report.progress(index, len(folders), "models", f"{role} likelihood")
         try:
-            opened = _open(stage, role, folder)
-            statistics[role] = _measured(asked, opened, teacher, role == "teacher")
+            model = _open(stage, role, folder)
+            statistics[role] = _measured(inputs, model, teacher, role == "teacher")
         except UNLOADABLE as error:
             notes.append(f"{role}: no perplexity and no KL: {type(error).__name__}: {error}")
             continue
-        if teacher.targets and opened.token_map != teacher.token_map:
-            notes.append(f"{role}: no KL to the teacher, for its token map is another")
-        del opened
+        if teacher.targets and model.token_map != teacher.token_map:
+            notes.append(f"{role}: no KL to the teacher, because its token map is another")
+        del model
         _free()
-    of = "reference" if asked.references else "teacher"
+    of = "reference" if inputs.references else "teacher"
     return {"statistics": statistics, "perplexity_of": of, "notes": notes}
 
 
-def _asked(stage: Stage) -> LikelihoodInputs:
-    """Returns what is asked. A reference that is nothing but the answer is none where the teacher
-    writes its answers out: how probable it is as a whole reply then says nothing of a model."""
+def _inputs(stage: Stage) -> LikelihoodInputs:
+    """Returns the answers to score. Where the teacher writes its answers out, a reference that is
+    the bare answer does not count: its probability as a whole reply says nothing of a model."""
     examples, task_type = asked_examples(stage), task_types.load(stage.spec.prepare.task_type)
     answers = read_answers(stage, "teacher") if stage.out.has("answers-teacher.jsonl") else {}
     texts = {e.id: answers[e.id].text for e in examples if e.id in answers}
@@ -127,12 +127,10 @@ def _same(text: str, answer: str | None) -> bool:
     return answer is not None and text.strip().casefold() == answer.strip().casefold()
 
 
-def _open(stage: Stage, role: str, folder: str) -> Opened:
+def _open(stage: Stage, role: str, folder: str) -> ForwardModel:
     """Returns a model in inference mode, on all devices where the engine would take several."""
     knobs = stage.spec.evaluate
-    device = knobs.runtime.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(knobs.runtime.device)
     several = knobs.runtime.tensor_parallel_size * knobs.runtime.pipeline_parallel_size > 1
     spread = "auto" if several and device == "cuda" else None
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -146,12 +144,12 @@ def _open(stage: Stage, role: str, folder: str) -> Opened:
     except SpecError:  # a tokenizer without a tokenizer.json
         token_map, vocabulary = None, len(tokenizer)
     limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))
-    asked = knobs.max_model_len or stage.spec.generate.max_model_len or limit
-    return Opened(model, tokenizer, token_map, min(vocabulary, width), min(asked, limit))
+    length = knobs.max_model_len or stage.spec.generate.max_model_len or limit
+    return ForwardModel(model, tokenizer, token_map, min(vocabulary, width), min(length, limit))
 
 
 def _free() -> None:
-    """Gives back the memory of a model that nothing refers to any more."""
+    """Frees the memory of a model that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -159,76 +157,78 @@ def _free() -> None:
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def _measured(
-    asked: LikelihoodInputs, opened: Opened, teacher: TeacherTargets, is_teacher: bool
+    inputs: LikelihoodInputs, model: ForwardModel, teacher: TeacherTargets, is_teacher: bool
 ) -> MetricStatistics:
-    """Returns a model's sums by metric and example; of the teacher its distributions are kept."""
+    """Returns a model's sums by metric and example; keeps the teacher's distributions."""
     if is_teacher:
-        teacher.token_map = opened.token_map
-    shares_ids = opened.token_map is not None and opened.token_map == teacher.token_map
-    found: MetricStatistics = {"perplexity": {}, "kl_to_teacher": {}}
-    for given, logits_NV in _logits(opened, _given(asked, opened, shares_ids)):
-        row = given.row
+        teacher.token_map = model.token_map
+    shares_ids = model.token_map is not None and model.token_map == teacher.token_map
+    sums: MetricStatistics = {"perplexity": {}, "kl_to_teacher": {}}
+    for answer, logits_NV in _logits(model, _answers(inputs, model, shares_ids)):
+        row = answer.row
         labels_N = torch.tensor(row.labels[row.first :], device=logits_NV.device)
-        if "perplexity" in given.of:
+        if "perplexity" in answer.metrics:
             nats = cross_entropy(logits_NV, Target(labels_N))
-            found["perplexity"][row.id] = [float(nats), float(len(labels_N))]
-        if "kl_to_teacher" in given.of and is_teacher:
+            sums["perplexity"][row.id] = [float(nats), float(len(labels_N))]
+        if "kl_to_teacher" in answer.metrics and is_teacher:
             _keep(teacher, row.id, logits_NV)
-        elif "kl_to_teacher" in given.of and row.id in teacher.targets:
+        elif "kl_to_teacher" in answer.metrics and row.id in teacher.targets:
             target = _on(teacher.targets[row.id], labels_N)
             nats = forward_kl(logits_NV, target)
-            found["kl_to_teacher"][row.id] = [float(nats), float(len(labels_N))]
-    return found
+            sums["kl_to_teacher"][row.id] = [float(nats), float(len(labels_N))]
+    return sums
 
 
-def _given(asked: LikelihoodInputs, opened: Opened, shares_ids: bool) -> list[Given]:
-    """Returns the answers whose probability is measured, encoded for a model, those left out that
-    it cannot take: the references, and where the ids are shared the teacher's own."""
-    rendered = zip(asked.requests, render_each(opened.tokenizer, asked.requests), strict=True)
+def _answers(inputs: LikelihoodInputs, model: ForwardModel, shares_ids: bool) -> list[ScoredAnswer]:
+    """Returns the answers to score, encoded for a model, without those that are too long for it:
+    the references, and the teacher's responses, by their ids where the model shares them."""
+    rendered = zip(inputs.requests, render_each(model.tokenizer, inputs.requests), strict=True)
     prompts = {request.id: ids for request, ids in rendered if not isinstance(ids, str)}
-    ends, found = end_ids(opened.model, opened.tokenizer), list[Given]()
+    ends, answers = end_ids(model.model, model.tokenizer), list[ScoredAnswer]()
 
-    def add(name: str, ids: list[int], *of: str) -> None:
-        if ids and name in prompts and len(prompts[name]) + len(ids) <= opened.max_length:
-            found.append(Given(encoding.encode(name, prompts[name], ids), of))
+    def add(name: str, ids: list[int], *metrics: str) -> None:
+        if ids and name in prompts and len(prompts[name]) + len(ids) <= model.max_length:
+            answers.append(ScoredAnswer(encoding.encode(name, prompts[name], ids), metrics))
 
     def of_text(text: str) -> list[int]:
-        return list(opened.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    for name, text in asked.references.items():
+    for name, text in inputs.references.items():
         add(name, encoding.with_end(of_text(text), ends), "perplexity")
-    own = () if asked.references else ("perplexity",)
-    for name, response in asked.answers.items():
+    own = () if inputs.references else ("perplexity",)
+    for name, response in inputs.answers.items():
         if shares_ids and response.token_ids:
             add(name, response.token_ids, *own, "kl_to_teacher")
         elif own and response.text:
             whole = response.state == "accepted"
             ids = of_text(response.text)
             add(name, encoding.with_end(ids, ends) if whole else ids, *own)
-    return found
+    return answers
 
 
-def _logits(opened: Opened, given: list[Given]) -> Iterator[tuple[Given, Tensor]]:
+def _logits(
+    model: ForwardModel, answers: list[ScoredAnswer]
+) -> Iterator[tuple[ScoredAnswer, Tensor]]:
     """Yields each answer with the logits that predict its tokens, (N, V), fp32.
 
-    Rows of like length share a pass; they are padded on the right, where no model looks.
+    Rows of similar length share a pass; they are padded on the right, where no causal model looks.
     """
-    ordered = sorted(given, key=lambda one: (len(one.row.input_ids), one.row.id))
-    width = int(opened.model.get_output_embeddings().weight.shape[0])
+    ordered = sorted(answers, key=lambda one: (len(one.row.input_ids), one.row.id))
+    width = int(model.model.get_output_embeddings().weight.shape[0])
     while ordered:
         longest = len(ordered[-1].row.input_ids)
         number = max(1, min(MOST_BATCH_TOKENS, MOST_LOGITS // width) // longest)
         ordered, batch = ordered[:-number], ordered[-number:]
         padded = [one.row.input_ids + [0] * (longest - len(one.row.input_ids)) for one in batch]
-        ids_BT = torch.tensor(padded, device=opened.model.device)
-        logits_BTV = opened.model(input_ids=ids_BT, use_cache=False).logits
+        ids_BT = torch.tensor(padded, device=model.model.device)
+        logits_BTV = model.model(input_ids=ids_BT, use_cache=False).logits
         for one, logits_TV in zip(batch, logits_BTV, strict=True):
             places = slice(one.row.first, len(one.row.input_ids))
-            yield one, logits_TV[places, : opened.vocabulary].float()
+            yield one, logits_TV[places, : model.vocabulary].float()
 
 
 def _keep(teacher: TeacherTargets, name: str, logits_NV: Tensor) -> None:
-    """Keeps the teacher's distributions at the tokens of an answer, while there is room."""
+    """Keeps the teacher's distributions at the tokens of an answer, up to `MOST_TOKENS` in all."""
     if teacher.num_tokens >= MOST_TOKENS:
         return
     teacher.num_tokens += len(logits_NV)
@@ -237,12 +237,12 @@ def _keep(teacher: TeacherTargets, name: str, logits_NV: Tensor) -> None:
     tail_N = logprobs_NV.scatter(1, ids_NK, float("-inf")).logsumexp(dim=1)
     parts = (ids_NK, top_NK, tail_N)
     ids_NK, top_NK, tail_N = (part.cpu() for part in parts)
-    labels_N = ids_NK[:, 0]  # not looked at by the KL
+    labels_N = ids_NK[:, 0]  # the KL does not read them
     teacher.targets[name] = Target(labels_N, ids_NK, top_NK, tail_N)
 
 
 def _on(target: Target, labels_N: Tensor) -> Target:
-    """Returns a kept target beside the labels of the row, on their device."""
+    """Returns a kept target with the labels of its row, on their device."""
     assert target.ids_NK is not None and target.logprobs_NK is not None
     assert target.tail_N is not None
     device = labels_N.device

@@ -1,35 +1,36 @@
-"""What a model can bear: the latency of requests alone, the rate at saturation, and the highest
+"""How fast a model is: the latency of single requests, the rate of all at once, and the highest
 rate at which answers still come in time.
 
-An engine takes requests as it has room; None says "nothing now". So the number under way is held
+An engine takes requests when it has room, and None means "nothing now". So the concurrency is held
 here, by when the next request is given, and no engine knows of it.
 """
 
 # S samples, R resamples
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
 
-from retort.engines import Answer, Engine, Request
+from retort.engines import Answer, Engine, Request, Timing
 from retort.errors import StageError
-from retort.events import Reporter
 
-# How long a level of load lasts, unless there are answers enough; and how many it has at least of
-# each place under way.
+# A level of load ends after so many seconds or answers, with this many rounds at least.
 LEVEL_SECONDS = 0.75
 LEVEL_ANSWERS = 512
 LEVEL_ROUNDS = 3
-STEP = 4  # from one level to the next
-SAID_EVERY = 100
+STEP = 4  # the factor from one level to the next
+# The fewest requests that are timed alone, whatever the time they take.
+FEWEST_SAMPLES = 4
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Level:
-    """What held while `concurrency` requests were always under way."""
+    """What was measured while `concurrency` requests were always under way."""
 
     concurrency: int
     requests_per_second: float
@@ -37,65 +38,103 @@ class Level:
     num_requests: int
 
 
-def alone(engine: Engine, requests: Sequence[Request]) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the levels of load: the longest p95 in seconds, the most requests under way, the
+    time at which measuring ends (monotonic clock), and the highest rate that the model can have."""
+
+    bound_seconds: float
+    concurrency: int
+    deadline: float = float("inf")
+    requests_per_second: float = float("inf")
+
+    def has_time_for(self, concurrency: int) -> bool:
+        """Whether a level could fill its places twice before the deadline, at the highest rate."""
+        return time.monotonic() + 2 * concurrency / self.requests_per_second <= self.deadline
+
+
+def alone(
+    engine: Engine, requests: Sequence[Request], deadline: float, tell: Progress
+) -> dict[str, list[float]]:
     """Returns the seconds of requests one at a time: `whole` answers, and their `first_token`.
 
-    Nothing is kept of earlier prompts: each is as new. Where the engine does not see single tokens
+    No prompt is cached from an earlier one. After the deadline (monotonic clock) no further request
+    is timed, except that there are `FEWEST_SAMPLES`. Where the engine does not show single tokens
     the second list is empty.
     """
-    found = []
+    timings: list[Timing] = []
     for request in requests:
+        if len(timings) >= FEWEST_SAMPLES and time.monotonic() > deadline:
+            break
         engine.forget()
-        found.append(engine.timed(request))
-    first = [timing.first_token_seconds for timing in found]
+        timings.append(engine.timed(request))
+        tell(f"latency, {len(timings)} of {len(requests)} requests")
+    first = [timing.first_token_seconds for timing in timings]
     return {
-        "whole": [timing.whole_seconds for timing in found],
+        "whole": [timing.whole_seconds for timing in timings],
         "first_token": [seconds for seconds in first if seconds is not None],
     }
 
 
 def saturated(
-    engine: Engine, requests: Sequence[Request], report: Reporter
+    engine: Engine, requests: Sequence[Request], tell: Callable[[int], None]
 ) -> tuple[dict[str, Answer], float]:
-    """Returns the answers by request's id, and the seconds that all took, asked at once.
+    """Returns the answers by request id, and the seconds that all took, requested at once.
 
-    Raises `StageError` for a request without an answer.
+    `tell` is called with the number of answers so far. Raises `StageError` for a request without
+    an answer.
     """
     engine.forget()
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     started = time.monotonic()
     for answer in engine.generate(requests):
-        found[answer.id] = answer
-        if len(found) % SAID_EVERY == 0:
-            report.progress(len(found), len(requests), "answers")
+        answers[answer.id] = answer
+        tell(len(answers))
     seconds = time.monotonic() - started
-    if set(found) != {request.id for request in requests}:
-        raise StageError(f"{len(requests) - len(found)} examples were left unanswered")
-    report.progress(len(requests), len(requests), "answers")
-    return found, seconds
+    if set(answers) != {request.id for request in requests}:
+        raise StageError(f"the engine gave no answer to {len(requests) - len(answers)} requests")
+    return answers, seconds
 
 
 def rates(
-    engine: Engine, requests: Sequence[Request], whole: Sequence[float], limits: tuple[float, int]
-) -> list[Level]:
-    """Returns levels of rising load: up to the first whose p95 is beyond the bound, then one more
-    between it and the last within.
+    engine: Engine,
+    requests: Sequence[Request],
+    whole: Sequence[float],
+    limits: Limits,
+    tell: Progress,
+) -> tuple[list[Level], int | None]:
+    """Returns levels of rising load, and the concurrency of the level that there was no time for.
 
-    `whole` are the latencies of requests alone, the level of 1; `limits` the bound in seconds and
-    the most requests that may be under way.
+    Load rises up to the first level whose p95 is beyond the bound; one more lies between it and the
+    last within. `whole` are the latencies of requests alone, the level of 1.
     """
-    bound_seconds, most = limits
     mean, p95 = float(np.mean(whole)), float(np.quantile(whole, 0.95))
-    found = [Level(1, 1 / mean, p95, len(whole))]
-    for concurrency in _steps(most):
-        if found[-1].p95_seconds > bound_seconds:
+    levels = [Level(1, 1 / mean, p95, len(whole))]
+    for concurrency in _steps(limits.concurrency):
+        if levels[-1].p95_seconds > limits.bound_seconds:
             break
-        found.append(closed_loop(engine, requests, concurrency, LEVEL_SECONDS))
-    for low, high in pairwise(list(found)):
+        level = _level(engine, requests, concurrency, limits, tell)
+        if level is None:
+            return levels, concurrency
+        levels.append(level)
+    for low, high in pairwise(list(levels)):
         between = round((low.concurrency * high.concurrency) ** 0.5)
-        if low.p95_seconds <= bound_seconds < high.p95_seconds and between > low.concurrency:
-            found.append(closed_loop(engine, requests, between, LEVEL_SECONDS))
-    return sorted(found, key=lambda level: level.concurrency)
+        is_last = low.p95_seconds <= limits.bound_seconds < high.p95_seconds
+        if is_last and between > low.concurrency:
+            level = _level(engine, requests, between, limits, tell)
+            if level is None:
+                return levels, between
+            levels.append(level)
+    return sorted(levels, key=lambda level: level.concurrency), None
+
+
+def _level(
+    engine: Engine, requests: Sequence[Request], concurrency: int, limits: Limits, tell: Progress
+) -> Level | None:
+    """Returns a level; None where there is no time for it."""
+    if not limits.has_time_for(concurrency):
+        return None
+    return closed_loop(engine, requests, concurrency, tell, limits.deadline)
 
 
 def within(levels: Sequence[Level], bound_seconds: float) -> Level | None:
@@ -115,25 +154,31 @@ def _steps(most: int) -> Iterator[int]:
 
 
 def closed_loop(
-    engine: Engine, requests: Sequence[Request], concurrency: int, seconds: float
-) -> Level:
-    """Returns what held while as many requests were always under way, each answered one followed
-    by another, the requests over and over.
+    engine: Engine,
+    requests: Sequence[Request],
+    concurrency: int,
+    tell: Progress,
+    deadline: float = float("inf"),
+) -> Level | None:
+    """Returns what was measured while as many requests were always under way, each answer followed
+    by a next request, the requests over and over.
 
     It ends with the first answer that makes a whole number of rounds, `LEVEL_ROUNDS` at least,
-    after `seconds` or `LEVEL_ANSWERS`; what is under way then is waited for, but not counted. Whole
-    rounds, because answers begun together end together.
+    after `LEVEL_SECONDS` or `LEVEL_ANSWERS`; what is under way then is waited for, but not counted.
+    Whole rounds, because answers begun together end together. After the deadline no request is
+    given any more, and the whole rounds so far count; None without any.
     """
     engine.forget()
     begun: dict[str, float] = {}
-    took: list[float] = []
-    ended: list[float] = []
+    latencies: list[float] = []
+    ended: list[float] = []  # when each whole round ended
+    enough = False
 
     def source() -> Iterator[Request | None]:
         for number in count():
-            while len(begun) >= concurrency and not ended:
+            while len(begun) >= concurrency and not enough:
                 yield None
-            if ended:
+            if enough or time.monotonic() > deadline:
                 return
             request = replace(requests[number % len(requests)], id=str(number))
             begun[request.id] = time.monotonic()
@@ -143,20 +188,25 @@ def closed_loop(
     for answer in engine.generate(source()):
         now = time.monotonic()
         latency = now - begun.pop(answer.id)
-        if not ended:
-            took.append(latency)
-            rounds, rest = divmod(len(took), concurrency)
-            enough = now - started >= seconds or len(took) >= LEVEL_ANSWERS
-            if rest == 0 and rounds >= LEVEL_ROUNDS and enough:
-                ended.append(now)
-    lasted = ended[0] - started
-    return Level(concurrency, len(took) / lasted, float(np.quantile(took, 0.95)), len(took))
+        if enough or now > deadline:
+            continue
+        latencies.append(latency)
+        if len(latencies) % concurrency == 0:
+            ended.append(now)
+            tell(f"load, {concurrency} requests at once")
+            is_long = now - started >= LEVEL_SECONDS or len(latencies) >= LEVEL_ANSWERS
+            enough = is_long and len(ended) >= LEVEL_ROUNDS
+    if not ended:
+        return None
+    counted = latencies[: len(ended) * concurrency]
+    rate = len(counted) / (ended[-1] - started)
+    return Level(concurrency, rate, float(np.quantile(counted, 0.95)), len(counted))
 
 
 def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> dict[str, Any] | None:
     """Returns p50 and p95 of samples, each with its 95% percentile bootstrap interval, and n.
 
-    `low` and `high` are p50's. None where there are no samples. Source: Efron & Tibshirani, "An
+    `low` and `high` are those of p50. None without samples. Source: Efron & Tibshirani, "An
     Introduction to the Bootstrap" (1993), chapter 13.
     """
     if not seconds:

@@ -1,12 +1,15 @@
-"""One model's turn, in a child process of its own: all examples together, then some one at a time,
-then rising load.
+"""One model in a process of its own: what it answers, how fast it is, and what it takes.
 
-The first round's answers are the ones that are scored. Later rounds answer the same again, so that
-the rate is a median, and an answer that changed is noticed.
+The first round's answers are the ones that are scored. Later rounds answer the same requests again,
+so that the rate is a median and an answer that changed is noticed.
 """
 
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from retort import processes
-from retort.engines import Engine, EngineModule, Request
+from retort.engines import Request
+from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Response, write_lines
 from retort.stages.evaluate import load_test
@@ -24,90 +28,232 @@ from retort.stages.evaluate.compared_models import (
     asked_examples,
     check_template,
     engine_of,
+    is_answered,
     read_answers,
     requests_of,
     settings_of,
 )
+from retort.stages.evaluate.load_test import Limits
 from retort.stages.stage import Stage, from_arguments
 from retort.store import model_folder
 
 WARM_UP_REQUESTS = 8
+TELL_SECONDS = 1.0
+# The budget in seconds: this share of what generate took, and no less than so many.
+BUDGET_SHARE, LEAST_BUDGET_SECONDS = 1 / 3, 30.0
+# The files by which a process is told to begin a round or to end, and tells that a round is done.
+BEGIN, DONE, END = ".begin", ".done", "end"
+LOOK_SECONDS = 0.05
+Measures = dict[str, Any]  # the JSON of one model's turn
+
+
+def file_of(role: str, number: int) -> str:
+    """Returns the name of the file with a model's measures of a round."""
+    return f"measures-{role}-{number}.json"
 
 
 def measure(
     arguments: dict[str, Any], role: str, model: str, number: int, report: Reporter
-) -> dict[str, Any]:
-    """Returns what a model's turn in round `number` (from 1) measured; writes the first's answers.
+) -> Measures:
+    """Returns what one turn of a model measures, in a process that it has for itself."""
+    return EvaluatedModel(from_arguments(arguments, report), role, model).measure(number)
 
-    At an endpoint, which is paid for and is not this machine, all is answered once, and nothing is
-    loaded to its limit.
+
+def measure_turns(
+    arguments: dict[str, Any], role: str, model: str, turns: str, report: Reporter
+) -> None:
+    """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
+    the measures to the artifact."""
+    stage, folder = from_arguments(arguments, report), Path(turns)
+    opened = None
+    while (number := _next_round(folder)) is not None:
+        with _ends_when_told(folder):
+            opened = opened or EvaluatedModel(stage, role, model)
+            stage.out.write_json(file_of(role, number), opened.measure(number))
+        (folder / f"{number}{DONE}").touch()
+
+
+def _next_round(folder: Path) -> int | None:
+    """Returns the round that is to be measured, once there is one; None to end."""
+    while not (folder / END).exists():
+        for path in folder.glob(f"*{BEGIN}"):
+            if not path.with_suffix(DONE).exists():
+                return int(path.stem)
+        time.sleep(LOOK_SECONDS)
+    return None
+
+
+@contextmanager
+def _ends_when_told(folder: Path) -> Iterator[None]:
+    """Interrupts the main thread when the process is told to end."""
+    is_done = threading.Event()
+
+    def watch() -> None:
+        while not is_done.wait(LOOK_SECONDS):
+            if (folder / END).exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_done.set()
+
+
+class EvaluatedModel:
+    """A model opened in its engine.
+
+    At an endpoint, which is paid for and is not this machine, all is answered once, and there is no
+    load test.
     """
-    stage = from_arguments(arguments, report)
-    if role not in (*GIVEN, CHAMPION):
-        check_template(stage, Path(model), role)
-    module, requests = engine_of(stage.spec, role), requests_of(asked_examples(stage))
-    report.progress(0, len(requests), "answers", "loading")
-    started = time.monotonic()
-    engine = module.open_engine(settings_of(stage.spec, model))
-    measures = {
-        **engine.facts,
-        "process_id": os.getpid(),
-        "load_seconds": None if module.REMOTE else time.monotonic() - started,
-    }
-    if not module.REMOTE:
-        # The first answers pay for what is set up late.
-        list(engine.generate(requests[:WARM_UP_REQUESTS]))
-    if number == 1 or not module.REMOTE:
-        measures |= _together(stage, (module, engine), role, requests)
-    measures["latencies"] = load_test.alone(engine, requests[: stage.spec.evaluate.latency_samples])
-    if number == 1 and not module.REMOTE:
-        measures |= _under_load(stage, engine, requests, measures["latencies"]["whole"], role)
-    return {**measures, **_size(module, model, role)}
 
+    def __init__(self, stage: Stage, role: str, model: str):
+        if role not in (*GIVEN, CHAMPION):
+            check_template(stage, Path(model), role)
+        self._stage, self._role, self._model = stage, role, model
+        self._module = engine_of(stage.spec, role)
+        self._requests = requests_of(asked_examples(stage))
+        self._told, self._num_turns = 0.0, 0
+        stage.report.progress(0, len(self._requests), "answers", "loading")
+        started = time.monotonic()
+        self._engine = self._module.open_engine(settings_of(stage.spec, model))
+        self._load_seconds = None if self._module.REMOTE else time.monotonic() - started
+        if not self._module.REMOTE:
+            # The first answers pay for what engines set up late.
+            list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
 
-def _together(
-    stage: Stage, opened: tuple[EngineModule, Engine], role: str, requests: list[Request]
-) -> dict[str, Any]:
-    """Answers all requests at once. Writes the answers where none are stored; else compares."""
-    module, engine = opened
-    answers, seconds = load_test.saturated(engine, requests, stage.report)
-    responses = [module.parse(request.id, answers[request.id].raw) for request in requests]
-    num_tokens, num_changed = sum(r.num_tokens for r in responses), 0
-    if stage.out.has(f"answers-{role}.jsonl"):
-        earlier = read_answers(stage, role)
-        num_changed = sum(_content(r) != _content(earlier[r.id]) for r in responses)
-    else:
-        stage.out.write(f"answers-{role}.jsonl", write_lines(responses))
-    return {
-        "requests_per_second": len(requests) / seconds,
-        "tokens_per_second": num_tokens / seconds,
-        "num_tokens": num_tokens,
-        "num_prompt_tokens": sum(r.num_prompt_tokens for r in responses),
-        "num_changed": num_changed,
-    }
+    def measure(self, number: int) -> Measures:
+        """Returns what the turn in round `number` (from 1) measured; writes the first's answers.
+
+        Latency and load share the round's part of the budget; the first round's answers, which are
+        scored, come on top. `cut_short` says what there was no time for.
+        """
+        remote, knobs = self._module.REMOTE, self._stage.spec.evaluate
+        measures = {**self._engine.facts, "process_id": os.getpid(), "cut_short": []}
+        if self._num_turns == 0:
+            measures["load_seconds"] = self._load_seconds
+        self._num_turns += 1
+        seconds = budget_seconds(self._stage) / knobs.rounds
+        if number == 1:
+            measures |= self._together(self._requests)
+        deadline = time.monotonic() + seconds
+        requests = self._answered()
+        if number > 1 and not remote:
+            measures |= self._again(requests, seconds / 2, measures["cut_short"])
+        wanted = requests[: knobs.latency_samples]
+        until = time.monotonic() + (deadline - time.monotonic()) / (2 if number == 1 else 1)
+        latencies = load_test.alone(self._engine, wanted, until, self._tell)
+        if (num_timed := len(latencies["whole"])) < len(wanted):
+            measures["cut_short"].append(f"latency: {num_timed} of {len(wanted)} requests")
+        measures["latencies"] = latencies
+        if number == 1 and not remote:
+            measures |= self._under_load(requests, measures, deadline)
+        return {**measures, **self._size()}
+
+    def _together(self, requests: list[Request]) -> Measures:
+        """Answers requests at once. Writes the answers where none are stored; else compares.
+
+        Prompts that the model cannot take are neither in the rates nor in the counts of tokens.
+        """
+        total, name = len(self._requests), f"answers-{self._role}.jsonl"
+        answers, seconds = load_test.saturated(
+            self._engine, requests, lambda done: self._tell("", done, total)
+        )
+        responses = [self._module.parse(r.id, answers[r.id].raw) for r in requests]
+        num_changed = 0
+        if self._stage.out.has(name):
+            earlier = read_answers(self._stage, self._role)
+            num_changed = sum(_content(r) != _content(earlier[r.id]) for r in responses)
+        else:
+            self._stage.out.write(name, write_lines(responses))
+        answered = [response for response in responses if is_answered(response)]
+        num_tokens = sum(response.num_tokens for response in answered)
+        return {
+            "requests_per_second": len(answered) / seconds,
+            "tokens_per_second": num_tokens / seconds,
+            "num_tokens": num_tokens,
+            "num_prompt_tokens": sum(response.num_prompt_tokens for response in answered),
+            "num_changed": num_changed,
+        }
+
+    def _again(self, requests: list[Request], seconds: float, cut_short: list[str]) -> Measures:
+        """Answers requests again: as many as the first round's rate answers in so many seconds, and
+        enough to fill all places twice."""
+        first = self._stage.out.read_json(file_of(self._role, 1))["requests_per_second"]
+        fewest = 2 * self._stage.spec.evaluate.runtime.max_num_seqs
+        some = requests[: max(fewest, int(first * seconds))]
+        if len(some) < len(requests):
+            cut_short.append(f"rate: {len(some):,} of {len(requests):,} requests")
+        return self._together(some)
+
+    def _answered(self) -> list[Request]:
+        """Returns the requests that the model answered. Raises `StageError` where it has none."""
+        answers = read_answers(self._stage, self._role)
+        requests = [request for request in self._requests if is_answered(answers[request.id])]
+        if not requests:
+            causes = sorted({str(response.cause) for response in answers.values()})
+            raise StageError(
+                f"the {self._role} answers none of the {len(answers):,} held-out prompts "
+                f"({'; '.join(causes[:3])}); raise evaluate.max_model_len, or give shorter prompts"
+            )
+        return requests
+
+    def _under_load(self, requests: list[Request], measures: Measures, deadline: float) -> Measures:
+        """Returns the levels of load, and the highest rate within the bound, where there is one."""
+        whole = measures["latencies"]["whole"]
+        bound = bound_seconds(self._stage, whole if self._role == "teacher" else None)
+        if bound is None:
+            return {"within_bound": None, "levels": []}
+        most = self._stage.spec.evaluate.runtime.max_num_seqs
+        limits = Limits(bound, most, deadline, measures["requests_per_second"])
+        levels, cut = load_test.rates(self._engine, requests, whole, limits, self._tell)
+        if cut:
+            measures["cut_short"].append(f"load: no level of {cut:,} requests at once")
+        best = load_test.within(levels, bound)
+        found = best and {
+            "requests_per_second": best.requests_per_second,
+            "concurrency": best.concurrency,
+            "p95_seconds": best.p95_seconds,
+        }
+        return {"within_bound": found, "levels": [asdict(level) for level in levels]}
+
+    def _size(self) -> dict[str, int | None]:
+        """Returns what a model takes: unknown where it is behind a network."""
+        names = ("parameters", "weights_bytes", "peak_memory_bytes", "peak_gpu_memory_bytes")
+        if self._module.REMOTE:
+            return dict.fromkeys(names)
+        return {
+            **model_folder.size(model_folder.locate(self._model, self._role)),
+            "peak_memory_bytes": processes.peak_host_memory_bytes(),
+            "peak_gpu_memory_bytes": processes.peak_gpu_memory_bytes(),
+        }
+
+    def _tell(self, note: str, done: int | None = None, total: int | None = None) -> None:
+        """Reports progress in answers, or what is measured after them, once a second."""
+        now, total = time.monotonic(), total or len(self._requests)
+        if now - self._told >= TELL_SECONDS or done == total:
+            self._told = now
+            self._stage.report.progress(total if done is None else done, total, "answers", note)
 
 
 def _content(response: Response) -> tuple[Any, ...]:
     return response.text, response.token_ids, response.finish_reason, response.tool_calls
 
 
-def _under_load(
-    stage: Stage, engine: Engine, requests: list[Request], whole: list[float], role: str
-) -> dict[str, Any]:
-    """Returns the levels of load, and the highest rate within the bound; nothing without one."""
-    bound = bound_seconds(stage, whole if role == "teacher" else None)
-    if bound is None:
-        return {"within_bound": None, "levels": []}
-    levels = load_test.rates(
-        engine, requests, whole, (bound, stage.spec.evaluate.runtime.max_num_seqs)
-    )
-    best = load_test.within(levels, bound)
-    found = best and {
-        "requests_per_second": best.requests_per_second,
-        "concurrency": best.concurrency,
-        "p95_seconds": best.p95_seconds,
-    }
-    return {"within_bound": found, "levels": [asdict(level) for level in levels]}
+def budget_seconds(stage: Stage) -> float:
+    """Returns how long a model is measured for speed, in all rounds together: the spec's seconds,
+    else a third of what generate took where that is known, and 30 at least."""
+    if (wanted := stage.spec.evaluate.speed_seconds) is not None:
+        return wanted
+    seconds = 0.0
+    if "train" in stage.inputs:
+        recipe = (stage.input("train").manifest() or {}).get("ingredients", {})
+        generated = stage.store.artifact(
+            "generate", recipe.get("inputs", {}).get("generate", "none")
+        )
+        seconds = (generated.manifest() or {}).get("seconds", 0.0)
+    return max(LEAST_BUDGET_SECONDS, BUDGET_SHARE * seconds)
 
 
 def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | None:
@@ -116,27 +262,15 @@ def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | 
     measured."""
     if stage.spec.evaluate.latency_bound_seconds is not None:
         return stage.spec.evaluate.latency_bound_seconds
-    if teachers is None and stage.out.has("measures-teacher-1.json"):
-        teachers = stage.out.read_json("measures-teacher-1.json")["latencies"]["whole"]
+    if teachers is None and stage.out.has(file_of("teacher", 1)):
+        teachers = stage.out.read_json(file_of("teacher", 1))["latencies"]["whole"]
     return None if teachers is None else 2 * float(np.quantile(teachers, 0.95))
-
-
-def _size(module: EngineModule, model: str, role: str) -> dict[str, int | None]:
-    """Returns what a model takes: unknown where it is behind a network."""
-    names = ("parameters", "weights_bytes", "peak_memory_bytes", "peak_gpu_memory_bytes")
-    if module.REMOTE:
-        return dict.fromkeys(names)
-    return {
-        **model_folder.size(model_folder.locate(model, role)),
-        "peak_memory_bytes": processes.peak_host_memory_bytes(),
-        "peak_gpu_memory_bytes": processes.peak_gpu_memory_bytes(),
-    }
 
 
 def likelihood(
     arguments: dict[str, Any], folders: dict[str, str], report: Reporter
 ) -> dict[str, Any]:
-    """The child's side: what `likelihood.likelihood` returns; torch is loaded there alone."""
+    """Returns what `likelihood.likelihood` returns. It runs in a child, which alone loads torch."""
     from retort.stages.evaluate import likelihood as measured
 
     return measured.likelihood(arguments, folders, report)

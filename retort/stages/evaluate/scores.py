@@ -1,22 +1,33 @@
-"""From answers and measures to what is reported: metrics with intervals, differences, medians.
+"""From answers and measures to the stage's facts: metrics with intervals, differences, medians.
 
-Everything is a pure function of files that stand in the artifact, so that it can be made again
-from them without asking a model.
+All of it is computed from files in the artifact, so that it can be computed again without asking a
+model.
 """
 
+from collections import Counter
+from dataclasses import dataclass
+from itertools import zip_longest
 from statistics import median, median_high
 from typing import Any
 
 from retort import metrics
 from retort.data import task_types
+from retort.errors import StageError
 from retort.metrics import Statistics
-from retort.records import Example
+from retort.records import Example, Response
 from retort.spec import Evaluate
-from retort.stages.evaluate.compared_models import asked_examples, read_answers, roles_of, title
+from retort.stages.evaluate.compared_models import (
+    asked_examples,
+    is_answered,
+    read_answers,
+    roles_of,
+    title,
+)
 from retort.stages.evaluate.load_test import summary
+from retort.stages.evaluate.measure import Measures, file_of
 from retort.stages.stage import Stage
 
-# What is measured in every round, and told as the median of them.
+# What is measured in several rounds, and reported as their median.
 MEDIANS = (
     "load_seconds",
     "peak_memory_bytes",
@@ -24,112 +35,172 @@ MEDIANS = (
     "requests_per_second",
     "tokens_per_second",
 )
-# What belongs to one process, or is told in another form.
-OWN = ("process_id", "latencies")
-# What MLflow is told of each model beside its metrics and latencies.
-TOLD = (*MEDIANS, "weights_bytes", "parameters")
+# What belongs to one round, or is reported in another form.
+OF_ONE_ROUND = ("process_id", "latencies", "cut_short")
+# What is logged to MLflow of each model beside its metrics and latencies.
+LOGGED = (*MEDIANS, "weights_bytes", "parameters")
 
 
-def texts_of(stage: Stage) -> dict[str, dict[str, str]]:
-    """Returns the answers' texts by role and example's id."""
-    return {
-        role: {key: response.text for key, response in read_answers(stage, role).items()}
-        for role in roles_of(stage)
-    }
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out examples that all models answered, in order, and all answers by role and id.
+
+    Only on these are models compared: a prompt that one of them could not take says nothing about
+    the quality of its answers.
+    """
+
+    examples: list[Example]
+    responses: dict[str, dict[str, Response]]
+
+    def texts(self, role: str) -> dict[str, str]:
+        """Returns a model's answers to the compared examples."""
+        return {e.id: self.responses[role][e.id].text for e in self.examples}
+
+    def unanswered(self, role: str) -> dict[str, int]:
+        """Returns how many prompts a model did not answer, by the response's state."""
+        responses = self.responses[role].values()
+        return dict(Counter(r.state for r in responses if not is_answered(r)))
+
+
+def read_held_out(stage: Stage) -> HeldOut:
+    """Returns what is compared. Raises `StageError` where no prompt was answered by all models."""
+    responses = {role: read_answers(stage, role) for role in roles_of(stage)}
+    examples = [
+        example
+        for example in asked_examples(stage)
+        if all(is_answered(own[example.id]) for own in responses.values())
+    ]
+    if not examples:
+        raise StageError(
+            "no held-out prompt was answered by all models, so there is nothing to compare; raise "
+            "evaluate.max_model_len, or give shorter prompts"
+        )
+    return HeldOut(examples, responses)
+
+
+def unanswered_notes(stage: Stage, held_out: HeldOut) -> list[str]:
+    """Returns a warning for each model that did not answer all prompts."""
+    length = stage.spec.evaluate.max_model_len or stage.spec.generate.max_model_len
+    limit = "the longest text that it takes" if length is None else f"max_model_len {length:,}"
+    reasons = {"too_long": f"longer than {limit}", "failed": "refused or failed"}
+    lines = []
+    for role, responses in held_out.responses.items():
+        counts = held_out.unanswered(role)
+        if counts:
+            why = ", ".join(f"{count:,} {reasons[state]}" for state, count in counts.items())
+            lines.append(
+                f"{role}: {sum(counts.values()):,} of {len(responses):,} held-out prompts are "
+                f"unanswered ({why}); all models are scored, and retention and differences "
+                f"computed, on the {len(held_out.examples):,} prompts that every model answered"
+            )
+    return lines
 
 
 def statistics_of(
-    stage: Stage, texts: dict[str, dict[str, str]], further: dict[str, Statistics]
+    stage: Stage, held_out: HeldOut, further: dict[str, Statistics]
 ) -> dict[str, Statistics]:
-    """Returns the statistics of all answers by role: those of the texts, then `further` ones.
+    """Returns the statistics of the compared examples by role: those of the texts, then `further`.
 
-    A stage without the teacher's answers tells no agreement with them.
+    Without the teacher's answers there is no agreement with them.
     """
-    examples, task_type = asked_examples(stage), task_types.load(stage.spec.prepare.task_type)
-    found: dict[str, Statistics] = {}
-    for role, own in texts.items():
-        teachers = texts.get("teacher", own)
+    task_type, ids = (
+        task_types.load(stage.spec.prepare.task_type),
+        {e.id for e in held_out.examples},
+    )
+    by_role: dict[str, Statistics] = {}
+    for role in held_out.responses:
+        own = held_out.texts(role)
+        teachers = held_out.texts("teacher") if "teacher" in held_out.responses else own
         names = stage.spec.evaluate.metrics
-        found[role] = metrics.statistics(task_type, examples, own, teachers, names)
-        if "teacher" not in texts:
-            found[role].pop("agreement", None)
-        found[role] |= {name: values for name, values in further.get(role, {}).items() if values}
-    return found
+        by_role[role] = metrics.statistics(task_type, held_out.examples, own, teachers, names)
+        if "teacher" not in held_out.responses:
+            by_role[role].pop("agreement", None)
+        for name, values in further.get(role, {}).items():
+            compared = {key: value for key, value in values.items() if key in ids}
+            by_role[role] |= {name: compared} if compared else {}
+    return by_role
 
 
-def models_of(
-    stage: Stage, texts: dict[str, dict[str, str]], statistics: dict[str, Statistics]
-) -> dict[str, Any]:
-    """Returns the report's `models` part: what was measured, and metrics with intervals."""
-    knobs, examples = stage.spec.evaluate, asked_examples(stage)
+def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]) -> dict[str, Any]:
+    """Returns the facts of each model: what was measured, and metrics with intervals."""
+    knobs = stage.spec.evaluate
     return {
         role: {
             "model": title(stage.spec, role),
-            **_measured(stage, role),
+            **_measured(stage, role, held_out),
             "metrics": {
                 name: metrics.interval(name, values, knobs.num_bootstrap, knobs.seed)
                 for name, values in statistics[role].items()
             },
-            **_confusion(stage, examples, texts[role]),
+            **_confusion(stage, held_out, role),
         }
         for role in roles_of(stage)
     }
 
 
-def _measured(stage: Stage, role: str) -> dict[str, Any]:
-    """Returns a model's measures over all rounds: medians, and of each request the quickest round's
-    latency."""
-    knobs = stage.spec.evaluate
-    rounds = [
-        stage.out.read_json(f"measures-{role}-{number}.json")
-        for number in range(1, knobs.rounds + 1)
-    ]
+def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
+    """Returns a model's measures over all rounds: medians, of each request its least latency, and
+    the tokens of the compared examples."""
+    knobs, rounds = stage.spec.evaluate, list[Measures]()
+    for number in range(1, knobs.rounds + 1):
+        rounds.append(stage.out.read_json(file_of(role, number)))
     latencies = {
-        kind: _quickest([found["latencies"][kind] for found in rounds])
+        kind: _quickest([measures["latencies"][kind] for measures in rounds])
         for kind in ("whole", "first_token")
     }
-    of_all = {name: [found[name] for found in rounds if name in found] for name in MEDIANS}
+    known = {name: [each[name] for each in rounds if name in each] for name in MEDIANS}
+    compared = [held_out.responses[role][e.id] for e in held_out.examples]
+    unanswered = held_out.unanswered(role)
     return {
         "within_bound": None,
-        **{name: value for name, value in rounds[0].items() if name not in OWN},
-        **{name: _median(values) for name, values in of_all.items()},
+        **{name: value for name, value in rounds[0].items() if name not in OF_ONE_ROUND},
+        **{name: _median(values) for name, values in known.items()},
+        "num_tokens": sum(response.num_tokens for response in compared),
+        "num_prompt_tokens": sum(response.num_prompt_tokens for response in compared),
         "latency_seconds": summary(latencies["whole"], knobs.num_bootstrap, knobs.seed),
         "first_token_seconds": summary(latencies["first_token"], knobs.num_bootstrap, knobs.seed),
         "latencies": latencies,
-        "num_changed": max(found.get("num_changed", 0) for found in rounds),
+        "num_changed": max(measures.get("num_changed", 0) for measures in rounds),
         "num_rounds": len(rounds),
+        "num_unanswered": sum(unanswered.values()),
+        "unanswered": unanswered,
+        "cut_short": [
+            f"round {number}: {text}"
+            for number, measures in enumerate(rounds, start=1)
+            for text in measures.get("cut_short", [])
+        ],
     }
 
 
 def _quickest(rounds: list[list[float]]) -> list[float]:
-    """Returns each request's least seconds; all of them where rounds timed different requests.
+    """Returns each request's least seconds: all rounds time the same requests, some rounds fewer.
 
-    What makes one and the same answer slower in a round is the machine's other work, never the
-    model. Source: Chen & Revels, "Robust benchmarking in noisy environments" (2016,
+    Only the machine's other work can make one and the same answer slower in one round than in
+    another. Source: Chen & Revels, "Robust benchmarking in noisy environments" (2016,
     arXiv:1608.04295).
     """
-    if len({len(seconds) for seconds in rounds}) > 1:
-        return [each for seconds in rounds for each in seconds]
-    return [min(times) for times in zip(*rounds, strict=True)]
+    times = zip_longest(*rounds, fillvalue=float("inf"))
+    return [min(seconds) for seconds in times]
 
 
 def _median(values: list[float | None]) -> float | None:
-    """Returns the median of what is known; of counts a count."""
+    """Returns the median of the values that are known; of counts a count."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     return median_high(known) if isinstance(known[0], int) else median(known)
 
 
-def _confusion(stage: Stage, examples: list[Example], texts: dict[str, str]) -> dict[str, Any]:
+def _confusion(stage: Stage, held_out: HeldOut, role: str) -> dict[str, Any]:
     """Returns the confusion matrix, where the answers are a closed set."""
     task_type = task_types.load(stage.spec.prepare.task_type)
-    found = metrics.confusion(task_type, examples, texts)
-    return {} if found is None else {"confusion": found}
+    matrix = metrics.confusion(task_type, held_out.examples, held_out.texts(role))
+    return {} if matrix is None else {"confusion": matrix}
 
 
 def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, dict[str, Any]]:
-    """Returns student minus each other model, in every metric that both have on some example."""
+    """Returns student minus each other model by role and metric, of the metrics that both have on
+    some example."""
     own = statistics.get("student", {})
     return {
         role: {
@@ -143,8 +214,8 @@ def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[s
 
 
 def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, Any]:
-    """Returns student / teacher with its interval, in every metric that both have; None where the
-    teacher has 0."""
+    """Returns student / teacher with its interval by metric, of the metrics that both have; None
+    where the teacher's is 0."""
     own, teachers = statistics.get("student", {}), statistics.get("teacher", {})
     return {
         name: metrics.ratio(name, own[name], teachers[name], knobs.num_bootstrap, knobs.seed)
@@ -153,13 +224,13 @@ def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str
     }
 
 
-def flat(found: dict[str, Any], differences: dict[str, Any], main: str) -> dict[str, float]:
+def flat(models: dict[str, Any], differences: dict[str, Any], main: str) -> dict[str, float]:
     """Returns the scores as MLflow metrics, such as `student.accuracy` and `difference.base`."""
     values: dict[str, float | None] = {}
-    for role, facts in found.items():
+    for role, facts in models.items():
         for name, metric in facts["metrics"].items():
             values |= _with_bounds(f"{role}.{name}", metric)
-        values |= {f"{role}.{name}": facts[name] for name in TOLD}
+        values |= {f"{role}.{name}": facts[name] for name in LOGGED}
         for name in ("latency_seconds", "first_token_seconds"):
             for quantile in ("p50", "p95"):
                 values[f"{role}.{name}_{quantile}"] = (facts[name] or {}).get(quantile)
@@ -170,9 +241,9 @@ def flat(found: dict[str, Any], differences: dict[str, Any], main: str) -> dict[
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _with_bounds(name: str, found: dict[str, Any]) -> dict[str, float | None]:
-    """Returns a value and its interval under a name, with `_low` and `_high`."""
+def _with_bounds(name: str, estimate: dict[str, Any]) -> dict[str, float | None]:
+    """Returns a value under a name, and its interval under the name with `_low` and `_high`."""
     return {
-        f"{name}{end}": found.get(key)
+        f"{name}{end}": estimate.get(key)
         for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
     }
