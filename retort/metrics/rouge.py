@@ -14,7 +14,7 @@ from typing import Any
 
 from retort.data.text_stats import letters_and_digits
 
-MIN_STEMMED = 4  # letters; shorter words keep their endings
+MIN_STEMMED, MAX_STEMMED = 4, 100  # letters; others are no words with an ending
 
 
 def rouge_n(wanted: str, given: str, n: int) -> float:
@@ -60,7 +60,8 @@ def _f_measure(common: int, num_wanted: int, num_given: int) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    return str(_stemmer().stem(word)) if word.isascii() and len(word) >= MIN_STEMMED else word
+    has_ending = word.isascii() and MIN_STEMMED <= len(word) <= MAX_STEMMED
+    return str(_stemmer().stem(word)) if has_ending else word
 
 
 @cache

@@ -235,9 +235,10 @@ def _explain(item: Any, names: dict[str, str]) -> str:
         return f"{where}: unknown key{hint}; allowed: {', '.join(allowed)}"
     value = item.get("input")
     if item["type"] == "missing":
-        near = difflib.get_close_matches(str(location[-1]), value or [], n=1)
-        written = f"; '{near[0]}' is not '{location[-1]}'" if near else ""
-        return f"{where}: missing, and it has no default{written}; see `retort schema`"
+        written = [key for key in value or () if isinstance(key, str)]
+        near = difflib.get_close_matches(str(location[-1]), written, n=1)
+        hint = f"; '{near[0]}' is not '{location[-1]}'" if near else ""
+        return f"{where}: missing, and it has no default{hint}; see `retort schema`"
     if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
     # A whole section is not shown: it may hold a secret.

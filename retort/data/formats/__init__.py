@@ -83,6 +83,8 @@ def prompt_completion(row: dict[str, Any]) -> Row:
     if isinstance(reply, list) and any(is_asked(turn) for turn in reply):
         asked = []  # UltraFeedback's form: the reply begins with the prompt
     replies = [{"role": "assistant", "content": reply}] if isinstance(reply, str) else reply
+    if not isinstance(replies, list | None):
+        raise ValueError("the completion is neither a text nor a list of turns")
     replies = [] if names.verdict(row) is False else replies
     earlier = names.earlier_turns(row)
     chat = read_chat([*earlier, *asked, *(replies or [])], first(row, names.SYSTEM))

@@ -107,9 +107,9 @@ def turns_in(value: Any) -> Any:
     return turns if is_list and all(isinstance(turn, dict) for turn in turns) else value
 
 
-def is_asked(turn: dict[str, Any]) -> bool:
+def is_asked(turn: Any) -> bool:
     """Whether a turn is the user's."""
-    return turn.get("role", turn.get("from")) in ("user", "human")
+    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")
 
 
 def text_of(content: Any, place: int) -> str:
@@ -132,6 +132,8 @@ def _part(part: Any, place: int) -> str | None:
     if not isinstance(part, dict):
         raise ValueError(NO_TURN)
     kind = part.get("type")
+    if not isinstance(kind, str | None):
+        raise ValueError(NO_TURN)
     if kind in SKIPPED_PARTS or part.get("thought") is True:
         return None
     names = ("text", "value", "content", "refusal")

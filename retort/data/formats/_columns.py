@@ -227,6 +227,8 @@ def _lettered(texts: list[Any], letters: str | list[Any]) -> tuple[list[str], li
 
     Raises ValueError if there are more texts than letters.
     """
+    if not isinstance(letters, str | list):
+        raise ValueError("the labels of choices must be a list")
     if len(texts) > len(letters):
         raise ValueError(f"{len(texts)} choices, but {len(letters)} letters for them")
     pairs = zip(texts, letters, strict=False)

@@ -86,7 +86,7 @@ def _loading(source: HubDataset, where: str) -> Iterator[Any]:
             "if they are on this machine, give their folder as the source: a bad row is then "
             "quarantined and the others are read"
         ) from error
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, LookupError) as error:
         raise SpecError(f"{where}: {name_of(source)} cannot be loaded: {error}") from error
 
 

@@ -10,9 +10,9 @@ import regex
 from retort.data.text_stats import UNSPACED
 from retort.errors import SpecError
 
-# Around a label this is punctuation or markup, unless the label is nothing else: ":)", "**". The
-# signs at the end of C++, C# and 50% belong to the label.
-EDGES = regex.compile(r"^(?:(?![+-]\d)[\s\p{P}])+|(?:(?![#%&@/+-])[\s\p{P}])+$")
+# Punctuation and markup around a label are none of it, unless it is nothing else: ":)", "**". The
+# signs before -1 and at the end of C++, C# and 50% belong to the label.
+START, SIGNED, KEPT_AT_END = regex.compile(r"[\s\p{P}]*"), regex.compile(r"[+-]\d"), "#%&@/+-"
 BETWEEN_WORDS = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])[\s_-]+(?=[\p{L}\p{M}\p{N}])")
 LETTER = r"[\p{L}\p{M}\p{N}]"
 # Chinese, Japanese and Thai put no spaces between words; Korean puts its particles behind them.
@@ -23,8 +23,13 @@ TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 def plain(label: str) -> str:
     """Returns a label without case, with one space between words and no punctuation around it."""
     text = unicodedata.normalize("NFKC", label).casefold().strip()
-    text = BETWEEN_WORDS.sub(" ", text)
-    return str(EDGES.sub("", text)) or text
+    text = str(BETWEEN_WORDS.sub(" ", text))
+    start, end = START.match(text).end(), len(text)
+    if start and SIGNED.match(text, start - 1):
+        start -= 1
+    while end > start and text[end - 1] not in KEPT_AT_END and START.fullmatch(text[end - 1]):
+        end -= 1
+    return text[start:end] or text
 
 
 def check(labels: tuple[str, ...]) -> None:

@@ -103,6 +103,8 @@ class Reader:
             return Read(raw, split, reason=f"no column {error}")
         except (ValueError, TypeError) as error:  # orjson's TypeError: it cannot be stored
             return Read(raw, split, reason=str(error))
+        except (AttributeError, LookupError, RecursionError) as error:
+            return Read(raw, split, reason=f"{type(error).__name__}: {error}")
         self._ids[example.id] = split
         self.recognised[name] += 1
         return Read(raw, split, example, text, short, line)
@@ -184,7 +186,7 @@ def _texts_of(value: dict[str, Any]) -> list[str]:
     """Returns what a row of any form asks; of an unknown form, each of its texts by itself."""
     try:
         return [compared(read_row(value, "auto", {})[1])]
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return [item for item in value.values() if isinstance(item, str)]
 
 

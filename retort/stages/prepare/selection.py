@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from retort.data import balance, task_types
+from retort.data.sources import SourceRow
 from retort.records import SPLITS, Example, Removed, Split, chat_text, content_id
 from retort.spec import JobSpec, Prepare
 from retort.spec.prepare import Deduplicate
@@ -109,12 +110,15 @@ class Selection:
         """Adds the rows of the files that must not be learned."""
         for source in self._knobs.decontaminate.against:
             for raw, text in reader.texts(source):
-                rows = self.rows.setdefault("against", RowColumns())
-                rows.texts.add(text)
-                shown = text.encode(errors="ignore")[:SHOWN_CHARACTERS]
-                rows.numbers.append(self._spool.add(shown))
-                rows.lines.append(raw.line)
-                rows.files.append(raw.file)
+                self.add_foreign(raw, text)
+
+    def add_foreign(self, raw: SourceRow, text: str) -> None:
+        """Adds a row of a file that must not be learned."""
+        rows = self.rows.setdefault("against", RowColumns())
+        rows.texts.add(text)
+        rows.numbers.append(self._spool.add(text.encode(errors="ignore")[:SHOWN_CHARACTERS]))
+        rows.lines.append(raw.line)
+        rows.files.append(raw.file)
 
     def choose(self) -> None:
         """Finds the copies and leaks, and the rows that balance and limit leave out."""
