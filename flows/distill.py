@@ -1,7 +1,8 @@
 """The distillation flow: seven stages, each cached by its artifact's manifest.
 
-The controls, with which the student is compared, are trained one after the other, after the
-student. The champion of the student's name, where there is one, is evaluated as the student is.
+The controls, with which the student is compared, are trained beside it where the machine has room,
+else after it. The champion of the student's name, where there is one, is evaluated as the student
+is.
 """
 
 import json
@@ -19,7 +20,7 @@ from flows import embedded
 from retort.events import shown
 from retort.jobs.run import JobRun
 from retort.metrics.comparison import ReportContent, table, verdict
-from retort.spec import JobSpec, StageName, training_of
+from retort.spec import JobSpec, StageName
 from retort.store import open_store
 from retort.store.urls import public
 from tasks import (
@@ -30,8 +31,7 @@ from tasks import (
     prepare,
     release,
     report,
-    train,
-    train_control,
+    train_all,
 )
 from tasks.listeners import forgiving, leave, markdown, outbox, tell
 
@@ -58,26 +58,19 @@ def distill(
         examples = prepare(job)
         responses = generate(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
-        student = train(job, prepare=examples, generate=responses, curate=kept)
-        controls = {
-            training_of(name): train_control(
-                job, name, prepare=examples, generate=responses, curate=kept
-            )
-            for name in spec.controls
-        }
-        scores = evaluate(job, prepare=examples, train=student, **controls)
+        students = train_all(job, prepare=examples, generate=responses, curate=kept)
+        scores = evaluate(job, prepare=examples, **students)
         champion = evaluate_champion(job, prepare=examples)
         page = report(
             job,
             prepare=examples,
             generate=responses,
             curate=kept,
-            train=student,
             evaluate=scores,
-            **controls,
+            **students,
             **champion,
         )
-        release(job, prepare=examples, curate=kept, train=student, report=page)
+        release(job, prepare=examples, curate=kept, train=students["train"], report=page)
         content = finished[spec.name] = job.finish(flow_run.get_id())
         publish(job, content)
         outbox.flush(SEND_SECONDS)

@@ -9,8 +9,7 @@ from tasks.stages import (
     prepare,
     release,
     report,
-    train,
-    train_control,
+    train_all,
 )
 
 __all__ = [
@@ -21,6 +20,5 @@ __all__ = [
     "prepare",
     "release",
     "report",
-    "train",
-    "train_control",
+    "train_all",
 ]

@@ -5,15 +5,19 @@ child process, because Prefect cannot stop blocking code. The tasks have no tags
 tags Prefect asks the server for a slot before it starts, and a server that is away would fail it.
 """
 
-from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
+from retort import processes
+from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
@@ -32,8 +36,25 @@ def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return is_network or bool(getattr(error, "transient", False))
 
 
-def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
-    """Returns a function that runs the task which makes a stage's artifact, or reuses it.
+@dataclass(frozen=True)
+class StageTask:
+    """A task that makes an artifact or reuses it: called, or submitted to run beside others."""
+
+    task: Task[..., Any]
+
+    def __call__(self, job: JobRun, **inputs: Artifact) -> Artifact:
+        """Returns the artifact."""
+        # Called plainly, a task that returns a state would return that state, not the artifact.
+        state = cast(State[Any], self.task(job, **inputs, return_state=True))
+        return cast(Artifact, state.result())
+
+    def submit(self, job: JobRun, **inputs: Artifact) -> PrefectFuture[Any]:
+        """Returns the future of the artifact, which another thread makes."""
+        return self.task.submit(job, **inputs)
+
+
+def stage_task(stage: StageName, name: str = "") -> StageTask:
+    """Returns the task that makes a stage's artifact, or reuses it.
 
     `name` is the task's name where that is not the stage's: for a control, or the champion.
     """
@@ -55,15 +76,11 @@ def stage_task(stage: StageName, name: str = "") -> Callable[..., Artifact]:
             # Another run may have made it meanwhile.
             if cached := job.cached(name, inputs):
                 return _completed(cached)
-            with slot(stage, partial(job.note, name)), with_replicas(job):
+            helped = with_replicas(job) if stage == "generate" else nullcontext()
+            with slot(stage, partial(job.note, name)), helped:
                 return job.make(name, inputs)
 
-    def call(job: JobRun, **inputs: Artifact) -> Artifact:
-        # Called plainly, a task that returns a state would return that state, not the artifact.
-        state = run(job, **inputs, return_state=True)
-        return cast(Artifact, state.result())
-
-    return call
+    return StageTask(run)
 
 
 def _completed(cached: Artifact) -> State[Artifact]:
@@ -81,9 +98,27 @@ report = stage_task("report")
 release = stage_task("release")
 
 
-def train_control(job: JobRun, control: str, **inputs: Artifact) -> Artifact:
-    """Returns the artifact of a control: the student's base, trained by plain fine-tuning."""
-    return _controls[control](job, **inputs)
+def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns the artifacts of the student and of each control, by the names of their trainings.
+
+    They are made side by side where the machine has room. One that fails does not end the others,
+    so that their work is kept.
+    """
+    trainings = {"train": train, **{training_of(n): _controls[n] for n in job.spec.controls}}
+    at_once, names = trainings_at_once(job.spec), list(trainings)
+    if at_once == 1 or len(names) == 1:
+        return {name: training(job, **inputs) for name, training in trainings.items()}
+    states: list[State[Any]] = []
+    try:
+        for start in range(0, len(names), at_once):
+            some = [trainings[name].submit(job, **inputs) for name in names[start:][:at_once]]
+            for future in some:
+                future.wait()
+            states += [future.state for future in some]
+    except BaseException:  # an interrupt comes to this thread alone
+        processes.end_all()
+        raise
+    return {n: cast(Artifact, s.result()) for n, s in zip(names, states, strict=True)}
 
 
 def evaluate_champion(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:

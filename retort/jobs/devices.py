@@ -15,7 +15,13 @@ from retort.processes import machine
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
 from retort.stages import engine_settings
+from retort.stages.train.layout import layout_of
 from retort.store import model_folder
+
+# A training in float32: weights, gradients and two averages of AdamW, and as much for activations;
+# and what Python and torch take before.
+TRAINING_BYTES_PER_PARAMETER, TRAINING_BYTES = 32, 1 << 30
+MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,21 @@ def check(spec: JobSpec) -> list[str]:
     Raises `SpecError` where the devices, Ray or a model's heads do not allow it.
     """
     return [_check(use) for use in _uses(spec) if _is_spread(use.runtime)]
+
+
+def trainings_at_once(spec: JobSpec) -> int:
+    """Returns how many trainings of a job, its student's and its controls', this machine has room
+    for: several where each says how many of the CPU's cores it takes, and memory suffices."""
+    runtime, layout = spec.train.runtime, layout_of(spec.train)
+    is_on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and visible_gpus())
+    if is_on_gpu or runtime.num_threads is None or layout.num_nodes > 1:
+        return 1
+    student = model_folder.locate(spec.train.student, "train.student")
+    parameters = model_folder.size(student)["parameters"]
+    each = TRAINING_BYTES_PER_PARAMETER * parameters + TRAINING_BYTES
+    free = machine.free_memory_bytes() or 0
+    by_cores = (os.cpu_count() or 1) // (runtime.num_threads * layout.num_processes)
+    return max(1, min(by_cores, int(MEMORY_SHARE * free / each)))
 
 
 def visible_gpus() -> int | None:

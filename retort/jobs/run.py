@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import importlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -55,7 +56,9 @@ class JobRun:
         self.force = {name for name, recipe in self.recipes.items() if recipe.stage in set(force)}
         self.used: dict[str, Artifact] = {}
         self.tags: dict[str, str] = {}
-        self._open_run = ""
+        # Of MLflow, by the name of what is being made: trainings may be made side by side.
+        self._open_runs: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def open(self, tags: dict[str, str]) -> None:
         """Opens the job's MLflow run, or reopens it when the Prefect flow run is a retry."""
@@ -104,7 +107,8 @@ class JobRun:
         folder = self._folder(name)
         self._make_room(name, folder, inputs)
         knobs = getattr(spec, stage).model_dump(mode="json")
-        run_id = self._open_run = self.tracker.open_stage(name, self.tags, knobs) or ""
+        run_id = self.tracker.open_stage(name, self.tags, knobs) or ""
+        self._open_runs[name] = run_id
 
         def emit(event: Event) -> None:
             if event["kind"] == "metrics" and run_id:
@@ -140,7 +144,7 @@ class JobRun:
 
     def fail(self, error: BaseException) -> None:
         """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
-        for run_id in (self._open_run, self.tracker.parent_id):
+        for run_id in (*self._open_runs.values(), self.tracker.parent_id):
             if run_id:
                 self.tracker.fail(run_id, error)
 
@@ -249,10 +253,11 @@ class JobRun:
         folder.write_json(marker, mine)
 
     def _use(self, name: str, artifact: Artifact, how: str) -> Artifact:
-        self.used[name] = artifact
-        self._open_run = ""
-        names = {key: used.name for key, used in self.used.items()}
-        self.store.job(self.spec.name).write_json("artifacts.json", names)
+        with self._lock:
+            self.used[name] = artifact
+            self._open_runs.pop(name, None)
+            names = {key: used.name for key, used in self.used.items()}
+            self.store.job(self.spec.name).write_json("artifacts.json", names)
         self.listen(name, {"kind": how})
         return artifact
 

@@ -26,6 +26,7 @@ from retort.processes import disk, nodes
 Result = TypeVar("Result")
 
 GRACE_SECONDS = 15.0
+_children: set["subprocess.Popen[str]"] = set()
 # After one process failed, the others get this long: they may be saving their work, or hang in a
 # collective call whose other side is gone.
 LINGER_SECONDS = 120.0
@@ -64,6 +65,7 @@ def run(
         disk.temporary_folder() as scratch,
     ):
         process = start(call, place, log, scratch)
+        _children.add(process)
         try:
             for event in _events(process, others, runtime, name):
                 if event["kind"] in ("result", "error"):
@@ -74,6 +76,7 @@ def run(
                 process.wait(GRACE_SECONDS)
         finally:
             end(process, GRACE_SECONDS)
+            _children.discard(process)
             if process.stdout:
                 process.stdout.close()
     outcome = min(outcomes, key=_weight, default=None)
@@ -81,6 +84,15 @@ def run(
         result: Result = outcome["value"]
         return result
     raise _error(outcome, process.returncode, log, place.num_nodes)
+
+
+def end_all() -> None:
+    """Ends the children that `run` started in any thread; each `run` then raises.
+
+    An interrupt comes to the main thread alone; without this, children of others would go on.
+    """
+    for process in list(_children):
+        end(process, GRACE_SECONDS)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ The client and run ids are explicit because the fluent API's active run is invis
 threads. A tracking server that fails is reported and never stops a job.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -38,7 +39,8 @@ def _forgiving(call: Call) -> Call:
         if self.failures >= MAX_FAILURES:
             return None
         try:
-            with redirect_stdout(StringIO()):  # mlflow prints a link at the end of each run
+            # One thread at a time; mlflow prints a link at the end of each run.
+            with self._lock, redirect_stdout(StringIO()):
                 return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
             if not (self.parent_id and is_refusal(error)):
@@ -56,6 +58,7 @@ class Tracker:
     def __init__(self, store: Store, warn: Callable[[str], None]):
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
         self._client: Any = None
+        self._lock = threading.RLock()
         self._buffer: list[Any] = []
         self._curves: set[str] = set()
         self._refused: set[str] = set()
