@@ -59,9 +59,9 @@ def _wrong_value(response: Response) -> str:
     if type(response.text) is not str or type(response.finish_reason) is not str:
         value = response.finish_reason if isinstance(response.text, str) else response.text
         return f"{_shown(value)} is no text"
-    for value in (response.num_tokens, response.num_prompt_tokens):
-        if type(value) is not int or not 0 <= value < MAX_COUNT:
-            return f"{_shown(value)} is no number of tokens"
+    for count in (response.num_tokens, response.num_prompt_tokens):
+        if type(count) is not int or not 0 <= count < MAX_COUNT:
+            return f"{_shown(count)} is no number of tokens"
     # The array raises for what is no integer of 32 bits.
     if type(ids) is not list or (array("i", ids) and min(ids) < 0):
         return f"{_shown(ids)} are no token ids"
