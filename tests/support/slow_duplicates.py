@@ -101,7 +101,7 @@ def slow_duplicates(rows: list[Row]) -> list[DuplicatePair]:
         members = [pair.index for pair in near if pair.other == kept]
         own = slots(words[kept], [words[index] for index in members])
         for index in members:
-            if own and not own <= words[index]:
+            if set() < words[kept] - words[index] <= own:
                 filled[index] = " ".join(sorted(words[index] - words[kept]))
     near = [pair for pair in near if pair.index not in filled]
     near += slow_near(rows, sorted(filled), filled)
@@ -191,7 +191,7 @@ def without_templates(shares, texts: list[list[str]], held_out: list[list[str]])
         for own in {pair[side] for pair in pairs}:
             members = sorted(pair[other] for pair in pairs if pair[side] == own)
             found = slots(words[side][own], [words[other][m] for m in members])
-            missing = [m for m in members if found and not found <= words[other][m]]
+            missing = [m for m in members if set() < words[side][own] - words[other][m] <= found]
             filled |= {(m, own) if side else (own, m) for m in missing}
         shares = {pair: share for pair, share in shares.items() if pair not in filled}
     return shares

@@ -100,7 +100,7 @@ def _letter(text: str, options: dict[str, str]) -> str | None:
     """Returns the one letter that a text names, by the first pattern that matches."""
     letters = {letter.upper(): letter for letter in options}
     key = "|".join(map(re.escape, sorted(options, key=len, reverse=True)))
-    alone = re.compile(rf"[^\w+-]*({key})[^\w+-]*", re.IGNORECASE)
+    alone = re.compile(rf"[^\w+-]*({key})[^\w+#-]*", re.IGNORECASE)
     says = r"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be))?)"
     # Yes, ... begins with its answer; A, B and C does not
     first = rf"((?i:{key}))[).:,]" if min(map(len, options)) > 1 else rf"({key})[).:]"

@@ -81,9 +81,9 @@ def _holds(whole: Spans, part: Spans, least: int, most: int = A_CHARACTER) -> Ma
 def fill_a_template(columns: TextColumns, texts: I64, others: TextColumns, pairs: I64) -> Mask:
     """Returns for each pair of a text and another one whether they differ in a template's slot.
 
-    `texts` are sorted, and `pairs` are the other texts beside them. Where most of the others lack
-    the same words of a text, and no words of their own stand in their place in most of them, the
-    text and the others fill a template: with the words that others lack, each asks its own thing.
+    `texts` are sorted, and `pairs` are the other texts beside them. If most of the others lack the
+    same words of a text, and most of them do not have the same words instead, these words fill a
+    template, and another text that lacks nothing else asks something else.
     """
     differs = np.zeros(len(texts), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(texts, prepend=-1))
@@ -100,7 +100,7 @@ def fill_a_template(columns: TextColumns, texts: I64, others: TextColumns, pairs
         enough = max(MIN_FILLED, min(len(members), MAX_SEEN) / 2)
         slots = {word for word, count in lacking.items() if count >= enough}
         if len(slots) > sum(count >= enough for count in added.values()):
-            differs[start:stop] = [not slots <= member for member in members]
+            differs[start:stop] = [set() < own - member <= slots for member in members]
     return differs
 
 
