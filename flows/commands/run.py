@@ -71,7 +71,7 @@ def _distill(
     from flows.distill import distill, finished
     from tasks import listeners
 
-    # A server that went away is asked for the run's end, too; Prefect's own patience is a minute.
+    # By default Prefect tries for a minute to report the run's end to a server that went away.
     settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
     if server:
         server.wait()
@@ -86,7 +86,7 @@ def _distill(
                 if log.is_file():
                     say(f"retort: the log of the stages is {log}")
                 raise
-            say(f"warning: Prefect was not told that the job has ended ({type(error).__name__})")
+            say(f"warning: the job's end could not be reported to Prefect ({type(error).__name__})")
         finally:
             listeners.end(SEND_SECONDS)
     return finished.pop(spec.name)
