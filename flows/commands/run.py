@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flows import embedded
@@ -42,12 +43,12 @@ def run(options: argparse.Namespace) -> int:
     logging.raiseExceptions = False  # a log line that does not reach Prefect is no news
     embedded.use_settings(embedded.SETTINGS)
     with contextlib.ExitStack() as stack:
-        server = None
+        wait = None
         if not embedded.has_server():
             store.probe()  # before a folder is made for the server's database
-            server = stack.enter_context(embedded.server(store.local_state()))
+            wait = stack.enter_context(embedded.server(store.local_state()))
         check(spec, store)
-        content = _distill(spec, store, options.force, server)
+        content = _distill(spec, store, options.force, wait)
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
@@ -58,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _distill(
-    spec: "JobSpec", store: "Store", force: list[Any], server: "embedded.Embedded | None"
+    spec: "JobSpec", store: "Store", force: list[Any], wait: Callable[[], None] | None
 ) -> dict[str, Any]:
-    """Returns the report's content. What libraries print goes to stderr."""
+    """Returns the report's content; `wait` is of an embedded server. Libraries print to stderr."""
     from prefect.settings import (
         PREFECT_CLIENT_MAX_RETRIES,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -73,8 +74,8 @@ def _distill(
 
     # By default Prefect tries for a minute to report the run's end to a server that went away.
     settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
-    if server:
-        server.wait()
+    if wait:
+        wait()
         # Nobody looks for the heartbeat of a run whose server ends with it; ending it takes 1 s.
         settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
     log = store.local_state() / "logs" / f"{spec.name}.log"
