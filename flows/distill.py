@@ -38,8 +38,8 @@ from tasks.listeners import forgiving, leave, markdown, outbox, tell
 FLOW_RUN = "prefect.flow_run_id"
 # How long a flow waits at its end for its last artifacts to be sent.
 SEND_SECONDS = 10.0
-# The reports of the jobs that this process has finished, by their names: whoever called a flow has
-# them even where the server went away before it could be told of the run's end.
+# The reports of the jobs that this process has finished, by their names. A caller of the flow finds
+# them here even if the server went away, so that the flow's own end failed.
 finished: dict[str, ReportContent] = {}
 
 

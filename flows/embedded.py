@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from retort.errors import StageError
@@ -64,10 +65,11 @@ def use_settings(settings: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def server(state: Path) -> Iterator["Embedded"]:
-    """Gives a Prefect server whose database is in the folder `state`, and ends it after the block.
+def server(state: Path) -> Iterator[Callable[[], None]]:
+    """Starts a Prefect server whose database is in the folder `state`, and ends it after the block.
 
-    Meanwhile the environment of this process leads to it.
+    Meanwhile the environment of this process leads to it. Gives what waits until it answers, and
+    raises `StageError` if it never does.
     """
     from flows import databases
 
@@ -93,7 +95,7 @@ def server(state: Path) -> Iterator["Embedded"]:
         )
     _is_used = True
     try:
-        yield Embedded(process, log)
+        yield partial(_wait, log)
     finally:
         _is_used = False
         process.terminate()
@@ -106,24 +108,16 @@ def server(state: Path) -> Iterator["Embedded"]:
         os.environ.update(before)
 
 
-class Embedded:
-    """A server that was started, and may still be loading."""
+def _wait(log: Path) -> None:
+    import httpx
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path):
-        self._process, self._log = process, log
-
-    def wait(self) -> None:
-        """Returns when the server answers. Raises `StageError` where it ended, or never does."""
-        import httpx
-
-        try:
-            url = f"{os.environ['PREFECT_API_URL']}/health"
-            httpx.get(url, timeout=START_SECONDS, trust_env=False).raise_for_status()
-        except httpx.HTTPError as error:
-            raise StageError(
-                f"the embedded Prefect server did not start ({type(error).__name__}); its log is "
-                f"{self._log}"
-            ) from None
+    try:
+        url = f"{os.environ['PREFECT_API_URL']}/health"
+        httpx.get(url, timeout=START_SECONDS, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        raise StageError(
+            f"the embedded Prefect server did not start ({type(error).__name__}); its log is {log}"
+        ) from None
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """MLflow's server behind a login: `mlflow server --app-name retort` serves what `app` returns.
 
-MLflow's own checks let in whoever uses the machine, and every page that comes from localhost,
+MLflow's own checks admit every user of the machine, and every page that comes from localhost,
 whatever its port. Here a request needs the login in RETORT_MLFLOW_LOGIN (`user:password`) and one
 of the server's own addresses as its Host, and a page may only ask the server it came from.
 """

@@ -1,6 +1,6 @@
-"""The flow of a replica: a worker that helps another run's teacher, in any number.
+"""The flow of a replica: a worker that helps another run's teacher. A job may have many.
 
-The job starts it, with all that it needs to know; it writes nothing but answers into the ledger.
+The job starts it with everything it needs; it writes nothing but answers to the ledger.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ def replica(given: dict[str, Any], number: int) -> int:
     """Answers a share of a job's examples and returns how many requests it sent.
 
     Args:
-        given: What the job's own run told: the stage, and the folder in the store where all meet.
+        given: What the job's own run passes on: the stage, and their common folder in the store.
         number: Which of the job's replicas this is, from 1.
     """
     return answer(given, number)

@@ -1,4 +1,4 @@
-"""`retort node`: lends this machine to students that train on several, until it is told to end.
+"""`retort node`: lends this machine to students that train on several, until SIGTERM.
 
 The job itself runs elsewhere, and reports there what happens here.
 """
@@ -35,12 +35,12 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """`retort node`: takes part in each training that calls; ends when idle or told to."""
+    """`retort node`: takes part in each training that calls; ends when idle, or at SIGTERM."""
     from retort.processes.node_follower import follow
 
     signal.signal(signal.SIGTERM, _leave)
     follow(options.rendezvous, options.idle_seconds, lambda text: say(f"retort node: {text}"))
-    say("retort node: nobody called for so long; ending")
+    say("retort node: no job called for so long; ending")
     return DONE
 
 

@@ -42,7 +42,7 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 
 def show(options: argparse.Namespace) -> int:
-    """`retort rows`: a line for each row of the kind asked for, and how many there are of each."""
+    """`retort rows`: a line for each row of the wanted kind, and the number of each kind."""
     if options.reason and not options.outcome:
         raise errors.SpecError(f"--reason needs one of --{', --'.join(OUTCOMES)}")
     if options.state and options.outcome:

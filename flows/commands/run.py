@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flows import embedded
@@ -43,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
     logging.raiseExceptions = False  # a log line that does not reach Prefect is no news
     embedded.use_settings(embedded.SETTINGS)
     with contextlib.ExitStack() as stack:
-        server = None
+        wait = None
         if not embedded.has_server():
             store.probe()  # before a folder is made for the server's database
-            server = stack.enter_context(embedded.server(store.local_state()))
+            wait = stack.enter_context(embedded.server(store.local_state()))
         check(spec, store)
-        content = _distill(spec, store, options.force, server)
+        content = _distill(spec, store, options.force, wait)
     if options.json:
         from retort.metrics.comparison import as_json
 
@@ -61,9 +62,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _distill(
-    spec: "JobSpec", store: "Store", force: list[Any], server: "embedded.Embedded | None"
+    spec: "JobSpec", store: "Store", force: list[Any], wait: Callable[[], None] | None
 ) -> "ReportContent":
-    """Returns the report's content. What libraries print goes to stderr."""
+    """Returns the report's content; `wait` is of an embedded server. Libraries print to stderr."""
     from prefect.settings import (
         PREFECT_CLIENT_MAX_RETRIES,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -74,10 +75,10 @@ def _distill(
     from flows.distill import distill, finished
     from tasks import listeners
 
-    # A server that went away is asked for the run's end, too; Prefect's own patience is a minute.
+    # By default Prefect tries for a minute to report the run's end to a server that went away.
     settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
-    if server:
-        server.wait()
+    if wait:
+        wait()
         # Nobody looks for the heartbeat of a run whose server ends with it; ending it takes 1 s.
         settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
     log = store.log(spec.name)
@@ -89,7 +90,7 @@ def _distill(
                 if log.is_file():
                     say(f"retort: the log of the stages is {log}")
                 raise
-            say(f"warning: Prefect was not told that the job has ended ({type(error).__name__})")
+            say(f"warning: the job's end could not be reported to Prefect ({type(error).__name__})")
         finally:
             listeners.end(SEND_SECONDS)
     return finished.pop(spec.name)

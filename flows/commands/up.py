@@ -28,10 +28,10 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
     )
     on_store(up)
     up.add_argument("--database", metavar="URL", help=DATABASE)
-    for name, port in (("prefect", 4200), ("mlflow", 5000)):
-        up.add_argument(
-            f"--{name}-port", type=int, default=port, metavar="PORT", help="(default: %(default)s)"
-        )
+    for name, port in (("Prefect", 4200), ("MLflow", 5000)):
+        text = f"port of the {name} server (default: {port})"
+        flag = f"--{name.lower()}-port"
+        up.add_argument(flag, type=int, default=port, metavar="PORT", help=text)
     up.add_argument(
         "--gpus",
         type=int,

@@ -13,18 +13,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterType,
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterName,
-    LogFilter,
-    LogFilterFlowRunId,
-)
+from prefect.client.schemas.filters import ArtifactFilter, FlowFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -40,6 +29,7 @@ from retort.spec import STAGES, JobSpec
 from retort.store.urls import public
 
 FLOW = "distill"
+OF_FLOW = FlowFilter.model_validate({"name": {"any_": [FLOW]}})
 # Marks the deployments of single jobs; the others are the flow's own, by which jobs are submitted.
 JOB_TAG = "retort-job"
 STATUS: dict[str, Status] = {
@@ -210,9 +200,8 @@ class ServerJobs:
     def _model(self, pool: str | None) -> DeploymentResponse:
         """Returns the flow's own deployment for a pool, by which a job's own is made."""
         with self._answers():
-            of_flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
-            known = [d for d in self._api.read_deployments(flow_filter=of_flow, limit=PAGE)]
-        own = [deployment for deployment in known if JOB_TAG not in deployment.tags]
+            deployments = self._api.read_deployments(flow_filter=OF_FLOW, limit=PAGE)
+        own = [deployment for deployment in deployments if JOB_TAG not in deployment.tags]
         for deployment in own:
             if pool == deployment.work_pool_name or (
                 not pool and deployment.name == self.deployment
@@ -241,10 +230,9 @@ class ServerJobs:
         )
 
     def _stage(self, run_id: UUID) -> str | None:
+        of_run = FlowRunFilter.model_validate({"id": {"any_": [run_id]}})
         with self._answers():
-            tasks = self._api.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), limit=PAGE
-            )
+            tasks = self._api.read_task_runs(flow_run_filter=of_run, limit=PAGE)
         began = [
             (task.start_time, task.name)
             for task in tasks
@@ -253,25 +241,18 @@ class ServerJobs:
         return max(began)[1] if began else None
 
     def _progress(self, run_id: UUID) -> float | None:
+        bars = {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["progress"]}}
+        of_run = ArtifactFilter.model_validate(bars)
         with self._answers():
             rows = self._api.read_artifacts(
-                artifact_filter=ArtifactFilter(
-                    flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
-                    type=ArtifactFilterType(any_=["progress"]),
-                ),
-                sort=ArtifactSort.UPDATED_DESC,
-                limit=1,
+                artifact_filter=of_run, sort=ArtifactSort.UPDATED_DESC, limit=1
             )
         return float(str(rows[0].data)) / 100 if rows else None
 
     def _logs(self, run_id: UUID, offset: int) -> list[Log]:
+        of_run = LogFilter.model_validate({"flow_run_id": {"any_": [run_id]}})
         with self._answers():
-            return self._api.read_logs(
-                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])),
-                limit=PAGE,
-                offset=offset,
-                sort=LogSort.TIMESTAMP_ASC,
-            )
+            return self._api.read_logs(of_run, PAGE, offset, LogSort.TIMESTAMP_ASC)
 
     def _latest(self, name: str) -> FlowRun:
         runs = self._runs(name, 1)
@@ -281,10 +262,10 @@ class ServerJobs:
         return runs[0]
 
     def _runs(self, name: str | None, limit: int) -> list[FlowRun]:
-        of_name = FlowRunFilter(name=FlowRunFilterName(any_=[name])) if name else None
+        of_name = FlowRunFilter.model_validate({"name": {"any_": [name]}}) if name else None
         with self._answers():
             return self._api.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+                flow_filter=OF_FLOW,
                 flow_run_filter=of_name,
                 sort=FlowRunSort.EXPECTED_START_TIME_DESC,
                 limit=limit,

@@ -109,7 +109,9 @@ def _store(store: Store) -> Finding:
 
 def _server(name: str, variable: str, url: str, path: str) -> Finding:
     if not url:
-        return Finding("ok", f"{name}: embedded in each run, because {variable} is not set")
+        return Finding(
+            "ok", f"{name}: no server ({variable} is not set); the store keeps its database"
+        )
     place = public(url)
     try:
         answer = httpx.get(f"{url.rstrip('/')}{path}", timeout=ANSWER_SECONDS)

@@ -150,7 +150,7 @@ def test_rows_shows_the_answers_by_state_and_why_says_what_would_be_asked(first,
     cut = retort("rows", job, "--store", store, "--state", "truncated")
     assert f"{len(cut.stdout.splitlines())} truncated" in cut.stderr
     asked = retort("why", job, "--store", store, "--set", "generate.max_tokens=13").stdout
-    assert f"asked: {len(cut.stdout.splitlines())} truncated" in asked
+    assert f"requested: {len(cut.stdout.splitlines())} truncated" in asked
     asked = retort("why", job, "--store", store, "--set", "generate.temperature=0.5").stdout
     assert "requested: 56 new (the requests changed: seed: null -> 0; temperature: 0.0 -> 0.5" in (
         asked

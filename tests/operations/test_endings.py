@@ -153,7 +153,7 @@ def test_a_server_that_goes_away_stops_no_stage_and_delays_none(tmp_path):
     lines = said(tmp_path)
     assert lines.count("the Prefect server does not answer") <= 1
     assert "Error logging" not in lines and "failed to process item" not in lines
-    assert "Prefect was not told that the job has ended" in lines
+    assert "the job's end could not be reported to Prefect" in lines
     manifests = {path.parts[-3]: json.loads(path.read_text()) for path in found(tmp_path)}
     assert {"prepare", "train", "release"} <= manifests.keys()
     seconds = float(re.search(r"report: done in ([\d.]+) s", lines)[1])
