@@ -23,6 +23,7 @@ from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import Reporter
 from retort.losses import Target, cross_entropy, forward_kl
+from retort.processes.imports import heavy_imports
 from retort.records import Response
 from retort.stages.evaluate.compared_models import asked_examples, read_answers, requests_of
 from retort.stages.stage import Stage, from_arguments
@@ -96,7 +97,8 @@ def likelihood(
     for index, (role, folder) in enumerate(folders.items()):
         report.progress(index, len(folders), "models", f"{role} likelihood")
         try:
-            model = _open(stage, role, folder)
+            with heavy_imports():
+                model = _open(stage, role, folder)
             statistics[role] = _measured(inputs, model, teacher, role == "teacher")
         except UNLOADABLE as error:
             notes.append(f"{role}: no perplexity and no KL: {type(error).__name__}: {error}")

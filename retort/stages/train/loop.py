@@ -23,6 +23,7 @@ from retort.data import encoding
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
+from retort.processes.imports import heavy_imports
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
@@ -53,8 +54,9 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     base = model_folder.check(knobs.student, "train.student")
     # No device need hold all of a student that is sharded.
     device = "cpu" if ranks.layout.shards else ranks.device
-    model = open_student(knobs, device)
-    tokenizer = encoding.load_tokenizer(knobs.student)
+    with heavy_imports():
+        model = open_student(knobs, device)
+        tokenizer = encoding.load_tokenizer(knobs.student)
     data = training_rows.build(stage, base, end_ids(model, tokenizer))
     if ranks.is_first:
         stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
