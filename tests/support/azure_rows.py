@@ -79,6 +79,6 @@ def make(raw: dict[str, Any], store: str, *names: Any) -> Folder:
         stage = stage_of(name, raw, store, done)
         folder = stage.out
         if not folder.finished():
-            folder.commit({"facts": outside(f"retort.{name}:{name}")(stage)})
+            folder.commit({"facts": outside(f"retort.stages.{name}:{name}")(stage)})
     assert folder
     return folder

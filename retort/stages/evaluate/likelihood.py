@@ -18,7 +18,8 @@ from torch import Tensor
 
 from retort.data import encoding, task_types
 from retort.data.encoding import EncodedRow
-from retort.engines import Request, render_each
+from retort.engines import Request
+from retort.engines._local import render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import Reporter
