@@ -1,48 +1,47 @@
-"""Chats answered by an endpoint, many in flight at once, each answered or failed alone.
+"""Chats answered by an endpoint, many in flight at once; each is answered or fails alone.
 
-The loop runs in a thread of its own, so that `generate` stays a plain generator. The surprise: the
-number in flight follows the endpoint. It doubles with each round trip until the endpoint first
-pushes back; from then on it grows by one and is halved, as in TCP (RFC 5681).
+The event loop runs in a thread of its own, so that `generate` stays a plain generator. The number
+in flight follows the endpoint: it doubles with each round trip until the endpoint is first
+overloaded; from then on it grows by one a round trip, and is halved at each overload, as in TCP
+(RFC 5681).
+
+Calls are made by aiohttp: the providers' clients take 4 to 12 times its CPU time
+(`benchmarks.http_engine`), so they only do what happens now and then (`_official.py`).
 """
 
 import asyncio
 import queue
-import random
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import aiohttp
 import orjson
 
-from retort.engines import Answer, Request, Settings, Timing, timed_whole
-from retort.engines._endpoint import (
+from retort.engines import Answer, Request, Settings, Timing, take_requests, timed_alone
+from retort.engines._endpoint import Api, Connection, facts_of, open_connection
+from retort.engines._replies import (
     BUSY,
+    LONGEST_WAIT_SECONDS,
     UNREADABLE,
-    Api,
-    Connection,
-    Error,
+    EndpointError,
     Reply,
-    as_json,
-    attempt,
-    connect,
-    facts_of,
-    fault,
-    names_another,
-    open_door,
-    renamed,
-    streamed,
+    backoff,
+    make_error,
+    not_json,
+    refusal,
+    rename_field,
+    wants_other_name,
 )
+from retort.errors import StageError
 
 FIRST_LIMIT = 32
-LONGEST_BACKOFF_SECONDS = 30.0
-# How long one request may be put off by an endpoint that is busy.
-LONGEST_WAIT_SECONDS = 3600.0
-# Answers that come together are handed over together: waking a thread for each costs the server.
+# Answers that come together are handed over together: each wake-up of a thread costs CPU time.
 HANDOVER_SECONDS = 0.005
 
 
@@ -51,117 +50,113 @@ class HttpEngine:
 
     def __init__(self, settings: Settings, api: Api):
         self._settings, self._api = settings, api
-        self._door = open_door(settings, api)
-        self._streams = True  # until it once did not
-        self.facts = facts_of(self._door, api)
+        self._connection = open_connection(settings, api)
+        self._streams = True  # until a stream fails
+        self.facts = facts_of(self._connection, api)
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields answers in the order in which they finish. Raises `StageError` for a bad key."""
-        most = self._settings.runtime["max_concurrency"]
-        source, more, outstanding = iter(requests), True, 0
-        flow = RequestPool(self._settings, self._api, self._door)
+        max_in_flight = self._settings.runtime["max_concurrency"]
+        source, more, num_outstanding = iter(requests), True, 0
+        pool = RequestPool(self._settings, self._api, self._connection)
         try:
-            while more or outstanding:
-                # As many stand in line as are in flight: the loop never waits for the caller.
-                if more and (room := 2 * most - outstanding) >= max(1, most // 2):
-                    pulled, more = _pull(source, room)
-                    flow.add(pulled)
-                    outstanding += len(pulled)
-                assert outstanding or not more, "None was given while no answer is outstanding"
-                if outstanding:
-                    answer = flow.take()
-                    outstanding -= 1
+            while more or num_outstanding:
+                # As many are queued as are in flight: the loop never waits for the caller.
+                room = 2 * max_in_flight - num_outstanding
+                if more and room >= max(1, max_in_flight // 2):
+                    batch, more = take_requests(source, room)
+                    pool.submit(batch)
+                    num_outstanding += len(batch)
+                assert num_outstanding or not more, "None came while no answer is outstanding"
+                if num_outstanding:
+                    answer = pool.next_answer()
+                    num_outstanding -= 1
                     yield answer
         finally:
-            flow.end()
+            pool.close()
 
     def timed(self, request: Request) -> Timing:
-        """Returns how long one request takes; where nothing is streamed, its whole answer alone."""
-        found = streamed(self._settings, self._api, self._door, request) if self._streams else None
-        self._streams = found is not None
-        return found or timed_whole(self.generate, request)
+        """Returns the latency of one request; no first token if the endpoint does not stream."""
+        from retort.engines._official import timed_stream
+
+        timing = None
+        if self._streams:
+            timing = timed_stream(self._settings, self._api, self._connection, request)
+        self._streams = timing is not None
+        return timing or timed_alone(self.generate, request)
 
     def forget(self) -> None:
-        """Does nothing: what an endpoint keeps is its own."""
-
-
-def _pull(source: Iterator[Request | None], room: int) -> tuple[list[Request], bool]:
-    """Returns the next requests, at most `room`, and whether there may be more."""
-    pulled: list[Request] = []
-    for request in islice(source, room):
-        if request is None:
-            return pulled, True
-        pulled.append(request)
-    return pulled, len(pulled) == room
+        """Does nothing: an endpoint's cache cannot be dropped from here."""
 
 
 @dataclass
 class AimdLimiter:
-    """How many requests may be in flight, between one and `most`."""
+    """The number of requests that may be in flight: additive increase, multiplicative decrease."""
 
-    most: int
+    max_in_flight: int
     limit: float = FIRST_LIMIT
     halved_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.limit = min(self.limit, self.most)
+        self.limit = min(self.limit, self.max_in_flight)
 
-    def succeeded(self) -> None:
-        """Doubles the limit in a round trip, or adds one once it was ever pushed back."""
+    def on_success(self) -> None:
+        """Doubles the limit in a round trip, or adds one after the first overload."""
         step = 1.0 if self.halved_at is None else 1 / self.limit
-        self.limit = min(self.most, self.limit + step)
+        self.limit = min(self.max_in_flight, self.limit + step)
 
-    def pushed_back(self, started: float) -> None:
-        """Halves the limit; a request begun before the last halving tells nothing new."""
-        if self.halved_at is None or started > self.halved_at:
+    def on_overload(self, sent_at: float) -> None:
+        """Halves the limit, once for all requests that were sent before it was last halved."""
+        if self.halved_at is None or sent_at > self.halved_at:
             self.limit, self.halved_at = max(1.0, self.limit / 2), time.monotonic()
 
 
 @dataclass(eq=False)
 class _PendingRequest:
     request: Request
-    renamed: bool = False
-    attempts: int = 0
-    delays: int = 0
+    is_renamed: bool = False
+    num_attempts: int = 0
+    num_delays: int = 0
     waited_seconds: float = 0.0
 
 
 class RequestPool:
-    """Requests in flight. `add`, `take` and `end` are the caller's side, the rest is the loop's.
+    """Requests in flight at one endpoint. The caller uses the public methods, the loop the others.
 
-    A request that must wait holds no place in flight: it stands in line again.
+    A request that must wait is queued again, and meanwhile not in flight.
     """
 
-    def __init__(self, settings: Settings, api: Api, door: Connection):
-        self._settings, self._api, self._door = settings, api, door
-        self._pace = AimdLimiter(settings.runtime["max_concurrency"])
-        self._line: deque[_PendingRequest] = deque()
-        self._answers: queue.SimpleQueue[list[Answer] | BaseException] = queue.SimpleQueue()
-        self._finished: list[Answer] = []
-        self._taken: deque[Answer] = deque()
-        self._num_active, self._resume_at, self._renamed = 0, 0.0, False
-        self._ready = threading.Event()
+    def __init__(self, settings: Settings, api: Api, connection: Connection):
+        self._settings, self._api, self._connection = settings, api, connection
+        self._limiter = AimdLimiter(settings.runtime["max_concurrency"])
+        self._queue: deque[_PendingRequest] = deque()
+        self._finished: list[Answer] = []  # in the loop
+        self._handovers: queue.SimpleQueue[list[Answer] | BaseException] = queue.SimpleQueue()
+        self._answers: deque[Answer] = deque()  # on the caller's side
+        self._num_in_flight, self._paused_until = 0, 0.0
+        self._renames = self._is_denied = False
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retort-http", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        self._started.wait()
 
-    def add(self, requests: list[Request]) -> None:
-        """Puts requests in line."""
-        with suppress(RuntimeError):  # the loop has ended; `take` says why
-            self._loop.call_soon_threadsafe(self._admit, requests)
+    def submit(self, requests: list[Request]) -> None:
+        """Queues requests."""
+        with suppress(RuntimeError):  # the loop has ended; `next_answer` raises why
+            self._loop.call_soon_threadsafe(self._enqueue, requests)
 
-    def take(self) -> Answer:
-        """Returns the next answer, waiting for it. Raises what ended the loop."""
-        if not self._taken:
-            answers = self._answers.get()
+    def next_answer(self) -> Answer:
+        """Waits for the next answer and returns it. Raises the error that ended the loop."""
+        if not self._answers:
+            answers = self._handovers.get()
             if isinstance(answers, BaseException):
                 raise answers
-            self._taken.extend(answers)
-        return self._taken.popleft()
+            self._answers.extend(answers)
+        return self._answers.popleft()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Ends the loop, its connections and its thread."""
-        with suppress(RuntimeError):  # it has ended already
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._main.cancel)
         self._thread.join()
 
@@ -171,108 +166,153 @@ class RequestPool:
         except asyncio.CancelledError:
             pass
         except BaseExceptionGroup as group:
-            self._end_with(group.exceptions[0])
+            self._fail(group.exceptions[0])
         except BaseException as error:
-            self._end_with(error)
+            self._fail(error)
         finally:
-            self._ready.set()
+            self._started.set()
 
-    def _end_with(self, error: BaseException) -> None:
-        """Has an error raised on the caller's side, after all that was answered before."""
+    def _fail(self, error: BaseException) -> None:
+        """Has the caller raise an error, after the answers that came before it."""
         self._hand_over()
-        self._answers.put(error)
+        self._handovers.put(error)
 
     async def _serve(self) -> None:
         runtime, task = self._settings.runtime, asyncio.current_task()
         assert task
         self._main, self._loop = task, asyncio.get_running_loop()
-        self._url = self._door.url(self._api.path)
+        self._url = self._connection.url(self._api.path)
         async with (
-            connect(
-                self._door, runtime["max_concurrency"], runtime["request_timeout_seconds"]
+            _open_session(
+                self._connection, runtime["max_concurrency"], runtime["request_timeout_seconds"]
             ) as self._session,
             asyncio.TaskGroup() as self._tasks,
         ):
-            self._ready.set()
+            self._started.set()
             await self._loop.create_future()
 
-    def _admit(self, requests: list[Request]) -> None:
-        self._line.extend(map(_PendingRequest, requests))
-        self._pump()
+    def _enqueue(self, requests: list[Request]) -> None:
+        self._queue.extend(map(_PendingRequest, requests))
+        self._send_next()
 
-    def _pump(self) -> None:
-        """Sends what may be sent now."""
-        if self._loop.time() < self._resume_at:
-            self._loop.call_at(self._resume_at, self._pump)
+    def _send_next(self) -> None:
+        """Sends the requests that the limit allows now."""
+        if self._loop.time() < self._paused_until:
+            self._loop.call_at(self._paused_until, self._send_next)
             return
-        while self._line and self._num_active < int(self._pace.limit):
-            if self._main.cancelling():
+        while self._queue and self._num_in_flight < int(self._limiter.limit):
+            if self._is_denied or self._main.cancelling():
                 return
-            self._num_active += 1
-            self._tasks.create_task(self._ask(self._line.popleft()))
+            self._num_in_flight += 1
+            self._tasks.create_task(self._answer(self._queue.popleft()))
 
-    async def _ask(self, job: _PendingRequest) -> None:
-        started = time.monotonic()
-        reply = await self._call(job)
-        self._num_active -= 1
+    async def _answer(self, pending: _PendingRequest) -> None:
+        """Makes one attempt, and finishes the request or queues it again."""
+        sent_at = time.monotonic()
+        try:
+            reply = await self._attempt(pending)
+        except StageError:
+            self._is_denied = True
+            raise
+        self._num_in_flight -= 1
         if reply.error is None:
-            self._pace.succeeded()
-            self._give(job, {"body": reply.data, "seconds": time.monotonic() - started})
-        elif names_another(self._api, reply.error) and not job.renamed:
-            self._renamed = True
-            self._line.appendleft(job)
+            self._limiter.on_success()
+            self._finish(pending, {"body": reply.data, "seconds": time.monotonic() - sent_at})
+        elif wants_other_name(self._api, reply.error) and not pending.is_renamed:
+            self._renames = True
+            self._queue.appendleft(pending)
         else:
             if reply.error["kind"] == "timeout" or reply.error["status"] in BUSY:
-                self._pace.pushed_back(started)
-            self._again(job, reply.error, reply.wait_seconds)
-        self._pump()
+                self._limiter.on_overload(sent_at)
+            self._retry_or_fail(pending, reply.error, reply.wait_seconds)
+        self._send_next()
 
-    async def _call(self, job: _PendingRequest) -> Reply:
-        job.renamed = self._renamed
+    async def _attempt(self, pending: _PendingRequest) -> Reply:
+        pending.is_renamed = self._renames
         try:
-            body = self._api.body(self._settings, job.request)
-            payload = orjson.dumps(renamed(self._api, body) if job.renamed else body)
-        except UNREADABLE as bad:
-            return Reply(error=fault("unsendable", f"{type(bad).__name__}: {bad}"))
-        reply = await attempt(self._session, self._door, "POST", self._url, payload)
-        return as_json(self._door, reply)
+            body = self._api.body(self._settings, pending.request)
+            payload = orjson.dumps(rename_field(self._api, body) if self._renames else body)
+        except UNREADABLE as error:
+            return Reply(error=make_error("unsendable", f"{type(error).__name__}: {error}"))
+        return await _post(self._session, self._connection, self._url, payload)
 
-    def _again(self, job: _PendingRequest, error: Error, told_seconds: float | None) -> None:
-        """Puts a request in line again after a while, or gives its error where it is final.
+    def _retry_or_fail(
+        self, pending: _PendingRequest, error: EndpointError, wait_seconds: float | None
+    ) -> None:
+        """Queues a request again after a while, or finishes it if its error is final.
 
-        Only what the endpoint did not ask for counts as an attempt. Where it asked to wait,
-        nothing at all is sent meanwhile.
+        A wait that the endpoint asks for uses up no attempt, and holds back all requests.
         """
-        asked = error["status"] == 429 or (error["status"] in BUSY and told_seconds is not None)
-        job.delays += 1
-        job.attempts += not asked
-        seconds = (asked and told_seconds) or backoff(job.delays)
-        job.waited_seconds += seconds
-        late = job.waited_seconds > LONGEST_WAIT_SECONDS
-        if not error["transient"] or late or job.attempts >= self._settings.runtime["max_attempts"]:
-            self._give(job, {"error": error})
-        elif asked:
-            self._line.appendleft(job)
-            self._resume_at = max(self._resume_at, self._loop.time() + seconds)
+        is_asked = error["status"] == 429 or (error["status"] in BUSY and wait_seconds is not None)
+        pending.num_delays += 1
+        pending.num_attempts += not is_asked
+        seconds = (is_asked and wait_seconds) or backoff(pending.num_delays)
+        pending.waited_seconds += seconds
+        is_late = pending.waited_seconds > LONGEST_WAIT_SECONDS
+        is_last = pending.num_attempts >= self._settings.runtime["max_attempts"]
+        if not error["transient"] or is_late or is_last:
+            self._finish(pending, {"error": error})
+        elif is_asked:
+            self._queue.appendleft(pending)
+            self._paused_until = max(self._paused_until, self._loop.time() + seconds)
         else:
-            self._loop.call_later(seconds, self._return, job)
+            self._loop.call_later(seconds, self._requeue, pending)
 
-    def _return(self, job: _PendingRequest) -> None:
-        self._line.appendleft(job)
-        self._pump()
+    def _requeue(self, pending: _PendingRequest) -> None:
+        self._queue.appendleft(pending)
+        self._send_next()
 
-    def _give(self, job: _PendingRequest, raw: dict[str, Any]) -> None:
+    def _finish(self, pending: _PendingRequest, raw: dict[str, Any]) -> None:
         if not self._finished:
             self._loop.call_later(HANDOVER_SECONDS, self._hand_over)
-        self._finished.append(Answer(job.request.id, raw))
+        self._finished.append(Answer(pending.request.id, raw))
 
     def _hand_over(self) -> None:
         if self._finished:
-            self._answers.put(self._finished)
+            self._handovers.put(self._finished)
             self._finished = []
 
 
-def backoff(num_delays: int) -> float:
-    """Returns seconds to wait: doubled each time, and never the same for all who wait."""
-    longest: float = min(LONGEST_BACKOFF_SECONDS, 0.25 * 2.0 ** min(num_delays, 10))
-    return longest * random.uniform(0.5, 1)
+def _open_session(
+    connection: Connection, max_connections: int, timeout_seconds: float
+) -> aiohttp.ClientSession:
+    """Returns a session of the running loop."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=max_connections, ssl=_trust(connection)),
+        headers={**connection.headers, "Content-Type": "application/json"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        proxy=connection.proxy,
+    )
+
+
+def _trust(connection: Connection) -> ssl.SSLContext | bool:
+    """Returns the certificates that the providers' clients trust, SSL_CERT_FILE included."""
+    if not connection.base.startswith("https:"):
+        return True
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+async def _post(
+    session: aiohttp.ClientSession, connection: Connection, url: str, payload: bytes
+) -> Reply:
+    """Returns the reply to a JSON body. Raises `StageError` if the key is refused."""
+    try:
+        # Redirects are not followed: they would carry the key to another host.
+        async with session.post(url, data=payload, allow_redirects=False) as response:
+            body = await response.read()
+    except TimeoutError:
+        return Reply(error=make_error("timeout", "no answer within request_timeout_seconds"))
+    except (aiohttp.ClientError, OSError) as error:
+        return Reply(error=make_error("connection", f"{type(error).__name__}: {error}"))
+    if response.status >= 300:
+        return refusal(response.status, body, response.headers, connection)
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return Reply(value)
+    return not_json(body.decode(errors="replace"), connection)

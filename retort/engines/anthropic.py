@@ -1,21 +1,25 @@
-"""Chats answered by an endpoint that speaks Anthropic's Messages: live or in batch.
+"""Chats answered by an endpoint that speaks Anthropic's Messages: live or in batches.
 
-Requests and answers keep OpenAI's form on our side: system turns, tools and tool calls are turned
-into Anthropic's blocks here, and back. Text only, as with every endpoint.
+Requests and answers have OpenAI's form on our side: system turns, tools and tool calls become
+Anthropic's blocks here, and its blocks tool calls. Text only, as with every endpoint.
 """
 
 from collections.abc import Iterator
-from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from retort.engines import Request, Settings
-from retort.engines._batch import BatchApi, BatchEngine, Intent
-from retort.engines._calls import Caller, lines_of
-from retort.engines._endpoint import Api, described, fault, fault_of, read_answer
-from retort.engines._request_pool import HttpEngine
+from retort.engines._batch import BatchApi, Intent, open_remote
+from retort.engines._endpoint import Api, describe
+from retort.engines._official import Caller, read_lines
+from retort.engines._replies import make_error, read_answer, read_error
 from retort.records import Message, Response, State
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
+    from anthropic.types.messages import MessageBatch
 
 GIVES_SIGNAL = False
 SCORES = False
@@ -31,7 +35,7 @@ STATES: dict[str, State] = {
     "model_context_window_exceeded": "truncated",
     "refusal": "refused",
 }
-# The HTTP status that an error of a batch's row would have had.
+# The HTTP status that an error in a batch's results would have as a reply.
 STATUS_OF = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -44,23 +48,6 @@ STATUS_OF = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-
-
-def open_engine(settings: Settings) -> "HttpEngine | BatchEngine":
-    """Returns the endpoint as an engine. Raises `SpecError` for a bad endpoint or no key."""
-    if settings.runtime["batch"]:
-        return BatchEngine(settings, API, BATCHES)
-    return HttpEngine(settings, API)
-
-
-def check(settings: Settings) -> str:
-    """Returns one line on the endpoint. Raises `SpecError` for a bad endpoint or no key."""
-    return described(settings, API)
-
-
-def parse(request_id: str, raw: dict[str, Any]) -> Response:
-    """Returns what a raw answer says; one that cannot be read is a failed response."""
-    return read_answer(request_id, raw, _response)
 
 
 def _response(request_id: str, body: dict[str, Any]) -> Response:
@@ -113,13 +100,13 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if "function" not in tool:
         return tool
     function = tool["function"]
-    found = {"name": function["name"], "input_schema": function.get("parameters")}
-    found["input_schema"] = found["input_schema"] or {"type": "object"}
-    return found | ({"description": function["description"]} if "description" in function else {})
+    schema = function.get("parameters") or {"type": "object"}
+    described = {name: function[name] for name in ("name", "description") if name in function}
+    return {**described, "input_schema": schema}
 
 
 def _turns(messages: list[Message]) -> list[Message]:
-    """Returns the chat without its system turns, tool calls and their results as blocks.
+    """Returns the chat without its system turns, and with tool calls and their results as blocks.
 
     The results of one turn's calls belong into one user turn.
     """
@@ -151,8 +138,8 @@ def _content(message: Message) -> Any:
     blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     for call in calls:
         function = call["function"]
-        given = function.get("arguments") or {}
-        value = orjson.loads(given) if isinstance(given, str) else given
+        arguments = function.get("arguments") or {}
+        value = orjson.loads(arguments) if isinstance(arguments, str) else arguments
         blocks.append(
             {"type": "tool_use", "id": call["id"], "name": function["name"], "input": value}
         )
@@ -163,20 +150,27 @@ def _headers(host: str, key: str) -> dict[str, str]:
     return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
 
 
-def _claims(caller: Caller, batch: dict[str, Any], intent: Intent) -> bool | None:
+def _create(client: "Anthropic", intent_id: str, payload: bytes) -> "MessageBatch":
+    from anthropic.types.messages import MessageBatch
+
+    return client.post("/v1/messages/batches", content=payload, cast_to=MessageBatch)
+
+
+def _claims(caller: Caller, batch: "MessageBatch", intent: Intent) -> bool | None:
     """A batch carries no note of ours: the custom ids of its results tell, once it has ended."""
-    if sum(batch["request_counts"].values()) != len(intent.custom_ids):
+    if sum(batch.request_counts.to_dict().values()) != len(intent.custom_ids):  # type: ignore[arg-type]
         return False
-    if batch["processing_status"] != "ended":
+    if not BATCHES.has_ended(batch):
         return None
     custom_id, _ = next(_results(caller, batch), ("", {}))
     return custom_id in intent.custom_ids
 
 
-def _results(caller: Caller, batch: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what came of each row. The address is ours: the key goes to no other host."""
-    data = caller.call("GET", f"/messages/batches/{batch['id']}/results")
-    for row in lines_of(data):
+def _results(caller: Caller, batch: "MessageBatch") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the result of each row, as raw JSON. The URL is ours: `results` of the client sends
+    the key to whatever host the batch names."""
+    path = f"/v1/messages/batches/{batch.id}/results"
+    for row in read_lines(caller.call(lambda client: client.get(path, cast_to=bytes))):
         yield row["custom_id"], _result(caller, row["result"])
 
 
@@ -184,10 +178,10 @@ def _result(caller: Caller, result: dict[str, Any]) -> dict[str, Any]:
     if result["type"] == "succeeded":
         return {"body": result["message"]}
     if result["type"] != "errored":
-        return {"error": fault("expired", f"the batch's row has {result['type']}")}
+        return {"error": make_error("expired", f"the batch's row has {result['type']}")}
     error = result["error"].get("error", result["error"])
     status = STATUS_OF.get(error["type"], 500)
-    return {"error": fault_of(status, orjson.dumps(error), caller.door)}
+    return {"error": read_error(status, orjson.dumps(error), caller.connection)}
 
 
 API = Api(
@@ -197,16 +191,22 @@ API = Api(
     path="/messages",
     headers=_headers,
     body=_body,
+    client_class="Anthropic",
+    version="/v1",
 )
 BATCHES = BatchApi(
-    path="/messages/batches",
-    cursor="after_id",
     max_requests=100_000,
     max_bytes=256_000_000,
     row=lambda custom_id, body: {"custom_id": custom_id, "params": body},
-    order=lambda caller, intent_id, rows: b'{"requests":[' + b",".join(rows) + b"]}",
-    created_at=lambda batch: datetime.fromisoformat(batch["created_at"]).timestamp(),
-    has_ended=lambda batch: batch["processing_status"] == "ended",
+    upload=lambda caller, rows: b'{"requests":[' + b",".join(rows) + b"]}",
+    create=_create,
+    resource=lambda client: client.messages.batches,
+    created_at=lambda batch: batch.created_at.timestamp(),
+    has_ended=lambda batch: batch.processing_status == "ended",
     claims=_claims,
     results=_results,
 )
+
+open_engine = partial(open_remote, api=API, batches=BATCHES)
+check = partial(describe, api=API)
+parse = partial(read_answer, read=_response)

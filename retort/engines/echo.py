@@ -1,21 +1,14 @@
 """The public test double: answers each chat with its last user turn. No model, no signal.
 
-For trying a job's plumbing without a model; its tokens are the UTF-8 bytes of the text.
+It tries a job's plumbing without a model; its tokens are the UTF-8 bytes of the text.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from retort.engines import (
-    Answer,
-    Request,
-    Settings,
-    Timing,
-    local_raw,
-    parse_local,
-    timed_whole,
-)
+from retort.engines import Answer, Request, Settings, Timing, timed_alone
+from retort.engines._local import local_raw, parse_local
 from retort.errors import SpecError
 from retort.records import Response
 
@@ -23,7 +16,7 @@ GIVES_SIGNAL = SCORES = CONTINUES = REMOTE = False
 
 
 def parse(request_id: str, raw: dict[str, Any]) -> Response:
-    """Returns what an answer says; bytes are no tokenizer's ids, so it tells none."""
+    """Returns the response in a raw answer, without ids: bytes are no tokenizer's ids."""
     return replace(parse_local(request_id, raw), token_ids=[])
 
 
@@ -51,12 +44,12 @@ class EchoEngine:
             yield Answer(request.id, local_raw(list(prompt), list(ids), reason, text))
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
-        """There is no distribution to give."""
+        """Raises `SpecError`: there is no distribution."""
         raise SpecError("engine echo cannot score; use vllm or transformers")
 
     def timed(self, request: Request) -> Timing:
-        """Returns how long one answer takes; it comes all at once."""
-        return timed_whole(self.generate, request)
+        """Returns the latency of one answer, which comes all at once."""
+        return timed_alone(self.generate, request)
 
     def forget(self) -> None:
-        """Does nothing: no prompt is kept."""
+        """Does nothing: no prompt is cached."""

@@ -1,41 +1,32 @@
-"""Chats answered by any OpenAI-compatible endpoint: OpenAI, Azure, vLLM's server; live or in batch.
+"""Chats answered by an endpoint that speaks OpenAI's protocol: OpenAI, Azure, vLLM's server.
 
-Text only: the teacher's distribution stays behind the endpoint.
+Live or in batches. Text only: the teacher's distribution stays behind the endpoint.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from retort.engines import STATE_OF, Request, Settings
-from retort.engines._batch import BatchApi, BatchEngine, Intent
-from retort.engines._calls import Caller, lines_of
-from retort.engines._endpoint import Api, described, fault, fault_of, read_answer
-from retort.engines._request_pool import HttpEngine
+from retort.engines._batch import BatchApi, Intent, open_remote
+from retort.engines._endpoint import Api, describe
+from retort.engines._official import Caller, read_lines
+from retort.engines._replies import make_error, read_answer, read_error
 from retort.records import Response
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import Batch
 
 GIVES_SIGNAL = False
 SCORES = False
 CONTINUES = False
 REMOTE = True
 
-
-def open_engine(settings: Settings) -> "HttpEngine | BatchEngine":
-    """Returns the endpoint as an engine. Raises `SpecError` for a bad endpoint or no key."""
-    if settings.runtime["batch"]:
-        return BatchEngine(settings, API, BATCHES)
-    return HttpEngine(settings, API)
-
-
-def check(settings: Settings) -> str:
-    """Returns one line on the endpoint. Raises `SpecError` for a bad endpoint or no key."""
-    return described(settings, API)
-
-
-def parse(request_id: str, raw: dict[str, Any]) -> Response:
-    """Returns what a raw answer says; one that cannot be read is a failed response."""
-    return read_answer(request_id, raw, _response)
+# In a batch and its rows.
+CHATS_URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
 def _response(request_id: str, body: dict[str, Any]) -> Response:
@@ -84,38 +75,43 @@ def _headers(host: str, key: str) -> dict[str, str]:
     if not key:
         return {}
     bearer = {"Authorization": f"Bearer {key}"}
-    # Azure OpenAI reads api-key, a serverless endpoint of Azure the bearer; each leaves the other.
+    # Azure OpenAI reads api-key, Azure's serverless endpoints the bearer; both ignore the other.
     return {**bearer, "api-key": key} if host.endswith(".azure.com") else bearer
 
 
 def _row(custom_id: str, body: Any) -> dict[str, Any]:
-    url = "/v1/chat/completions"
-    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+    return {"custom_id": custom_id, "method": "POST", "url": CHATS_URL, "body": body}
 
 
-def _order(caller: Caller, intent_id: str, rows: list[bytes]) -> bytes:
-    """Uploads the rows; returns what makes a batch of them."""
-    form: dict[str, str | bytes] = {"purpose": "batch", "file": b"\n".join(rows)}
-    return orjson.dumps(
-        {
-            "input_file_id": orjson.loads(caller.call("POST", "/files", form))["id"],
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-            "metadata": {"retort_intent": intent_id},
-        }
+def _upload(caller: Caller, rows: list[bytes]) -> str:
+    """Returns the id of a file with the rows."""
+    file = ("rows.jsonl", b"\n".join(rows))
+    uploaded = caller.call(lambda client: client.files.create(file=file, purpose="batch"))
+    return str(uploaded.id)
+
+
+def _create(client: "OpenAI", intent_id: str, file_id: str) -> "Batch":
+    return client.batches.create(
+        input_file_id=file_id,
+        endpoint=CHATS_URL,
+        completion_window="24h",
+        metadata={"retort_intent": intent_id},
     )
 
 
-def _claims(caller: Caller, batch: dict[str, Any], intent: Intent) -> bool:
-    return (batch.get("metadata") or {}).get("retort_intent") == intent.id
+def _claims(caller: Caller, batch: "Batch", intent: Intent) -> bool:
+    return (batch.metadata or {}).get("retort_intent") == intent.id
 
 
-def _results(caller: Caller, batch: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what came of each row that has a result: answers in one file, errors in another."""
-    for name in ("output_file_id", "error_file_id"):
-        data = caller.call("GET", f"/files/{batch[name]}/content") if batch.get(name) else b""
-        for row in lines_of(data):
+def _results(caller: Caller, batch: "Batch") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the result of each row that has one: answers are in one file, errors in another."""
+    for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+        for row in read_lines(caller.call(partial(_download, file_id))):
             yield row["custom_id"], _result(caller, row)
+
+
+def _download(file_id: str, client: "OpenAI") -> bytes:
+    return client.files.content(file_id).content
 
 
 def _result(caller: Caller, row: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +119,11 @@ def _result(caller: Caller, row: dict[str, Any]) -> dict[str, Any]:
     if not response:
         code = str(error.get("code"))
         kind = "expired" if code in ("batch_expired", "batch_cancelled") else "batch_error"
-        return {"error": fault(kind, str(error.get("message")), code=code)}
+        return {"error": make_error(kind, str(error.get("message")), code=code)}
     if response["status_code"] == 200:
         return {"body": response["body"]}
     data = orjson.dumps(response["body"])
-    return {"error": fault_of(response["status_code"], data, caller.door)}
+    return {"error": read_error(response["status_code"], data, caller.connection)}
 
 
 API = Api(
@@ -137,17 +133,22 @@ API = Api(
     path="/chat/completions",
     headers=_headers,
     body=_body,
+    client_class="OpenAI",
     rename=("max_tokens", "max_completion_tokens"),
 )
 BATCHES = BatchApi(
-    path="/batches",
-    cursor="after",
     max_requests=50_000,
     max_bytes=200_000_000,
     row=_row,
-    order=_order,
-    created_at=lambda batch: float(batch["created_at"]),
-    has_ended=lambda batch: batch["status"] in ("completed", "failed", "expired", "cancelled"),
+    upload=_upload,
+    create=_create,
+    resource=lambda client: client.batches,
+    created_at=lambda batch: float(batch.created_at),
+    has_ended=lambda batch: batch.status in ("completed", "failed", "expired", "cancelled"),
     claims=_claims,
     results=_results,
 )
+
+open_engine = partial(open_remote, api=API, batches=BATCHES)
+check = partial(describe, api=API)
+parse = partial(read_answer, read=_response)

@@ -1,28 +1,19 @@
 """The transformers engine: plain batched generation, for machines where vLLM cannot be installed.
 
-Batches are padded on the left; the signal is read from the model's own scores of that batch.
+Batches are padded on the left; the signal is read from the model's own logits of that batch.
 """
 
 # B batch, T time, V vocabulary, K teacher top-k
-import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from retort.data import encoding
-from retort.engines import (
-    Answer,
-    Request,
-    Settings,
-    Timing,
-    cut_at,
-    device_of,
-    local_raw,
-    parse_local,
-    render_each,
-)
+from retort.engines import Answer, Request, Settings, Timing, cut_at, take_requests, timed_alone
+from retort.engines._local import TokenizedRequest, local_raw, parse_local, tokenize
+from retort.processes.libraries import lean_imports, resolve_device, stay_offline
 from retort.store.signals import captured
 
 GIVES_SIGNAL = SCORES = CONTINUES = True
@@ -30,15 +21,12 @@ REMOTE = False
 PENALTIES = False
 parse = parse_local
 
-# A request, its prompt's ids, and the ids of its answer that are there already.
-DecodingRow = tuple[Request, list[int], list[int]]
-
 
 def open_engine(settings: Settings) -> "TransformersEngine":
     """Returns an engine with the model loaded in inference mode."""
-    if os.path.isdir(settings.model):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    return TransformersEngine(settings)
+    stay_offline(settings.model)
+    with lean_imports():
+        return TransformersEngine(settings)
 
 
 class TransformersEngine:
@@ -48,9 +36,8 @@ class TransformersEngine:
         import torch
         import transformers
 
-        device = device_of(settings.runtime["device"])
         self.steps = 0
-        self._first_at: float | None = None  # when the first token came, on the monotonic clock
+        self._first_token_at: float | None = None  # on the monotonic clock
         self._torch, self._settings = torch, settings
         self._tokenizer = encoding.load_tokenizer(settings.model)
         self._tokenizer.padding_side = "left"
@@ -59,7 +46,7 @@ class TransformersEngine:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             settings.model, dtype=settings.dtype
         )
-        self._model = model.to(device).eval()
+        self._model = model.to(resolve_device(settings.runtime["device"])).eval()
         limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))
         self._max_length = min(settings.max_model_len or limit, limit)
         self._end_ids = end_ids(self._model, self._tokenizer)
@@ -75,70 +62,48 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the answers batch by batch, in the order of the requests."""
-        incoming, ended = iter(requests), False
-        while not ended:
-            batch: list[Request] = []
-            while len(batch) < self._settings.runtime["max_num_seqs"]:
-                request = next(incoming, incoming)
-                if request is None or request is incoming:
-                    ended = request is incoming
-                    break
-                batch.append(request)  # type: ignore[arg-type]
-            rows = yield from self._fitting(batch)
+        source, more = iter(requests), True
+        while more:
+            batch, more = take_requests(source, self._settings.runtime["max_num_seqs"])
+            rows, answers = tokenize(self._tokenizer, batch, self._max_length)
+            yield from answers
             if rows:
                 yield from self._batch(rows)
 
     def timed(self, request: Request) -> Timing:
-        """Returns how long one request takes alone; no first token where it cannot be asked."""
-        self._first_at, started = None, time.monotonic()
-        for _ in self.generate([request]):
-            pass
-        whole_seconds, first_at = time.monotonic() - started, self._first_at
-        return Timing(whole_seconds, None if first_at is None else first_at - started)
+        """Returns the latency of one request; no first token if the request is refused."""
+        self._first_token_at = None
+        return timed_alone(self.generate, request, lambda: self._first_token_at)
 
     def forget(self) -> None:
-        """Does nothing: no prompt is kept."""
+        """Does nothing: no prompt is cached."""
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
-        """Yields the signal of answers that exist already, one forward pass each."""
-        for asked in requests:
-            batch = [asked] if asked else []
-            for request, prompt, ids in (yield from self._fitting(batch)):
+        """Yields the signal of existing answers, one forward pass each."""
+        for request in filter(None, requests):
+            rows, answers = tokenize(self._tokenizer, [request], self._max_length)
+            yield from answers
+            for row in rows:
+                start = len(row.prompt_ids)
                 with self._torch.inference_mode():
-                    tokens = self._torch.tensor([prompt + ids], device=self._model.device)
-                    logits_TV = self._model(tokens).logits[0, len(prompt) - 1 : -1]
+                    ids_1T = self._torch.tensor([row.ids], device=self._model.device)
+                    logits_TV = self._model(ids_1T).logits[0, start - 1 : -1]
                 self.steps += 1
-                top = self._top_k(logits_TV[:, None], tokens[:, len(prompt) :])
-                text = self._tokenizer.decode(ids, skip_special_tokens=True)
+                top = self._top_k(logits_TV[:, None], ids_1T[:, start:])
+                text = self._tokenizer.decode(row.answer_ids, skip_special_tokens=True)
                 signal = captured(*(part[0] for part in top))
-                yield Answer(request.id, local_raw(prompt, ids, "stop", text), signal)
+                raw = local_raw(row.prompt_ids, row.answer_ids, "stop", text)
+                yield Answer(request.id, raw, signal)
 
-    def _fitting(self, batch: list[Request]) -> Generator[Answer, None, list[DecodingRow]]:
-        """Yields answers for what cannot be asked; returns the rows that can."""
-        rows: list[DecodingRow] = []
-        for request, prompt in zip(batch, render_each(self._tokenizer, batch), strict=True):
-            if isinstance(prompt, str):
-                yield Answer(request.id, local_raw([], [], "error", cause=prompt))
-                continue
-            known = list(request.continues or [])
-            if request.response is not None:
-                known = encoding.response_ids(self._tokenizer, request.response)
-            if len(prompt) + len(known) < self._max_length:
-                rows.append((request, prompt, known))
-            elif request.continues:
-                text = self._tokenizer.decode(known, skip_special_tokens=True)
-                yield Answer(request.id, local_raw(prompt, known, "length", text))
-            else:
-                yield Answer(request.id, local_raw(prompt, [], "prompt_too_long"))
-        return rows
-
-    def _batch(self, rows: list[DecodingRow]) -> Iterator[Answer]:
+    def _batch(self, rows: list[TokenizedRequest]) -> Iterator[Answer]:
         torch, settings = self._torch, self._settings
         padded = self._tokenizer.pad(
-            {"input_ids": [prompt + known for _, prompt, known in rows]}, return_tensors="pt"
+            {"input_ids": [row.ids for row in rows]}, return_tensors="pt"
         ).to(self._model.device)
         width = padded["input_ids"].shape[1]
-        room = [(r.max_tokens or settings.max_tokens) - len(known) for r, _, known in rows]
+        room = [
+            (row.request.max_tokens or settings.max_tokens) - len(row.answer_ids) for row in rows
+        ]
         greedy = settings.temperature == 0
         sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         ends = {"stop_strings": list(settings.stop), "tokenizer": self._tokenizer}
@@ -156,31 +121,33 @@ class TransformersEngine:
             )
         new_ids = out.sequences[:, width:].tolist()
         top = self._top_k(out.logits, out.sequences[:, width:]) if settings.top_k else None
-        for index, (request, prompt, known) in enumerate(rows):
-            ids, reason = self._cut(new_ids[index][: room[index]])
-            whole = self._tokenizer.decode([*known, *ids], skip_special_tokens=True)
+        for index, row in enumerate(rows):
+            new, reason = self._cut(new_ids[index][: room[index]])
+            ids = [*row.answer_ids, *new]
+            whole = self._tokenizer.decode(ids, skip_special_tokens=True)
             text = cut_at(whole, settings.stop)
             reason = "stop" if text != whole else reason
-            signal = captured(*(part[index, : len(ids)] for part in top)) if top else None
-            yield Answer(request.id, local_raw(prompt, [*known, *ids], reason, text), signal)
+            signal = captured(*(part[index, : len(new)] for part in top)) if top else None
+            yield Answer(row.request.id, local_raw(row.prompt_ids, ids, reason, text), signal)
 
     def _count(self, ids_BT: Any, scores: Any, **_: Any) -> Any:
-        """Never stops; it is asked after each step, and so can tell that there was one."""
+        """Counts a step, as a stopping criterion that never stops."""
         self.steps += 1
-        if self._first_at is None:
-            if ids_BT.is_cuda:  # the token is asked for before it is computed
+        if self._first_token_at is None:
+            if ids_BT.is_cuda:  # the criterion runs before the token is computed
                 self._torch.cuda.synchronize()
-            self._first_at = time.monotonic()
+            self._first_token_at = time.monotonic()
         return self._torch.zeros(len(ids_BT), dtype=self._torch.bool, device=ids_BT.device)
 
     def _cut(self, ids: list[int]) -> tuple[list[int], str]:
-        """Ends a row at its first end token, which is kept: it is learned too."""
+        """Cuts a row after its first end token, which stays: the student learns it, too."""
         for index, token in enumerate(ids):
             if token in self._end_ids:
                 return ids[: index + 1], "stop"
         return ids, "length"
 
     def _top_k(self, logits: Any, targets_BT: Any) -> tuple[Any, ...]:
+        """Returns a signal's arrays, each with the batch first; `logits` are T times [B, V]."""
         torch = self._torch
         kept: list[tuple[Any, ...]] = []
         for step, logits_BV in enumerate(logits):

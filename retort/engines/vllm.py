@@ -1,33 +1,25 @@
-"""The vLLM engine: continuous batching with a step loop of our own. The only door to vllm.
+"""The vLLM engine: continuous batching with a step loop of our own.
 
-The engine core runs inside this very process (it is a child of Retort's already), which halves
-the start-up; prompts go in as token ids, so that what is stored is what the model saw. The
-surprise: log-probabilities are taken from the core's own arrays (`LogprobsTap`), before vLLM would
-turn them into a Python object a token, which costs more than computing them.
+The engine core runs in this very process (already a child of Retort's), which halves the start.
+Prompts go in as token ids, so that the stored ids are what the model saw. Log-probabilities are
+taken from the core's own arrays (`LogprobsTap`), before vLLM makes a Python object of each token's,
+which takes longer than computing them.
 """
 
 import gc
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from retort.data import encoding
-from retort.engines import (
-    Answer,
-    Request,
-    Settings,
-    Timing,
-    cut_at,
-    local_raw,
-    parse_local,
-    render_each,
-)
+from retort.engines import Answer, Request, Settings, Timing, cut_at, take_requests, timed_alone
 from retort.engines._kv_cache import cache_bytes
+from retort.engines._local import TokenizedRequest, local_raw, parse_local, tokenize
 from retort.errors import StageError
+from retort.processes.libraries import lean_imports, stay_offline
 from retort.store import model_folder
 from retort.store.signals import Signal, captured
 
@@ -35,97 +27,81 @@ GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False
 parse = parse_local
 
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
 
 def open_engine(settings: Settings) -> "VllmEngine":
-    """Returns an engine with the model loaded. Slow: 10 seconds and more."""
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # A child's own temporary folder goes with it; what was compiled once should stay.
-        "TORCHINDUCTOR_CACHE_DIR": str(model_folder.cache_folder() / "inductor"),
-    }
-    for name, value in environment.items():
+    """Returns an engine with the model loaded: 7 CPU seconds and more."""
+    # A child's temporary folder is deleted with it; compiled kernels should stay.
+    kernels = str(model_folder.cache_folder() / "inductor")
+    for name, value in {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": kernels}.items():
         os.environ.setdefault(name, value)
-    if os.path.isdir(settings.model):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    # What vLLM imports stays: looking it through for garbage again and again is half of the start.
-    gc.disable()
-    try:
-        return VllmEngine(settings)
-    finally:
-        gc.enable()
-
-
-@dataclass(frozen=True)
-class PendingPrompt:
-    """What is known of a request under way: its prompt, and the ids that follow it already."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]
-    internal_id: str = ""
+    stay_offline(settings.model)
+    with lean_imports():
+        return VllmEngine(settings, _load(settings))
 
 
 class LogprobsTap:
     """Takes the log-probabilities of expected requests off the engine core's outputs.
 
-    `first_at` is when the first tokens came since it was set to None, on the monotonic clock: the
-    core shows each token, while a request's own outputs are only made when it is finished.
+    `first_token_at` is when the first token came after it was last set to None, on the monotonic
+    clock: the core's outputs show each token, the engine's only a finished request.
     """
 
     def __init__(self, core: Any):
         self._get_output = core.get_output
-        self._rows: dict[str, list[Any]] = {}
-        self.first_at: float | None = None
+        self._logprobs: dict[str, list[Any]] = {}  # a list of vLLM's LogprobsLists by internal id
+        self.first_token_at: float | None = None
         core.get_output = self
 
     def __call__(self) -> Any:
-        """Returns the core's next outputs without their log-probabilities, which are kept here."""
-        found = self._get_output()
-        if self.first_at is None and any(output.new_token_ids for output in found.outputs):
-            self.first_at = time.monotonic()
-        for output in found.outputs:
-            if output.new_logprobs is not None and output.request_id in self._rows:
-                self._rows[output.request_id].append(output.new_logprobs)
+        """Returns the core's next outputs without the expected log-probabilities, kept here."""
+        batch = self._get_output()
+        if self.first_token_at is None and any(output.new_token_ids for output in batch.outputs):
+            self.first_token_at = time.monotonic()
+        for output in batch.outputs:
+            if output.new_logprobs is not None and output.request_id in self._logprobs:
+                self._logprobs[output.request_id].append(output.new_logprobs)
                 output.new_logprobs = None
-        return found
+        return batch
 
     def expect(self, internal_id: str) -> None:
         """Keeps the log-probabilities of a request from now on."""
-        self._rows[internal_id] = []
+        self._logprobs[internal_id] = []
 
     def take(self, internal_id: str, num_tokens: int) -> Signal | None:
-        """Returns the signal of a finished request; None where none was asked for.
+        """Returns the signal of a finished request, None if it was not expected.
 
-        Each row holds K + 1 entries: the sampled token, then the K largest.
+        Raises `StageError` if log-probabilities are missing. Each row of vLLM's holds K + 1
+        entries: the sampled token, then the K largest.
         """
-        rows = self._rows.pop(internal_id, None)
-        if not rows:
+        steps = self._logprobs.pop(internal_id, None)
+        if not steps:
             return None
-        ids = np.concatenate([row.logprob_token_ids for row in rows]).astype(np.int32)
-        logprobs = np.concatenate([row.logprobs for row in rows]).astype(np.float32)
+        ids = np.concatenate([step.logprob_token_ids for step in steps]).astype(np.int32)
+        logprobs = np.concatenate([step.logprobs for step in steps]).astype(np.float32)
         if len(ids) != num_tokens:
             raise StageError(f"vllm gave log-probabilities for {len(ids)} of {num_tokens} tokens")
         return captured(ids[:, 1:], logprobs[:, 1:], ids[:, 0], logprobs[:, 0])
 
 
 class VllmEngine:
-    """Holds the loaded model; ended with its process."""
+    """Holds the loaded model; ended with its process. `llm_engine` is vLLM's own."""
 
-    def __init__(self, settings: Settings):
-        self.steps = 0
-        self._settings = settings
-        self._llm = _load(settings)
-        self._tokenizer = encoding.load_tokenizer(settings.model)
-        config = self._llm.model_config
-        self._max_length = config.max_model_len
-        self._waiting: dict[str, PendingPrompt] = {}
-        self._peel = LogprobsTap(self._llm.llm_engine.engine_core)
-        self._made: dict[tuple[int, int | None], Any] = {}
+    def __init__(self, settings: Settings, llm_engine: Any):
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
+        self.steps = 0
+        self._settings, self._llm_engine = settings, llm_engine
+        self._tokenizer = encoding.load_tokenizer(settings.model)
+        self._pending: dict[str, tuple[TokenizedRequest, str]] = {}  # with vLLM's internal id
+        self._tap = LogprobsTap(llm_engine.engine_core)
         self._parameters = vllm.SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -138,6 +114,9 @@ class VllmEngine:
             stop=list(settings.stop) or None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        self._parameters_by_limit: dict[int, Any] = {}  # of unseeded requests, by max_tokens
+        config = llm_engine.model_config
+        self._max_length = config.max_model_len
         self.facts = {
             "engine": "vllm",
             "engine_version": vllm.__version__,
@@ -149,131 +128,133 @@ class VllmEngine:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Answers one token, so that what is compiled on first use is not counted as work."""
-        core, parameters = self._llm.llm_engine, self._parameters.clone()
+        """Answers one token, so that kernels compiled on first use do not count as work."""
+        parameters = self._parameters.clone()
         parameters.max_tokens = 1
-        core.add_request("warm-up", {"prompt_token_ids": [0]}, parameters)
-        while core.has_unfinished_requests():
-            core.step()
+        self._llm_engine.add_request("warm-up", {"prompt_token_ids": [0]}, parameters)
+        while self._llm_engine.has_unfinished_requests():
+            self._llm_engine.step()
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
-        """Yields each answer as it finishes; keeps twice the batch queued, never more."""
-        engine, incoming = self._llm.llm_engine, iter(requests)
+        """Yields each answer when it is finished; never queues more than twice the batch."""
+        source, more = iter(requests), True
         bound = 2 * int(self._settings.runtime["max_num_seqs"])
-        ended = False
-        while not ended or self._waiting:
-            fresh: list[Request] = []
-            room = bound - len(self._waiting)
-            # Taken by the handful: chats rendered and tokenized together cost a fraction.
-            while not ended and len(fresh) < room and room >= bound // 4:
-                request = next(incoming, incoming)
-                if request is incoming:
-                    ended = True
-                elif request is None:
-                    break
-                else:
-                    fresh.append(request)  # type: ignore[arg-type]
-            yield from self._enqueue(fresh)
-            if self._waiting:
-                outputs = engine.step()
+        while more or self._pending:
+            room = bound - len(self._pending)
+            # Many at a time: rendering and tokenizing chats together takes a fraction of the time.
+            if more and room >= bound // 4:
+                batch, more = take_requests(source, room)
+                yield from self._enqueue(batch)
+            if self._pending:
+                outputs = self._llm_engine.step()
                 self.steps += 1
-                if finished := [output for output in outputs if output.finished]:
-                    yield from self._answers(finished)
+                for output in outputs:
+                    if output.finished:
+                        yield self._answer(output)
 
     def timed(self, request: Request) -> Timing:
-        """Returns how long one request takes alone; no first token where it cannot be asked."""
-        self._peel.first_at, started = None, time.monotonic()
-        for _ in self.generate([request]):
-            pass
-        whole_seconds, first_at = time.monotonic() - started, self._peel.first_at
-        return Timing(whole_seconds, None if first_at is None else first_at - started)
+        """Returns the latency of one request; no first token if the request is refused."""
+        self._tap.first_token_at = None
+        return timed_alone(self.generate, request, lambda: self._tap.first_token_at)
 
     def forget(self) -> None:
-        """Drops the keys and values kept of earlier prompts."""
-        self._llm.reset_prefix_cache()
+        """Drops the cached keys and values of earlier prompts."""
+        self._llm_engine.reset_prefix_cache()
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
-        """Yields the signal of answers that exist already: one pass over prompt and answer."""
+        """Yields the signal of existing answers: one pass over prompt and answer."""
         self._parameters.prompt_logprobs = self._settings.top_k
         self._parameters.logprobs = None
         self._parameters.max_tokens = 1
         yield from self.generate(requests)
 
-    def _enqueue(self, fresh: list[Request]) -> Iterator[Answer]:
-        """Queues requests; yields at once those that cannot be asked."""
-        for request, ids in zip(fresh, render_each(self._tokenizer, fresh), strict=True):
-            if isinstance(ids, str):
-                yield Answer(request.id, local_raw([], [], "error", cause=ids))
-                continue
-            known = list(request.continues or [])
-            if request.response is not None:
-                known = encoding.response_ids(self._tokenizer, request.response)
-            if len(ids) + len(known) >= self._max_length:
-                reason = "length" if request.continues else "prompt_too_long"
-                yield self._answer(request.id, PendingPrompt(ids, known), reason, None)
-                continue
-            parameters = self._parameters_of(request, len(known))
-            prompt = {"prompt_token_ids": ids + known}
-            internal_id = self._llm.llm_engine.add_request(request.id, prompt, parameters)
-            self._waiting[request.id] = PendingPrompt(ids, known, internal_id)
+    def _enqueue(self, requests: list[Request]) -> Iterator[Answer]:
+        """Queues requests; yields the answers of those that the model cannot take."""
+        fitting, answers = tokenize(self._tokenizer, requests, self._max_length)
+        yield from answers
+        for row in fitting:
+            prompt, name = {"prompt_token_ids": row.ids}, row.request.id
+            internal_id = self._llm_engine.add_request(name, prompt, self._sampling(row))
+            self._pending[name] = row, internal_id
             if self._settings.top_k and not self._settings.scores:
-                self._peel.expect(internal_id)
+                self._tap.expect(internal_id)
 
-    def _parameters_of(self, request: Request, num_known: int) -> Any:
-        """Returns the sampling of a request; vLLM copies them, so equal ones are made once."""
+    def _sampling(self, row: TokenizedRequest) -> Any:
+        """Returns a request's SamplingParams; vLLM copies them, so equal ones are made once."""
         if self._settings.scores:
             return self._parameters
-        max_tokens = (request.max_tokens or self._settings.max_tokens) - num_known
-        key = (max_tokens, request.seed)
-        if key not in self._made:
+        request = row.request
+        max_tokens = (request.max_tokens or self._settings.max_tokens) - len(row.answer_ids)
+        parameters = self._parameters_by_limit.get(max_tokens)
+        if parameters is None or request.seed is not None:
             parameters = self._parameters.clone()
-            parameters.max_tokens, parameters.seed = key
-            if request.seed is not None:
-                return parameters
-            self._made[key] = parameters
-        return self._made[key]
+            parameters.max_tokens, parameters.seed = max_tokens, request.seed
+        if request.seed is None:
+            self._parameters_by_limit[max_tokens] = parameters
+        return parameters
 
-    def _answers(self, finished: list[Any]) -> list[Answer]:
-        answers: list[Answer] = []
-        for output in finished:
-            prompt, completion = self._waiting.pop(output.request_id), output.outputs[0]
-            if self._settings.scores:
-                signal = self._read(output.prompt_logprobs, len(prompt.prompt_ids))
-                answers.append(self._answer(output.request_id, prompt, "stop", signal))
-                continue
-            prompt.answer_ids.extend(completion.token_ids)
-            own = self._peel.take(prompt.internal_id, len(completion.token_ids))
+    def _answer(self, output: Any) -> Answer:
+        """Returns the answer in a finished output of vLLM's."""
+        row, internal_id = self._pending.pop(output.request_id)
+        completion = output.outputs[0]
+        signal: Signal | None
+        if self._settings.scores:
+            ids, reason = row.answer_ids, "stop"
+            signal = self._prompt_signal(output.prompt_logprobs, len(row.prompt_ids))
+        else:
+            ids = [*row.answer_ids, *completion.token_ids]
             reason = completion.finish_reason or "unknown"
-            answers.append(self._answer(output.request_id, prompt, reason, own))
-        return answers
-
-    def _answer(
-        self, name: str, prompt: PendingPrompt, reason: str, signal: Signal | None
-    ) -> Answer:
-        ids = [] if reason == "prompt_too_long" else prompt.answer_ids
+            signal = self._tap.take(internal_id, len(completion.token_ids))
         text = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         text = cut_at(text, self._settings.stop)
-        return Answer(name, local_raw(prompt.prompt_ids, ids, reason, text), signal)
+        return Answer(output.request_id, local_raw(row.prompt_ids, ids, reason, text), signal)
 
-    def _read(self, flat: Any, skip: int) -> Signal:
-        """Returns the signal in a prompt's lists, after the first `skip` tokens. They hold K + 1
-        entries a token: its own, then the K largest; none for the first token of all."""
+    def _prompt_signal(self, flat: Any, start: int) -> Signal:
+        """Returns the signal in a prompt's FlatLogprobs from a token on. They hold K + 1 entries a
+        token: its own, then the K largest; none for the first token of all."""
         width = self._settings.top_k + 1
-        start = flat.start_indices[skip]
-        ids = np.asarray(flat.token_ids[start:], dtype=np.int32).reshape(-1, width)
-        logprobs = np.asarray(flat.logprobs[start:], dtype=np.float32).reshape(-1, width)
+        first = flat.start_indices[start]
+        ids = np.asarray(flat.token_ids[first:], dtype=np.int32).reshape(-1, width)
+        logprobs = np.asarray(flat.logprobs[first:], dtype=np.float32).reshape(-1, width)
         return captured(ids[:, 1:], logprobs[:, 1:], ids[:, 0], logprobs[:, 0])
 
 
 def _load(settings: Settings) -> Any:
-    from vllm import LLM
+    """Returns vLLM's engine, not its `LLM`, which imports the protocols of its servers."""
+    import vllm
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
 
-    gc.freeze()
-    return LLM(**arguments(settings))
+    if current_platform.is_cpu():
+        _skip_compiling()
+    engine_arguments = vllm.EngineArgs(**arguments(settings))
+    gc.freeze()  # what is imported stays
+    return vllm.LLMEngine.from_engine_args(engine_arguments, usage_context=UsageContext.LLM_CLASS)
+
+
+def _skip_compiling() -> None:
+    """Spares a start on a CPU a compiled kernel and another process.
+
+    The kernel counts the rank of each sampled token, which nothing here reads: 3 CPU seconds of a
+    start, 10 on a new machine. The process inspects the model's class without touching a GPU, and
+    imports all of vLLM for it: 9 CPU seconds for each new class of models.
+    """
+    import torch
+    from vllm.model_executor.models import registry
+    from vllm.v1.sample import sampler
+
+    def no_ranks(logprobs_BV: Any, sampled_B1: Any) -> Any:
+        return torch.zeros(len(sampled_B1), dtype=torch.int64)
+
+    def call(function: Callable[[], Any]) -> Any:
+        return function()
+
+    sampler.batched_count_greater_than = no_ranks
+    registry._run_in_subprocess = call
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
-    """Returns what vLLM's own EngineArgs are made of."""
+    """Returns the arguments of vLLM's own EngineArgs."""
     from vllm.platforms import current_platform
 
     runtime, on_cpu = settings.runtime, current_platform.is_cpu()
@@ -295,7 +276,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "distributed_executor_backend": None if executor == "auto" else executor,
         "gpu_memory_utilization": runtime["gpu_memory_utilization"],
         "kv_cache_memory_bytes": cache_bytes(settings, dtype) if on_cpu else None,
-        # An open bug: a prompt's log-probabilities can be wrong where its start was cached.
+        # Open bug of vLLM: prompt log-probabilities can be wrong if the prompt's start is cached.
         "enable_prefix_caching": not settings.scores,
         "enforce_eager": on_cpu,
         # On a CPU a seeded request whose prompt is split crashes ("does not use offset").

@@ -35,7 +35,7 @@ def test_6_what_was_answered_is_written_at_once_and_never_asked_again(folder, tm
 
     with endpoint(closes_its_door) as (seen, url):
         raw = spec_of(path, url)
-        with pytest.raises(StageError, match="does not let the key"):
+        with pytest.raises(StageError, match="refused the key"):
             make(raw, store, "prepare", "generate")
         standing = len(segments(store))
         assert standing >= 4

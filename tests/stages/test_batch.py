@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from retort.engines import find_engine
+from retort.engines._batch import BatchEngine
 from retort.errors import SpecError, StageError
 from tests.conftest import ROOT, environment
 from tests.support.misbehaving import SECRET, asking, running, settings
@@ -80,13 +81,12 @@ def test_a_row_that_the_provider_refuses_fails_alone_and_is_not_asked_again(name
     assert len(provider.batches) == 1
 
 
-def test_a_batch_is_never_larger_than_the_provider_takes(name, tmp_path, monkeypatch):
-    module = find_engine(name)
+def test_a_batch_is_never_larger_than_the_provider_takes(name, tmp_path):
+    module, provider = find_engine(name), PROVIDERS[name]()
     smaller = replace(module.BATCHES, max_requests=4)
-    monkeypatch.setattr(module, "BATCHES", smaller)
-    provider = PROVIDERS[name]()
     with running(provider.app()) as url:
-        found = answers(name, url, tmp_path, asking(*map(str, range(10))))
+        engine = BatchEngine(settings(url, str(tmp_path), batch=True), module.API, smaller)
+        found = list(engine.generate(asking(*map(str, range(10)))))
     assert len(found) == 10
     assert len(provider.batches) == 3
 

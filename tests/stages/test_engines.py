@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from retort import processes
 from retort.data.encoding import load_tokenizer, render
-from retort.engines import Request, Settings, find_engine, resolve
+from retort.engines import Settings, find_engine, resolve
 from retort.engines._kv_cache import cache_bytes
 from retort.errors import SpecError
 from retort.events import SILENT
-from tests.support.child_functions import again, answered_by
+from tests.support import child_functions
 from tests.support.tiny import save_model
 
 TOP_K = 5
@@ -45,19 +45,10 @@ def answered(request, tmp_path_factory):
     }
     arguments = {"engine": request.param, "settings": settings, "chats": CHATS}
     runtime = {"timeout_seconds": 300.0, "num_threads": 1}
-    found = processes.run(answer_and_time, arguments, SILENT, folder / "log", runtime)
+    found = processes.run(
+        child_functions.answer_and_time, arguments, SILENT, folder / "log", runtime
+    )
     return model, found
-
-
-def answer_and_time(report, engine: str, settings: dict, chats: dict) -> dict:
-    """Answers chats as `answer_twice` does, and each once more by itself, timed; returns JSON."""
-    opened, found = answered_by(engine, settings, chats)
-    asked = [Request(key, [{"role": "user", "content": text}]) for key, text in chats.items()]
-    timed = {request.id: vars(opened.timed(request)) for request in asked}
-    opened.forget()
-    after = {a.id: a.raw["token_ids"] for a in opened.generate(asked)}
-    whole = again(find_engine(engine), settings, opened, chats)
-    return {**found, **whole, "timed": timed, "after": after}
 
 
 def test_a_request_alone_is_timed_to_its_first_token_and_to_its_end(answered):
@@ -74,6 +65,10 @@ def test_what_is_timed_or_forgotten_changes_no_answer(answered):
     found = answered[1]
     before = {key: answer["token_ids"] for key, answer in found["answers"].items()}
     assert sum(found["after"][key] != ids for key, ids in before.items()) <= 1  # a tie of two ids
+
+
+def test_a_start_on_a_cpu_compiles_nothing_and_imports_nothing_unused(answered):
+    assert answered[1]["start"] == {"num_compiled": 0, "imported": []}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 
 from retort.engines import Request, anthropic, find_engine, openai
-from retort.engines._endpoint import open_door
+from retort.engines._endpoint import open_connection
 from retort.errors import SpecError, StageError
 from tests.support.misbehaving import SECRET, answered, asking, bad, endpoint, settings
 
@@ -260,14 +260,16 @@ def test_tool_calls_refusals_and_token_ids_are_read():
 
 def test_the_address_and_the_header_follow_the_endpoint():
     azure = "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024"
-    door = open_door(settings(azure), openai.API)
-    assert door.url(openai.API.path) == azure
-    assert door.headers == {"api-key": SECRET, "Authorization": f"Bearer {SECRET}"}
-    assert door.shown == azure.partition("?")[0]
-    door = open_door(settings(None), openai.API)
-    assert door.url(openai.API.path) == "https://api.openai.com/v1/chat/completions"
-    assert door.headers == {"Authorization": f"Bearer {SECRET}"}
-    door = open_door(settings("http://host:80/v1/messages"), anthropic.API)
-    assert door.url(anthropic.API.path) == "http://host:80/v1/messages"
-    assert door.headers == {"x-api-key": SECRET, "anthropic-version": "2023-06-01"}
-    assert SECRET not in repr(door)
+    connection = open_connection(settings(azure), openai.API)
+    assert connection.url(openai.API.path) == azure
+    assert connection.headers == {"api-key": SECRET, "Authorization": f"Bearer {SECRET}"}
+    assert connection.shown == azure.partition("?")[0]
+    connection = open_connection(settings(None), openai.API)
+    assert connection.url(openai.API.path) == "https://api.openai.com/v1/chat/completions"
+    assert connection.headers == {"Authorization": f"Bearer {SECRET}"}
+    for address in ("http://host:80/v1/messages", "http://host:80/v1/", "http://host:80"):
+        connection = open_connection(settings(address), anthropic.API)
+        assert connection.url(anthropic.API.path) == "http://host:80/v1/messages"
+        assert connection.shown == address
+    assert connection.headers == {"x-api-key": SECRET, "anthropic-version": "2023-06-01"}
+    assert SECRET not in repr(connection)

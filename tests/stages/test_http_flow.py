@@ -76,21 +76,21 @@ def test_what_runs_at_once_grows_to_the_limit_and_shrinks_when_pushed_back():
     assert num_refused < 120
 
 
-def test_the_pace_doubles_then_halves_once_a_round_trip_then_creeps():
-    pace = AimdLimiter(100)
+def test_the_limit_doubles_then_halves_once_a_round_trip_then_creeps():
+    limiter = AimdLimiter(100)
     for _ in range(32):
-        pace.succeeded()
-    assert pace.limit == 64
+        limiter.on_success()
+    assert limiter.limit == 64
     started = time.monotonic()
-    pace.pushed_back(started)
-    pace.pushed_back(started)
-    assert pace.limit == 32
+    limiter.on_overload(started)
+    limiter.on_overload(started)
+    assert limiter.limit == 32
     for _ in range(33):
-        pace.succeeded()
-    assert 32.9 < pace.limit < 33.1
+        limiter.on_success()
+    assert 32.9 < limiter.limit < 33.1
     for _ in range(10):
-        pace.pushed_back(time.monotonic() + 1)
-    assert pace.limit == 1
+        limiter.on_overload(time.monotonic() + 1)
+    assert limiter.limit == 1
 
 
 @both

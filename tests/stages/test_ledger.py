@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from retort.engines import local_raw, parse_local
+from retort.engines._local import local_raw, parse_local
 from retort.errors import StoreError
 from retort.store import Folder, open_store
 from retort.store.ledger import MAX_UNCOMMITTED, Ledger, StoredAnswer

@@ -120,12 +120,12 @@ def test_an_endpoint_without_tokenize_is_known_by_the_words_for_its_ids(folder):
         open_teacher(stage, size_of(folder), "cpu").close()
     with (
         scoring(folder / "teacher", tokenizes=False, swapped=True) as (_, url),
-        pytest.raises(SpecError, match="ids stand for other text than the student's"),
+        pytest.raises(SpecError, match="ids have another text than the student's"),
     ):
         open_teacher(at(folder, url), size_of(folder), "cpu")
     with (
         scoring(folder / "teacher", tokenizes=False, words=False) as (_, url),
-        pytest.raises(SpecError, match="has no /tokenize and tells no token's text"),
+        pytest.raises(SpecError, match="has no /tokenize and gives no token's text"),
     ):
         open_teacher(at(folder, url), size_of(folder), "cpu")
 
@@ -175,7 +175,7 @@ def test_the_key_reaches_the_endpoint_and_nothing_that_is_said(folder, monkeypat
             open_teacher(stage, size_of(folder), "cpu")
         assert SECRET not in str(refused.value) + str(said)
         server.refusal = bad(401, f"not {SECRET}")
-        with pytest.raises(StageError, match="does not let the key in TINY_KEY in") as denied:
+        with pytest.raises(StageError, match="refused the key in TINY_KEY") as denied:
             open_teacher(stage, size_of(folder), "cpu")
         assert SECRET not in str(denied.value)
         assert set(server.keys) == {f"Bearer {SECRET}"}

@@ -143,7 +143,7 @@ def test_a_teacher_in_memory_speaks_of_packed_items_in_their_own_order(folder):
 @pytest.mark.parametrize(
     ("engine", "endpoint", "message"),
     [
-        ("echo", None, "it only repeats"),
+        ("echo", None, "echo only repeats"),
         ("anthropic", "http://127.0.0.1:9/v1", "such an endpoint does not score ids"),
         ("openai", None, r"https://api\.openai\.com/v1 does not score ids"),
         ("openai", "https://api.openai.com/v1/", "generate.engine: openai with generate.endpoint"),

@@ -52,12 +52,21 @@ def sleep_with_grandchild(report, pids: str) -> None:
     time.sleep(600)
 
 
-def answer_twice(report, engine: str, settings: dict, chats: dict) -> dict:
-    """Answers chats with an engine, whole and in parts, and scores them; returns JSON."""
-    from retort.engines import find_engine
+def answer_and_time(report, engine: str, settings: dict, chats: dict) -> dict:
+    """Answers chats with an engine, whole and in parts, scores them, and times each alone; returns
+    JSON, with what the start imported and compiled."""
+    from retort.engines import Request, find_engine
 
     opened, found = answered_by(engine, settings, chats)
-    return {**found, **again(find_engine(engine), settings, opened, chats)}
+    imported = sorted({"scipy", "sklearn", "pandas", "vllm.entrypoints.llm"} & set(sys.modules))
+    asked = [Request(key, [{"role": "user", "content": text}]) for key, text in chats.items()]
+    timed = {request.id: vars(opened.timed(request)) for request in asked}
+    opened.forget()
+    after = {a.id: a.raw["token_ids"] for a in opened.generate(asked)}
+    whole = again(find_engine(engine), settings, opened, chats)
+    num_compiled = sys.modules["torch"]._dynamo.utils.counters["stats"]["unique_graphs"]
+    start = {"num_compiled": num_compiled, "imported": imported}
+    return {**found, **whole, "timed": timed, "after": after, "start": start}
 
 
 def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:

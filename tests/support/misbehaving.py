@@ -1,6 +1,7 @@
 """Endpoints on loopback that misbehave on purpose, each on a thread of its own."""
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +13,8 @@ from aiohttp import web
 from retort.engines import Request, Settings, find_engine
 
 SECRET = "sk-a-secret-that-must-not-leak"
+# A field that no client knows.
+UNKNOWN = {"extension": {"x": [1.5, None]}}
 RUNTIME = {
     "max_concurrency": 8,
     "request_timeout_seconds": 10.0,
@@ -44,7 +47,7 @@ def asking(*texts: str) -> list[Request]:
 
 
 @contextmanager
-def running(app: web.Application) -> Iterator[str]:
+def running(app: web.Application, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serves until the block ends; gives the address."""
     ready, address = threading.Event(), ""
     stop: Callable[[], object] = threading.Event().set
@@ -55,8 +58,9 @@ def running(app: web.Application) -> Iterator[str]:
         stop = lambda: loop.call_soon_threadsafe(stopped.set)  # noqa: E731
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        scheme = "https" if tls else "http"
+        address = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/v1"
         ready.set()
         await stopped.wait()
         await runner.cleanup()
@@ -112,6 +116,7 @@ def openai_body(text: str) -> dict[str, Any]:
     return {
         "choices": [{"message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": len(text), "completion_tokens": 1},
+        **UNKNOWN,
     }
 
 
@@ -120,6 +125,7 @@ def anthropic_body(text: str) -> dict[str, Any]:
         "content": [{"type": "text", "text": f"to {text}"}],
         "stop_reason": "end_turn",
         "usage": {"input_tokens": len(text), "output_tokens": 1},
+        **UNKNOWN,
     }
 
 

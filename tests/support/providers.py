@@ -53,7 +53,8 @@ class Provider:
         start = ids.index(cursor) + 1 if cursor else 0
         page = newest[start : start + 2]
         more = start + 2 < len(newest)
-        return web.json_response({"data": page, "has_more": more})
+        last = page[-1]["id"] if page else None
+        return web.json_response({"data": page, "has_more": more, "last_id": last})
 
     def results(self, rows: list[tuple[str, str]], number: int, shape: Callable[..., Any]) -> bytes:
         """The results of rows of custom id and text, in no order, one of them twice."""

@@ -37,10 +37,19 @@ PLACES = {
     "py3langid": ("retort.data.text_stats",),
     "jsonschema": ("retort.data.text_stats",),
     "aiohttp": ("retort.engines",),
+    "anthropic": ("retort.engines",),
+    "httpx2": ("retort.engines",),
+    "openai": ("retort.engines",),
     "vllm": ("retort.engines.vllm",),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
-    "torch": ("retort.losses", "retort.engines", "retort.stages", "retort.jobs.benchmark"),
+    "torch": (
+        "retort.processes.libraries",
+        "retort.losses",
+        "retort.engines",
+        "retort.stages",
+        "retort.jobs.benchmark",
+    ),
 }
 
 

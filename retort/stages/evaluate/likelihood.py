@@ -18,12 +18,13 @@ from torch import Tensor
 
 from retort.data import encoding, task_types
 from retort.data.encoding import EncodedRow
-from retort.engines import Request, device_of, render_each
+from retort.engines import Request
+from retort.engines._local import render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import Reporter
 from retort.losses import Target, cross_entropy, forward_kl
-from retort.processes.imports import heavy_imports
+from retort.processes.libraries import lean_imports, resolve_device
 from retort.records import Response
 from retort.stages.evaluate.compared_models import asked_examples, read_answers, requests_of
 from retort.stages.stage import Stage, from_arguments
@@ -97,7 +98,7 @@ def likelihood(
     for index, (role, folder) in enumerate(folders.items()):
         report.progress(index, len(folders), "models", f"{role} likelihood")
         try:
-            with heavy_imports():
+            with lean_imports():
                 model = _open(stage, role, folder)
             statistics[role] = _measured(inputs, model, teacher, role == "teacher")
         except UNLOADABLE as error:
@@ -132,7 +133,7 @@ def _same(text: str, answer: str | None) -> bool:
 def _open(stage: Stage, role: str, folder: str) -> ForwardModel:
     """Returns a model in inference mode, on all devices where the engine would take several."""
     knobs = stage.spec.evaluate
-    device = device_of(knobs.runtime.device)
+    device = resolve_device(knobs.runtime.device)
     several = knobs.runtime.tensor_parallel_size * knobs.runtime.pipeline_parallel_size > 1
     spread = "auto" if several and device == "cuda" else None
     model = transformers.AutoModelForCausalLM.from_pretrained(

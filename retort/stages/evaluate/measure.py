@@ -20,7 +20,7 @@ from retort import processes
 from retort.engines import Request
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.processes.imports import heavy_imports
+from retort.processes.libraries import lean_imports
 from retort.records import Response, write_lines
 from retort.stages.evaluate import load_test
 from retort.stages.evaluate.compared_models import (
@@ -272,7 +272,7 @@ def likelihood(
     arguments: dict[str, Any], folders: dict[str, str], report: Reporter
 ) -> dict[str, Any]:
     """Returns what `likelihood.likelihood` returns. It runs in a child, which alone loads torch."""
-    with heavy_imports():
+    with lean_imports():
         from retort.stages.evaluate import likelihood as measured
 
     return measured.likelihood(arguments, folders, report)

@@ -10,7 +10,7 @@ from typing import Any
 
 from retort import processes
 from retort.events import Reporter
-from retort.processes.imports import heavy_imports
+from retort.processes.libraries import lean_imports
 from retort.stages.stage import Stage
 from retort.stages.train.layout import layout_of
 
@@ -31,7 +31,7 @@ def train(stage: Stage) -> dict[str, Any]:
 
 def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     """Returns what `loop.fit` returns. It runs in the child, the only process to load torch."""
-    with heavy_imports():
+    with lean_imports():
         from retort.stages.train import loop
 
     return loop.fit(arguments, report)

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from retort.engines import device_of
 from retort.errors import StageError
+from retort.processes.libraries import resolve_device
 from retort.spec import Train
 from retort.stages.train.layout import Layout, layout_of
 from retort.stages.train.objective import Objective
@@ -104,7 +104,7 @@ def join(knobs: Train) -> Ranks:
     The process group is never destroyed, because `destroy_process_group` can deadlock with a thread
     that waits for it; the process ends right after the stage (`retort.processes`).
     """
-    layout, device = layout_of(knobs), device_of(knobs.runtime.device)
+    layout, device = layout_of(knobs), resolve_device(knobs.runtime.device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Ranks(0, 1, device, layout)

@@ -23,7 +23,7 @@ from retort.data import encoding
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.processes.imports import heavy_imports
+from retort.processes.libraries import lean_imports
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
@@ -54,7 +54,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     base = model_folder.check(knobs.student, "train.student")
     # No device need hold all of a student that is sharded.
     device = "cpu" if ranks.layout.shards else ranks.device
-    with heavy_imports():
+    with lean_imports():
         model = open_student(knobs, device)
         tokenizer = encoding.load_tokenizer(knobs.student)
     data = training_rows.build(stage, base, end_ids(model, tokenizer))

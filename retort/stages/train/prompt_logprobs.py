@@ -1,9 +1,9 @@
-"""What vLLM's server lists of a text that it scored, as a signal.
+"""The lists that vLLM's server gives for a text it scored, as a signal.
 
-The surprise: entry t of its list describes token t itself, not the next one; the first is empty.
+Note: entry t of its list describes token t itself, not the next one; the first entry is empty.
 """
 
-# T supervised tokens of an item, W ids that are listed for each, K those that are kept
+# T supervised tokens of an item, W ids listed for each, K of them kept
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ from retort.data.encoding import EncodedRow
 from retort.errors import SpecError
 from retort.store.signals import Signal, captured
 
-# Share of the endpoint's words for its ids that may differ from the student's: decoders disagree
-# on halves of a character, another vocabulary differs in nearly all.
+# Share of the tokens whose text may differ from the student's: decoders disagree on parts of a
+# character, while another vocabulary differs in nearly all.
 MOST_DIFFERENT = 0.02
 
 
 @dataclass(frozen=True)
-class Lists:
+class LabelLists:
     """What an endpoint lists at each label: the W most probable ids, falling, and the label's own
     log-probability."""
 
@@ -29,30 +29,30 @@ class Lists:
     own_T: npt.NDArray[np.float64]
 
 
-def listed(entries: list[Any], row: EncodedRow, width: int) -> Lists:
-    """Returns what vLLM's list for the row's ids and its last label says of the labels.
+def read_lists(entries: list[Any], row: EncodedRow, width: int) -> LabelLists:
+    """Returns the lists at a row's labels, from vLLM's list for its ids and its last label.
 
-    Entry t describes token t, so that of the label at t is entry t + 1. Each holds the best ids
-    and the token's own, which is left out where it is not among the best. Raises `ValueError` or
-    `LookupError` where the list is shorter, or not of these ids.
+    The label at t is described by entry t + 1. An entry holds the most probable ids and the token's
+    own, which is left out here unless it is among them. Raises `ValueError` or `LookupError` if the
+    list is shorter, or not of these ids.
     """
-    labels, found, own = row.labels[row.first :], [], []
+    labels, best, own = row.labels[row.first :], [], []
     for label, entry in zip(labels, entries[row.first + 1 :], strict=True):
         name = str(label)
-        own.append(entry[name]["logprob"])  # always listed: so it is seen that the entry is its own
-        pairs = sorted((-value["logprob"], key == name, int(key)) for key, value in entry.items())
-        if len(pairs) < width:
-            raise ValueError(f"{len(pairs)} of {width} ids are listed")
-        found.append(pairs[:width])
-    found_TW3 = np.array(found, dtype=np.float64)
-    return Lists(found_TW3[:, :, 2].astype(np.int64), -found_TW3[:, :, 0], np.array(own))
+        own.append(entry[name]["logprob"])  # always listed, so a wrong entry is noticed here
+        ranked = sorted((-value["logprob"], key == name, int(key)) for key, value in entry.items())
+        if len(ranked) < width:
+            raise ValueError(f"{len(ranked)} of {width} ids are listed")
+        best.append(ranked[:width])
+    best_TW3 = np.array(best, dtype=np.float64)
+    return LabelLists(best_TW3[:, :, 2].astype(np.int64), -best_TW3[:, :, 0], np.array(own))
 
 
-def kept(lists: Lists, labels: list[int], k: int, vocabulary: int) -> Signal:
-    """Returns the signal of the k best ids of the vocabulary; those past it are padding.
+def keep_best(lists: LabelLists, labels: list[int], k: int, vocabulary: int) -> Signal:
+    """Returns the signal of the k most probable ids of the vocabulary; ids past it are padding.
 
-    Of the padding, what is more probable than the k-th id is divided out, as if the teacher's
-    logits had been cut to the vocabulary; the rest is in the tail.
+    Padding that is more probable than the k-th id is divided out, as if the teacher's logits had
+    been cut to the vocabulary; the rest of it is in the tail.
     """
     is_padding_TW = lists.ids_TW >= vocabulary
     order_TK = np.argsort(is_padding_TW, axis=1, kind="stable")[:, :k]
@@ -68,32 +68,32 @@ def kept(lists: Lists, labels: list[int], k: int, vocabulary: int) -> Signal:
     )
 
 
-def check_words(body: dict[str, Any], tokenizer: Any, shown: str) -> None:
-    """Raises `SpecError` unless the endpoint's words for ids are the student's, or can't be told.
+def check_token_texts(body: dict[str, Any], tokenizer: Any, shown: str) -> None:
+    """Raises `SpecError` unless the texts of the endpoint's tokens are the student's.
 
     White space around them is not compared: decoders differ in it.
     """
-    words = {
+    texts = {
         int(key): str(value.get("decoded_token") or "").strip()
         for entry in body["choices"][0]["prompt_logprobs"][1:]
         for key, value in entry.items()
     }
-    pairs = [(word, tokenizer.decode([key]).strip()) for key, word in words.items()]
+    pairs = [(text, tokenizer.decode([key]).strip()) for key, text in texts.items()]
     pairs = [pair for pair in pairs if all(pair) and "\ufffd" not in "".join(pair)]
     different = [pair for pair in pairs if pair[0] != pair[1]]
     way_out = (
-        "serve the teacher with vLLM, whose /tokenize and decoded_token tell; or set train.losses: "
-        "[{name: cross_entropy}]"
+        "serve the teacher with vLLM, which has /tokenize and gives decoded_token; or set "
+        "train.losses: [{name: cross_entropy}]"
     )
     if not pairs:
         raise SpecError(
-            f"generate.endpoint {shown} has no /tokenize and tells no token's text, so it cannot "
-            f"be known whether its tokens are the student's; {way_out}"
+            f"generate.endpoint {shown} has no /tokenize and gives no token's text, so its tokens "
+            f"cannot be compared with the student's; {way_out}"
         )
     if len(different) > MOST_DIFFERENT * len(pairs):
         (theirs, own), number = different[0], len(different)
         raise SpecError(
-            f"generate.endpoint {shown}: {number} of {len(pairs)} ids stand for other text than "
-            f"the student's (the first: {theirs!r} against {own!r}), so its distribution does not "
-            f"speak of the student's tokens; {way_out}"
+            f"generate.endpoint {shown}: {number} of {len(pairs)} ids have another text than the "
+            f"student's (the first: {theirs!r} against {own!r}), so its distribution is not one of "
+            f"the student's tokens; {way_out}"
         )

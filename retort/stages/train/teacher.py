@@ -25,7 +25,7 @@ from retort.spec import JobSpec
 from retort.stages.stage import Stage, stream_examples
 from retort.stages.train.batches import Batch, TrainingItem, collate
 from retort.stages.train.check import check_pair
-from retort.stages.train.endpoint_teacher import Endpoint, is_remote
+from retort.stages.train.endpoint_teacher import EndpointTeacher, is_remote
 from retort.stages.train.head import Head
 from retort.stages.train.layout import layout_of
 from retort.stages.train.objective import last_hidden, packs_exactly, trusted_head
@@ -68,7 +68,7 @@ def open_teacher(stage: Stage, vocabulary: int, device: str) -> LiveTeacher:
     tokenizer = encoding.load_tokenizer(spec.train.student)
     if not is_remote(spec):
         return _open_in_memory(stage, vocabulary, device, _probe(examples[0], tokenizer, device))
-    endpoint = Endpoint(spec, vocabulary)
+    endpoint = EndpointTeacher(spec, vocabulary)
     try:
         endpoint.check(examples, tokenizer)
     except BaseException:
@@ -126,7 +126,7 @@ class AtEndpoint:
 
     head: Head | None = None
 
-    def __init__(self, endpoint: Endpoint):
+    def __init__(self, endpoint: EndpointTeacher):
         self.endpoint = endpoint
 
     def targets(self, batch: Batch) -> Target:

@@ -1,0 +1,51 @@
+"""Heavy libraries are imported without what they do not need, which stays importable."""
+
+import gc
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from retort.processes.libraries import lean_imports, resolve_device, stay_offline
+from tests.conftest import ROOT, environment
+
+SCRIPT = """
+from importlib.util import find_spec
+from retort.processes.libraries import lean_imports
+with lean_imports():
+    assert find_spec("scipy") is find_spec("sklearn") is None
+    try:
+        import scipy
+    except ImportError:
+        pass
+    else:
+        raise AssertionError("scipy was found")
+import scipy
+"""
+
+
+def test_what_transformers_need_not_import_is_hidden_while_it_is_imported_and_found_afterwards():
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment(), cwd=ROOT)
+
+
+def test_garbage_is_collected_again_after_an_import_that_fails():
+    with pytest.raises(ImportError), lean_imports():
+        importlib.import_module("retort.nothing")
+    assert gc.isenabled()
+
+
+def test_a_device_that_is_named_is_taken_and_auto_is_what_torch_finds():
+    import torch
+
+    assert resolve_device("cuda") == "cuda"
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_only_a_model_in_a_folder_is_opened_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    stay_offline("org/name")
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    stay_offline(str(tmp_path))
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
