@@ -239,7 +239,7 @@ def test_a_teacher_at_an_endpoint_is_asked_what_it_can_answer(job):
     assert content["models"]["teacher"] == {
         "tiny_text": {"exact_match": {"value": 1.0, "stderr": 0.0}}
     }
-    assert any("tiny_group is not asked of the teacher" in note for note in content["notes"])
+    assert any("tiny_group is not run on the teacher" in note for note in content["notes"])
     assert {body["model"] for body in job["asked"].bodies} == {"tiny"}
 
 
@@ -277,7 +277,7 @@ def test_a_lost_result_alone_is_made_again_and_is_the_same(job, capsys):
     assert json.loads(lost.read_bytes()) == result
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert json.loads(out) == before == content_of(job)
-    assert "base: tiny_group, tiny_text stands already" in err
+    assert "base: tiny_group, tiny_text already finished" in err
 
 
 def test_data_that_cannot_be_fetched_are_named(job):
@@ -294,7 +294,7 @@ def test_data_that_cannot_be_fetched_are_named(job):
 
 
 def test_a_job_that_was_not_run_has_no_student(job, tmp_path):
-    with pytest.raises(SpecError, match=r"student of this job does not stand.*run the job first"):
+    with pytest.raises(SpecError, match=r"student of this job is not in .*run the job first"):
         candidates(job["spec"], open_store(str(tmp_path)), ("student",))
 
 

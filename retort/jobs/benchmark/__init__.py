@@ -1,8 +1,8 @@
-"""Public benchmarks: teacher, base and student asked by EleutherAI's lm-evaluation-harness.
+"""Public benchmarks of teacher, base and student, by EleutherAI's lm-evaluation-harness.
 
-The surprise: this process never imports the harness. A first child reads the tasks, then each model
-runs in a child of its own; every result is kept by what was asked of what, so that a killed run
-goes on with what is missing, and the same command again asks nothing.
+This process never imports the harness. One child process reads the tasks, then each model runs in a
+child of its own. Each result is stored under the digest of model, questions and settings, so that a
+killed run continues with what is missing, and the same command again computes nothing.
 
 `benchmarks.json` in a job's folder, which the report shows as `content["benchmarks"]`:
 ```
@@ -13,12 +13,12 @@ goes on with what is missing, and the same command again asks nothing.
  "models": {role: {task: {metric: {"value", "stderr": float|null}}}},
  "differences": {role: {task: {metric: {"value", "low", "high", "n", "p_value",
                                       "mcnemar_p_value" where each is right or wrong}}}},
- "notes": [text], "left_out": [those of them that say what was not asked of whom],
- "keys": {role: {asked task: the result's file in benchmarks/}}}
+ "notes": [text], "left_out": [the notes on tasks that a model could not run],
+ "keys": {role: {requested task: the result's file in benchmarks/}}}
 ```
 A metric is `acc`, or `exact_match, strict-match` where the task reads answers in several ways. A
-task that was not asked of a model is missing there. A difference is student - role, paired question
-by question, of the metrics that are means.
+task that a model did not run is missing there. A difference is student - role, paired question by
+question, of the metrics that are means.
 """
 
 from retort.jobs.benchmark.results import of_student, refresh, table

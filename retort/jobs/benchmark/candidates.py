@@ -1,6 +1,6 @@
-"""Which models a benchmark asks, where each is, and what names its content.
+"""The models of a benchmark: where each is, and the digest of its content.
 
-A student is that of the job's finished artifacts: its recipe decides which, never a path.
+A student is that of the job's finished artifacts, found by its recipe, never by a path.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from retort.stages import engine_settings
 from retort.store import Folder, Store, model_folder
 
 GIVEN = ("teacher", "base")
-# Most tokens of prompt and answer unless asked for otherwise: a vllm on CPU must have room for one.
+# The most tokens of prompt and answer by default: vLLM on a CPU must have room for one such text.
 MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class BenchmarkedModel:
-    """A model to ask. `address` is a folder, hub id, or URI of the artifact that holds it; `digest`
-    names its content. `settings` are its engine's, where it is behind an endpoint."""
+    """A model to run. `address` is a folder, a hub id, or the URI of the artifact that holds it;
+    `digest` names its content. `settings` are its engine's, where it is behind an endpoint."""
 
     role: str
     address: str
@@ -35,7 +35,7 @@ class BenchmarkedModel:
 
     @contextmanager
     def here(self) -> Iterator[str]:
-        """Gives the model as something a library can open."""
+        """Gives the model's folder, or its address where a library can open that."""
         if self.settings or self.role in GIVEN:
             yield self.address
             return
@@ -46,19 +46,19 @@ class BenchmarkedModel:
 def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[BenchmarkedModel]:
     """Returns the models of the given roles.
 
-    Raises `SpecError` for a role that the job has not, and for a student not yet made.
+    Raises `SpecError` for a role that the job does not have, and for a student not yet trained.
     """
     for role in roles:
         if role not in spec.roles:
             raise SpecError(
-                f"--models: {role} is none of this job's models: "
+                f"--models: {role} is none of this job's models, which are "
                 f"{', '.join(spec.roles)}{did_you_mean(role, spec.roles)}"
             )
-    return [_given(spec, role) if role in GIVEN else _made(spec, store, role) for role in roles]
+    return [_input(spec, role) if role in GIVEN else _trained(spec, store, role) for role in roles]
 
 
-def _given(spec: JobSpec, role: str) -> BenchmarkedModel:
-    """Returns a model that no stage of the job has made."""
+def _input(spec: JobSpec, role: str) -> BenchmarkedModel:
+    """Returns a model that no stage of the job makes."""
     if role == "base":
         model = spec.train.student
         model_folder.check(model, "train.student")
@@ -74,11 +74,11 @@ def _given(spec: JobSpec, role: str) -> BenchmarkedModel:
 
 
 def _live(spec: JobSpec) -> dict[str, Any]:
-    """Returns how the teacher's endpoint is asked, live: a batch of a day is for training data."""
+    """Returns the endpoint's runtime without batches, which take up to a day."""
     return {**spec.generate.runtime.model_dump(mode="json"), "batch": False}
 
 
-def _made(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
+def _trained(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
     """Returns a model that this job has trained: its recipe names the artifact."""
     name = training_of(role)
     recipe = recipes(spec, source_digests(spec))[name]
@@ -86,22 +86,22 @@ def _made(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
     if artifact is None:
         reasons = "; ".join(inspection.why(spec, store)[name])
         raise SpecError(
-            f"the {role} of this job does not stand in {store.uri} ({reasons}); run the job first: "
-            "retort run, with the same spec and --store"
+            f"the {role} of this job is not in {store.uri} ({reasons}); run the job first: retort "
+            "run, with the same spec and --store"
         )
     return BenchmarkedModel(role, artifact.uri, artifact.digest)
 
 
 def longest(spec: JobSpec, wanted: int | None) -> int:
-    """Returns the tokens of prompt and answer that all of a job's models are given: as many as
-    teacher and base take, at most `MOST_TOKENS` unless asked for.
+    """Returns the most tokens of prompt and answer for all models of a job: `wanted`, else as many
+    as teacher and base take, at most `MOST_TOKENS`.
 
-    Students are as long as their base. Raises `SpecError` for more than a model takes.
+    A student takes as many as its base. Raises `SpecError` for more than a model takes.
     """
-    given = {"base": spec.train.student}
+    models = {"base": spec.train.student}
     if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
-        given["teacher"] = spec.generate.teacher
-    lengths = {role: _length(model_folder.locate(model, role)) for role, model in given.items()}
+        models["teacher"] = spec.generate.teacher
+    lengths = {role: _length(model_folder.locate(model, role)) for role, model in models.items()}
     known = {role: length for role, length in lengths.items() if length}
     if wanted is None:
         return min([MOST_TOKENS, *known.values()])
@@ -112,12 +112,12 @@ def longest(spec: JobSpec, wanted: int | None) -> int:
 
 
 def _length(folder: Path) -> int | None:
-    """Returns a model's longest text; None where it does not say."""
+    """Returns a model's longest text in tokens; None where its configuration does not say."""
     config = model_folder.text_config(folder)
     length = config.get("max_position_embeddings") or config.get("n_positions")
     return int(length) if length else None
 
 
 def is_folder(model: str) -> bool:
-    """Whether a model lies on this machine, so that no network is needed for it."""
+    """Whether a model is on this machine, so that it needs no network."""
     return Path(model).is_dir()

@@ -1,8 +1,8 @@
-"""What runs in processes of their own: the harness reads tasks, then asks one model after another.
+"""The parts that run in child processes: reading tasks, and running one model on them.
 
-With `opening` and `scoring` the only door to lm_eval. Prompts, few-shot examples and scores are the
-harness's own; it is told which model and tasks, and to use the model's chat template. The surprise:
-where all that is needed lies on this machine, the network is switched off.
+With `opening` and `scoring` it is the only place that imports lm_eval. Prompts, few-shot examples
+and scores are the harness's own; Retort chooses model and tasks, and the model's chat template.
+Note: where model and data are on this machine, the hub's libraries are set to offline.
 """
 
 import inspect
@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from retort.errors import DataError, SpecError, did_you_mean
 from retort.events import Reporter
-from retort.jobs.benchmark.opening import open_model
+from retort.jobs.benchmark.opening import ModelOptions, open_model
 from retort.jobs.benchmark.scoring import OTHER_SEED, scored, seed
 from retort.records import sha256_of
 from retort.store import Folder
@@ -27,47 +27,77 @@ SILENCE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-# What `datasets` calls files that lie here, and never looks for at a hub.
+# The names by which `datasets` reads local files, and never looks for a dataset at a hub.
 FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "pandas")
-TaskSettings = dict[str, Any]  # include_path, num_fewshot, limit: as the parent gives them
-Facts = dict[str, Any]
 
 
-def plan(tasks: list[str], settings: TaskSettings, report: Reporter) -> dict[str, Facts]:
-    """Returns each asked task, a pattern such as mmlu_* resolved, with what it asks.
+class TaskSettings(TypedDict):
+    """What the user chose of all tasks."""
 
-    `digest` names its questions and manner, `generates` says that it is answered in text alone,
-    `is_local` that its data lie on this machine, `folder` where it and its `members` are defined.
-    Raises `SpecError` for a name there is not, `DataError` where the data cannot be loaded.
+    include_path: str | None
+    num_fewshot: int | None
+    limit: int | None
+
+
+class PlannedTask(TypedDict):
+    """A task, or a group of tasks, before it is run.
+
+    `digest` names its questions and how it asks and scores, `questions` the questions alone;
+    `generates` says that a model answers it in text alone, `is_local` that its data are on this
+    machine; `folder` is where it and its `members` are defined.
+    """
+
+    digest: str
+    questions: str
+    generates: bool
+    is_local: bool
+    members: list[str]
+    folder: str
+
+
+class MissingTask(PlannedTask):
+    """A planned task with its name, and the key of the result that is missing."""
+
+    name: str
+    key: str
+
+
+def plan(tasks: list[str], settings: TaskSettings, report: Reporter) -> dict[str, PlannedTask]:
+    """Returns the tasks by name, with patterns such as mmlu_* resolved.
+
+    Raises `SpecError` for an unknown name, `DataError` where data cannot be loaded.
     """
     os.environ.update(SILENCE)
     manager = _manager(tasks, settings["include_path"])
     names: list[str] = []
-    for asked in tasks:
-        found = sorted(manager.match_tasks([asked]))
-        if not found:
+    for pattern in tasks:
+        matches = sorted(manager.match_tasks([pattern]))
+        if not matches:
             raise SpecError(
-                f"--tasks: unknown task {asked}{did_you_mean(asked, manager.all_tasks)}; give "
+                f"--tasks: unknown task {pattern}{did_you_mean(pattern, manager.all_tasks)}; give "
                 "names of lm-evaluation-harness, or --include-path with the folder of your own"
             )
-        names += [name for name in found if name not in names]
-    planned = {}
+        names += [name for name in matches if name not in names]
+    planned: dict[str, PlannedTask] = {}
     for index, name in enumerate(names):
         report.progress(index, len(names), "tasks", name)
         loaded = _load(manager, name, settings)
-        planned[name] = _described(loaded, settings["limit"]) | _places(manager, name)
+        planned[name] = _planned(manager, name, loaded, settings["limit"])
     return planned
 
 
 def measure(
-    model: Facts, tasks: list[Facts], settings: TaskSettings, out: str, report: Reporter
+    model: ModelOptions,
+    tasks: list[MissingTask],
+    settings: TaskSettings,
+    out: str,
+    report: Reporter,
 ) -> None:
-    """Answers tasks with one model; writes each task's result as soon as it is there.
+    """Runs one model on tasks; writes each task's result as soon as it is there.
 
-    `model` has role, kind (hf, vllm or endpoint) and what that kind needs; a task has name, key
-    and is_local. The result of a task is `benchmarks/KEY.json` in the folder `out`.
+    The result of a task is `benchmarks/KEY.json` in the folder `out`.
     """
-    is_local = all(task["is_local"] for task in tasks) and model.get("is_local", True)
+    is_local = all(task["is_local"] for task in tasks) and model["is_local"]
     os.environ.update(SILENCE | (OFFLINE if is_local else {}))
     report.progress(0, len(tasks), "tasks", "loading")
     manager = _manager_of(tasks, settings["include_path"])
@@ -77,10 +107,12 @@ def measure(
         loaded = _load(manager, task["name"], settings)
         if _questions(loaded["tasks"].values(), settings["limit"]) != task["questions"]:
             raise DataError(
-                f"task {task['name']}: its questions are others than a moment ago: its data "
-                "changed, or it draws them by chance; models cannot be compared on it"
+                f"task {task['name']}: its questions changed since it was read: its data changed, "
+                "or it draws them at random; models cannot be compared on it, so leave it out"
             )
-        facts = {key: settings[key] for key in ("limit", "num_fewshot")} | {
+        facts = {
+            "limit": settings["limit"],
+            "num_fewshot": settings["num_fewshot"],
             "digest": task["digest"],
             **scored(opened, loaded, task["name"], settings["limit"]),
         }
@@ -89,8 +121,8 @@ def measure(
 
 
 def _manager(names: list[str], include_path: str | None) -> Any:
-    """Returns the index of tasks: of the user's folder alone where that holds all that is named,
-    for reading the harness's own 14,000 tasks takes many seconds."""
+    """Returns the index of tasks: of the user's folder alone where that defines all that are named,
+    because reading the harness's own 14,000 tasks takes many seconds."""
     from lm_eval.tasks import TaskManager
 
     if include_path:
@@ -100,9 +132,8 @@ def _manager(names: list[str], include_path: str | None) -> Any:
     return TaskManager(include_path=include_path)
 
 
-def _manager_of(tasks: list[Facts], include_path: str | None) -> Any:
-    """Returns the index of tasks that were planned: of their folders alone where those tell the
-    same of them."""
+def _manager_of(tasks: list[MissingTask], include_path: str | None) -> Any:
+    """Returns the index of planned tasks: of their folders alone where those define the same."""
     from lm_eval.tasks import TaskManager
 
     folders = sorted({task["folder"] for task in tasks})
@@ -113,8 +144,8 @@ def _manager_of(tasks: list[Facts], include_path: str | None) -> Any:
 
 
 def _members(manager: Any, names: Iterable[str]) -> set[str]:
-    """Returns names of tasks, groups and tags, and of all that the latter two are made of."""
-    found = set(names)
+    """Returns the names of tasks, groups and tags, with those that the latter two consist of."""
+    members = set(names)
     for name in names:
         entry = manager.task_index.get(name)
         if entry is None:
@@ -122,75 +153,72 @@ def _members(manager: Any, names: Iterable[str]) -> set[str]:
         listed = (entry.cfg or {}).get("task")
         parts = listed if isinstance(listed, list) else []
         named = [part if isinstance(part, str) else part.get("task") for part in parts]
-        if entry.yaml_path is None:  # a tag, which is known by the tasks that bear it
+        if entry.yaml_path is None:  # a tag: its entry lists the tasks that have it
             named += entry.tags
-        found |= _members(manager, [part for part in named if isinstance(part, str)])
-    return found
-
-
-def _places(manager: Any, name: str) -> Facts:
-    """Returns the `members` of a task, and the `folder` in which all of them are defined."""
-    members = sorted(_members(manager, [name]))
-    entries = (manager.task_index.get(member) for member in members)
-    folders = {str(e.yaml_path.parent) for e in entries if e is not None and e.yaml_path}
-    return {"members": members, "folder": os.path.commonpath(folders)}
+        members |= _members(manager, [part for part in named if isinstance(part, str)])
+    return members
 
 
 def _load(manager: Any, name: str, settings: TaskSettings) -> dict[str, Any]:
-    """Returns a task, or the tasks of a group, with data loaded and few-shot examples chosen."""
+    """Returns a task, or the tasks of a group, with data loaded and few-shot examples chosen, as
+    the harness's own `simple_evaluate` chooses them."""
     seed()  # some tasks shuffle their options while they load
     try:
         loaded: dict[str, Any] = manager.load([name])
-    except Exception as error:  # whatever a dataset's or task's loading can raise
+    except Exception as error:  # a dataset or a task can raise anything
         cause = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(
             f"task {name}: its data or definition cannot be loaded ({type(error).__name__}: "
-            f"{cause[:300]}); where there is no network, give a task on local files with "
-            "--include-path DIR"
+            f"{cause[:300]}); without a network, use a task on local files with --include-path DIR"
         ) from error
     for each in loaded["tasks"].values():
         if getattr(each, "UNSAFE_CODE", False) or getattr(each, "MULTIMODAL", False):
             raise SpecError(
-                f"task {name}: it runs code that a model wrote, or shows pictures; leave it out"
+                f"task {name} runs code that a model wrote, or shows images; leave it out"
             )
         own = each.get_config("num_fewshot")
-        # A task that says 0 means it: the harness never changes that.
+        # The harness never changes a task's own 0.
         if own is None or (settings["num_fewshot"] is not None and own != 0):
             each.set_config(key="num_fewshot", value=settings["num_fewshot"] or 0)
         each.set_fewshot_seed(seed=OTHER_SEED)
     return loaded
 
 
-def _described(loaded: dict[str, Any], limit: int | None) -> Facts:
-    """Returns what a loaded task asks: see `plan`."""
-    each = loaded["tasks"].values()
+def _planned(manager: Any, name: str, loaded: dict[str, Any], limit: int | None) -> PlannedTask:
+    """Returns the facts of a loaded task."""
+    each, members = loaded["tasks"].values(), sorted(_members(manager, [name]))
+    entries = (manager.task_index.get(member) for member in members)
+    folders = {str(e.yaml_path.parent) for e in entries if e is not None and e.yaml_path}
     questions = _questions(each, limit)
     return {
-        "digest": sha256_of([questions, [_manner(task) for task in each]]),
+        "digest": sha256_of([questions, [_protocol(task) for task in each]]),
         "questions": questions,
         "generates": all(task.OUTPUT_TYPE == "generate_until" for task in each),
         "is_local": all(_is_local(task.config) for task in each),
+        "members": members,
+        "folder": os.path.commonpath(folders),
     }
 
 
 def _questions(tasks: Iterable[Any], limit: int | None) -> str:
-    """Returns the digest of all that is asked, and of the examples that may stand before it."""
+    """Returns the digest of all questions, and of the few-shot examples to choose from."""
     seed()
-    found = []
+    texts = []
     for task in tasks:
         shots = task.fewshot_docs() if task.get_config("num_fewshot") else []
-        found += [[_plain(doc) for doc in docs] for docs in (list(task.eval_docs)[:limit], shots)]
-    return sha256_of(found)
+        texts += [[_plain(doc) for doc in docs] for docs in (list(task.eval_docs)[:limit], shots)]
+    return sha256_of(texts)
 
 
-def _manner(task: Any) -> Any:
-    """Returns how a task asks and scores; where its data lie does not count."""
-    told = {k: v for k, v in task.dump_config().items() if k not in ("metadata", "dataset_kwargs")}
-    return _plain([told, task.VERSION])
+def _protocol(task: Any) -> Any:
+    """Returns how a task asks and scores, wherever its data are."""
+    config = task.dump_config()
+    kept = {k: v for k, v in config.items() if k not in ("metadata", "dataset_kwargs")}
+    return _plain([kept, task.VERSION])
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON, the same in every process; a function as its source."""
+    """Returns a value as JSON, the same in every process; a function as its source code."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -207,7 +235,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_local(config: Any) -> bool:
-    """Whether a task's data are files of this machine."""
+    """Whether a task's data are files on this machine."""
     files = str((config.dataset_kwargs or {}).get("data_files", ""))
     path = str(config.dataset_path or "")
     return "://" not in files and (path in FILE_FORMATS or Path(path).is_dir())

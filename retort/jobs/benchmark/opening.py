@@ -1,26 +1,41 @@
-"""How a model becomes one that the harness can ask: transformers', vLLM's, or one at an endpoint.
+"""Opens a model as one of the harness's classes: transformers', vLLM's, or ours for an endpoint.
 
-The surprise: vLLM's environment is that of `retort.engines.vllm`, so that both load a model alike.
+vLLM's environment is that of `retort.engines.vllm`, so that both load a model in the same way.
 """
 
 import importlib.metadata
 import os
-from typing import Any
+from typing import Any, Literal, TypedDict
+
+from retort.engines import Settings
+from retort.processes.libraries import resolve_device
 
 VLLM_ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-# Prompts at once: each brings the logits of all its tokens, gigabytes for a long one. On a GPU the
-# harness tries how many there is room for.
+# The prompts in a batch: each needs the logits of all its tokens, gigabytes for a long one. On a
+# GPU the harness finds out how many there is room for.
 BATCH: dict[str, int | str] = {"cpu": 4, "cuda": "auto"}
-Facts = dict[str, Any]
 
 
-def open_model(model: Facts, generates: bool) -> Any:
-    """Returns the model as the harness's class for its kind."""
-    if model["kind"] == "endpoint":
-        from retort.engines import Settings
+class ModelOptions(TypedDict):
+    """How a model is opened. `address` is a folder or hub id; `settings` and `engine` are those of
+    an endpoint; `runtime` is the spec's EngineRuntime; `max_length` is in tokens."""
+
+    kind: Literal["hf", "vllm", "endpoint"]
+    address: str
+    is_local: bool
+    dtype: str | None
+    max_length: int
+    runtime: dict[str, Any]
+    settings: dict[str, Any] | None
+    engine: str
+
+
+def open_model(model: ModelOptions, generates: bool) -> Any:
+    """Returns the model as the harness's class; `generates`: no task scores given answers."""
+    if model["settings"] is not None:
         from retort.jobs.benchmark.endpoint import EndpointModel
 
         return EndpointModel(model["engine"], Settings(**model["settings"]))
@@ -33,19 +48,14 @@ def open_model(model: Facts, generates: bool) -> Any:
         return _vllm(shared, model["runtime"], generates)
     from lm_eval.models.huggingface import HFLM
 
-    device = model["runtime"]["device"]
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(model["runtime"]["device"])
     return HFLM(**shared, device=device, batch_size=BATCH[device])
 
 
-def _vllm(shared: Facts, runtime: dict[str, Any], generates: bool) -> Any:
+def _vllm(shared: dict[str, Any], runtime: dict[str, Any], generates: bool) -> Any:
     """Returns the harness's vLLM model.
 
-    It looks for a distribution named vllm, which a CPU build is not: its version is told as vLLM
-    itself reads it.
+    The harness reads the version of a distribution named vllm; that of a CPU build is vllm-cpu.
     """
     for name, value in VLLM_ON_CPU.items():
         os.environ.setdefault(name, value)

@@ -1,12 +1,12 @@
-"""One benchmark of one job: which results are missing, who makes them, and what they come to.
+"""One benchmark of one job: which results are missing, the processes that make them, the summary.
 
-The surprise: a result stands for as long as model, questions and manner are the same; what names
-it is their content, so nothing else (the spec, the store's place, other tasks) makes it anew.
+A result is stored under the digest of model, questions and settings. Nothing else (the spec, the
+store's address, other tasks) makes it anew.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from retort import processes
 from retort.engines import resolve
@@ -14,20 +14,22 @@ from retort.errors import SpecError
 from retort.events import Reporter
 from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import BenchmarkedModel, candidates, is_folder, longest
+from retort.jobs.benchmark.harness import MissingTask, PlannedTask, TaskSettings
+from retort.jobs.benchmark.opening import ModelOptions
 from retort.jobs.benchmark.results import gathered
 from retort.processes import machine
 from retort.records import content_id
 from retort.spec import JobSpec
 from retort.store import Store, model_folder
 
-ENGINES = {"vllm": "vllm", "transformers": "hf"}
-BenchmarkPlan = dict[str, dict[str, Any]]  # by task: what `harness.plan` returns
+ENGINES: dict[str, Literal["hf", "vllm"]] = {"vllm": "vllm", "transformers": "hf"}
+BenchmarkPlan = dict[str, PlannedTask]  # by name
 
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What is asked of which models. `limit` is the most questions of a task, `num_fewshot` the
-    examples before each; the task's own where None. `max_length` is in tokens."""
+    """The tasks and the models. `limit` is the most questions of a task, `num_fewshot` the examples
+    before each (None: the task's own number). `max_length` is in tokens."""
 
     tasks: tuple[str, ...]
     roles: tuple[str, ...] = ("teacher", "base", "student")
@@ -38,8 +40,8 @@ class BenchmarkRequest:
     max_length: int | None = None
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the harness is told of the tasks."""
+    def settings(self) -> TaskSettings:
+        """The settings of all tasks."""
         given = self.include_path
         return {
             "include_path": str(Path(given).resolve()) if given else None,
@@ -49,107 +51,109 @@ class BenchmarkRequest:
 
 
 def benchmark(
-    spec: JobSpec, store: Store, asked: BenchmarkRequest, report: Reporter
+    spec: JobSpec, store: Store, wanted: BenchmarkRequest, report: Reporter
 ) -> dict[str, Any]:
-    """Returns what the package's docstring shows, and leaves it in the job's `benchmarks.json`.
+    """Returns what the package's docstring shows, and writes it to the job's `benchmarks.json`.
 
-    Raises `SpecError` for a student that is not there, an unknown task, model or engine,
+    Raises `SpecError` for a student not yet trained, an unknown task, model or engine, and
     `DataError` for a task whose data cannot be loaded.
     """
-    if asked.include_path and not Path(asked.include_path).is_dir():
-        raise SpecError(f"--include-path: no folder {asked.include_path}")
-    engine = resolve(asked.engine, 0)
+    if wanted.include_path and not Path(wanted.include_path).is_dir():
+        raise SpecError(f"--include-path: there is no folder {wanted.include_path}")
+    engine = resolve(wanted.engine, 0)
     if engine not in ENGINES:
-        raise SpecError(f"--engine: {engine}; the harness knows {' and '.join(ENGINES)}")
-    found = candidates(spec, store, asked.roles)
-    manner = {
-        **asked.settings,
+        raise SpecError(f"--engine: {engine}; the harness has {' and '.join(ENGINES)}")
+    models = candidates(spec, store, wanted.roles)
+    settings = {
+        **wanted.settings,
         "engine": engine,
         "dtype": spec.evaluate.dtype,
-        "max_length": longest(spec, asked.max_length),
+        "max_length": longest(spec, wanted.max_length),
         "lm_eval_version": machine.version_of("lm_eval"),
     }
-    planned = _planned(spec, store, asked, report)
+    planned = _planned(spec, store, wanted, report)
     job, left_out = store.job(spec.name), list[str]()
     keys: dict[str, dict[str, str]] = {}
-    for index, candidate in enumerate(found):
-        tasks, not_asked = _askable(candidate, planned)
-        left_out += not_asked
-        keys[candidate.role] = {task: _key(candidate, manner, planned[task]) for task in tasks}
-        named = keys[candidate.role].items()
-        missing = {task: key for task, key in named if not job.has(f"benchmarks/{key}.json")}
-        if standing := [task for task in tasks if task not in missing]:
-            report.note(f"{candidate.role}: {', '.join(standing)} stands already")
+    for index, model in enumerate(models):
+        tasks, notes = _runnable(model, planned)
+        left_out += notes
+        keys[model.role] = {task: _key(model, settings, planned[task]) for task in tasks}
+        missing: list[MissingTask] = [
+            {"name": task, "key": key, **planned[task]}
+            for task, key in keys[model.role].items()
+            if not job.has(f"benchmarks/{key}.json")
+        ]
+        names = {task["name"] for task in missing}
+        if finished := [task for task in tasks if task not in names]:
+            report.note(f"{model.role}: {', '.join(finished)} already finished")
         if missing:
-            part = report.part(candidate.role, index, len(found))
-            _measure(spec, store, candidate, (manner, planned, missing), part)
-    content = gathered(spec, store, manner, keys, left_out)
+            part = report.part(model.role, index, len(models))
+            _measure(spec, store, model, (settings, missing), part)
+    content = gathered(spec, store, settings, keys, left_out)
     job.write_json("benchmarks.json", content)
     return content
 
 
 def _planned(
-    spec: JobSpec, store: Store, asked: BenchmarkRequest, report: Reporter
+    spec: JobSpec, store: Store, wanted: BenchmarkRequest, report: Reporter
 ) -> BenchmarkPlan:
-    found: BenchmarkPlan = processes.run(
+    return processes.run(
         harness.plan,
-        {"tasks": list(asked.tasks), "settings": asked.settings},
+        {"tasks": list(wanted.tasks), "settings": wanted.settings},
         report.part("reading", 0, 1),
         store.log(spec.name),
         spec.evaluate.runtime.model_dump(mode="json"),
     )
-    return found
 
 
-def _askable(candidate: BenchmarkedModel, planned: BenchmarkPlan) -> tuple[list[str], list[str]]:
-    """Returns the tasks that a model can be asked, and a note on each that it cannot."""
-    if candidate.settings is None:
+def _runnable(model: BenchmarkedModel, planned: BenchmarkPlan) -> tuple[list[str], list[str]]:
+    """Returns the tasks that a model can run, and a note on each other one."""
+    if model.settings is None:
         return list(planned), []
-    tasks = [name for name, facts in planned.items() if facts["generates"]]
+    tasks = [name for name, task in planned.items() if task["generates"]]
     return tasks, [
-        f"{name} is not asked of the {candidate.role}: it needs the probability of given answers, "
+        f"{name} is not run on the {model.role}: it needs the probability of given answers, "
         "which a chat endpoint does not give"
         for name in planned
         if name not in tasks
     ]
 
 
-def _key(candidate: BenchmarkedModel, manner: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Returns what names a result: the content of model and questions, and how they are asked."""
-    told = {key: value for key, value in manner.items() if key != "include_path"}
-    if candidate.settings:
-        told = {k: told[k] for k in ("num_fewshot", "limit", "lm_eval_version")}
-    return content_id({"model": candidate.digest, "task": facts["digest"], **told})
+def _key(model: BenchmarkedModel, settings: dict[str, Any], task: PlannedTask) -> str:
+    """Returns the key of a result: the digest of model, questions and settings."""
+    kept = {key: value for key, value in settings.items() if key != "include_path"}
+    if model.settings:
+        kept = {key: kept[key] for key in ("num_fewshot", "limit", "lm_eval_version")}
+    return content_id({"model": model.digest, "task": task["digest"], **kept})
 
 
 def _measure(
     spec: JobSpec,
     store: Store,
     candidate: BenchmarkedModel,
-    chosen: tuple[dict[str, Any], BenchmarkPlan, dict[str, str]],
+    chosen: tuple[dict[str, Any], list[MissingTask]],
     report: Reporter,
 ) -> None:
-    """Asks a model the tasks that are missing, in a process of its own."""
-    manner, planned, missing = chosen
+    """Runs a model on the missing tasks, in a process of its own."""
+    settings, missing = chosen
     runtime = spec.evaluate.runtime.model_dump(mode="json")
     with candidate.here() as address:
-        model = {
-            "kind": "endpoint" if candidate.settings else ENGINES[manner["engine"]],
+        model: ModelOptions = {
+            "kind": "endpoint" if candidate.settings else ENGINES[settings["engine"]],
             "address": address,
             "is_local": is_folder(address),
-            "dtype": _dtype(address, manner) if candidate.settings is None else None,
-            "max_length": manner["max_length"],
+            "dtype": _dtype(address, settings) if candidate.settings is None else None,
+            "max_length": settings["max_length"],
             "runtime": runtime,
             "settings": candidate.settings,
             "engine": candidate.engine,
         }
-        tasks = [{"name": task, "key": key, **planned[task]} for task, key in missing.items()]
         processes.run(
             harness.measure,
             {
                 "model": model,
-                "tasks": tasks,
-                "settings": {key: manner[key] for key in ("include_path", "num_fewshot", "limit")},
+                "tasks": missing,
+                "settings": {k: settings[k] for k in ("include_path", "num_fewshot", "limit")},
                 "out": store.job(spec.name).uri,
             },
             report,
@@ -158,7 +162,7 @@ def _measure(
         )
 
 
-def _dtype(address: str, manner: dict[str, Any]) -> str:
+def _dtype(address: str, settings: dict[str, Any]) -> str:
     """Returns the precision of the weights; vLLM's own auto would run float32 in bfloat16."""
-    chosen = str(manner["dtype"])
+    chosen = str(settings["dtype"])
     return model_folder.stored_dtype(address) if chosen == "auto" else chosen
