@@ -28,7 +28,6 @@ def lean_imports() -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
-        gc.freeze()
         if collects:
             gc.enable()
 

@@ -167,14 +167,16 @@ def test_a_store_on_s3_has_its_database_in_a_local_folder_that_is_made(tmp_path,
 
 EMBEDDED = """
 import asyncio, sys
-from flows.cli import surround
+from flows import embedded
 from retort.store import open_store
-surround(open_store(sys.argv[1]))
-from prefect import get_client
+embedded.use_settings(embedded.SETTINGS)
 async def ask():
+    from prefect import get_client
     async with get_client() as client:
         print((await client.api_healthcheck()) or "answers")
-asyncio.run(ask())
+with embedded.server(open_store(sys.argv[1]).local_state()) as wait:
+    wait()
+    asyncio.run(ask())
 """
 
 

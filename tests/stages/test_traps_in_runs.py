@@ -164,7 +164,7 @@ def test_a_student_is_not_asked_in_another_form_than_it_learned(ready, tmp_path)
     check_template(later, student)
     template = student / "chat_template.jinja"
     template.write_text(template.read_text().replace("<user>", "<system>Think.<user>", 1) + " ")
-    with pytest.raises(StageError, match="template is not the one it was trained with"):
+    with pytest.raises(StageError, match="template is not the one that it was trained with"):
         check_template(later, student)
 
 
