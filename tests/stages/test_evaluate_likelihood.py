@@ -170,7 +170,9 @@ def test_a_teacher_that_is_elsewhere_gives_its_text_and_no_distribution(folder, 
 
 
 def test_an_answer_longer_than_the_model_takes_is_left_out(folder, tmp_path):
-    asked = stage(folder, tmp_path, ["7", "8 " * 80 + "\n#### 8", "9", "10", "11", "4 and 8\n#### 12"])
+    asked = stage(
+        folder, tmp_path, ["7", "8 " * 80 + "\n#### 8", "9", "10", "11", "4 and 8\n#### 12"]
+    )
     found = likelihood(asked.arguments(), folders(folder, "base"), SILENT)
     assert {*found["statistics"]["base"]["perplexity"]} == {
         "q5"
