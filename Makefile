@@ -21,7 +21,7 @@ COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --
 NUM_FILES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SIDE_BY_SIDE := --numprocesses $(NUM_FILES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check format bench lock wheel clean
+.PHONY: setup demo test test-fast check format bench lock wheel clean
 
 setup: .venv/ready
 
@@ -37,6 +37,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-fast: setup
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -40,6 +40,7 @@ COMMANDS = {
     "up": ("up",),
     "doctor": ("doctor",),
     "gc": ("gc",),
+    "verify": ("verify",),
     "node": ("node",),
 }
 

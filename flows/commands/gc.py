@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,8 +17,6 @@ from flows.commands.options import DONE
 from retort.errors import StoreError
 from retort.jobs import cleanup
 from retort.store import open_store
-
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
@@ -120,7 +119,7 @@ def _print(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -
         if num_used := len(plan.to_remove) - len(gone):
             console.print(f"kept: {num_used:,} that were used or changed meanwhile")
     for reason, (count, num_bytes) in plan.to_keep.items():
-        console.print(f"kept: {count:,} {reason}, {_size(num_bytes)}")
+        console.print(f"kept: {count:,} {reason}, {decimal(num_bytes)}")
     if not plan.to_remove and not plan.to_keep:
         console.print(f"there is no artifact in {escape(plan.store.uri)}; see --store")
     if plan.unknown:
@@ -138,7 +137,7 @@ def _table(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -
         state = "not finished" if is_part else ""
         state = state if folder.key in removed else "kept"
         age = f"{_days(plan, folder):.0f} days"
-        shown.add_row(folder.stage, folder.name, age, _size(folder.num_bytes), state)
+        shown.add_row(folder.stage, folder.name, age, decimal(folder.num_bytes), state)
     return shown
 
 
@@ -149,11 +148,4 @@ def _days(plan: cleanup.CleanupPlan, folder: cleanup.StoredFolder) -> float:
 def _sum(folders: Sequence[cleanup.StoredFolder]) -> str:
     """Returns the number of folders and their size together."""
     noun = "folder" if len(folders) == 1 else "folders"
-    return f"{len(folders):,} {noun}, {_size(sum(folder.num_bytes for folder in folders))}"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, name in UNITS:
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.1f} {name}"
-    return f"{num_bytes} bytes"
+    return f"{len(folders):,} {noun}, {decimal(sum(folder.num_bytes for folder in folders))}"

@@ -45,8 +45,10 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """`retort up`: starts all, says where it is, and ends all when asked to."""
     from flows import local_servers
-    from retort.jobs import login
+    from retort.jobs import login, trust
 
+    if trust.is_trusted(Path.cwd()):
+        trust.look_in_own(Path.cwd())
     os.umask(0o077)  # logs, databases and what jobs make are the user's alone
     store, ports = (
         open_store(options),

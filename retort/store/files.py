@@ -221,7 +221,7 @@ def _remedy(path: str) -> str:
             case ["ledger", name, "segments", _]:
                 return (
                     f"It holds paid answers of the ledger {name}. Put it back from a backup, or "
-                    f"keep what can be read by `retort verify --all --repair --store {store}`: the "
+                    f"keep what can be read by `retort verify --repair --store {store}`: the "
                     "next run asks only for the rest again"
                 )
             case ["ledger" | "jobs" | "leases", *_]:

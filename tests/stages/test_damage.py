@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from retort.errors import DamagedError, SpecError, StoreError
 from retort.jobs.verify import repair, verify
 from retort.store import MANIFEST, Folder, InputFolder, Store, folder, open_store
@@ -207,3 +208,25 @@ def test_a_store_that_fails_is_an_error_and_no_damage(monkeypatch, s3_here):
     store = open_store("s3://no-such-bucket/x")
     with pytest.raises(StoreError, match="no bucket"):
         list(verify(store, None))
+
+
+def verified(capsys, *arguments: str) -> tuple[int, str]:
+    """The exit code of `retort verify`, and what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", *arguments])
+    return ended.value.code, capsys.readouterr().out
+
+
+def test_the_command_says_what_is_damaged_and_repairs_ledgers(jobs, capsys):
+    code, said = verified(capsys, "--store", jobs.uri)
+    assert code == 0 and "folders" in said and said.endswith("all as written\n")
+    (path,) = Path(jobs.ledger(hexed(9)).uri).glob("segments/*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"said 2", b"said 3", 1))
+    code, said = verified(capsys, "first", "--store", jobs.uri)
+    assert code == 1 and f"damaged ledger {hexed(9)}: {path}" in said
+    assert "retort verify --repair" in said and "1 of them damaged" in said
+    assert verified(capsys, "second", "--store", jobs.uri)[0] == 0
+    code, said = verified(capsys, "--repair", "--store", jobs.uri, "--json")
+    content = json.loads(said)
+    assert code == 0 and not any(folder["damages"] for folder in content["checked"])
+    assert content["repaired"] == [{"segment": str(path), "num_kept": 5, "num_lost": 1}]

@@ -8,7 +8,8 @@ import numpy as np
 import orjson
 import pytest
 
-from retort.engines import find_engine, parse_local
+from retort.engines import find_engine
+from retort.engines._local import parse_local
 from retort.errors import DamagedError
 from retort.records import Response
 from retort.store import Folder
@@ -227,7 +228,7 @@ def test_a_damaged_segment_is_an_error_that_names_it_and_what_to_do(tmp_path, na
     with pytest.raises(DamagedError) as error:
         opened(Folder(str(tmp_path / "ledger/abc")))
     assert str(path) in str(error.value) and "is damaged" in str(error.value)
-    assert f"`retort verify --all --repair --store {tmp_path}`" in str(error.value)
+    assert f"`retort verify --repair --store {tmp_path}`" in str(error.value)
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
