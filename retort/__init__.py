@@ -6,10 +6,10 @@ Importing this package is light: nothing heavy (torch, vllm, mlflow, prefect) is
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retort.client import DistillationJob, RetortClient
+    from retort.client import DistillationJob, MLClient, RetortClient
 
 __version__ = "0.1.0"
-__all__ = ["DistillationJob", "RetortClient"]
+__all__ = ["DistillationJob", "MLClient", "RetortClient"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
 from retort.jobs import login, trust
-from retort.spec import JobSpec, build_at, load
+from retort.spec import JobSpec, build_at, documents, flat, load
 from retort.store import open_store
 
 __all__ = [
@@ -22,12 +22,17 @@ __all__ = [
     "Evaluation",
     "JobState",
     "Jobs",
+    "MLClient",
     "ModelVersion",
     "Models",
     "RetortClient",
     "Score",
     "Status",
 ]
+
+
+# What a client's file may say.
+CONFIG = ("store", "server", "deployment", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,47 @@ class RetortClient:
             from retort.client.local import JobsHere
 
             self.jobs = Jobs(JobsHere(store or ".retort"))
+
+    @classmethod
+    def from_config(cls, path: str | Path = "retort.yaml") -> "RetortClient":
+        """Returns a client of the store and servers that the environment or a file names.
+
+        The file may have `store` (its relative path starts at the file), `server` (the URL of
+        Prefect's API), `deployment` and `mlflow` (the URL of MLflow's server); RETORT_STORE,
+        PREFECT_API_URL and MLFLOW_TRACKING_URI come before it. Without a file and variables, jobs
+        run here. Raises `SpecError` for a file that cannot be read or has another key.
+        """
+        config = _config(Path(path))
+        if "mlflow" in config:
+            os.environ.setdefault("MLFLOW_TRACKING_URI", config["mlflow"])
+        store = os.environ.get("RETORT_STORE") or config.get("store")
+        server = os.environ.get("PREFECT_API_URL") or config.get("server")
+        return cls(server, store, deployment=config.get("deployment", "process"))
+
+
+# The name that users of Azure know.
+MLClient = RetortClient
+
+
+def _config(path: Path) -> dict[str, str]:
+    """Returns the content of a client's file; nothing where there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    config = flat.mapping(documents.parse(text, str(path)), str(path))
+    try:
+        flat.refuse_unknown(config, CONFIG, "")
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    for key, value in config.items():
+        if not isinstance(value, str):
+            raise SpecError(f"{path}: {key} must be a text, it is a {type(value).__name__}")
+    if "store" in config and "://" not in config["store"]:
+        config["store"] = str(path.resolve().parent / Path(config["store"]).expanduser())
+    return config
 
 
 def spec_of(job: JobLike) -> JobSpec:

@@ -97,6 +97,21 @@ def resolve(section: dict[str, Any], key: str, where: str, folder: Path) -> str 
     return f"{where}: {written} is {model}"
 
 
+def why_text_alone(teacher: Any, student: Any) -> str | None:
+    """Returns why a student cannot learn a teacher's distribution, as far as the catalogue knows
+    both; else None."""
+    names = [name for name in (teacher, student) if isinstance(name, str)]
+    found = [find(name) for name in names if not name.startswith((".", "/", "~"))]
+    if len(found) < 2 or None in found:
+        return None
+    by, to = (model for model in found if model)
+    if by.hub is None:
+        return f"{by.name} gives its text alone"
+    if by.tokenizer != to.tokenizer:
+        return f"{by.name} and {to.name} have different tokenizers"
+    return None
+
+
 def open_names() -> list[str]:
     """Returns the names of the models whose weights can be had."""
     return [name for name, model in models().items() if model.hub]

@@ -6,6 +6,7 @@ Also what all foreign forms share: placing a value in our sections, with the nam
 from typing import Any, NamedTuple
 
 from retort.errors import SpecError, did_you_mean
+from retort.spec import catalogue
 
 # flat key -> section.key of the spec
 KEYS = {
@@ -49,7 +50,8 @@ def expand(raw: dict[str, Any]) -> Expansion:
     """Returns the flat form as sections, with a note on each value.
 
     `hyperparameters.temperature` is both the teacher's sampling temperature and, for the stored
-    signal, the distillation temperature. Raises `SpecError` for an unknown key.
+    signal, the distillation temperature. Where the catalogue knows that the tokenizers differ, the
+    student learns from text alone. Raises `SpecError` for an unknown key.
     """
     made = Expansion({}, [], {})
     hyperparameters = mapping(raw.get("hyperparameters"), "hyperparameters")
@@ -57,9 +59,12 @@ def expand(raw: dict[str, Any]) -> Expansion:
     refuse_unknown(hyperparameters, HYPERPARAMETERS, "hyperparameters.")
     for key in (key for key in raw if key in KEYS):
         place(made, KEYS[key], key, raw[key])
+    if reason := catalogue.why_text_alone(raw.get("teacher_model"), raw.get("student_model")):
+        put(made.sections, "generate.top_k", 0)
+        made.notes.append(f"generate.top_k is 0, the student learns from text: {reason}")
     for key, value in hyperparameters.items():
         place(made, HYPERPARAMETERS[key], f"hyperparameters.{key}", value)
-        if key == "temperature" and number(value) != 0:
+        if key == "temperature" and number(value) != 0 and not reason:
             made.sections.setdefault("train", {})["losses"] = [
                 {"name": "cross_entropy", "weight": 0.2},
                 {"name": "forward_kl", "weight": 0.8, "temperature": value},

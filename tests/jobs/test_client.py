@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retort import DistillationJob, RetortClient
+from retort import DistillationJob, MLClient, RetortClient
 from retort.errors import SpecError, StageError
 from retort.spec import load
 from tests.support.servers import BIN, ROOT, environment
@@ -135,3 +135,35 @@ def test_the_command_line_says_the_same_where_there_is_no_server(client, tmp_pat
     assert client.jobs.get("tiny").is_over
     unknown = retort("status", "nobody")
     assert unknown.returncode == 2 and "there are: tiny" in unknown.stderr
+
+
+def test_a_client_takes_its_store_and_servers_from_a_file_and_the_environment(
+    tmp_path, monkeypatch
+):
+    for name in ("RETORT_STORE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    assert MLClient is RetortClient
+    assert MLClient.from_config().jobs.list() == []
+    Path("retort.yaml").write_text("store: work/here\nmlflow: http://127.0.0.1:9\n")
+    MLClient.from_config().jobs.create_or_update(write_job(tmp_path / "job", "echo"))
+    (state,) = MLClient.from_config("retort.yaml").jobs.list()
+    assert state.store == str(tmp_path / "work/here")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:9"
+    assert RetortClient(store=state.store, local=True).jobs.cancel("tiny").is_over
+    monkeypatch.setenv("RETORT_STORE", str(tmp_path / "elsewhere"))
+    assert MLClient.from_config().jobs.list() == []
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(StageError, match=r"127\.0\.0\.1:9"):
+        MLClient.from_config().jobs.list()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("sotre: x", "did you mean 'store'"), ("store: 7", "must be a text"), ("- x", "a mapping")],
+)
+def test_a_file_of_a_client_that_is_wrong_says_what_is_allowed(text, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SpecError, match=rf"mine\.yaml.*{said}"):
+        MLClient.from_config(tmp_path / "mine.yaml")

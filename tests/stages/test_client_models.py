@@ -1,6 +1,7 @@
 """Models from Python: any of them asked a file of questions, its scores counted by hand."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -108,16 +109,16 @@ def test_a_registered_model_is_asked_as_its_job_asks_and_scored_as_by_hand(model
         metrics=names,
         task_type="qa",
     )
-    assert (found["model"], found["n"]) == ("tiny-distilled/1", 8)
-    scores = found["metrics"]
+    assert (found.model, found.n) == ("tiny-distilled/1", 8)
+    scores = found.metrics
     assert list(scores) == names
-    assert scores["accuracy"]["value"] == len(right) / 8 and scores["accuracy"]["n"] == 8
-    assert 0 <= scores["accuracy"]["low"] < 5 / 8 < scores["accuracy"]["high"] <= 1
+    assert found["accuracy"] == len(right) / 8 and scores["accuracy"].n == 8
+    assert 0 <= scores["accuracy"].low < 5 / 8 < scores["accuracy"].high <= 1
     bleu = sacrebleu.corpus_bleu([*map(normal, said)], [[*map(normal, wanted)]]).score
-    assert scores["bleu_score"]["value"] == pytest.approx(bleu)
+    assert found["bleu_score"] == pytest.approx(bleu)
     time = scores["inference_time"]
-    assert 0 < time["low"] <= time["value"] <= time["high"] and time["value"] <= time["p95"]
-    assert time["n"] == 4  # the job's latency_samples
+    assert 0 < time.low <= time.value <= time.high and time.value <= time.p95
+    assert time.n == 4  # the job's latency_samples
 
 
 def test_the_base_of_a_student_is_asked_by_the_task_types_own_metrics(models, tmp_path):
@@ -129,12 +130,12 @@ def test_the_base_of_a_student_is_asked_by_the_task_types_own_metrics(models, tm
     knobs = {**ECHO, "prepare.max_bad_ratio": 0.3, "evaluate.max_tokens": 40}
     # It repeats the question, of which the last number is right where the first is 0.
     found = models.evaluate("tiny-baseline", data, knobs=knobs)
-    assert found["n"] == 4  # the empty question is a bad row
-    assert found["metrics"]["accuracy"]["value"] == 0.5
-    assert set(found["metrics"]) == {"accuracy"}
+    assert found.n == 4  # the empty question is a bad row
+    assert found["accuracy"] == 0.5
+    assert set(found) == {"accuracy"}
     few = models.evaluate("tiny-baseline", data, knobs={**knobs, "evaluate.limit": 3})
-    assert (few["n"], few["metrics"]["accuracy"]["value"]) == (3, pytest.approx(2 / 3))
-    assert Path(found["model"]).name == "base"
+    assert (few.n, few["accuracy"]) == (3, pytest.approx(2 / 3))
+    assert Path(found.model).name == "base"
 
 
 def test_a_name_stands_for_its_champion_else_its_challenger_else_its_newest(models, store):
@@ -246,3 +247,15 @@ def test_a_model_on_s3_is_fetched_for_as_long_as_it_is_asked(s3_here, home):
         names = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     assert names == {path.name: path.read_bytes() for path in (home / "student").iterdir()}
     assert not Path(folder).exists()
+
+
+def test_accuracy_of_a_conversation_is_agreement_with_its_own_reply(models, tmp_path):
+    rows = [{"prompt": "one two", "completion": c} for c in ("one two", "one  two", "three")]
+    found = models.evaluate(
+        "./student", write(tmp_path / "rows.jsonl", rows), ["accuracy"], "conversation", ECHO
+    )
+    assert found.n == 3 and found["accuracy"] == pytest.approx(2 / 3)
+    assert found.metrics["accuracy"].meaning == "agreement with the expected reply"
+    untold = write(tmp_path / "untold.jsonl", [{"prompt": "one two"}])
+    unknown = models.evaluate("./student", untold, ["accuracy"], "conversation", ECHO)
+    assert math.isnan(unknown["accuracy"]) and unknown.metrics["accuracy"].n == 0

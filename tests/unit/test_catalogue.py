@@ -1,12 +1,13 @@
 """Names that people write for models: what they stand for, and what a folder of models changes."""
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 import yaml
 
 from retort.errors import SpecError
-from retort.spec import catalogue, load
+from retort.spec import build_at, catalogue, load
 from retort.store import model_folder
 
 JOB = {
@@ -108,3 +109,17 @@ def test_a_folder_beside_the_job_and_a_folder_of_models_come_first(job, tmp_path
 def test_an_unknown_name_is_told_the_nearest():
     with pytest.raises(SpecError, match=r"did you mean 'phi-4-mini-instruct'"):
         model_folder.locate("phi-4-mini-instrukt", "train.student")
+
+
+def test_the_flat_form_learns_from_text_where_the_tokenizers_are_known_to_differ():
+    def spec(teacher: str, student: str):
+        flat = {"teacher_model": teacher, "student_model": student, "training_data": "rows.jsonl"}
+        flat |= {"task_type": "conversation", "hyperparameters": {"temperature": 0.7}}
+        return build_at(flat, Path("/nowhere"))
+
+    differ = spec("deepseek-v3", "phi-4-mini")
+    assert differ.generate.top_k == 0 and [loss.name for loss in differ.losses] == ["cross_entropy"]
+    assert spec("gpt-4", "phi-4-mini").generate.top_k == 0
+    alike = spec("llama-3.1-405b-instruct", "llama-3.1-8b-instruct")
+    assert alike.generate.top_k and alike.losses[1].name == "forward_kl"
+    assert spec("./phi-4", "someone/phi-4-mini-tuned").losses[1].name == "forward_kl"

@@ -1,7 +1,7 @@
 """Models from Python: which are registered, and how any of them answers a file of questions.
 
-All of it happens on this machine; no server is needed. The surprise: a model that a job made is
-asked as that job asks (task type, prompts, lengths, engine), so that its scores can be compared.
+All of it happens on this machine; no server is needed. Note: a model that a job made is asked as
+that job asks (task type, prompts, lengths, engine), so that its scores can be compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ class Models:
         hub id. `test_data` is a path, URL, list or dataset as in a job's `prepare.test`.
 
         `metrics` are names of `retort.metrics`, yours as package.module:name, "bleu_score" (bleu)
-        and "inference_time"; the task type's own if not given. `task_type` is that of the job that
+        and "inference_time"; the task type's own if not given. A conversation has no right answer:
+        its "accuracy" is agreement with the row's own reply. `task_type` is that of the job that
         made the model; of another model it must be given. `knobs` changes any knob of the spec
         that the model is asked by, such as {"evaluate.engine": "transformers"}.
 

@@ -1,14 +1,14 @@
-"""From a model and a file of questions to scores, by the very functions of the stages.
+"""From a model and a file of questions to scores, by the functions of the stages.
 
-The surprise: to `retort.stages.evaluate` the model is the base of a job of one stage, whose
-store lasts as long as the call.
+Note: for `retort.stages.evaluate` the model is the base of a job of one stage, in a store that
+lasts as long as the call.
 """
 
 import copy
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from retort.stages.prepare.rows import Reader, check_counts, new_counts
 from retort.stages.stage import Stage
 from retort.store import Store, model_folder, open_store
 
-TIME, ALIASES = "inference_time", {"bleu_score": "bleu"}
+ACCURACY, TIME, ALIASES = "accuracy", "inference_time", {"bleu_score": "bleu"}
 # Where nobody asks how long an answer takes: the least that a spec allows.
 LEAST_SAMPLES = 2
 # A job measures all of its models; here one is asked once, every row, by nobody judged.
@@ -77,9 +77,8 @@ def measured(store: Store, found: FoundModel, asked: EvaluationRequest) -> Evalu
     if TIME in names:
         scores[TIME] = _time(spec, measures["latencies"]["whole"])
     # What was named is told even where no row tells it.
-    told = [name for name in names if asked.metrics is not None or scores[name]["n"]]
-    chosen = {name: scores[name] for name in told}
-    return {"model": found.label, "n": len(examples), "metrics": chosen}
+    told = [name for name in names if asked.metrics is not None or scores[name].n]
+    return Evaluation(found.label, len(examples), {name: scores[name] for name in told})
 
 
 def spec_of(found: FoundModel, asked: EvaluationRequest) -> JobSpec:
@@ -166,22 +165,31 @@ def _scores(stage: Stage, examples: list[Example], names: list[str]) -> dict[str
     knobs, kind = stage.spec.evaluate, task_types.load(stage.spec.prepare.task_type)
     texts = {key: response.text for key, response in read_answers(stage, ROLE).items()}
     own = {name: ALIASES.get(name, name) for name in names if name != TIME}
-    found = metrics.statistics(kind, examples, texts, texts, list(own.values()))
-    return {
-        name: _score(metrics.interval(metric, found[metric], knobs.num_bootstrap, knobs.seed))
-        if metric in found
-        else {"value": None, "low": None, "high": None, "n": 0}
-        for name, metric in own.items()
-    }
+    found, meaning = metrics.statistics(kind, examples, texts, texts, list(own.values())), ""
+    if ACCURACY in own.values() and ACCURACY not in found:
+        # A conversation has no right answer; its own reply is what a model can agree with.
+        expected = [
+            replace(each, expected=kind.answer(each.reference, each))
+            for each in examples
+            if each.reference is not None
+        ]
+        as_expected = metrics.statistics(kind, expected, texts, texts, [ACCURACY])
+        found |= {name: values for name, values in as_expected.items() if name == ACCURACY}
+        meaning = "agreement with the expected reply"
+    scores = {name: Score(None, None, None, 0) for name in own}
+    for name, metric in own.items():
+        if metric in found:
+            score = metrics.interval(metric, found[metric], knobs.num_bootstrap, knobs.seed)
+            scores[name] = _score(score, meaning=meaning if metric == ACCURACY else "")
+    return scores
 
 
-def _score(found: dict[str, float]) -> Score:
-    value, low, high = found["value"], found["low"], found["high"]
-    return {"value": value, "low": low, "high": high, "n": int(found["n"])}
+def _score(found: dict[str, float], p95: float | None = None, meaning: str = "") -> Score:
+    return Score(found["value"], found["low"], found["high"], int(found["n"]), p95, meaning)
 
 
 def _time(spec: JobSpec, seconds: list[float]) -> Score:
     """Returns the median of seconds that rows took alone, with its interval and their p95."""
     found = summary(seconds, spec.evaluate.num_bootstrap, spec.evaluate.seed)
     assert found, "there is a row at least"
-    return {**_score({**found, "value": found["p50"]}), "p95": found["p95"]}
+    return _score({**found, "value": found["p50"]}, found["p95"])

@@ -1,31 +1,51 @@
-"""What asking about models returns: versions of registered models, and scores of any model."""
+"""The results of `Models`: versions of registered models, and the scores of any model."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 TestData = str | Path | list[str] | dict[str, Any]
 
 
-class Score(TypedDict):
+@dataclass(frozen=True)
+class Score:
     """A metric's value with its 95% interval, over `n` rows; None where no row tells it.
 
     Of `inference_time` it is the median in seconds of rows answered one at a time, with `p95`.
+    `meaning` says what the value is where the metric's name alone does not.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-    p95: NotRequired[float]
+    p95: float | None = None
+    meaning: str = ""
 
 
-class Evaluation(TypedDict):
-    """Which model was asked, how many rows, and its scores by the metrics' names."""
+@dataclass(frozen=True, eq=False)
+class Evaluation(Mapping[str, float]):
+    """The model that was evaluated, on how many rows, and its scores by the metrics' names.
+
+    As a mapping it gives each metric's value, NaN where no row tells it: `found["accuracy"]` is the
+    number, `found.metrics["accuracy"].low` the lower end of its interval.
+    """
 
     model: str
     n: int
     metrics: dict[str, Score]
+
+    def __getitem__(self, name: str) -> float:
+        value = self.metrics[name].value
+        return math.nan if value is None else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
 
 
 @dataclass(frozen=True)
