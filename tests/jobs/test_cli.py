@@ -255,7 +255,7 @@ def test_a_transient_failure_is_tried_again(retort, tmp_path):
         tmp_path / "s",
         "--set",
         "curate.filters=['flaky:once']",
-        PYTHONPATH=str(tmp_path),
+        RETORT_PLUG_INS=str(tmp_path),
     )
     assert done.returncode in (0, 3), done.stderr
     assert done.stderr.count("curate: started") == 2

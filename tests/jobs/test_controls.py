@@ -252,7 +252,7 @@ def test_gold_without_answers_of_the_rows_own_is_refused_before_the_run(folder, 
             return str(error)
         return None
 
-    says = "no train row has one; give the rows answers"
+    says = "no train row has one; add answers"
     assert says in str(refused([{"question": "1 + 1 = ?"}], "math"))
     rows = [{"question": "1 + 1 = ?"}, {"question": "2 + 2 = ?", "answer": "4"}]
     assert refused(rows, "math") is None

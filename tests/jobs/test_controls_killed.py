@@ -33,11 +33,10 @@ def test_a_control_killed_with_9_goes_on_and_is_seen_in_prefect_mlflow_and_why(
     kill_when(path, store, prefect_url, f"artifacts/train/{name}/scratch/step-*.safetensors")
     assert not (store / f"artifacts/train/{name}/manifest.json").exists()
     why = inspection.why(spec, open_store(str(store)))
-    assert (why["train"], why["train-gold"]) == ([], ["never finished in this store"])
+    assert why["train-gold"] == ["never finished in this store"]
 
     done = retort("run", path, "--store", store, "--json")
     assert done.returncode == 3, done.stderr
-    assert "train: cached" in done.stderr
     assert "train-gold: continuing after step" in done.stderr
     content = json.loads(done.stdout)
     assert content["fingerprints"]["train-gold"] == name
@@ -57,8 +56,11 @@ def test_a_control_killed_with_9_goes_on_and_is_seen_in_prefect_mlflow_and_why(
 def shown_in_prefect(url: str, flow_run_id: str) -> None:
     tasks = ask(f"{url}/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
     student, control = ({t["name"]: t for t in tasks}[n] for n in ("train", "train-gold"))
-    assert (student["state_name"], control["state_name"]) == ("Cached", "Completed")
-    assert control["start_time"] >= student["end_time"]
+    # The two are trained side by side: the student may have been ready when the run was killed.
+    assert student["state_name"] in ("Cached", "Completed")
+    assert control["state_name"] == "Completed"
+    if student["state_name"] == "Completed":
+        assert control["start_time"] < student["end_time"]
     artifacts = ask(f"{url}/artifacts/filter", {})
     assert "train-gold-progress" in {artifact["key"] for artifact in artifacts}
 

@@ -68,7 +68,7 @@ def desk(tmp_path_factory):
     job["report"] = {"gate": {"beat_base": False}}
     # MLflow's address for people is another than for jobs.
     links = f"http://localhost:{ports['mlflow']}"
-    env = {"PYTHONPATH": str(folder), "RETORT_MLFLOW_URL": links}
+    env = {"RETORT_PLUG_INS": str(folder), "RETORT_MLFLOW_URL": links}
     env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     prefect = f"http://127.0.0.1:{ports['prefect']}"
     with up(folder, ports, **env) as login:

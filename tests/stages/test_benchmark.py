@@ -377,7 +377,7 @@ def test_an_unknown_engine_or_folder_is_refused(job):
         (benchmark.BenchmarkRequest(("x",), engine="echo"), "--engine: echo"),
         (
             benchmark.BenchmarkRequest(("x",), include_path="/nowhere"),
-            "--include-path: no folder /nowhere",
+            "--include-path: there is no folder /nowhere",
         ),
     ):
         with pytest.raises(SpecError, match=why):

@@ -60,6 +60,11 @@ def trained(stage: Stage, out: Path, monkeypatch, **knobs) -> tuple[list[dict], 
     return [event["values"] for event in said if event["kind"] == "metrics"], seen[0]
 
 
+def losses_of_passes(curve: list[dict]) -> list[float]:
+    """The losses at the end of each pass; a slow step before it may have a record of its own."""
+    return [record["loss"] for record in curve if "validation_loss" in record]
+
+
 def assert_learned(curve: list[dict]) -> None:
     assert curve[-1]["forward_kl"] > 0
     for name in ("loss", "validation_loss"):
@@ -78,7 +83,7 @@ def test_a_family_learns_and_its_saved_student_is_the_one_that_learned(
     assert_learned(curve)
     assert_saved(tmp_path / "a", logits, 0)
     again, same = trained(ready, tmp_path / "b", monkeypatch, gradient_checkpointing=True)
-    assert [record["loss"] for record in again] == [record["loss"] for record in curve]
+    assert losses_of_passes(again) == losses_of_passes(curve)
     assert torch.equal(same, logits)
 
 

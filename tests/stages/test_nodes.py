@@ -135,7 +135,7 @@ def test_two_machines_learn_what_two_processes_of_one_do(
         until(log, "ended with exit code 0; waiting to be called again")
         node.send_signal(signal.SIGTERM)
         assert node.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
-    how = "2 processes on 2 machines, the student copied by DDP"
+    how = "2 processes on 2 machines, the student replicated by DDP"
     assert f"training on cpu, {how}, 1 threads" in notes(said)
     assert student(tmp_path / "out") == student(on_one_machine)
 
@@ -242,4 +242,4 @@ def test_a_job_on_several_machines_is_refused_where_they_could_not_meet(ready, m
 def test_a_machine_that_nobody_calls_ends_by_itself(tmp_path, rendezvous):
     with following(tmp_path / "node", "--idle-seconds", "0.5") as node:
         assert node.wait(WAIT_SECONDS) == 0
-    assert "nobody called for so long; ending" in (tmp_path / "node").read_text()
+    assert "no job called for so long; ending" in (tmp_path / "node").read_text()

@@ -54,10 +54,17 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
         return 0
     tensors = load(out.read(checkpoints[-1]))
     put(model, {key.removeprefix("model."): t for key, t in tensors.items() if key[0] == "m"})
-    whole = get_optimizer_state_dict(model, optimizer, options=OPTIONS)
-    for name, state in whole.get("state", {}).items():
-        saved = {key: tensors.get(f"optimizer.{name}.{key}") for key in state}
-        state.update({key: value for key, value in saved.items() if value is not None})
+    # torch gathers a whole state in the first process alone, so each makes its own from the file.
+    state: dict[str, dict[str, Tensor]] = {}
+    for key in (key for key in tensors if key.startswith("optimizer.")):
+        name, _, part = key.removeprefix("optimizer.").rpartition(".")
+        state.setdefault(name, {})[part] = tensors[key]
+    names = {weight: name for name, weight in model.named_parameters()}
+    groups = [
+        {**group, "params": [names[weight] for weight in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    whole: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, whole, options=OPTIONS)
     return int(checkpoints[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
 
