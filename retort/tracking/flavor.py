@@ -6,6 +6,7 @@ also load the weights and copy them. Source: https://mlflow.org/docs/latest/ml/m
 
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,11 +22,11 @@ LIBRARIES = ("mlflow", "torch", "transformers", "accelerate")
 CHAT = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tokens": 64}
 
 
-def files(weights: str) -> dict[str, bytes]:
-    """Returns the files by their names, but for those of the tokenizer.
+def files(name: str, weights: str, folder: Path) -> dict[str, bytes]:
+    """Returns the files by their names, with copies of the tokenizer's.
 
-    `weights` is the Hugging Face folder: relative to these files, or the absolute path of a folder
-    that every reader sees.
+    `name` is the model's. `weights` is its Hugging Face folder, relative to these files or an
+    absolute path; `folder` is the same folder, to be read now.
     """
     from mlflow.models import Model, ModelSignature
     from mlflow.types import llm
@@ -45,28 +46,30 @@ def files(weights: str) -> dict[str, bytes]:
         python_version=platform.python_version(),
         env={"virtualenv": PYTHON_ENV},
     )
-    model.add_flavor("transformers", **_transformers(weights))
-    versions = {name: machine.version_of(name).partition("+")[0] for name in LIBRARIES}
+    model.add_flavor("transformers", **_transformers(name, weights))
+    versions = {each: str(machine.version_of(each)).partition("+")[0] for each in LIBRARIES}
     environment = {"python": platform.python_version(), "dependencies": [f"-r {REQUIREMENTS}"]}
-    return {
+    tokenizer = {
+        f"{TOKENIZER}/{path.name}": path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and _is_tokenizers(path.name)
+    }
+    return tokenizer | {
         MLMODEL: model.to_yaml().encode(),
-        REQUIREMENTS: "".join(f"{name}=={v}\n" for name, v in versions.items()).encode(),
+        REQUIREMENTS: "".join(f"{each}=={v}\n" for each, v in versions.items()).encode(),
         PYTHON_ENV: yaml.safe_dump(environment).encode(),
         EXAMPLE: json.dumps(CHAT).encode(),
         SERVED_EXAMPLE: json.dumps(CHAT).encode(),
     }
 
 
-def is_tokenizer_file(name: str) -> bool:
+def _is_tokenizers(name: str) -> bool:
     """Whether a file of a Hugging Face folder may belong to its tokenizer."""
-    return not name.startswith(("model", "adapter", "pytorch_model")) and name not in (
-        "README.md",
-        "config.json",
-        "generation_config.json",
-    )
+    is_weights = ".safetensors" in name
+    return not is_weights and name not in ("README.md", "config.json", "generation_config.json")
 
 
-def _transformers(weights: str) -> dict[str, Any]:
+def _transformers(name: str, weights: str) -> dict[str, Any]:
     """Returns the transformers flavour; its Auto classes read the folder's own config."""
     return {
         "transformers_version": machine.version_of("transformers"),
@@ -76,7 +79,7 @@ def _transformers(weights: str) -> dict[str, Any]:
         "instance_type": "TextGenerationPipeline",
         "framework": "pt",
         "torch_dtype": None,
-        "source_model_name": weights,
+        "source_model_name": name,
         "model_binary": weights,
         "pipeline_model_type": "AutoModelForCausalLM",
         "components": ["tokenizer"],

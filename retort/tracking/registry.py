@@ -5,13 +5,16 @@ interrupted registration is completed by doing it again.
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from retort.store import Folder
 from retort.store.urls import public
+from retort.tracking import flavor
 from retort.tracking.names import safe_names
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
@@ -126,19 +129,18 @@ def register(client: Any, run: Any, student: ReleasedStudent) -> str:
 
 
 def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
-    """Logs the model with its scores, and makes a version of it that points to the weights.
+    """Logs the model with its scores, and makes a version of it that MLflow can load.
 
-    A server refuses a path of another machine. There the version points to the logged model, which
-    holds the weights if `log_weights`, and the tags name the folder.
+    The version points to the release in the store. A server refuses a path, so that there it points
+    to the logged model, which holds the weights if `log_weights`, else MLflow's files with the path
+    of the weights; the tags name the folder.
     """
-    model = _logged_model(client, run, student)
-    is_path = "://" not in student.source
     at_server = client.tracking_uri.startswith("http")
+    is_logged = at_server and ("://" not in student.source or student.log_weights)
+    model = _logged_model(client, run, student, with_files=is_logged or student.log_weights)
     made = client.create_model_version(
         student.name,
-        source=model.model_uri
-        if at_server and (is_path or student.log_weights)
-        else student.source,
+        source=model.model_uri if is_logged else student.source.rpartition("/")[0],
         run_id=run.info.run_id,
         tags=student.tags,
         model_id=model.model_id,
@@ -149,8 +151,9 @@ def _new_version(client: Any, run: Any, student: ReleasedStudent) -> str:
     return str(made.version)
 
 
-def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
-    """Returns the student as a logged model of the job's run, with its scores."""
+def _logged_model(client: Any, run: Any, student: ReleasedStudent, with_files: bool) -> Any:
+    """Returns the student as a logged model of the job's run, with its scores; with the files by
+    which MLflow loads it, and its weights if `log_weights`."""
     from mlflow.entities import LoggedModelOutput, Metric
 
     name = "".join("_" if letter in "/:.%\"'" else letter for letter in student.name)
@@ -169,9 +172,26 @@ def _logged_model(client: Any, run: Any, student: ReleasedStudent) -> Any:
     ]
     client.log_batch(run.info.run_id, metrics=scores)
     client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    if student.log_weights:
-        root, _, name = student.source.rpartition("/")
-        with Folder(root).checked().local_copy(name) as folder:
-            client.log_model_artifacts(model.model_id, str(folder))
+    if with_files:
+        _log_files(client, model.model_id, student)
     client.finalize_logged_model(model.model_id, "READY")
     return model
+
+
+def _log_files(client: Any, model_id: str, student: ReleasedStudent) -> None:
+    root, _, name = student.source.rpartition("/")
+    with (
+        Folder(root).checked().local_copy(name) as weights,
+        tempfile.TemporaryDirectory(prefix="retort-") as scratch,
+    ):
+        place = Path(scratch)
+        if student.log_weights:
+            for path in (path for path in weights.rglob("*") if path.is_file()):
+                link = place / name / path.relative_to(weights)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        address = name if student.log_weights else str(weights.resolve())
+        for file, data in flavor.files(student.name, address, weights).items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_bytes(data)
+        client.log_model_artifacts(model_id, scratch)

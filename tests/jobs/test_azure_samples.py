@@ -69,7 +69,7 @@ def checked(done: "subprocess.CompletedProcess[str]", name: str) -> dict:
     assert (released / "model.safetensors").is_file()
     client = MlflowClient(report["mlflow"]["tracking_uri"])
     (version,) = client.search_model_versions(f"name='llama-{name}-distilled'")
-    assert version.source == str(released)
+    assert version.source == str(released.parent)
     return report
 
 

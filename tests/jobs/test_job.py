@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -84,9 +86,38 @@ def test_the_model_version_points_to_the_released_folder_with_the_gate_on_it(fir
     report = json.loads(first[2].stdout)
     client = MlflowClient(report["mlflow"]["tracking_uri"])
     (version,) = client.search_model_versions(f"name='{report['name']}'")
-    assert version.source == f"{report['artifacts']['release']}/model"
+    assert version.source == report["artifacts"]["release"]
     assert version.tags["retort.gate"] in ("passed", "refused")
-    assert (Path(version.source) / "model.safetensors").is_file()
+    assert (Path(version.source) / "model/model.safetensors").is_file()
+    said = loaded_by_mlflow(report["mlflow"]["tracking_uri"], f"models:/{report['name']}/1")
+    assert said["transformers"] and said["pyfunc"] and said["messages"]
+
+
+LOADED = """
+import json, sys, mlflow
+address = sys.argv[1]
+pipeline = mlflow.transformers.load_model(address)
+model = mlflow.pyfunc.load_model(address)
+chat = {"messages": [{"role": "user", "content": "1 + 2 = ?"}], "max_tokens": 4}
+print(json.dumps({
+    "transformers": type(pipeline.model).__name__,
+    "pyfunc": model.predict(chat)[0]["object"],
+    "messages": "messages" in str(model.metadata.signature.inputs),
+}))
+"""
+
+
+def loaded_by_mlflow(server: str, address: str) -> dict[str, Any]:
+    """What MLflow's own users get of a registered student."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, address],
+        capture_output=True,
+        text=True,
+        env=environment(MLFLOW_TRACKING_URI=server),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_released_student_loads_and_answers_as_in_the_evaluation(first):

@@ -1,12 +1,18 @@
 """The whole job with parts of it elsewhere: its store, its teacher, its tracking server."""
 
 import json
+import os
+import signal
+import subprocess
+import time
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from retort.spec import STAGES
 from retort.store import Folder
+from tests.conftest import BIN, ask, environment, free_port
 from tests.support.tiny import write_job
 
 
@@ -79,6 +85,37 @@ def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, ml
     assert client.get_run(report["mlflow"]["run_id"]).info.status == "FINISHED"
     (version,) = client.search_model_versions(f"name='{report['name']}'")
     assert version.tags["retort.source"] == f"{report['artifacts']['release']}/model"
+    # The server holds no weights; those of the store are served.
+    assert not list(client.list_artifacts(report["mlflow"]["run_id"], "model"))
+    port = free_port()
+    command = f"models serve --env-manager local --host 127.0.0.1 --port {port}"
+    command += f" --model-uri models:/{version.name}/{version.version}"
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    server = subprocess.Popen(
+        [BIN / "mlflow", *command.split()],
+        env=environment(MLFLOW_TRACKING_URI=mlflow_url, PATH=path),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        reply = replied(server, f"http://127.0.0.1:{port}/invocations")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    (answer,) = reply if isinstance(reply, list) else [reply]
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+
+
+def replied(server: subprocess.Popen, url: str) -> Any:
+    """The reply of a served model to a chat, once it listens."""
+    chat = {"messages": [{"role": "user", "content": "1 + 2 = ?"}], "max_tokens": 4}
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return ask(url, chat)
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
 
 
 def test_a_tracking_server_that_is_down_does_not_stop_the_job(tmp_path, retort):

@@ -60,7 +60,7 @@ def test_a_passed_student_is_the_challenger_and_a_logged_model_with_its_scores(t
     assert tracker.register(made) == "1"
     client = MlflowClient(tracker.uri, registry_uri=tracker.uri)
     version = client.get_model_version_by_alias("first", "challenger")
-    assert (str(version.version), version.source) == ("1", made.source)
+    assert (str(version.version), version.source) == ("1", str(Path(made.source).parent))
     assert version.tags["retort.gate"] == "passed"
     (model,) = client.search_logged_models([tracker.experiment_id])
     assert (model.status, model.source_run_id) == ("READY", tracker.parent_id)
@@ -99,7 +99,7 @@ def test_weights_are_copied_into_mlflow_where_asked_for(tracker, store):
         for m in open_registry(store).search_logged_models([tracker.experiment_id])
         if m.name == "copied"
     ]
-    assert (Path(model.artifact_location) / "model.safetensors").read_bytes() == b"t9"
+    assert (Path(model.artifact_location) / "model/model.safetensors").read_bytes() == b"t9"
 
 
 def test_promote_and_rollback_move_the_champion_once_however_often_asked(tracker, store):
@@ -229,11 +229,13 @@ def test_a_server_takes_a_version_of_a_local_store_without_its_weights(
     version = client.get_model_version_by_alias("served", "challenger")
     assert version.tags["retort.source"] == made.source
     model_id = version.source.removeprefix("models:/")
-    assert client.list_logged_model_artifacts(model_id) == []
+    listed = {found.path for found in client.list_logged_model_artifacts(model_id)}
+    assert "MLmodel" in listed and "model" not in listed
     copied = student(store, "served", "t2", log_weights=True)
     assert tracker.register(copied) == "2"
     model_id = client.get_model_version("served", "2").source.removeprefix("models:/")
-    listed = [found.path for found in client.list_logged_model_artifacts(model_id)]
-    assert listed == ["model.safetensors"]
+    assert {found.path for found in client.list_logged_model_artifacts(model_id)} > listed
+    logged = client.list_logged_model_artifacts(model_id, "model")
+    assert [found.path for found in logged] == ["model/model.safetensors"]
     assert promote(client, "served").done and promote(client, "served").done
     assert champion_of(client, "served") == "2"

@@ -1,6 +1,7 @@
 """release: the student as a Hugging Face folder with its model card, ready to be registered.
 
-The weights lie once, here; the registry points to them. A refused student is kept and tagged, so
+The weights lie once, here; beside them are the files by which MLflow loads and serves them, and the
+registry points to both. A refused student is kept and tagged, so
 that it can be looked at, and is never promoted. Nothing in the folder runs code when it is loaded.
 """
 
@@ -15,6 +16,7 @@ from retort.metrics.comparison.shapes import Latency
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
 from retort.store import MODEL
+from retort.tracking import flavor
 
 # Loading these can execute whatever they hold (pickle).
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".py")
@@ -30,6 +32,8 @@ def release(stage: Stage) -> dict[str, Any]:
         _check_safe(student)
         generation = generation_config(student)
         stage.out.put_tree(student, MODEL)
+        for name, data in flavor.files(stage.spec.registered_name, MODEL, student).items():
+            stage.out.write(name, data)
     stage.out.write_json(f"{MODEL}/{GENERATION}", generation)
     stage.out.write(f"{MODEL}/README.md", model_card(stage, content).encode())
     stage.report.progress(1, 1, "model")
