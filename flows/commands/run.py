@@ -73,11 +73,15 @@ def _distill(
 
     from flows.commands.terminal import watching
     from flows.distill import distill, finished
+    from retort.tracking import make_database
     from tasks import listeners
 
     # By default Prefect tries for a minute to report the run's end to a server that went away.
     settings: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 2}
     if wait:
+        # While the server starts. A failure is reported when the job's run in MLflow begins.
+        with contextlib.suppress(Exception):
+            make_database(store)
         wait()
         # Nobody looks for the heartbeat of a run whose server ends with it; ending it takes 1 s.
         settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None

@@ -7,7 +7,7 @@ reports it and ends.
 from retort.tracking.promotion import Outcome, open_registry, promote, rollback
 from retort.tracking.registry import NONE, ReleasedStudent, Version
 from retort.tracking.runs import Tracker
-from retort.tracking.server import tracking_uri
+from retort.tracking.server import make_database, tracking_uri
 
 __all__ = [
     "NONE",
@@ -15,6 +15,7 @@ __all__ = [
     "ReleasedStudent",
     "Tracker",
     "Version",
+    "make_database",
     "open_registry",
     "promote",
     "rollback",

@@ -48,6 +48,13 @@ def connect(uri: str, warn: Callable[[str], None] = lambda text: None) -> Any:
     return MlflowClient(uri, registry_uri=uri)
 
 
+def make_database(store: Store) -> None:
+    """Makes the database of the embedded MLflow of a store, where it will be used and is not yet
+    there."""
+    if (uri := tracking_uri(store)).startswith(SQLITE):
+        connect(uri)
+
+
 def _make_database(path: Path, warn: Callable[[str], None]) -> None:
     """Makes MLflow's database unless there is one. Of several processes one makes it, under another
     name until it is whole, and the others wait."""
