@@ -15,9 +15,8 @@ TORCH := $(if $(filter cuda,$(TARGET)),,$(if $(FIND_LINKS),$(FIND_LINKS),--torch
 COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-header \
 	--no-annotate --upgrade
 
-# A file of tests beside another, the longest first (tests/conftest.py), one more than there are cores,
-# for many wait for a server; one file alone needs no more than `.venv/bin/python -m pytest
-# tests/unit/test_X.py`.
+# A file of tests beside another, one more than there are cores, for many wait for a server; one file
+# alone needs no more than `.venv/bin/python -m pytest tests/unit/test_X.py`.
 NUM_FILES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SIDE_BY_SIDE := --numprocesses $(NUM_FILES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -23,32 +23,8 @@ from tests.support import servers
 from tests.support.servers import BIN, ROOT, environment, free_port, vllm_serving
 
 __all__ = ["BIN", "ROOT", "ask", "environment", "free_port", "vllm_serving"]
-# Begun first, so that no core is left with a long one at the end.
-LONGEST = (
-    "job",
-    "job_elsewhere",
-    "job_killed",
-    "controls_killed",
-    "stack",
-    "up",
-    "pages",
-    "up_postgres",
-    "day_together",
-    "day",
-    "nodes",
-    "client",
-    "generate_killed",
-    "ranks",
-    "families",
-    "zoo",
-    "generate",
-    "readme",
-    "sharing",
-    "scale",
-    "evaluate",
-    "champion",
-    "release",
-)
+# Whole jobs take longest: begun first, no core is left with one at the end.
+FOLDERS = ("operations", "jobs", "stages", "unit")
 SERVERS_FOLDER = pytest.StashKey[Path]()
 
 
@@ -79,9 +55,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first."""
-    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    """Puts the folders whose files take longest first."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.parent.name))
 
 
 @pytest.fixture(scope="session")
