@@ -1,7 +1,7 @@
 """The servers and the command that tests share, and what lets the files of tests run side by side.
 
 `make test` runs a file of tests in one process and another file beside it (pytest-xdist); a single
-file given to pytest runs in this process. The surprise: servers outlive the fixtures that name
+file given to pytest runs in this process. Note: servers outlive the fixtures that name
 them, and end with the whole run.
 """
 

@@ -1,7 +1,7 @@
 """How sure we are of a metric: examples are drawn anew, sums weighted, the value taken of them.
 
 The same number of examples and seed give the same resamples, so all models of a comparison are
-resampled alike. The surprise: right or wrong scores are resampled with two made-up examples added.
+resampled alike. Note: right or wrong scores are resampled with two made-up examples added.
 Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 15;
 benchmarks/intervals.py measures how often the intervals hold the truth.
 """

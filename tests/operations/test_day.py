@@ -2,7 +2,7 @@
 cancelled, a machine is gone. What was finished is never done again, and every page says how things
 stand.
 
-The surprise: one job's machine is killed before the other tests begin, and its run is looked at
+Note: one job's machine is killed before the other tests begin, and its run is looked at
 after them, for the server notices only after a minute without a sign of life.
 """
 

@@ -1,6 +1,6 @@
 """Prefect's and MLflow's pages, used as a person uses them: by what is written on them.
 
-The surprise: while Chromium is driven, this thread has an event loop, so nothing else may be run
+Note: while Chromium is driven, this thread has an event loop, so nothing else may be run
 with `asyncio.run`.
 """
 

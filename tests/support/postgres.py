@@ -1,6 +1,6 @@
 """A real Postgres on loopback, made as its container image makes one and ended by its own id.
 
-The surprise: Postgres refuses to run as root, so it runs as another user, in a folder of that
+Note: Postgres refuses to run as root, so it runs as another user, in a folder of that
 user's own: what pytest gives a test cannot be entered by anyone else.
 """
 

@@ -1,6 +1,6 @@
 """From a model's name to where it lies, and to the spec of the job that made it.
 
-The surprise: a name may be a version in MLflow, a job, a folder or a hub id. What is written as a
+Note: a name may be a version in MLflow, a job, a folder or a hub id. What is written as a
 path is one; of what is not, MLflow is asked first.
 """
 

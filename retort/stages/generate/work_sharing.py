@@ -2,7 +2,7 @@
 
 The examples are cut into ranges, a process leases the next free one when it has room, and all add
 to one ledger; a range whose holder is gone is leased again, and of its rows only those are asked
-that the ledger lacks. The surprise: nobody assigns anything. The job's own process leads, which
+that the ledger lacks. Note: no process assigns work to others. The job's own process leads, which
 means no more than that it looks after what is left until all is done.
 """
 
