@@ -46,7 +46,7 @@ def render(
         return []
     texts = [
         tokenizer.apply_chat_template(
-            _for_template(chat), tools=chat_tools, tokenize=False, add_generation_prompt=True
+            for_template(chat), tools=chat_tools, tokenize=False, add_generation_prompt=True
         )
         for chat, chat_tools in zip(chats, tools or [None] * len(chats), strict=True)
     ]
@@ -54,7 +54,23 @@ def render(
     return [list(row) for row in ids]
 
 
-def _for_template(chat: list[Message]) -> list[Message]:
+def render_each(
+    tokenizer: Any, chats: list[list[Message]], tools: list[Any]
+) -> list[list[int] | str]:
+    """Returns the token ids of each chat as `render` does, or why a chat cannot be rendered."""
+    try:
+        return [*render(tokenizer, chats, tools)]
+    except Exception:  # templates fail in many ways; rendering one by one shows which chat is bad
+        rendered: list[list[int] | str] = []
+        for chat, chat_tools in zip(chats, tools, strict=True):
+            try:
+                rendered.append(render_one(tokenizer, chat, chat_tools))
+            except Exception as error:
+                rendered.append(f"chat template: {type(error).__name__}: {error}")
+        return rendered
+
+
+def for_template(chat: list[Message]) -> list[Message]:
     """Returns a chat with the arguments of tool calls as objects.
 
     OpenAI's API has them as a text of JSON; chat templates write that text again as JSON, or fail.

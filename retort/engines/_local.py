@@ -31,7 +31,9 @@ def tokenize(
     """
     fitting: list[TokenizedRequest] = []
     answers: list[Answer] = []
-    for request, prompt in zip(requests, render_each(tokenizer, requests), strict=True):
+    tools = [request.tools for request in requests]
+    rendered = encoding.render_each(tokenizer, [r.messages for r in requests], tools)
+    for request, prompt in zip(requests, rendered, strict=True):
         if isinstance(prompt, str):
             answers.append(Answer(request.id, local_raw([], [], "error", cause=prompt)))
             continue
@@ -46,21 +48,6 @@ def tokenize(
         else:
             answers.append(Answer(request.id, local_raw(prompt, [], "prompt_too_long")))
     return fitting, answers
-
-
-def render_each(tokenizer: Any, requests: list[Request]) -> list[list[int] | str]:
-    """Returns the prompt's ids of each request, or why its chat cannot be rendered."""
-    tools = [request.tools for request in requests]
-    try:
-        return [*encoding.render(tokenizer, [r.messages for r in requests], tools)]
-    except Exception:  # templates fail in many ways; rendering one by one shows which row is bad
-        rendered: list[list[int] | str] = []
-        for request in requests:
-            try:
-                rendered.append(encoding.render_one(tokenizer, request.messages, request.tools))
-            except Exception as error:
-                rendered.append(f"chat template: {type(error).__name__}: {error}")
-        return rendered
 
 
 def local_raw(

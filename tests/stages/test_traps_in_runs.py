@@ -19,7 +19,7 @@ from retort.engines import Request, find_engine
 from retort.errors import DataError, StageError
 from retort.events import SILENT, Event, Reporter
 from retort.records import Response, read_lines, write_lines
-from retort.spec import build
+from retort.spec import Loss, build
 from retort.stages.engine_settings import settings_of
 from retort.stages.evaluate import check_template
 from retort.stages.generate.parity import parity
@@ -194,6 +194,36 @@ def test_an_answer_with_two_end_tokens_or_none_is_not_learned_from(ready, tmp_pa
 
     data = built(broken(ready, tmp_path, spelt_out))
     assert len(data.train) == 15 and "1 responses are not learned from" in data.warnings[0]
+
+
+def test_rows_that_the_student_cannot_be_given_are_left_out_with_their_reason(ready, tmp_path):
+    def beyond(there: Folder) -> None:
+        responses = read_lines(Response, there.read("responses-00000.jsonl"))
+        first = dataclasses.replace(responses[0], token_ids=[7, 60_000, END])
+        chat = [{"role": "user", "content": "Hello"}]
+        odd = dataclasses.replace(
+            responses[1], messages=[{"role": "system", "content": "Hi"}, *chat]
+        )
+        there.write("responses-00000.jsonl", write_lines([first, odd, *responses[2:]]))
+
+    stage = broken(ready, tmp_path, beyond)
+    base = shutil.copytree(stage.spec.train.student, tmp_path / "base")
+    template = (base / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(refuses + template)
+    knobs = stage.spec.model_copy(
+        update={
+            "train": stage.spec.train.model_copy(
+                update={"student": str(base), "losses": (Loss(name="cross_entropy"),)}
+            )
+        }
+    )
+    data = built(dataclasses.replace(stage, spec=knobs))
+    assert len(data.train) == 14
+    said = "\n".join(data.warnings)
+    assert "1 responses are not learned from: they hold a token id beyond" in said
+    assert "1 responses are not learned from: the student cannot be given their prompt" in said
+    assert "No system" in said
 
 
 def test_a_prompt_that_is_rendered_otherwise_than_at_capture_is_said(ready, tmp_path):

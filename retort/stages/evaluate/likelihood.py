@@ -19,7 +19,6 @@ from torch import Tensor
 from retort.data import encoding, task_types
 from retort.data.encoding import EncodedRow
 from retort.engines import Request
-from retort.engines._local import render_each
 from retort.engines.transformers import end_ids
 from retort.errors import SpecError
 from retort.events import Reporter
@@ -185,8 +184,11 @@ def _measured(
 def _answers(inputs: LikelihoodInputs, model: ForwardModel, shares_ids: bool) -> list[ScoredAnswer]:
     """Returns the answers to score, encoded for a model, without those that are too long for it:
     the references, and the teacher's responses, by their ids where the model shares them."""
-    rendered = zip(inputs.requests, render_each(model.tokenizer, inputs.requests), strict=True)
-    prompts = {request.id: ids for request, ids in rendered if not isinstance(ids, str)}
+    chats = [request.messages for request in inputs.requests]
+    tools = [request.tools for request in inputs.requests]
+    rendered = encoding.render_each(model.tokenizer, chats, tools)
+    by_request = zip(inputs.requests, rendered, strict=True)
+    prompts = {request.id: ids for request, ids in by_request if not isinstance(ids, str)}
     ends, answers = end_ids(model.model, model.tokenizer), list[ScoredAnswer]()
 
     def add(name: str, ids: list[int], *metrics: str) -> None:

@@ -2,12 +2,13 @@
 
 from itertools import islice
 
-from retort.data import sources, task_types
+from retort.data import chat_templates, sources, task_types
+from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.plugins import check_function
-from retort.records import SPLITS
+from retort.records import SPLITS, Example
 from retort.spec import JobSpec
-from retort.stages.prepare.rows import Reader, preview
+from retort.stages.prepare.rows import Read, Reader, preview
 from retort.stages.prepare.selection import Selection
 from retort.store import model_folder
 
@@ -15,6 +16,8 @@ from retort.store import model_folder
 PREVIEW_ROWS = 10_000
 # Train prompts whose tokens are counted if train.max_length is below so many tokens.
 COUNTED_ROWS, LONG = 500, 512
+# Rows that are put through the chat templates.
+RENDERED_ROWS = 2_000
 
 
 def check(spec: JobSpec) -> list[str]:
@@ -28,9 +31,15 @@ def check(spec: JobSpec) -> list[str]:
 
 
 def _check_data(spec: JobSpec) -> list[str]:
-    selection = Selection(spec)
+    selection, some_examples = Selection(spec), list[Example]()
+
+    def take(read: Read) -> None:
+        selection.add(read)
+        if read.example and len(some_examples) < RENDERED_ROWS:
+            some_examples.append(read.example)
+
     try:
-        counts, recognised, longer = preview(spec, PREVIEW_ROWS, selection.add)
+        counts, recognised, longer = preview(spec, PREVIEW_ROWS, take)
         losses = [] if longer else _losses(spec, selection)
     finally:
         selection.close()
@@ -52,7 +61,26 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
-    return [*lines, *losses]
+    return [*lines, *losses, *_refused_chats(spec, some_examples)]
+
+
+def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
+    """Returns a line for each reason for which the teacher's or the student's chat template refuses
+    some of the first rows."""
+    models = {"train.student": spec.train.student}
+    if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
+        models = {"generate.teacher": spec.generate.teacher, **models}
+    lines = []
+    for where, model in models.items():
+        template = model_folder.chat_template(model_folder.locate(model, where))
+        refused = chat_templates.refusals(template, examples) if template else None
+        for reason, number in (refused or {}).items():
+            done = "not answer" if where == "generate.teacher" else "neither learn nor answer"
+            lines.append(
+                f"{where}: its chat template refuses {number:,} of the first {len(examples):,} "
+                f"rows ({reason}); it will {done} them"
+            )
+    return lines
 
 
 def _losses(spec: JobSpec, selection: Selection) -> list[str]:

@@ -5,6 +5,7 @@ token.
 """
 
 # T time, K teacher top-k
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from retort.stages.train.batches import TrainingItem
 from retort.store import model_folder
 from retort.store.signals import Signal
 
+ODD_END = "they have an end token before their end, which a text may spell out"
 # The choices of an answer without a label, in a job with a loss over labels.
 NO_CHOICES: tuple[int, list[int]] = (0, [])
 
@@ -70,21 +72,22 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     signals = read_signals(stage.input("generate")) if uses_signal else {}
     own = [examples[r.example_id] for r in kept]
     chats = [r.messages or example.messages for r, example in zip(kept, own, strict=True)]
-    prompts = encoding.render(tokenizer, chats, [example.tools for example in own])
+    prompts = encoding.render_each(tokenizer, chats, [example.tools for example in own])
+    table = min(vocabulary, int(model_folder.text_config(base).get("vocab_size") or vocabulary))
     items: dict[Split, list[TrainingItem]] = {"train": [], "validation": [], "test": []}
-    num_too_long, num_other, num_odd_ends, weights = 0, 0, 0, []
+    left_out: Counter[str] = Counter()
+    num_too_long, num_other, weights = 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
         decision = decisions[response.id]
         text, ids = learned(tokenizer, response, decision, shared and not stage.spec.generate.stop)
-        if response.state == "accepted":
-            ids = encoding.with_end(ids, end_ids)
-        row = encoding.encode(response.id, prompt_ids, ids)
-        if not ends_well(row, end_ids, response.state):
-            num_odd_ends += 1
+        row = _row(response, prompt_ids, ids, end_ids, table)
+        if isinstance(row, str):
+            left_out[row] += 1
             continue
-        num_other += uses_signal and _differs(prompt_ids, response)
+        num_other += uses_signal and _differs(row, response)
         if chooses:
-            decided = choices(tokenizer, examples[response.example_id], text, ids)
+            answer_ids = row.labels[row.first :]
+            decided = choices(tokenizer, examples[response.example_id], text, answer_ids)
             row = replace(row, choices=decided or NO_CHOICES)
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
@@ -96,14 +99,14 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         items[split].append((row, signal))
         if split == "train":
             weights.append(decision.weight)
-    _check(stage.spec, items["train"])
-    warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, num_odd_ends)
+    warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, left_out)
+    _check(stage.spec, items["train"], warnings)
     for text in warnings:
         stage.report.note(f"warning: {text}")
     return TrainingData(items["train"], items["validation"], num_too_long, weights, warnings)
 
 
-def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
+def _warnings(num_other: int, left_out: Counter[str]) -> list[str]:
     """Returns a line for each thing about the rows that a person should know."""
     lines = []
     if num_other:
@@ -112,11 +115,8 @@ def _warnings(num_other: int, num_odd_ends: int) -> list[str]:
             "follows another prompt; if the chat template writes the date, --force generate asks "
             "the teacher again"
         )
-    if num_odd_ends:
-        lines.append(
-            f"{num_odd_ends:,} responses are not learned from: they have an end token before their "
-            "end, which a text may spell out"
-        )
+    for reason, number in left_out.most_common():
+        lines.append(f"{number:,} responses are not learned from: {reason}")
     return lines
 
 
@@ -147,19 +147,40 @@ def learned(
     return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _differs(prompt_ids: list[int], response: Response) -> bool:
+def _row(
+    response: Response, prompt: list[int] | str, ids: list[int], end_ids: list[int], table: int
+) -> EncodedRow | str:
+    """Returns the training sequence of a prompt, or why it has none, and of a response's ids; or
+    why it is not learned from. The student's table has `table` ids."""
+    if isinstance(prompt, str):
+        return f"the student cannot be given their prompt ({prompt})"
+    if response.state == "accepted":
+        ids = encoding.with_end(ids, end_ids)
+    if not (prompt and ids):
+        return "their prompt or answer is empty"
+    if max(*prompt, *ids) >= table:
+        return f"they hold a token id beyond the student's {table:,}"
+    row = encoding.encode(response.id, prompt, ids)
+    return row if ends_well(row, end_ids, response.state) else ODD_END
+
+
+def _differs(row: EncodedRow, response: Response) -> bool:
     """Whether the teacher's prompt was another than the student's."""
+    prompt_ids = row.input_ids[: row.first + 1]
     return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
 
 
-def _check(spec: JobSpec, train: list[TrainingItem]) -> None:
+def _check(spec: JobSpec, train: list[TrainingItem], warnings: list[str]) -> None:
     """Raises `DataError` when there is nothing to learn from."""
     if not train:
+        longest = f"train.max_length: {spec.train.max_length}"
+        if warnings:
+            raise DataError(f"train: there is nothing to learn from; {'; '.join(warnings)}")
+        if spec.train.text == "teacher":
+            raise DataError(f"train: no kept response fits {longest}; raise it")
         raise DataError(
-            f"train: no kept response fits train.max_length: {spec.train.max_length}; raise it"
-            if spec.train.text == "teacher"
-            else "train.text: expected needs rows with an answer that fits train.max_length: "
-            f"{spec.train.max_length}, and there are none; raise it, or set train.text: teacher"
+            f"train.text: expected needs rows with an answer that fits {longest}, and there are "
+            "none; raise it, or set train.text: teacher"
         )
     if _chooses(spec) and not any(has_choices(row) for row, _ in train):
         raise DataError(
