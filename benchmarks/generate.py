@@ -38,7 +38,7 @@ from retort.store import Store
 from tests.support import zoo
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "data"
-ROUNDS, ROWS, MAX_TOKENS, TOP_K, ECHO_ROWS = 7, 160, 64, 16, 1_000_000
+ROUNDS, ROWS, MAX_TOKENS, TOP_K, ECHO_ROWS = 5, 400, 64, 16, 1_000_000
 
 
 def spec_of(engine: str, model: Path, train: Path, top_k: int = 0) -> JobSpec:
