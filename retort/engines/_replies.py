@@ -97,6 +97,21 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str], connection: Co
     return Reply(error=error, wait_seconds=_retry_after(headers))
 
 
+def error_in(
+    value: dict[str, Any], headers: Mapping[str, str], connection: Connection
+) -> Reply | None:
+    """Returns the error in a reply of status 200, as routers send it, or None for an answer.
+
+    Its code is taken for the status. Raises `StageError` if the key is refused.
+    """
+    error = value.get("error")
+    if not error or value.get("choices") or value.get("content"):
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 200
+    return refusal(status, orjson.dumps(value), headers, connection)
+
+
 def not_json(text: str, connection: Connection) -> Reply:
     """Returns the reply for a text where JSON was expected."""
     return Reply(error=make_error("not_json", connection.clean(text)))

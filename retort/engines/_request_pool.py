@@ -32,6 +32,7 @@ from retort.engines._replies import (
     EndpointError,
     Reply,
     backoff,
+    error_in,
     make_error,
     not_json,
     refusal,
@@ -314,5 +315,5 @@ async def _post(
     except ValueError:
         value = None
     if isinstance(value, dict):
-        return Reply(value)
+        return error_in(value, response.headers, connection) or Reply(value)
     return not_json(body.decode(errors="replace"), connection)

@@ -15,6 +15,7 @@ from retort.engines._batch import BatchApi, Intent, open_remote
 from retort.engines._endpoint import Api, describe
 from retort.engines._official import Caller, read_lines
 from retort.engines._replies import make_error, read_answer, read_error
+from retort.engines._shapes import count
 from retort.records import Message, Response, State
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ STATUS_OF = {
 
 
 def _response(request_id: str, body: dict[str, Any]) -> Response:
-    blocks, reason, usage = body["content"], body["stop_reason"], body.get("usage") or {}
+    blocks, usage = body["content"], body.get("usage") or {}
+    reason = body.get("stop_reason") or "end_turn"
     state = STATES.get(reason, "failed")
     prompt = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     calls = [
@@ -65,15 +67,23 @@ def _response(request_id: str, body: dict[str, Any]) -> Response:
     ]
     return Response(
         id=request_id,
-        text="".join(block["text"] for block in blocks if block["type"] == "text"),
+        text=_text(blocks),
         token_ids=[],
         finish_reason=reason,
-        num_prompt_tokens=sum(usage.get(name) or 0 for name in prompt),
-        num_tokens=usage.get("output_tokens") or 0,
+        num_prompt_tokens=sum(count(usage.get(name)) for name in prompt),
+        num_tokens=count(usage.get("output_tokens")),
         state=state,
         cause=None if state == "accepted" else f"stop_reason: {reason}",
         tool_calls=calls or None,
     )
+
+
+def _text(blocks: list[dict[str, Any]]) -> str:
+    """Returns the text of a reply's blocks, after its thinking in think tags."""
+    text = "".join(block["text"] for block in blocks if block["type"] == "text")
+    thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
+    thinking = "\n".join(filter(None, thoughts))
+    return f"<think>\n{thinking}\n</think>\n\n{text}" if thinking else text
 
 
 def _body(settings: Settings, request: Request) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from retort.engines import STATE_OF, Request, Settings
+from retort.engines import Request, Settings
 from retort.engines._batch import BatchApi, Intent, open_remote
 from retort.engines._endpoint import Api, describe
 from retort.engines._official import Caller, read_lines
 from retort.engines._replies import make_error, read_answer, read_error
-from retort.records import Response
+from retort.engines._shapes import read_completion
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -27,27 +27,6 @@ REMOTE = True
 
 # In a batch and its rows.
 CHATS_URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-
-
-def _response(request_id: str, body: dict[str, Any]) -> Response:
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    message, reason = choice["message"], choice["finish_reason"]
-    state, cause = STATE_OF.get(reason, "failed"), None
-    if message.get("refusal"):
-        state, cause = "refused", f"refusal: {message['refusal']}"
-    elif state != "accepted":
-        cause = f"finish_reason: {reason}"
-    return Response(
-        id=request_id,
-        text=message.get("content") or "",
-        token_ids=choice.get("token_ids") or [],
-        finish_reason=reason,
-        num_prompt_tokens=usage.get("prompt_tokens", 0),
-        num_tokens=usage.get("completion_tokens", 0),
-        state=state,
-        cause=cause,
-        tool_calls=message.get("tool_calls") or None,
-    )
 
 
 def _body(settings: Settings, request: Request) -> dict[str, Any]:
@@ -151,4 +130,4 @@ BATCHES = BatchApi(
 
 open_engine = partial(open_remote, api=API, batches=BATCHES)
 check = partial(describe, api=API)
-parse = partial(read_answer, read=_response)
+parse = partial(read_answer, read=read_completion)

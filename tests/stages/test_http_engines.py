@@ -90,6 +90,24 @@ def test_an_answer_that_cannot_be_read_is_a_failed_row(name, body):
 
 
 @both
+def test_an_error_inside_a_reply_of_status_200_is_tried_again_or_told_with_its_reason(name):
+    async def routed(endpoint, request, text):
+        errors = {
+            "busy": {"message": "Upstream is overloaded", "code": 502},
+            "odd": {"message": "Model is not loaded", "code": "model_not_loaded"},
+        }
+        if text in errors and (text == "odd" or endpoint.times(text) == 1):
+            return web.json_response({"id": "x", "choices": None, "error": errors[text]})
+        return None
+
+    with endpoint(routed) as (seen, url):
+        found = answered(name, url, asking("busy", "odd", "well"), max_attempts=2)
+        assert (seen.times("busy"), seen.times("odd")) == (2, 1)
+    assert (found["busy"].state, found["well"].state) == ("accepted", "accepted")
+    assert found["odd"].state == "failed" and "Model is not loaded" in found["odd"].cause
+
+
+@both
 @pytest.mark.parametrize("raw", [{}, {"body": None}, {"error": None}, {"error": {}}, []])
 def test_a_raw_answer_of_no_known_shape_is_a_failed_row(name, raw):
     found = find_engine(name).parse("a", raw)
