@@ -59,6 +59,21 @@ class Spending(Section):
         None, "money", "The run stops before the teacher costs more.", gt=0
     )
 
+    @model_validator(mode="after")
+    def _is_priced(self) -> "Spending":
+        prices = (
+            self.price_per_million_input_tokens,
+            self.price_per_million_output_tokens,
+            self.price_per_hour,
+        )
+        if self.max_cost is not None and not any(prices):
+            raise ValueError(
+                f"max_cost: {self.max_cost:g} limits nothing while every price is 0; set "
+                "price_per_million_input_tokens and price_per_million_output_tokens, or "
+                "price_per_hour"
+            )
+        return self
+
 
 class Generate(Section):
     """The teacher answers every train and validation example."""

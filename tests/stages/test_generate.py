@@ -59,7 +59,7 @@ def test_nothing_is_asked_twice_and_only_new_rows_are_asked(model, rows, store):
         ({"max_tokens": 2}, 0),
         ({"shard_size": 7}, 0),
         ({"runtime": {**RUNTIME, "max_num_seqs": 2}}, 0),
-        ({"spending": {"pilot_rows": 3, "max_cost": 5}}, 0),
+        ({"spending": {"pilot_rows": 3, "max_cost": 5, "price_per_hour": 1}}, 0),
         ({"min_success_ratio": 0.1}, 0),
     ],
 )

@@ -151,6 +151,13 @@ def test_a_gate_that_could_never_be_judged_is_refused(gate, words):
         build(changed(report={"gate": gate}))
 
 
+def test_a_limit_of_cost_without_a_price_is_refused():
+    spending = {"max_cost": 7}
+    with pytest.raises(SpecError, match="max_cost: 7 limits nothing while every price is 0"):
+        build(changed(generate={"spending": spending}))
+    assert build(changed(generate={"spending": {**spending, "price_per_hour": 2}}))
+
+
 def test_a_metric_that_there_is_not_is_refused_before_a_run(tmp_path):
     spec, _ = load(write_job(tmp_path, "echo"), ["evaluate.metrics=[token_f]"])
     with pytest.raises(SpecError, match="did you mean 'token_f1'"):
