@@ -2,7 +2,7 @@
 
 from retort.spec.curate import Judge
 from retort.spec.engine import EngineRuntime
-from retort.spec.section import Section, knob
+from retort.spec.section import MAX_SEED, Section, knob
 
 
 class Evaluate(Section):
@@ -46,7 +46,7 @@ class Evaluate(Section):
         gt=0,
     )
     num_bootstrap: int = knob(
-        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100
+        2000, "resamples", "Resamples behind each 95% confidence interval.", ge=100, le=1_000_000
     )
-    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0)
+    seed: int = knob(0, "1", "Seed of the bootstrap.", ge=0, le=MAX_SEED)
     runtime: EngineRuntime = EngineRuntime()

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from retort.records import State
 from retort.spec.engine import EngineRuntime
-from retort.spec.section import Section, knob
+from retort.spec.section import MAX_SEED, Section, knob
 
 
 class GenerateRuntime(EngineRuntime):
@@ -134,7 +134,7 @@ class Generate(Section):
         le=100,
     )
     dtype: str = knob("auto", "name", "Precision of the weights; auto: as stored.")
-    seed: int = knob(0, "1", "Seed of the sampling.", ge=0)
+    seed: int = knob(0, "1", "Seed of the sampling.", ge=0, le=MAX_SEED)
     min_success_ratio: float = knob(
         0.7, "ratio of responses", "Fewer accepted responses than this fail the stage.", ge=0, le=1
     )

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 # Units that the form shows by itself, or that say nothing.
 PLAIN_UNITS = ("1", "section", "yes or no")
 ADDED_LATER = "added_later"
+# The largest seed that every library takes.
+MAX_SEED = 2**32 - 1
 
 
 def _plain_fields(schema: dict[str, Any]) -> None:
@@ -29,7 +31,9 @@ def _plain_fields(schema: dict[str, Any]) -> None:
 class Section(BaseModel):
     """Frozen, and strict about names: an unknown key is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_plain_fields)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_plain_fields
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_validator
 
-from retort.spec.section import Section, knob
+from retort.spec.section import MAX_SEED, Section, knob
 
 
 class Loss(Section):
@@ -128,5 +128,12 @@ class Train(Section):
     save_dtype: Literal["base", "float32", "bfloat16", "float16"] = knob(
         "base", "name", "Precision in which it is saved, evaluated and released; base: the base's."
     )
-    seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0)
+    seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0, le=MAX_SEED)
     runtime: TrainRuntime = TrainRuntime()
+
+    @field_validator("losses")
+    @classmethod
+    def _one_counts(cls, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+        if losses and not any(loss.weight for loss in losses):
+            raise ValueError("every loss has weight 0, so that nothing would be learned")
+        return losses

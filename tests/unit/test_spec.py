@@ -151,6 +151,21 @@ def test_a_gate_that_could_never_be_judged_is_refused(gate, words):
         build(changed(report={"gate": gate}))
 
 
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"train": {"learning_rate": float("inf")}}, "learning_rate: Input should be a finite"),
+        ({"generate": {"spending": {"max_cost": float("nan")}}}, "max_cost: Input should be"),
+        ({"train": {"losses": [{"name": "forward_kl", "weight": 0}]}}, "every loss has weight 0"),
+        ({"train": {"seed": 2**70}}, "seed: Input should be less than or equal to 4294967295"),
+        ({"evaluate": {"num_bootstrap": 10**8}}, "less than or equal to 1000000"),
+    ],
+)
+def test_values_that_could_only_fail_late_are_refused(knobs, words):
+    with pytest.raises(SpecError, match=words):
+        build(changed(**knobs))
+
+
 def test_a_limit_of_cost_without_a_price_is_refused():
     spending = {"max_cost": 7}
     with pytest.raises(SpecError, match="max_cost: 7 limits nothing while every price is 0"):
