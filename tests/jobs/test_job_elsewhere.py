@@ -76,7 +76,7 @@ def test_a_teacher_behind_an_endpoint_is_learned_from_and_compared(
 def test_a_mlflow_server_gets_runs_and_a_model_it_can_serve(tmp_path, retort, mlflow_url):
     job = write_job(tmp_path, engine="echo")
     # Other tests register models at this server, too.
-    arguments = ("run", job, "--store", tmp_path / "store", "--json", "--set=name=served")
+    arguments = ("run", job, "--store", tmp_path / "store", "--json", "--set=name=served-by-mlflow")
     done = retort(*arguments, MLFLOW_TRACKING_URI=mlflow_url)
     assert done.returncode in (0, 3), done.stderr
     assert "warning: MLflow" not in done.stderr
