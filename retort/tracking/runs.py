@@ -8,11 +8,12 @@ threads. A tracking server that fails is reported and never stops a job.
 import threading
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from functools import wraps
 from io import StringIO
 from typing import Any, TypeVar, cast
 
+from retort.processes import interrupts
 from retort.processes.disk import make_folder, temporary_folder
 from retort.store import Store
 from retort.store.urls import public
@@ -39,8 +40,14 @@ def _forgiving(call: Call) -> Call:
         if self.failures >= MAX_FAILURES:
             return None
         try:
+            # An interrupt in the middle of a write would leave the database file locked.
+            is_file = self.uri.startswith(SQLITE)
             # One thread at a time; mlflow prints a link at the end of each run.
-            with self._lock, redirect_stdout(StringIO()):
+            with (
+                interrupts.delayed() if is_file else nullcontext(),
+                self._lock,
+                redirect_stdout(StringIO()),
+            ):
                 return call(self, *args, **kwargs)
         except Exception as error:  # whatever the server or the network raises
             if not (self.parent_id and is_refusal(error)):

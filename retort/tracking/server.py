@@ -41,8 +41,10 @@ def connect(uri: str, warn: Callable[[str], None] = lambda text: None) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It logs the traceback of an error that it raises, too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if uri.startswith(SQLITE):
         _make_database(Path(uri.removeprefix(SQLITE)), warn)
     return MlflowClient(uri, registry_uri=uri)

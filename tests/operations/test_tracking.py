@@ -1,8 +1,11 @@
 """Tracking on a real MLflow: odd names, secrets, a fresh database that several processes want."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -196,3 +199,39 @@ def test_the_embedded_prefect_of_a_store_on_s3_starts_from_an_empty_home(tmp_pat
     assert "Failed to create" not in done.stderr
     (state,) = (tmp_path / ".retort").iterdir()
     assert state.stat().st_mode & 0o777 == 0o700 and not list((tmp_path / "home").iterdir())
+
+
+class EndedError(BaseException):
+    """SIGTERM came."""
+
+
+def test_a_signal_waits_until_a_write_to_the_database_is_whole(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    warned, amid = [], []
+    tracker = Tracker(open_store(str(tmp_path)), warned.append)
+    tracker.open_job("job", {}, "none")
+    run = tracker.open_stage("train", {}, {})
+
+    def end(number, frame):
+        while frame:
+            amid.extend(name for name in [frame.f_code.co_filename] if "sqlalchemy" in name)
+            frame = frame.f_back
+        raise EndedError
+
+    def write_until_ended(number):
+        timer = threading.Timer(0.01 * number, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        for step in range(10_000):
+            tracker.dataset(run, f"rows-{number}-{step}", "file:///rows", "digest")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        for number in range(8):
+            with pytest.raises(EndedError):
+                write_until_ended(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    tracker.fail(run, EndedError())
+    assert (amid, warned) == ([], [])
+    client = MlflowClient(tracker.uri)
+    assert client.get_run(run).data.tags["retort.error"] == ""

@@ -4,10 +4,6 @@ There is no pickle, and no random state to save: each step seeds its own. torch'
 gather the state, whole and on the CPU, wherever it is sharded; all processes must call them.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from safetensors.torch import load, save
@@ -94,23 +90,6 @@ def trained(model: Any) -> dict[str, Tensor]:
 def put(model: Any, weights: dict[str, Tensor]) -> None:
     """Loads whole weights in place, each as it is sharded. All processes must call it."""
     set_model_state_dict(model, weights, options=OPTIONS)
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[list[int]]:
-    """Gives a list in which interrupts (SIGTERM, Ctrl-C) are noted until the step under way is
-    whole and saved. Outside the main thread it holds none, for Python handles none there."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda caught, _: noted.append(caught)) for number in numbers]
-    try:
-        yield noted
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _checkpoints(out: Folder) -> list[str]:

@@ -23,6 +23,7 @@ from retort.data import encoding
 from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
+from retort.processes import interrupts
 from retort.processes.libraries import lean_imports
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, training_rows
@@ -133,7 +134,7 @@ class Trainer:
         )
         self._probe = next(batches.micro_batches(first[:16], knobs.runtime.micro_batch_tokens))
         self._check_gradients()
-        with checkpoint.interrupts_held() as interrupted:
+        with interrupts.held() as interrupted:
             self._passes(data, curve, step, interrupted)
         if self.ranks.is_first:
             curve.write()
