@@ -53,7 +53,9 @@ def read_completion(request_id: str, body: dict[str, Any]) -> Response:
     if not thinking and not content.lstrip().startswith("<think>"):
         thinking = _reasoning(message)
     calls = _tool_calls(message)
-    said = str(choice.get("finish_reason") or "")
+    said = choice.get("finish_reason") or ""
+    if not isinstance(said, str):
+        raise ValueError(f"the finish reason is {type(said).__name__}, not text")
     reason = FINISH_REASONS.get(said.lower(), said.lower())
     state: State = STATE_OF.get(reason, "failed")
     cause = None if state == "accepted" else f"finish_reason: {said}"
