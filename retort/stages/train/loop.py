@@ -9,7 +9,6 @@ reports.
 # B batch, T time, N supervised tokens, V vocabulary, L terms of the objective
 import contextlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from retort.engines.transformers import end_ids
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.processes import interrupts
-from retort.processes.libraries import lean_imports
+from retort.processes.libraries import lean_imports, stay_offline
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
@@ -48,8 +47,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     stage = from_arguments(arguments, report)
     knobs = stage.spec.train
     ranks = join(knobs)
-    if os.path.isdir(knobs.student):
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    stay_offline(knobs.student)
     report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
     base = model_folder.check(knobs.student, "train.student")
