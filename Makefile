@@ -56,6 +56,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.duplicates
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.intervals
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.report

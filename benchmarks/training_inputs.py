@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retort.data.encoding import EncodedRow, encode, load_tokenizer, render
 from retort.events import SILENT
+from retort.processes.libraries import resolve_device
 from retort.records import Decision, Example, Response, write_lines
 from retort.spec import JobSpec, StageName, build
 from retort.stages.stage import Stage
@@ -61,7 +62,7 @@ def save_model(folder: Path, shape: Shape, seed: int) -> None:
         num_attention_heads=shape.hidden // 32,
         num_key_value_heads=shape.hidden // 32,
         head_dim=32,
-        max_position_embeddings=256,
+        max_position_embeddings=1024,
         initializer_range=1.5 / shape.hidden**0.5,  # logits that have opinions
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -72,12 +73,15 @@ def save_model(folder: Path, shape: Shape, seed: int) -> None:
     fast.save_pretrained(folder)
 
 
-def answered(base: Path, num_rows: int) -> list[tuple[Example, Response, EncodedRow]]:
-    """Returns questions of random words, their random answers, and the rows that these become."""
+def answered(
+    base: Path, num_rows: int, answer: tuple[int, int] = ANSWER
+) -> list[tuple[Example, Response, EncodedRow]]:
+    """Returns questions of random words, their random answers of so many tokens, and the rows that
+    these become."""
     tokenizer, random = load_tokenizer(str(base)), np.random.default_rng(0)
     examples, responses = [], []
     for index in range(num_rows):
-        few, many = (int(random.integers(*span)) for span in (QUESTION, ANSWER))
+        few, many = (int(random.integers(*span)) for span in (QUESTION, answer))
         words = random.integers(len(SPECIAL), len(tokenizer), few + many)
         asked = " ".join(f"w{word}" for word in words[: few - 3])
         name = f"train-{index}"
@@ -93,21 +97,23 @@ def answered(base: Path, num_rows: int) -> list[tuple[Example, Response, Encoded
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def signals_of(teacher: Path, found: list[EncodedRow], k: int) -> list[tuple[str, Signal]]:
     """Returns the k largest log-probabilities of a teacher at each supervised token."""
-    model = LlamaForCausalLM.from_pretrained(teacher).eval()
+    device = resolve_device("auto")
+    model = LlamaForCausalLM.from_pretrained(teacher).eval().to(device)
     made = []
     for start in range(0, len(found), BATCH_SIZE):
         part = found[start : start + BATCH_SIZE]
         # Padded on the right, which a causal model does not see.
         ids = [torch.tensor(row.input_ids) for row in part]
-        hidden_BTH = model.model(input_ids=pad_sequence(ids, batch_first=True)).last_hidden_state
+        ids_BT = pad_sequence(ids, batch_first=True).to(device)
+        hidden_BTH = model.model(input_ids=ids_BT).last_hidden_state
         for row, hidden_TH in zip(part, hidden_BTH, strict=True):
             logits_TV = model.lm_head(hidden_TH[row.first : len(row.input_ids)])
             logprobs_TV = torch.log_softmax(logits_TV, dim=1)
             top_TK, ids_TK = logprobs_TV.topk(k, dim=1)
-            labels_T = torch.tensor(row.labels[row.first :])
+            labels_T = torch.tensor(row.labels[row.first :], device=device)
             own_T = logprobs_TV.gather(1, labels_T[:, None])[:, 0]
             arrays = (ids_TK.int(), top_TK, labels_T.int(), own_T)
-            made.append((row.id, captured(*(array.numpy() for array in arrays))))
+            made.append((row.id, captured(*(array.cpu().numpy() for array in arrays))))
     return made
 
 
@@ -136,8 +142,13 @@ def write_inputs(
         store.artifact(stage, "made").commit({"facts": facts})
 
 
-def spec_of(folder: Path, losses: list[dict[str, Any]], teacher: str | None) -> JobSpec:
-    """Returns a job that trains the student of a folder; with `teacher`, that one is live."""
+def spec_of(
+    folder: Path, losses: list[dict[str, Any]], teacher: str | None, **knobs: Any
+) -> JobSpec:
+    """Returns a job that trains the student of a folder; with `teacher`, that one is live.
+
+    `knobs` are of the section train, and go before those of here.
+    """
     questions = str(folder / "questions.jsonl")
     return build(
         {
@@ -159,6 +170,7 @@ def spec_of(folder: Path, losses: list[dict[str, Any]], teacher: str | None) -> 
                 "num_epochs": 1,
                 "keep": "last",
                 "runtime": {"device": "cpu", "checkpoint_seconds": 1e6},
+                **knobs,
             },
         }
     )

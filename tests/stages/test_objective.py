@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -117,8 +118,9 @@ def as_one_of_two(rank: int, port: int) -> dict[str, dict[str, Tensor]]:
     where, wait = f"tcp://127.0.0.1:{port}", timedelta(seconds=90)
     distributed.init_process_group("gloo", where, wait, world_size=2, rank=rank)
     plain, sharded = objective(), objective()
-    fully_shard(sharded.model.model.layers[0])
-    fully_shard(sharded)
+    mesh = init_device_mesh("cpu", (2,))  # a GPU of the machine would be taken by itself
+    fully_shard(sharded.model.model.layers[0], mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
     found = {}
     for name, wrapped in (("ddp", DistributedDataParallel(plain)), ("fsdp", sharded)):
         # Six tokens in the whole step; the wrappers average over the two ranks.
