@@ -41,7 +41,6 @@ COMMANDS = {
     "doctor": ("doctor",),
     "gc": ("gc",),
     "verify": ("verify",),
-    "node": ("node",),
 }
 
 

@@ -5,7 +5,6 @@ child process, because Prefect cannot stop blocking code. The tasks have no tags
 tags Prefect asks the server for a slot before it starts, and a server that is away would fail it.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -22,7 +21,6 @@ from retort.jobs.run import JobRun
 from retort.spec import CONTROLS, StageName, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.store import Artifact
-from tasks.replicas import with_replicas
 from tasks.slots import slot
 
 # Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
@@ -76,8 +74,7 @@ def stage_task(stage: StageName, name: str = "") -> StageTask:
             # Another run may have made it meanwhile.
             if cached := job.cached(name, inputs):
                 return _completed(cached)
-            helped = with_replicas(job) if stage == "generate" else nullcontext()
-            with slot(stage, partial(job.note, name)), helped:
+            with slot(stage, partial(job.note, name)):
                 return job.make(name, inputs)
 
     return StageTask(run)

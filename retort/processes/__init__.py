@@ -2,8 +2,8 @@
 
 Only the end of a process is sure to give back a model's memory. The output of the child and of its
 libraries goes to a log file; its events come back as JSON lines. The child's side is in
-__main__.py; nodes.py and node_follower.py join several machines. Note: the child keeps its standard
-input open only to notice that its parent has died.
+__main__.py; with a Ray cluster the function runs on its nodes (cluster_run.py). Note: the child
+keeps its standard input open only to notice that its parent has died.
 """
 
 import contextlib
@@ -16,22 +16,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from retort import errors
 from retort.events import Event, Reporter
-from retort.processes import disk, nodes
+from retort.plugins import FOLDER
+from retort.processes import cluster_run, disk
+from retort.processes.cluster_run import Plan
+from retort.processes.ray_cluster import LostNodeError
 
 Result = TypeVar("Result")
 
 GRACE_SECONDS = 15.0
+# Variables that the processes of a cluster's nodes get from here.
+TOLD = (FOLDER,)
 _children: set["subprocess.Popen[str]"] = set()
 # After one process failed, the others get this long: they may be saving their work, or hang in a
 # collective call whose other side is gone.
 LINGER_SECONDS = 120.0
-# How long other machines may still report errors after the processes here have ended.
-LATE_ERROR_SECONDS = 10.0
 # The errors by which vLLM, torch and Python report that an engine died.
 DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryError")
 
@@ -49,25 +53,21 @@ def run(
     JSON.
 
     `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
-    `num_processes`, `num_nodes` and `stall_seconds`. The last is how long a child may be silent
-    after it reported that it is alive. Several processes are started by torchrun, on several
-    machines once those have joined (nodes.py); the result is that of rank 0.
+    `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
+    one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
+    alive. Several processes are started by torchrun; the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
-    killed, hung or ran out of memory; `LostNodeError` when another machine is gone; `StageError`
+    killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
     when it ran longer than allowed. In every case no process of its group is left.
     """
     name = _name_of(function)
-    call = {"function": name, "arguments": arguments, "runtime": runtime}
     outcomes: list[Event] = []
-    with (
-        nodes.gathered(call, runtime.get("num_nodes", 1), report) as (place, others),
-        disk.temporary_folder() as scratch,
-    ):
-        process = start(call, place, log, scratch)
+    with disk.temporary_folder() as scratch:
+        process = _start(name, arguments, runtime, log, scratch)
         _children.add(process)
         try:
-            for event in _events(process, others, runtime, name):
+            for event in _events(process, runtime, name):
                 if event["kind"] in ("result", "error"):
                     outcomes.append(event)
                 elif event["kind"] != "alive":
@@ -83,7 +83,7 @@ def run(
     if outcome and outcome["kind"] == "result":
         result: Result = outcome["value"]
         return result
-    raise _error(outcome, process.returncode, log, place.num_nodes)
+    raise _error(outcome, process.returncode, log)
 
 
 def end_all() -> None:
@@ -102,30 +102,41 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{name or module.__name__}:{function.__name__}"
 
 
-def start(
-    call: dict[str, Any], place: nodes.Place, log: Path | None, scratch: Path
+def _start(
+    function: str, arguments: dict[str, Any], runtime: dict[str, Any], log: Path, scratch: Path
 ) -> "subprocess.Popen[str]":
-    """Returns the process, or torchrun, that runs a call's function and prints its events.
+    """Returns the process that runs a function, or has it run, and prints its events.
 
-    `scratch` is a folder that outlives it; without a log its output joins that of this process.
+    `scratch` is a folder that outlives it.
     """
-    arguments = scratch / "arguments.json"
+    path, plan = scratch / "arguments.json", _plan(runtime)
+    words = plan.words()
+    if plan.cluster:
+        relayed = {"function": function, "given": arguments, "plan": asdict(plan)}
+        words, function, arguments = Plan().words(), _name_of(cluster_run.relay), relayed
     with disk.disk_errors(scratch, "TMPDIR"):
-        arguments.write_text(json.dumps(call["arguments"]))
-    runtime, module = call["runtime"], ["-m", "retort.processes"]
-    number = runtime.get("num_processes", 1)
-    if number > 1 or place.num_nodes > 1:
-        module = [*place.torchrun(number), *module]
-    with disk.open_log(log) if log else contextlib.nullcontext(sys.stderr) as stream:
+        path.write_text(json.dumps(arguments))
+    with disk.open_log(log) as stream:
         return subprocess.Popen(
-            [sys.executable, *module, call["function"], str(log or "-"), str(arguments)],
+            [sys.executable, *words, function, str(log), str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(scratch), **_threads(runtime)},
+            env={**os.environ, "TMPDIR": str(scratch), **plan.variables},
         )
+
+
+def _plan(runtime: dict[str, Any]) -> Plan:
+    told = {name: os.environ[name] for name in TOLD if name in os.environ}
+    return Plan(
+        num_processes=runtime.get("num_processes", 1),
+        num_nodes=runtime.get("num_nodes", 1),
+        num_threads=runtime.get("num_threads") or 1,
+        cluster=runtime.get("cluster") or {},
+        variables=told | _threads(runtime),
+    )
 
 
 def _threads(runtime: dict[str, Any]) -> dict[str, str]:
@@ -137,20 +148,15 @@ def _threads(runtime: dict[str, Any]) -> dict[str, str]:
 
 
 def _events(
-    process: "subprocess.Popen[str]",
-    others: list[nodes.Line],
-    runtime: dict[str, Any],
-    function: str,
+    process: "subprocess.Popen[str]", runtime: dict[str, Any], function: str
 ) -> Iterator[Event]:
-    """Yields the child's events and the other machines' errors, until all have ended or an error
-    is so long ago that the rest is not waited for. Raises when the child hangs or its time is over.
-    """
-    received: queue.Queue[str | Event | None] = queue.Queue()
-    for source, last in [(process.stdout, ""), *((nodes.heard(line), None) for line in others)]:
-        threading.Thread(target=_put_all, args=(source, last, received), daemon=True).start()
-    deadline, num_open = time.monotonic() + runtime["timeout_seconds"], 1 + len(others)
+    """Yields the child's events, until it has ended or an error is so long ago that the rest is not
+    waited for. Raises when the child hangs or its time is over."""
+    received: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_put_all, args=(process.stdout, received), daemon=True).start()
+    deadline = time.monotonic() + runtime["timeout_seconds"]
     stall = give_up = float("inf")
-    while num_open:
+    while True:
         now = time.monotonic()
         try:
             item = received.get(timeout=max(0.0, min(deadline - now, stall, give_up - now)))
@@ -170,10 +176,8 @@ def _events(
             ) from None
         now = time.monotonic()
         if not item:
-            num_open -= 1
-            give_up = min(give_up, now + LATE_ERROR_SECONDS if item == "" else give_up)
-            continue
-        event = json.loads(item) if isinstance(item, str) else item
+            return
+        event = json.loads(item)
         if event["kind"] == "alive":
             stall = runtime.get("stall_seconds") or stall
         if event["kind"] == "error":
@@ -181,10 +185,10 @@ def _events(
         yield event
 
 
-def _put_all(source: Iterable[Any], last: str | None, received: "queue.Queue[Any]") -> None:
-    for item in source:
-        received.put(item)
-    received.put(last)
+def _put_all(source: Iterable[str], received: "queue.Queue[str]") -> None:
+    for line in source:
+        received.put(line)
+    received.put("")
 
 
 def end(
@@ -224,10 +228,10 @@ def _weight(event: Event) -> int:
         return 0
     if event["type"] in errors.BY_NAME:
         return 1
-    return 2 if event["type"] == nodes.LostNodeError.__name__ else 3
+    return 2 if event["type"] == LostNodeError.__name__ else 3
 
 
-def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) -> Exception:
+def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
     if outcome is None:
         cause = f"ended with exit code {returncode}"
         if returncode == -9:
@@ -239,11 +243,10 @@ def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) ->
         if isinstance(error, errors.StoreError):
             error.transient = bool(outcome.get("transient"))
         return error
-    if num_nodes > 1 and kind in ("LostNodeError", "KeyboardInterrupt"):
-        what = message if kind == "LostNodeError" else "one of the machines was asked to end"
-        return nodes.LostNodeError(
-            f"{what}; the stage needs {num_nodes} machines. All up to the last checkpoint is kept, "
-            f"and the next attempt continues once there are as many; the log is {log}"
+    if kind == LostNodeError.__name__:
+        return LostNodeError(
+            f"{message}; all up to the last checkpoint is kept, and the next attempt goes on from "
+            f"there once the cluster has room; the log is {log}"
         )
     died = kind in DEATHS or "out of memory" in message.lower()
     shape = errors.EngineDiedError if died else errors.StageError

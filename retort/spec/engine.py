@@ -2,7 +2,11 @@
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from retort.spec.section import Section, knob
+
+MAX_REPLICAS = 1024
 
 
 class EngineRuntime(Section):
@@ -41,6 +45,26 @@ class EngineRuntime(Section):
         False, "yes or no", "Use the provider's batch interface: half the price, up to a day."
     )
     batch_poll_seconds: float = knob(60.0, "seconds", "Time between looks at a batch.", gt=0)
+    replicas: int | tuple[int, int] = knob(
+        1,
+        "replicas",
+        "Engines on the Ray cluster that answer together; [least, most]: begin with the least.",
+    )
     timeout_seconds: float = knob(
         86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0
     )
+
+    @field_validator("replicas")
+    @classmethod
+    def _least_and_most(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= least <= most <= MAX_REPLICAS:
+            raise ValueError(
+                f"give a number from 1 to {MAX_REPLICAS}, or [least, most] of such numbers"
+            )
+        return value
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most replicas."""
+        return self.replicas if isinstance(self.replicas, tuple) else (self.replicas,) * 2

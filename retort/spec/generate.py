@@ -25,13 +25,6 @@ class GenerateRuntime(EngineRuntime):
     parity_samples: int = knob(
         4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
     )
-    replicas: int = knob(
-        1,
-        "processes",
-        "Workers of the pool that answer the job's examples together, this job's own among them.",
-        ge=1,
-        le=1024,
-    )
     retry: tuple[State, ...] = knob(
         (),
         "states",

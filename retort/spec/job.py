@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from retort.spec import azure
+from retort.spec.cluster import Cluster
 from retort.spec.curate import ConsultedModel, Curate
 from retort.spec.evaluate import Evaluate
 from retort.spec.flat import expand, is_flat
@@ -48,6 +49,7 @@ class JobSpec(Section):
     evaluate: Evaluate = knob(Evaluate(), "section", "Models to scores.")
     report: Report = knob(Report(), "section", "Scores to a report and a verdict.")
     release: Release = knob(Release(), "section", "Student to a registered model.")
+    cluster: Cluster = knob(Cluster(), "section", "Ray, where one machine is not enough.")
 
     @model_validator(mode="before")
     @classmethod

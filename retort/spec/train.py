@@ -40,9 +40,7 @@ class TrainRuntime(Section):
     num_processes: int = knob(
         1, "processes", "Processes that train together on each machine, each on its part.", ge=1
     )
-    num_nodes: int = knob(
-        1, "machines", "Machines that train together; `retort node` runs on each other one.", ge=1
-    )
+    num_nodes: int = knob(1, "machines", "Nodes of the Ray cluster that train together.", ge=1)
     accelerate_config: str | None = knob(
         None, "path", "A file of `accelerate config`, for FSDP2; its processes and machines count."
     )

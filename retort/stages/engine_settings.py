@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from retort.engines import EngineModule, Settings, find_engine, resolve
+from retort.engines import Engine, EngineModule, Settings, find_engine, resolve
+from retort.engines._replicas import open_replicas
+from retort.events import Reporter
+from retort.processes.ray_cluster import Cluster
 from retort.spec import JobSpec
 from retort.store import model_folder
 
@@ -51,3 +54,21 @@ def settings_of(spec: JobSpec, state: str) -> Settings:
         presence_penalty=knobs.presence_penalty,
         stop=knobs.stop,
     )
+
+
+def cluster_of(spec: JobSpec) -> Cluster | None:
+    """Returns the Ray cluster that carries the job; None for this machine alone."""
+    knobs = spec.cluster
+    return Cluster(knobs.ray, knobs.num_gpus, knobs.resources) if knobs.ray else None
+
+
+def open_teacher(spec: JobSpec, settings: Settings, report: Reporter) -> Engine:
+    """Returns the teacher's engine: here, or as replicas on the job's cluster.
+
+    An endpoint is asked from here: it is on a cluster of its own.
+    """
+    name, cluster = resolve(spec.generate.engine, spec.generate.top_k), cluster_of(spec)
+    if cluster is None or find_engine(name).REMOTE:
+        return find_engine(name).open_engine(settings)
+    number = spec.generate.runtime.replica_range
+    return open_replicas(name, settings, cluster, number, report.note)

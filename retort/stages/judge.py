@@ -19,7 +19,7 @@ from retort.records import Example, Message, Response, State, chat_text, read_li
 from retort.spec import ConsultedModel, JobSpec, StageName
 from retort.spec.generate import Generate, GenerateRuntime
 from retort.stages.budget import Budget
-from retort.stages.engine_settings import engine_of, model_line, settings_of
+from retort.stages.engine_settings import engine_of, model_line, open_teacher, settings_of
 from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
@@ -97,7 +97,7 @@ def answer(arguments: dict[str, Any], waiting: str, run: str, report: Reporter) 
 
     report.progress(0, total, "answers", "loading")
     ledger.describe(request_context(stage.spec))
-    engine = engine_of(stage.spec).open_engine(settings_of(stage.spec, ledger.folder.uri))
+    engine = open_teacher(stage.spec, settings_of(stage.spec, ledger.folder.uri), report)
     ledger.start(engine.facts)
     artifact = stage.out.uri.rsplit("/", 1)[-1]
     loop = RequestLoop(plan, ledger, Budget(stage.spec.generate), artifact, received)

@@ -45,10 +45,19 @@ def config(folder: Path, **changed) -> str:
     return str(path)
 
 
-def run(ready: Stage, out: Path, runtime: dict, report: Reporter = SILENT, **knobs) -> list:
-    """Trains in processes of their own; returns the records of the ends of the passes."""
+def run(
+    ready: Stage,
+    out: Path,
+    runtime: dict,
+    report: Reporter = SILENT,
+    cluster: str | None = None,
+    **knobs,
+) -> list:
+    """Trains in processes of their own, here or on a Ray cluster; returns the records of the ends
+    of the passes."""
     raw = ready.spec.model_dump(mode="json")
     raw["train"] |= {**KNOBS, **knobs, "runtime": {**RUNTIME, **runtime}}
+    raw["cluster"] = {"ray": cluster}
     log = out.parent / f"{out.name}.log"
     stage = dataclasses.replace(
         ready, spec=build(raw), out=Folder(str(out)), log=log, report=report

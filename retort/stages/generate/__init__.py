@@ -1,22 +1,17 @@
 """generate: the teacher answers every train and validation example; its signal is captured, too.
 
 Answers go to the ledger as they finish and are never asked twice; the artifact is a view on it.
-A dead engine is started again on what is missing, with half the sequences. With replicas, an event
-`shared` tells others with which arguments to call `help_generate`.
+A dead engine is started again on what is missing, with half the sequences.
 """
 
 import uuid
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from retort import processes
 from retort.errors import EngineDiedError, StageError
-from retort.events import Reporter
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import capture, parity
-from retort.stages.stage import Stage, from_arguments
-from retort.store import SCRATCH
+from retort.stages.stage import Stage
 
 MIN_TOP_K_MASS = 0.9
 
@@ -41,46 +36,23 @@ def generate(stage: Stage) -> dict[str, Any]:
     return facts
 
 
-def help_generate(given: dict[str, Any], log: Path, report: Reporter) -> int:
-    """Answers a share of another run's examples; returns how many requests it sent.
-
-    `given` is of that run's event `shared`. Raises as `generate` does; what this process had leased
-    is then taken over by the others.
-    """
-    stage = from_arguments({**given["arguments"], "log": str(log)}, report)
-    rest = {name: given[name] for name in ("run", "meeting")}
-    return int(_restarted(stage, capture.help_capture, rest)[0])
-
-
 def _answers(stage: Stage) -> dict[str, Any]:
-    """Runs the capture in a child process."""
-    meeting = None
-    if stage.spec.generate.runtime.replicas > 1:
-        meeting = f"{stage.out.uri}/{SCRATCH}meetings/{uuid.uuid4().hex[:12]}"
-    given = {"run": uuid.uuid4().hex, "meeting": meeting}
-    facts, restarts = _restarted(stage, capture.capture, given)
-    return {**facts, "num_restarts": restarts}
-
-
-def _restarted(
-    stage: Stage, function: Callable[..., Any], given: dict[str, Any]
-) -> tuple[Any, int]:
-    """Returns what a function of the capture returns, and how often it was started again because
-    its engine had died."""
+    """Runs the capture in a child process, started again where its engine had died."""
     runtime = stage.spec.generate.runtime
     sequences, watched = runtime.max_num_seqs, runtime.model_dump()
     if engine_of(stage.spec).REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
+    given = {"arguments": stage.arguments(), "run": uuid.uuid4().hex}
     for attempt in range(runtime.max_restarts + 1):
         try:
-            found = processes.run(
-                function,
-                {"arguments": stage.arguments(), "max_num_seqs": sequences, **given},
+            facts = processes.run(
+                capture.capture,
+                {**given, "max_num_seqs": sequences},
                 stage.report,
                 stage.log,
                 watched,
             )
-            return found, attempt
+            return {**facts, "num_restarts": attempt}
         except EngineDiedError as error:
             if attempt == runtime.max_restarts:
                 raise

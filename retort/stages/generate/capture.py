@@ -1,10 +1,5 @@
-"""The child's side: opens the teacher, asks what the ledger lacks, commits answers as they finish.
+"""The child: opens the teacher, asks what the ledger lacks, commits answers as they finish."""
 
-`capture` is the job's own process. `help_capture` is that of a replica, which answers a share of
-the same examples into the same ledger, and leaves the artifact to the job.
-"""
-
-import contextlib
 from dataclasses import asdict
 from typing import Any
 
@@ -12,31 +7,19 @@ from retort.events import Reporter
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import write_artifact
 from retort.stages.generate.capture_session import CaptureSession
-from retort.stages.generate.work_sharing import Share
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import ledger_name, request_context
-from retort.store import Folder
 from retort.store.ledger import Ledger
 
 
 def capture(
-    arguments: dict[str, Any],
-    run: str,
-    max_num_seqs: int,
-    report: Reporter,
-    meeting: str | None = None,
+    arguments: dict[str, Any], run: str, max_num_seqs: int, report: Reporter
 ) -> dict[str, Any]:
-    """Asks what is missing and writes the artifact; returns the stage's facts.
-
-    `meeting` is the folder where processes that share the work meet; None where none do.
-    """
+    """Asks what is missing and writes the artifact; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     session = _loaded(stage, run, max_num_seqs)
-    with Share(Folder(meeting), leads=True) if meeting else contextlib.nullcontext() as share:
-        _ask(session, share)
+    _ask(session)
     progress = session.progress
-    if share:  # the ledger has what the others did
-        session = _loaded(stage, run, max_num_seqs)
     ledger, knobs = session.ledger, stage.spec.generate
     counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
     return {
@@ -51,20 +34,6 @@ def capture(
     }
 
 
-def help_capture(
-    arguments: dict[str, Any], run: str, max_num_seqs: int, report: Reporter, meeting: str
-) -> int:
-    """Asks what is free of a job's examples; returns how many requests it sent."""
-    stage = from_arguments(arguments, report)
-    with Share(Folder(meeting), leads=False) as share:
-        session = _loaded(stage, run, max_num_seqs)
-        before = session.num_requests
-        if share.has_room():
-            _ask(session, share)
-        share.finish()
-    return session.num_requests - before
-
-
 def _loaded(stage: Stage, run: str, max_num_seqs: int) -> CaptureSession:
     name = ledger_name(request_context(stage.spec))
     ledger = Ledger(stage.store.ledger(name), engine_of(stage.spec).parse, run)
@@ -73,11 +42,11 @@ def _loaded(stage: Stage, run: str, max_num_seqs: int) -> CaptureSession:
     return session
 
 
-def _ask(session: CaptureSession, share: Share | None) -> None:
+def _ask(session: CaptureSession) -> None:
     """Asks what is missing, and commits all that is finished, whatever ends the run."""
     try:
         if session.num_missing:
             session.ledger.describe(request_context(session.spec))
-            session.ask_all(share)
+            session.ask_all()
     finally:
         session.close()

@@ -1,10 +1,5 @@
-"""One run of a capture: reads the ledger, asks the pilot, then the rest, and keeps the counts.
+"""One run of a capture: reads the ledger, asks the pilot, then the rest, and keeps the counts."""
 
-Where several processes share a job, each has a session of its own and asks the ranges of examples
-that it leases.
-"""
-
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -15,18 +10,16 @@ from retort.errors import StageError
 from retort.records import Example, Response
 from retort.spec import JobSpec
 from retort.stages.budget import Budget, forecast
-from retort.stages.engine_settings import engine_of, settings_of
+from retort.stages.engine_settings import engine_of, open_teacher, settings_of
 from retort.stages.generate import pilot
 from retort.stages.generate.heartbeat import heartbeat
 from retort.stages.generate.progress import Progress
-from retort.stages.generate.work_sharing import Share
 from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, stream_examples
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest
 from retort.store.ledger import Ledger, StoredAnswer
 
-WAIT_SECONDS = 1.0
-# Each process's own seconds, so that several may work on one artifact.
+# Each run's own seconds, those of a killed one included.
 SPENT = "scratch/seconds/"
 
 
@@ -42,7 +35,7 @@ class CaptureSession:
         self.budget = Budget(self._knobs)
         self.progress = Progress(stage.report, self.budget)
         self._loop = RequestLoop(self.plan, ledger, self.budget, self._artifact, self._received)
-        self.num_examples = self.num_missing = self._num_before = 0
+        self.num_missing = self._num_before = 0
 
     @property
     def spec(self) -> JobSpec:
@@ -72,7 +65,6 @@ class CaptureSession:
         states: Counter[str] = Counter()
         num_total = 0
         for example in self.examples():
-            self.num_examples += 1
             num_total += self.plan.num_requests(example)
             for _, entry in self.plan.walk(example):
                 if entry:
@@ -81,25 +73,20 @@ class CaptureSession:
                     self.num_missing += 1
         self.progress.begin(states, num_total)
 
-    def ask_all(self, share: Share | None) -> None:
-        """Asks the pilot, then the rest, or its share of it; a process that only helps leaves the
-        pilot to the job.
+    def ask_all(self) -> None:
+        """Asks the pilot, then the rest.
 
         Raises `StageError` when the pilot or the budget ends the run.
         """
         self.progress.loading()
         settings = settings_of(self.spec, self.ledger.folder.uri)
         settings.runtime["max_num_seqs"] = self._max_num_seqs
-        engine = engine_of(self.spec).open_engine(settings)
+        engine = open_teacher(self.spec, settings, self._stage.report)
         self.ledger.start(engine.facts)
         self.budget.start()
         with heartbeat(engine, self._stage.report):
-            if share is None or share.leads:
-                self._ask_pilot(engine)
-            if share:
-                self._ask_share(engine, share)
-            else:
-                self._ask(engine, self.examples())
+            self._ask_pilot(engine)
+            self._ask(engine, self.examples())
         self._show(force=True)
         if self._loop.refused_by:
             raise StageError(
@@ -129,25 +116,9 @@ class CaptureSession:
             pilot.judge(self.spec, self.plan, self.ledger, first, self._stage.report)
             remote = engine_of(self.spec).REMOTE
             at_once = self._knobs.runtime.max_concurrency if remote else self._max_num_seqs
+            if self.spec.cluster.ray and not remote:
+                at_once *= self._knobs.runtime.replica_range[0]
             self.progress.foresee(forecast(self.budget, self.progress.num_to_ask, at_once))
-
-    def _ask_share(self, engine: Engine, share: Share) -> None:
-        """Asks the ranges that this process leases; who leads goes on until all are done."""
-        self.progress.share, number = share, self._knobs.runtime.replicas
-        self.budget.divide(number)
-        if share.leads and share.open(self.num_examples, number):
-            arguments, meeting = self._stage.arguments(), share.folder.uri
-            given = {"arguments": arguments, "run": self._run, "meeting": meeting}
-            self._stage.report.emit({"kind": "shared", "number": number - 1, "given": given})
-        while not self._loop.refused_by:
-            self._ask(engine, share.rows(self.examples()))
-            while (left := share.left()) == "held":
-                time.sleep(WAIT_SECONDS)
-                self._show()
-            if left == "done":
-                return
-            self.ledger.commit()
-            self.ledger.load()  # of a lost range, what its holder committed
 
     def _received(self, request: TeacherRequest, answer: Answer, response: Response) -> None:
         self.progress.count(answer, response)

@@ -9,7 +9,6 @@ from retort.engines import Answer
 from retort.events import Reporter
 from retort.records import Response
 from retort.stages.budget import Budget, Forecast
-from retort.stages.generate.work_sharing import Share
 
 SHOW_SECONDS, CHART_SECONDS = 0.5, 5.0
 # Fewer answers than this say little of how long the rest will take.
@@ -19,8 +18,7 @@ FEW = 8
 class Progress:
     """Counts the responses of a capture and shows, now and then, how far it is.
 
-    `num_cached` of the `num_total` responses were in the ledger when the run began. Where several
-    processes share the work, `share` brings what the others have done.
+    `num_cached` of the `num_total` responses were in the ledger when the run began.
     """
 
     def __init__(self, report: Reporter, budget: Budget):
@@ -28,7 +26,6 @@ class Progress:
         self.states: Counter[str] = Counter()
         self.num_total = self.num_cached = 0
         self.forecast: Forecast | None = None
-        self.share: Share | None = None
         self._num_tokens = self._num_signal_tokens = 0
         self._top_k_mass = 0.0
         self._paced_from: tuple[float, int] | None = None  # when, and how many were done by then
@@ -43,10 +40,8 @@ class Progress:
 
     @property
     def num_done(self) -> int:
-        """Responses that are in the ledger, as far as this process knows."""
-        own = self.states.total()
-        others = int(self._shared("done"))
-        return own if self.share is None else min(self.num_total, own + others)
+        """Responses that are in the ledger."""
+        return self.states.total()
 
     @property
     def num_to_ask(self) -> int:
@@ -56,8 +51,7 @@ class Progress:
     @property
     def top_k_mass(self) -> float | None:
         """The mean mass of the teacher's top k in the answers of this run; None without signals."""
-        number = self._num_signal_tokens + self._shared("num_mass")
-        return (self._top_k_mass + self._shared("mass")) / number if number else None
+        return self._top_k_mass / self._num_signal_tokens if self._num_signal_tokens else None
 
     def loading(self) -> None:
         """Shows that the teacher is being loaded."""
@@ -86,13 +80,6 @@ class Progress:
         if not force and now - self._shown_at < SHOW_SECONDS:
             return False
         self._shown_at = now
-        if self.share:
-            self.share.holder.status = {
-                "done": self.states.total() - self.num_cached,
-                "tokens": self._num_tokens,
-                "mass": self._top_k_mass,
-                "num_mass": self._num_signal_tokens,
-            }
         self._report.progress(self.num_done, self.num_total, "responses", self._note())
         if not force and now - self._charted_at < CHART_SECONDS:
             return False
@@ -107,8 +94,7 @@ class Progress:
         return f"{self._pace():,.0f} tokens/s, {self._accepted():.0%} accepted{self._left()}{money}"
 
     def _pace(self) -> float:
-        tokens = self._num_tokens + self._shared("tokens")
-        return tokens / max(self._budget.running_seconds, 1e-9)
+        return self._num_tokens / max(self._budget.running_seconds, 1e-9)
 
     def _left(self) -> str:
         """Returns how long the rest will take: at the pace since the first answer or, while that
@@ -129,7 +115,3 @@ class Progress:
 
     def _accepted(self) -> float:
         return self.states["accepted"] / max(self.num_done, 1)
-
-    def _shared(self, name: str) -> float:
-        """Returns the sum of what the others who share the work report under a name."""
-        return self.share.told(name) if self.share else 0.0

@@ -6,7 +6,6 @@ from typing import Any
 
 from retort.errors import SpecError
 from retort.plugins import check_function, check_options
-from retort.processes import nodes
 from retort.spec import JobSpec
 from retort.spec.train import Lora
 from retort.stages.engine_settings import engine_of, model_line
@@ -127,13 +126,14 @@ def check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
 
 
 def _check_nodes(spec: JobSpec) -> list[str]:
-    """Returns a line where the student trains on several machines. Raises `SpecError` where these
-    could not meet."""
+    """Returns a line where the student trains on several nodes. Raises `SpecError` where no cluster
+    has them."""
     layout = layout_of(spec.train)
     if layout.num_nodes == 1:
         return []
-    port = nodes.endpoint()[1]
-    return [
-        f"train.runtime.num_nodes: {layout.num_nodes}; the other {layout.num_nodes - 1}, with "
-        f"`retort node` and the same store, will be waited for at port {port}"
-    ]
+    if not spec.cluster.ray:
+        raise SpecError(
+            f"train.runtime.num_nodes: {layout.num_nodes}; several nodes are those of a Ray "
+            "cluster; set cluster.ray: auto or HOST:PORT, or num_nodes: 1"
+        )
+    return [f"train.runtime.num_nodes: {layout.num_nodes} nodes of the Ray cluster"]
