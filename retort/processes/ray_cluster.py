@@ -5,7 +5,9 @@ process imports Ray.
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ def connect(address: str) -> Any:
 
     if not ray.is_initialized():
         os.environ.setdefault(RAY_FOLDER, DEFAULT_FOLDER)
+        on_end = signal.getsignal(signal.SIGTERM)
         try:
             found = _address_of(address)
             ray.init(address=found, logging_level=logging.ERROR, configure_logging=False)
@@ -66,6 +69,8 @@ def connect(address: str) -> Any:
                 "start one (ray start --head --port=6379), give its HOST:PORT, or leave "
                 "cluster.ray out"
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_end)  # Ray puts one of its own in place
     return ray
 
 
