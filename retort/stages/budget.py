@@ -1,13 +1,16 @@
 """What asking a model costs: counted as it answers, forecast after the pilot, bounded."""
 
 import time
+import uuid
 from dataclasses import dataclass
 
 import orjson
 
 from retort.records import Response
-from retort.spec import Generate
+from retort.spec.spending import Spending
 from retort.stages.teacher_requests import TeacherRequest
+from retort.store import Folder
+from retort.store.ledger import StoredAnswer
 
 # What a chat template may add to a request: never less than it does.
 TEMPLATE_TOKENS = 256
@@ -17,11 +20,14 @@ TEMPLATE_TOKENS = 256
 class Budget:
     """Tokens, time and money of one artifact, over all runs that worked on it.
 
+    `artifact` names it, `where` the section of the spec whose `spending` holds the limits.
     `reserved_*` is the most that the requests under way can cost. Where several processes share the
     work, each may spend one of `parts` equal parts of what was left when they began.
     """
 
-    knobs: Generate
+    spending: Spending
+    artifact: str
+    where: str = "generate"
     responses: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -32,14 +38,38 @@ class Budget:
     parts: int = 1
     before_tokens: int = 0
     before_cost: float = 0.0
+    seconds_file: str = ""
 
     def start(self) -> None:
         """Starts the clock: the engine is ready."""
-        self.started = time.monotonic()
+        self.started, self.seconds_file = (
+            time.monotonic(),
+            f"{self._seconds}{uuid.uuid4().hex[:8]}.json",
+        )
 
     def stop(self) -> None:
         """Stops the clock."""
         self.seconds, self.started = self.elapsed(), None
+
+    def charge(self, spending: dict[str, float]) -> None:
+        """Adds what another stage has spent of the same limits, given by its `facts`."""
+        self.input_tokens += int(spending.get("input_tokens", 0))
+        self.output_tokens += int(spending.get("output_tokens", 0))
+        self.seconds += spending.get("engine_seconds", 0.0)
+
+    def resume(self, out: Folder) -> None:
+        """Adds the seconds that earlier runs and other processes kept in an artifact's folder."""
+        kept = [name for name in out.files() if name.startswith(self._seconds)]
+        self.seconds += sum(out.read_json(name) for name in kept)
+
+    def keep_seconds(self, out: Folder) -> None:
+        """Writes the seconds since the clock was started to an artifact's folder."""
+        out.write_json(self.seconds_file, self.running_seconds)
+
+    @property
+    def _seconds(self) -> str:
+        """Where each process keeps its own seconds, so that several may work on one artifact."""
+        return f"scratch/seconds-{self.where}/"
 
     @property
     def running_seconds(self) -> float:
@@ -62,6 +92,11 @@ class Budget:
             self.reserved_input -= prompt_bound(request)
             self.reserved_output -= max_tokens
 
+    def seen(self, stored: StoredAnswer, response: Response) -> None:
+        """Adds what an answer in a ledger cost, where this artifact paid for it."""
+        if stored.by == self.artifact:
+            self.count(response)
+
     def count(self, response: Response) -> None:
         """Adds what an answer cost."""
         self.responses += 1
@@ -71,14 +106,13 @@ class Budget:
     @property
     def is_limited(self) -> bool:
         """Whether the spec sets a limit."""
-        spending = self.knobs.spending
-        return spending.max_tokens_total is not None or spending.max_cost is not None
+        return self.spending.max_tokens_total is not None or self.spending.max_cost is not None
 
     def refuses(self, request: TeacherRequest, max_tokens: int) -> str | None:
         """Returns the knob that one more request could exceed, or None."""
         if not self.is_limited:
             return None
-        spending = self.knobs.spending
+        spending = self.spending
         more_input = self.input_tokens + self.reserved_input + prompt_bound(request)
         more_output = self.output_tokens + self.reserved_output + max_tokens
         total, tokens = spending.max_tokens_total, self.before_tokens
@@ -90,6 +124,14 @@ class Budget:
             return f"max_cost: {limit:g}"
         return None
 
+    def message(self, refused_by: str, kept: str) -> str:
+        """Returns why a run ends: a limit was reached; what was spent, and what is kept."""
+        return (
+            f"stopped by {self.where}.spending.{refused_by}: {self.input_tokens:,} prompt and "
+            f"{self.output_tokens:,} answer tokens, {self.spent:.2f} money spent; {kept} are in "
+            "the ledger and are not asked again; raise the limit and run the same command"
+        )
+
     def divide(self, parts: int) -> None:
         """Allows this process, from now on, one of so many equal parts of what is left."""
         self.parts, self.before_cost = parts, self.spent
@@ -97,7 +139,7 @@ class Budget:
 
     def cost(self, input_tokens: float, output_tokens: float, seconds: float) -> float:
         """Returns the price of tokens and time, in the currency of the spec's prices."""
-        spending = self.knobs.spending
+        spending = self.spending
         return (
             input_tokens * spending.price_per_million_input_tokens / 1e6
             + output_tokens * spending.price_per_million_output_tokens / 1e6

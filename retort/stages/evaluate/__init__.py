@@ -27,6 +27,7 @@ from retort.stages.evaluate.scores import (
     differences_of,
     flat,
     models_of,
+    paid_facts,
     read_held_out,
     retention_of,
     statistics_of,
@@ -113,6 +114,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
         "models": models,
         "differences": differences,
         "retention": retention_of(statistics, knobs),
+        **paid_facts(stage),
     }
 
 

@@ -7,6 +7,7 @@ champion alone, because another evaluation measured the job's own models.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
@@ -91,6 +92,28 @@ def asked_examples(stage: Stage) -> list[Example]:
 def requests_of(examples: list[Example]) -> list[Request]:
     """Returns the requests that every model gets."""
     return [Request(e.id, e.messages, e.tools) for e in examples]
+
+
+def answered_examples(stage: Stage, role: str) -> list[Example]:
+    """Returns the examples that a model answered. Raises `StageError` where it has none."""
+    answers = read_answers(stage, role)
+    examples = [e for e in asked_examples(stage) if is_answered(answers[e.id])]
+    if not examples:
+        causes = sorted({str(response.cause) for response in answers.values()})
+        raise StageError(
+            f"the {role} answers none of the {len(answers):,} held-out prompts "
+            f"({'; '.join(causes[:3])}); raise evaluate.max_model_len, or give shorter prompts"
+        )
+    return examples
+
+
+def generated(stage: Stage) -> dict[str, Any]:
+    """Returns the manifest of the answers that the student learned from; empty where unknown."""
+    if "train" not in stage.inputs:
+        return {}
+    recipe = (stage.input("train").manifest() or {}).get("ingredients", {})
+    name = recipe.get("inputs", {}).get("generate", "none")
+    return stage.store.artifact("generate", name).manifest() or {}
 
 
 def read_answers(stage: Stage, role: str) -> dict[str, Response]:

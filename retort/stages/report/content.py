@@ -1,5 +1,6 @@
 """The report's content, pulled from the other stages' artifacts, and what to be warned of."""
 
+from collections import Counter
 from typing import Any
 
 from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
@@ -125,8 +126,11 @@ def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
 
 
 def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
-    """Returns what the teacher's answers took; without a price their cost is unknown."""
-    spending = stage.facts("generate").get("spending")
+    """Returns what the teacher's answers took, those to held-out rows too where they were paid for;
+    without a price their cost is unknown."""
+    sums = Counter[str](stage.facts("generate").get("spending"))
+    sums.update(stage.facts("evaluate").get("spending"))
+    spending: dict[str, Any] = dict(sums)
     prices = stage.spec.generate.spending.model_dump()
     is_priced = any(value for name, value in prices.items() if name.startswith("price_"))
     if not spending:
