@@ -2,7 +2,9 @@
 
 import time
 import uuid
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -39,6 +41,8 @@ class Budget:
     before_tokens: int = 0
     before_cost: float = 0.0
     seconds_file: str = ""
+    num_without_usage: int = 0
+    prompts_to_bound: Counter[str] = field(default_factory=Counter)
 
     def start(self) -> None:
         """Starts the clock: the engine is ready."""
@@ -86,22 +90,40 @@ class Budget:
             self.reserved_input += prompt_bound(request)
             self.reserved_output += max_tokens
 
-    def release(self, request: TeacherRequest, max_tokens: int) -> None:
-        """Gives back what was set aside for a request: it is answered."""
-        if self.is_limited:
-            self.reserved_input -= prompt_bound(request)
-            self.reserved_output -= max_tokens
-
     def seen(self, stored: StoredAnswer, response: Response) -> None:
         """Adds what an answer in a ledger cost, where this artifact paid for it."""
         if stored.by == self.artifact:
-            self.count(response)
+            self.prompts_to_bound[stored.key] += self.count(stored, response)
 
-    def count(self, response: Response) -> None:
-        """Adds what an answer cost."""
+    def walked(self, request: TeacherRequest) -> None:
+        """Adds the prompts of answers to a request that were seen without their usage."""
+        if number := self.prompts_to_bound.pop(request.key, 0):
+            self.input_tokens += number * prompt_bound(request)
+
+    def received(
+        self, stored: StoredAnswer, response: Response, request: TeacherRequest, max_tokens: int
+    ) -> None:
+        """Gives back what was set aside for a request, and adds what its answer cost."""
+        if self.is_limited:
+            self.reserved_input -= prompt_bound(request)
+            self.reserved_output -= max_tokens
+        if self.count(stored, response):
+            self.input_tokens += prompt_bound(request)
+
+    def count(self, stored: StoredAnswer, response: Response) -> bool:
+        """Adds the tokens that an endpoint tells of an answer, and max_tokens where it tells none;
+        returns whether its prompt is still to be bounded. An error costs nothing."""
         self.responses += 1
         self.input_tokens += response.num_prompt_tokens
         self.output_tokens += response.num_tokens
+        if not isinstance(stored.raw, dict) or "error" in stored.raw:
+            return False
+        no_prompt = not response.num_prompt_tokens
+        is_empty = not (response.text or response.tool_calls)
+        no_output = not response.num_tokens and (no_prompt or not is_empty)
+        self.output_tokens += stored.limits[0] if no_output else 0
+        self.num_without_usage += no_prompt or no_output
+        return no_prompt
 
     @property
     def is_limited(self) -> bool:
@@ -126,10 +148,12 @@ class Budget:
 
     def message(self, refused_by: str, kept: str) -> str:
         """Returns why a run ends: a limit was reached; what was spent, and what is kept."""
+        usage = usage_note(self.facts())
         return (
             f"stopped by {self.where}.spending.{refused_by}: {self.input_tokens:,} prompt and "
-            f"{self.output_tokens:,} answer tokens, {self.spent:.2f} money spent; {kept} are in "
-            "the ledger and are not asked again; raise the limit and run the same command"
+            f"{self.output_tokens:,} answer tokens, {self.spent:.2f} money spent; "
+            f"{usage}{usage and '; '}{kept} are in the ledger and are not asked again; raise the "
+            "limit and run the same command"
         )
 
     def divide(self, parts: int) -> None:
@@ -158,6 +182,7 @@ class Budget:
             "output_tokens": self.output_tokens,
             "engine_seconds": self.elapsed(),
             "cost": self.spent,
+            **({"num_without_usage": self.num_without_usage} if self.num_without_usage else {}),
         }
 
 
@@ -187,7 +212,18 @@ class Forecast:
 
 def prompt_bound(request: TeacherRequest) -> int:
     """Returns a number of tokens that a prompt cannot exceed: a token is at least one byte."""
-    return len(orjson.dumps([request.messages, request.example.tools])) + TEMPLATE_TOKENS
+    sent = [request.messages, request.example.tools, request.instruction]
+    return len(orjson.dumps(sent)) + TEMPLATE_TOKENS
+
+
+def usage_note(spending: dict[str, Any]) -> str:
+    """Returns what to know of the tokens in a budget's `facts`; empty where all were told."""
+    if not (number := spending.get("num_without_usage")):
+        return ""
+    return (
+        f"{number:,} answers came without their usage: each counts as max_tokens, and as a token "
+        "for each byte of its prompt, so that tokens and cost are at most what is told"
+    )
 
 
 def forecast(budget: Budget, num_responses: int, at_once: int) -> Forecast:

@@ -70,7 +70,7 @@ def consult(
     missing = [e for e in examples if plan.entry_for(_request_of(plan, e)) is None]
     if missing:
         stage.report.note(f"{name}: asking {model.model} about {len(missing):,} responses")
-        stage.out.write(_waiting(name), write_lines(missing))
+        stage.out.write(_waiting(name), write_lines(examples))
         processes.run(
             answer,
             {"arguments": consulting.arguments(), "name": name, "run": run},
@@ -92,8 +92,7 @@ def answer(arguments: dict[str, Any], name: str, run: str, report: Reporter) -> 
     budget.resume(stage.out)
     plan, ledger = _open(stage, run, budget.seen)
     examples = read_lines(Example, stage.out.read(_waiting(name)))
-    total, shown_at = len({_request_of(plan, example).key for example in examples}), 0.0
-    num_answered = 0
+    total, num_answered, shown_at = _num_missing(plan, examples, budget), 0, 0.0
 
     def received(request: TeacherRequest, given: Answer, response: Response) -> None:
         nonlocal num_answered, shown_at
@@ -169,6 +168,14 @@ def _open(stage: Stage, run: str, seen: Counted | None = None) -> tuple[RequestP
 def _request_of(plan: RequestPlan, example: Example) -> TeacherRequest:
     """Returns the one request of an example: only its last turn is asked, for one sample."""
     return next(plan.walk(example))[0]
+
+
+def _num_missing(plan: RequestPlan, examples: list[Example], budget: Budget) -> int:
+    """Returns how many requests the ledger lacks, each of which the budget gets to know."""
+    requests = {request.key: request for request in (_request_of(plan, e) for e in examples)}
+    for request in requests.values():
+        budget.walked(request)
+    return sum(plan.entry_for(request) is None for request in requests.values())
 
 
 def _answers(

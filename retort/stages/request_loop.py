@@ -109,8 +109,7 @@ class RequestLoop:
             answer.id, sent.limits, self._budget.artifact, time.time(), answer.raw
         )
         response = self._ledger.add(stored, signal)
-        self._budget.release(request, sent.limits[0])
-        self._budget.count(response)
+        self._budget.received(stored, response, request, sent.limits[0])
         if self._plan.entry_for(request) is None:
             truncated = TruncatedAnswer(response.token_ids, signal, sent.limits)
             self._follow_ups.append(Pending(request, truncated))

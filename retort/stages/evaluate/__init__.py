@@ -13,6 +13,7 @@ from retort.errors import EngineDiedError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
 from retort.processes import machine
+from retort.stages.budget import usage_note
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import (
     asked_examples,
@@ -49,6 +50,8 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     likelihood = _likelihood(stage)
     facts = _compared(stage, likelihood)
     stage.out.write_json("scores.json", facts)
+    if text := usage_note(facts.get("spending", {})):
+        stage.report.note(f"warning: {text}")
     stage.report.note(_outcome(facts))
     return facts
 

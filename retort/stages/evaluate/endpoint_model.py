@@ -76,7 +76,7 @@ class EndpointModel:
             **self._engine.facts,
             **dict.fromkeys(UNKNOWN),
             "process_id": os.getpid(),
-            "spending": {name: value - before[name] for name, value in spent.items()},
+            "spending": {name: value - before.get(name, 0) for name, value in spent.items()},
             "ledgers": [ledger_name(context) for context in self._contexts()],
             **measures,
         }
@@ -210,7 +210,10 @@ class EndpointModel:
         budget = self._of_generate()
         budget.resume(self._stage.out)
         for context in self._contexts():
-            self._open(context, budget)[1].describe(context)
+            plan, ledger = self._open(context, budget)
+            ledger.describe(context)
+        for example in self._examples:
+            budget.walked(_request(plan, example))
         return budget
 
     def _contexts(self) -> list[Context]:

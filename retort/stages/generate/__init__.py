@@ -13,6 +13,7 @@ from typing import Any
 from retort import processes
 from retort.errors import EngineDiedError, StageError
 from retort.events import Reporter
+from retort.stages.budget import usage_note
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import capture, parity
 from retort.stages.stage import Stage, from_arguments
@@ -37,6 +38,8 @@ def generate(stage: Stage) -> dict[str, Any]:
             f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
             "mass; raise generate.top_k for a truer signal"
         )
+    if text := usage_note(facts["spending"]):
+        stage.report.note(f"warning: {text}")
     stage.report.note(_outcome(facts))
     return facts
 

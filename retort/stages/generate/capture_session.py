@@ -68,7 +68,8 @@ class CaptureSession:
         for example in self.examples():
             self.num_examples += 1
             num_total += self.plan.num_requests(example)
-            for _, entry in self.plan.walk(example):
+            for request, entry in self.plan.walk(example):
+                self.budget.walked(request)
                 if entry:
                     states[entry.state] += 1
                 else:

@@ -1,12 +1,14 @@
 """The report's content, pulled from the other stages' artifacts, and what to be warned of."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
+from retort.stages.budget import usage_note
 from retort.stages.report import licences, slices
 from retort.stages.report.gate import judge
 from retort.stages.report.measurements import Answered
@@ -50,6 +52,7 @@ def content_of(
         warnings=[
             *_comparison_warnings(comparison, columns),
             *_endpoint_warning(evaluated),
+            *filter(None, [usage_note(asdict(ran.money)) if ran.money else ""]),
             *_licence_warnings(ran.licences),
             *evaluated.notes,
             *training.warnings,
