@@ -5,6 +5,7 @@ child process, because Prefect cannot stop blocking code. The tasks have no tags
 tags Prefect asks the server for a slot before it starts, and a server that is away would fail it.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -74,7 +75,9 @@ def stage_task(stage: StageName, name: str = "") -> StageTask:
             # Another run may have made it meanwhile.
             if cached := job.cached(name, inputs):
                 return _completed(cached)
-            with slot(stage, partial(job.note, name)):
+            # What runs on a cluster waits for the cluster's own room.
+            on_cluster = job.spec.cluster.ray is not None
+            with nullcontext() if on_cluster else slot(stage, partial(job.note, name)):
                 return job.make(name, inputs)
 
     return StageTask(run)

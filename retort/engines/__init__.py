@@ -74,7 +74,8 @@ class Settings:
 
     `endpoint` and `api_key_env` (the *name* of an environment variable) are for remote engines;
     `state` is the URI of a folder where such an engine may store what it must remember. `scores`:
-    existing answers are scored, and none is generated.
+    existing answers are scored, and none is generated. `home` is an artifact, and the folder in it,
+    where another machine finds the model, if a store holds it.
     """
 
     model: str
@@ -93,6 +94,7 @@ class Settings:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()
+    home: tuple[str, str] | None = None
 
 
 GenerateFunction = Callable[[Iterable[Request | None]], Iterator[Answer]]

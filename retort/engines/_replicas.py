@@ -13,13 +13,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retort.engines import Answer, Request, Settings, Timing, find_engine, timed_alone
+from retort import processes
+from retort.engines import Answer, Request, Settings, Timing, find_engine
 from retort.errors import BY_NAME, EngineDiedError
 from retort.plugins import FOLDER
 from retort.processes.ray_cluster import Cluster, connect, first_line
+from retort.store import Folder
 
 # Requests that wait at a replica besides those that its engine works on.
 SPARE_REQUESTS = 32
@@ -31,17 +34,13 @@ DEFAULT_RESTARTS = 3
 
 
 def open_replicas(
-    engine: str,
-    settings: Settings,
-    cluster: Cluster,
-    number: tuple[int, int],
-    note: Callable[[str], None],
+    engine: str, settings: Settings, cluster: Cluster, note: Callable[[str], None]
 ) -> "Replicas":
-    """Returns an engine of replicas, once so many as the first of `number` have loaded the model.
+    """Returns an engine of replicas, once one of them has loaded the model.
 
-    The others, up to the second of `number`, take part as soon as the cluster has room for them.
-    Raises what `connect` and the engine's own `open_engine` raise, `EngineDiedError` where no
-    replica stays alive.
+    The others take part as soon as the cluster has room for them: none waits for another, so that
+    two jobs never wait for each other. A model that is not in the store is a hub id, or a folder that every node sees. Raises what `connect` and the
+    engine's own `open_engine` raise, `EngineDiedError` where no replica stays alive.
     """
     ray = connect(cluster.address)
     devices = 1
@@ -59,8 +58,10 @@ def open_replicas(
         max_task_retries=0,
     )
     folder = os.environ.get(FOLDER)
-    replicas = [_Hand(index, actor.remote(engine, settings, folder)) for index in range(number[1])]
-    return Replicas(ray, settings, replicas, number[0], note)
+    wanted = settings.runtime.get("replicas", 1)
+    most = wanted if isinstance(wanted, int) else wanted[1]
+    hands = [_Hand(index, actor.remote(engine, settings, folder)) for index in range(most)]
+    return Replicas(ray, settings, hands, note)
 
 
 class _Replica:
@@ -111,6 +112,19 @@ class _Replica:
                 answers += self._ready_answers()
         return answers, getattr(self._opened, "steps", -1)
 
+    def timed(self, request: Request) -> Timing:
+        """Returns the latency of a request while there is no other."""
+        found: Timing = self._opened.timed(request)
+        return found
+
+    def forget(self) -> None:
+        """Drops the engine's cached keys and values."""
+        self._opened.forget()
+
+    def peaks(self) -> tuple[int, int | None]:
+        """Returns the peak memory of this process, bytes: resident, and of its GPUs."""
+        return processes.peaks()
+
     def _ready_answers(self) -> Iterator[Answer]:
         """Yields the answers that are finished by now; a failure is left for the next call."""
         while not self._finished.empty():
@@ -122,12 +136,16 @@ class _Replica:
 
     def _work(self) -> None:
         try:
-            engine = find_engine(self._engine).open_engine(self._settings)
-            self._opened = engine
-            answers = engine.score if self._settings.scores else engine.generate
-            for answer in answers(self._requests()):
-                self._active.discard(answer.id)
-                self._finished.put(answer)
+            with ExitStack() as copies:
+                if self._settings.home:
+                    folder, prefix = self._settings.home
+                    local = copies.enter_context(Folder(folder).local_copy(prefix))
+                    self._settings = replace(self._settings, model=str(local))
+                self._opened = find_engine(self._engine).open_engine(self._settings)
+                answers = self._opened.score if self._settings.scores else self._opened.generate
+                for answer in answers(self._requests()):
+                    self._active.discard(answer.id)
+                    self._finished.put(answer)
         except BaseException as error:  # told to who asks
             if self._opened is None:
                 self._opened = error
@@ -164,7 +182,6 @@ class Replicas:
         ray: Any,
         settings: Settings,
         hands: list[_Hand],
-        num_needed: int,
         note: Callable[[str], None],
     ):
         self._ray, self._hands, self._note = ray, hands, note
@@ -173,7 +190,7 @@ class Replicas:
         self._waiting: deque[Request] = deque()
         self.facts: dict[str, Any] = {}
         self.steps = 0
-        while sum(hand.is_ready for hand in self._hands) < min(num_needed, len(self._hands)):
+        while not any(hand.is_ready for hand in self._hands):
             list(self._receive())
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
@@ -189,11 +206,21 @@ class Replicas:
         return self.generate(requests)
 
     def timed(self, request: Request) -> Timing:
-        """Returns the latency of one answer, with the way to a replica and back."""
-        return timed_alone(self.generate, request)
+        """Returns the latency of one answer at a replica, without the way there."""
+        found: Timing = self._ray.get(self._alive()[0].timed.remote(request))
+        return found
 
     def forget(self) -> None:
-        """Does nothing: latency is measured at an engine of this machine."""
+        """Drops what each replica has cached."""
+        self._ray.get([actor.forget.remote() for actor in self._alive()])
+
+    def peaks(self) -> tuple[int, int | None]:
+        """Returns the peak memory of the largest replica, bytes: resident, and of its GPUs."""
+        found = self._ray.get([actor.peaks.remote() for actor in self._alive()])
+        return max(host for host, _ in found), max((gpu for _, gpu in found if gpu), default=None)
+
+    def _alive(self) -> list[Any]:
+        return [hand.actor for hand in self._hands if hand.is_ready]
 
     def _fill(self, source: Iterator[Request | None]) -> bool:
         """Takes as many requests as the replicas have room for; returns whether more may come."""

@@ -1,17 +1,17 @@
 """Checks whether this machine can spread models as a job says, before anything is paid for.
 
 vllm would report most of this itself, but only after its start, and for the student only when the
-teacher has answered. A Ray cluster is not looked at; `ray status` shows what it has.
+teacher has answered.
 """
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retort.engines import resolve
+from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.processes import machine
+from retort.processes.ray_cluster import total_resources
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
 from retort.stages import engine_settings
@@ -36,9 +36,11 @@ class Use:
 def check(spec: JobSpec) -> list[str]:
     """Returns a line for each section whose models take several devices.
 
-    Raises `SpecError` where the devices, Ray or a model's heads do not allow it.
+    Raises `SpecError` where the devices, the cluster or a model's heads do not allow it.
     """
-    return [_check(use) for use in _uses(spec) if _is_spread(use.runtime)]
+    has_cluster = spec.cluster.ray is not None
+    spread = [_check(use, has_cluster) for use in _uses(spec) if _is_spread(use.runtime)]
+    return [*_check_cluster(spec), *spread]
 
 
 def trainings_at_once(spec: JobSpec) -> int:
@@ -46,7 +48,7 @@ def trainings_at_once(spec: JobSpec) -> int:
     for: several where each says how many of the CPU's cores it takes, and memory suffices."""
     runtime, layout = spec.train.runtime, layout_of(spec.train)
     is_on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and visible_gpus())
-    if is_on_gpu or runtime.num_threads is None or layout.num_nodes > 1:
+    if is_on_gpu or runtime.num_threads is None or spec.cluster.ray:
         return 1
     student = model_folder.locate(spec.train.student, "train.student")
     parameters = model_folder.size(student)["parameters"]
@@ -80,36 +82,71 @@ def _uses(spec: JobSpec) -> Iterator[Use]:
 
 
 def _is_spread(runtime: EngineRuntime) -> bool:
-    several = runtime.tensor_parallel_size * runtime.pipeline_parallel_size > 1
-    return several or runtime.distributed_executor == "ray"
+    return _devices(runtime) > 1
 
 
-def _check(use: Use) -> str:
+def _devices(runtime: EngineRuntime) -> int:
+    return runtime.tensor_parallel_size * runtime.pipeline_parallel_size
+
+
+def _check(use: Use, has_cluster: bool) -> str:
     each, stages = use.runtime.tensor_parallel_size, use.runtime.pipeline_parallel_size
-    if use.runtime.distributed_executor == "ray":
-        _check_ray(use.where)
-    else:
+    if not has_cluster:
         _check_machine(use.where, each, stages)
     for knob, model in use.models.items():
         _check_heads(use.where, each, knob, model)
-    over = ", through Ray" if use.runtime.distributed_executor == "ray" else ""
+    over = ", through Ray" if has_cluster else ""
     return f"{use.where}: {each} x {stages} devices for each model{over}"
 
 
-def _check_ray(where: str) -> None:
-    knob = f"{where}.distributed_executor: ray"
-    if importlib.util.find_spec("ray") is None:
-        raise SpecError(
-            f"{knob}, but ray is not installed here; pip install 'ray[default]' on every machine "
-            "of the cluster, everywhere the same version, or set it to auto for one machine"
+def _check_cluster(spec: JobSpec) -> list[str]:
+    """Returns a line on what the job's cluster has, and one for each thing it lacks at present:
+    with an autoscaler that may come. Raises `SpecError` where there is no cluster."""
+    cluster = engine_settings.cluster_of(spec)
+    if cluster is None:
+        several = [where for where, runtime in _runtimes(spec) if runtime.replica_range[1] > 1]
+        if several:
+            raise SpecError(
+                f"{several[0]}.replicas: several replicas run on a Ray cluster; set cluster.ray: "
+                "auto or HOST:PORT, or replicas: 1"
+            )
+        return []
+    nodes = total_resources(cluster)
+    lines = [f"cluster.ray: {cluster.address}, {_shown(nodes)}"]
+    gpus = cluster.num_gpus
+    each = (1.0 if any(node.get("GPU") for node in nodes) else 0.0) if gpus is None else gpus
+    have = sum(node.get("GPU", 0) for node in nodes)
+    for where, runtime in _runtimes(spec):
+        number, devices = runtime.replica_range[0], _devices(runtime)
+        if (need := number * (devices if devices > 1 else each)) > have:
+            lines.append(
+                f"warning: {where}: {number} replicas take {need:g} GPUs, and the cluster has "
+                f"{have:g}; the job waits until it has them"
+            )
+    layout = layout_of(spec.train)
+    fit = sum(node.get("GPU", 0) >= each * layout.num_processes_here for node in nodes)
+    if fit < layout.num_nodes:
+        lines.append(
+            f"warning: train.runtime: {layout.num_nodes} nodes with {layout.num_processes_here} "
+            f"processes and {each * layout.num_processes_here:g} GPUs each, and the cluster has "
+            f"{fit} such nodes; the job waits until it has them"
         )
-    # A child has a temporary folder of its own, where Ray would look for the cluster in vain and
-    # then start an empty one.
-    if not os.environ.get("RAY_ADDRESS"):
-        raise SpecError(
-            f"{knob}, but RAY_ADDRESS names no cluster; start one (ray start --head --port=6379) "
-            "and export RAY_ADDRESS=HOST:6379 where the job runs"
-        )
+    return lines
+
+
+def _shown(nodes: list[dict[str, float]]) -> str:
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    return f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _runtimes(spec: JobSpec) -> Iterator[tuple[str, EngineRuntime]]:
+    """Yields the sections whose engines may be replicas: all but those of endpoints."""
+    if not engine_settings.engine_of(spec).REMOTE:
+        yield "generate.runtime", spec.generate.runtime
+    yield "evaluate.runtime", spec.evaluate.runtime
+    for where, who in spec.consulted_models.items():
+        if not find_engine(resolve(who.engine, 0)).REMOTE:
+            yield f"{where}.runtime", who.runtime
 
 
 def _check_machine(where: str, each: int, stages: int) -> None:
@@ -125,8 +162,7 @@ def _check_machine(where: str, each: int, stages: int) -> None:
         raise SpecError(
             f"{where}: tensor_parallel_size {each} x pipeline_parallel_size {stages} takes "
             f"{each * stages} GPUs, and this machine has {found} to use (nvidia-smi, "
-            "CUDA_VISIBLE_DEVICES); lower them or, over several machines, set "
-            "distributed_executor: ray"
+            "CUDA_VISIBLE_DEVICES); lower them or, over several machines, set cluster.ray"
         )
 
 

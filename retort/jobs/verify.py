@@ -105,5 +105,4 @@ def _checked(kind: str, folder: Folder, records: list[str], segments: list[str])
         except DamagedError as error:
             damages.append(str(error))
     sizes = folder.sizes()
-    name = folder.uri.rsplit("/", 1)[-1]
-    return CheckedFolder(kind, name, len(sizes), sum(sizes.values()), tuple(damages))
+    return CheckedFolder(kind, folder.name, len(sizes), sum(sizes.values()), tuple(damages))

@@ -258,6 +258,11 @@ def peak_memory_bytes() -> int:
     return peak_gpu_memory_bytes() or peak_host_memory_bytes()
 
 
+def peaks() -> tuple[int, int | None]:
+    """Returns the peak memory of this process, bytes: resident, and of its GPUs if it uses any."""
+    return peak_host_memory_bytes(), peak_gpu_memory_bytes()
+
+
 def peak_host_memory_bytes() -> int:
     """Returns the peak resident memory of this process, bytes; 0 where the system has no figure."""
     try:

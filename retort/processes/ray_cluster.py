@@ -85,3 +85,15 @@ def _address_of(address: str) -> str:
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS):
         return address
+
+
+def total_resources(cluster: Cluster) -> list[dict[str, float]]:
+    """Returns what each living node of a cluster has in all, by the resources' names.
+
+    Raises what `connect` raises. The connection is closed again.
+    """
+    ray = connect(cluster.address)
+    try:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()

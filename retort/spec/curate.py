@@ -6,6 +6,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import Section, knob
+from retort.spec.spending import Spending
 
 
 class Filter(Section):
@@ -34,6 +35,7 @@ class ConsultedModel(Section):
     )
     max_tokens: int = knob(512, "tokens", "Longest answer.", ge=1)
     max_model_len: int | None = knob(None, "tokens", "Longest prompt plus answer.", ge=2)
+    spending: Spending = Spending()
     runtime: EngineRuntime = EngineRuntime()
 
 

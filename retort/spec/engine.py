@@ -29,8 +29,8 @@ class EngineRuntime(Section):
         None, "threads", "CPU threads; the engine's own choice if not given.", ge=1
     )
     kv_cache_gib: int = knob(1, "GiB", "Memory for attention keys and values on a CPU.", ge=1)
-    distributed_executor: Literal["auto", "mp", "ray"] = knob(
-        "auto", "name", "How vllm spreads over devices; ray: over the machines of RAY_ADDRESS."
+    distributed_executor: Literal["auto", "mp"] = knob(
+        "auto", "name", "How vllm spreads over the devices of one machine."
     )
     max_concurrency: int = knob(
         64, "requests", "Most requests at a time to an endpoint; fewer where it limits them.", ge=1
@@ -48,7 +48,8 @@ class EngineRuntime(Section):
     replicas: int | tuple[int, int] = knob(
         1,
         "replicas",
-        "Engines on the Ray cluster that answer together; [least, most]: begin with the least.",
+        "Engines on the Ray cluster that answer together. [least, most]: validate warns where the "
+        "least do not fit.",
     )
     timeout_seconds: float = knob(
         86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from retort.records import State
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import MAX_SEED, Section, knob
+from retort.spec.spending import TeacherSpending
 
 
 class GenerateRuntime(EngineRuntime):
@@ -30,42 +31,6 @@ class GenerateRuntime(EngineRuntime):
         "states",
         "Rows in these states are sent to the teacher again although they were answered.",
     )
-
-
-class Spending(Section):
-    """What the teacher may cost. These knobs never change an answer."""
-
-    pilot_rows: int = knob(
-        16,
-        "rows",
-        "Asked first; the job stops where so many of their answers are unusable that "
-        "min_success_ratio is implausible. 0: no pilot.",
-        ge=0,
-    )
-    price_per_million_input_tokens: float = knob(0.0, "money", "Price of the prompts.", ge=0)
-    price_per_million_output_tokens: float = knob(0.0, "money", "Price of the answers.", ge=0)
-    price_per_hour: float = knob(0.0, "money", "Price of the machine the teacher runs on.", ge=0)
-    max_tokens_total: int | None = knob(
-        None, "tokens", "The run stops before prompts and answers exceed this.", ge=1
-    )
-    max_cost: float | None = knob(
-        None, "money", "The run stops before the teacher costs more.", gt=0
-    )
-
-    @model_validator(mode="after")
-    def _is_priced(self) -> "Spending":
-        prices = (
-            self.price_per_million_input_tokens,
-            self.price_per_million_output_tokens,
-            self.price_per_hour,
-        )
-        if self.max_cost is not None and not any(prices):
-            raise ValueError(
-                f"max_cost: {self.max_cost:g} limits nothing while every price is 0; set "
-                "price_per_million_input_tokens and price_per_million_output_tokens, or "
-                "price_per_hour"
-            )
-        return self
 
 
 class Generate(Section):
@@ -132,7 +97,7 @@ class Generate(Section):
         0.7, "ratio of responses", "Fewer accepted responses than this fail the stage.", ge=0, le=1
     )
     shard_size: int = knob(4096, "examples", "Examples in one file of the artifact.", ge=1)
-    spending: Spending = Spending()
+    spending: TeacherSpending = TeacherSpending()
     runtime: GenerateRuntime = GenerateRuntime()
 
     @model_validator(mode="after")

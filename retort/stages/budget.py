@@ -1,13 +1,18 @@
 """What asking a model costs: counted as it answers, forecast after the pilot, bounded."""
 
 import time
-from dataclasses import dataclass
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
 from retort.records import Response
-from retort.spec import Generate
+from retort.spec.spending import Spending
 from retort.stages.teacher_requests import TeacherRequest
+from retort.store import Folder
+from retort.store.ledger import StoredAnswer
 
 # What a chat template may add to a request: never less than it does.
 TEMPLATE_TOKENS = 256
@@ -17,11 +22,13 @@ TEMPLATE_TOKENS = 256
 class Budget:
     """Tokens, time and money of one artifact, over all runs that worked on it.
 
-    `reserved_*` is the most that the requests under way can cost. Where several processes share the
-    work, each may spend one of `parts` equal parts of what was left when they began.
+    `artifact` names it, `where` the section of the spec whose `spending` holds the limits.
+    `reserved_*` is the most that the requests under way can cost.
     """
 
-    knobs: Generate
+    spending: Spending
+    artifact: str
+    where: str = "generate"
     responses: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -29,17 +36,40 @@ class Budget:
     reserved_input: int = 0
     reserved_output: int = 0
     started: float | None = None
-    parts: int = 1
-    before_tokens: int = 0
-    before_cost: float = 0.0
+    seconds_file: str = ""
+    num_without_usage: int = 0
+    prompts_to_bound: Counter[str] = field(default_factory=Counter)
 
     def start(self) -> None:
         """Starts the clock: the engine is ready."""
-        self.started = time.monotonic()
+        self.started, self.seconds_file = (
+            time.monotonic(),
+            f"{self._seconds}{uuid.uuid4().hex[:8]}.json",
+        )
 
     def stop(self) -> None:
         """Stops the clock."""
         self.seconds, self.started = self.elapsed(), None
+
+    def charge(self, spending: dict[str, float]) -> None:
+        """Adds what another stage has spent of the same limits, given by its `facts`."""
+        self.input_tokens += int(spending.get("input_tokens", 0))
+        self.output_tokens += int(spending.get("output_tokens", 0))
+        self.seconds += spending.get("engine_seconds", 0.0)
+
+    def resume(self, out: Folder) -> None:
+        """Adds the seconds that earlier runs and other processes kept in an artifact's folder."""
+        kept = [name for name in out.files() if name.startswith(self._seconds)]
+        self.seconds += sum(out.read_json(name) for name in kept)
+
+    def keep_seconds(self, out: Folder) -> None:
+        """Writes the seconds since the clock was started to an artifact's folder."""
+        out.write_json(self.seconds_file, self.running_seconds)
+
+    @property
+    def _seconds(self) -> str:
+        """Where each process keeps its own seconds, so that several may work on one artifact."""
+        return f"scratch/seconds-{self.where}/"
 
     @property
     def running_seconds(self) -> float:
@@ -56,48 +86,73 @@ class Budget:
             self.reserved_input += prompt_bound(request)
             self.reserved_output += max_tokens
 
-    def release(self, request: TeacherRequest, max_tokens: int) -> None:
-        """Gives back what was set aside for a request: it is answered."""
+    def seen(self, stored: StoredAnswer, response: Response) -> None:
+        """Adds what an answer in a ledger cost, where this artifact paid for it."""
+        if stored.by == self.artifact:
+            self.prompts_to_bound[stored.key] += self.count(stored, response)
+
+    def walked(self, request: TeacherRequest) -> None:
+        """Adds the prompts of answers to a request that were seen without their usage."""
+        if number := self.prompts_to_bound.pop(request.key, 0):
+            self.input_tokens += number * prompt_bound(request)
+
+    def received(
+        self, stored: StoredAnswer, response: Response, request: TeacherRequest, max_tokens: int
+    ) -> None:
+        """Gives back what was set aside for a request, and adds what its answer cost."""
         if self.is_limited:
             self.reserved_input -= prompt_bound(request)
             self.reserved_output -= max_tokens
+        if self.count(stored, response):
+            self.input_tokens += prompt_bound(request)
 
-    def count(self, response: Response) -> None:
-        """Adds what an answer cost."""
+    def count(self, stored: StoredAnswer, response: Response) -> bool:
+        """Adds the tokens that an endpoint tells of an answer, and max_tokens where it tells none;
+        returns whether its prompt is still to be bounded. An error costs nothing."""
         self.responses += 1
         self.input_tokens += response.num_prompt_tokens
         self.output_tokens += response.num_tokens
+        if not isinstance(stored.raw, dict) or "error" in stored.raw:
+            return False
+        no_prompt = not response.num_prompt_tokens
+        is_empty = not (response.text or response.tool_calls)
+        no_output = not response.num_tokens and (no_prompt or not is_empty)
+        self.output_tokens += stored.limits[0] if no_output else 0
+        self.num_without_usage += no_prompt or no_output
+        return no_prompt
 
     @property
     def is_limited(self) -> bool:
         """Whether the spec sets a limit."""
-        spending = self.knobs.spending
-        return spending.max_tokens_total is not None or spending.max_cost is not None
+        return self.spending.max_tokens_total is not None or self.spending.max_cost is not None
 
     def refuses(self, request: TeacherRequest, max_tokens: int) -> str | None:
         """Returns the knob that one more request could exceed, or None."""
         if not self.is_limited:
             return None
-        spending = self.knobs.spending
+        spending = self.spending
         more_input = self.input_tokens + self.reserved_input + prompt_bound(request)
         more_output = self.output_tokens + self.reserved_output + max_tokens
-        total, tokens = spending.max_tokens_total, self.before_tokens
-        if total is not None and more_input + more_output - tokens > (total - tokens) / self.parts:
+        total, limit = spending.max_tokens_total, spending.max_cost
+        if total is not None and more_input + more_output > total:
             return f"max_tokens_total: {total}"
-        limit, before = spending.max_cost, self.before_cost
-        cost = self.cost(more_input, more_output, self.elapsed())
-        if limit is not None and cost - before > (limit - before) / self.parts:
+        if limit is not None and self.cost(more_input, more_output, self.elapsed()) > limit:
             return f"max_cost: {limit:g}"
         return None
 
-    def divide(self, parts: int) -> None:
-        """Allows this process, from now on, one of so many equal parts of what is left."""
-        self.parts, self.before_cost = parts, self.spent
-        self.before_tokens = self.input_tokens + self.output_tokens
+    def message(self, refused_by: str, kept: str) -> str:
+        """Returns why a run ends: a limit was reached; what was spent, and what is kept."""
+        usage = usage_note(self.facts())
+        return (
+            f"stopped by {self.where}.spending.{refused_by}: {self.input_tokens:,} prompt and "
+            f"{self.output_tokens:,} answer tokens, {self.spent:.2f} money spent; "
+            f"{usage}{usage and '; '}{kept} are in the ledger and are not asked again; raise the "
+            "limit and run the same command"
+        )
 
     def cost(self, input_tokens: float, output_tokens: float, seconds: float) -> float:
         """Returns the price of tokens and time, in the currency of the spec's prices."""
-        spending = self.knobs.spending
+        spending = self.spending
         return (
             input_tokens * spending.price_per_million_input_tokens / 1e6
             + output_tokens * spending.price_per_million_output_tokens / 1e6
@@ -116,6 +171,7 @@ class Budget:
             "output_tokens": self.output_tokens,
             "engine_seconds": self.elapsed(),
             "cost": self.spent,
+            **({"num_without_usage": self.num_without_usage} if self.num_without_usage else {}),
         }
 
 
@@ -145,7 +201,18 @@ class Forecast:
 
 def prompt_bound(request: TeacherRequest) -> int:
     """Returns a number of tokens that a prompt cannot exceed: a token is at least one byte."""
-    return len(orjson.dumps([request.messages, request.example.tools])) + TEMPLATE_TOKENS
+    sent = [request.messages, request.example.tools, request.instruction]
+    return len(orjson.dumps(sent)) + TEMPLATE_TOKENS
+
+
+def usage_note(spending: dict[str, Any]) -> str:
+    """Returns what to know of the tokens in a budget's `facts`; empty where all were told."""
+    if not (number := spending.get("num_without_usage")):
+        return ""
+    return (
+        f"{number:,} answers came without their usage: each counts as max_tokens, and as a token "
+        "for each byte of its prompt, so that tokens and cost are at most what is told"
+    )
 
 
 def forecast(budget: Budget, num_responses: int, at_once: int) -> Forecast:

@@ -1,12 +1,15 @@
 """From a job's knobs to an engine: which one answers, what names its model, how it is opened."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from retort.engines import Engine, EngineModule, Settings, find_engine, resolve
 from retort.engines._replicas import open_replicas
 from retort.events import Reporter
 from retort.processes.ray_cluster import Cluster
 from retort.spec import JobSpec
+from retort.spec.section import Section
 from retort.store import model_folder
 
 
@@ -62,13 +65,24 @@ def cluster_of(spec: JobSpec) -> Cluster | None:
     return Cluster(knobs.ray, knobs.num_gpus, knobs.resources) if knobs.ray else None
 
 
-def open_teacher(spec: JobSpec, settings: Settings, report: Reporter) -> Engine:
-    """Returns the teacher's engine: here, or as replicas on the job's cluster.
+def on_cluster(spec: JobSpec, runtime: Section) -> dict[str, Any]:
+    """Returns a section's runtime for `processes.run`, with the cluster where the job has one."""
+    cluster = cluster_of(spec)
+    return {**runtime.model_dump(), "cluster": cluster and asdict(cluster)}
 
-    An endpoint is asked from here: it is on a cluster of its own.
+
+def open_teacher(spec: JobSpec, settings: Settings, report: Reporter) -> Engine:
+    """Returns the teacher's engine, opened where the job's models run."""
+    name = resolve(spec.generate.engine, spec.generate.top_k)
+    return open_engine(spec, name, settings, report)
+
+
+def open_engine(spec: JobSpec, name: str, settings: Settings, report: Reporter) -> Engine:
+    """Returns an open engine: here, or as replicas on the job's cluster.
+
+    An endpoint is asked from here.
     """
-    name, cluster = resolve(spec.generate.engine, spec.generate.top_k), cluster_of(spec)
-    if cluster is None or find_engine(name).REMOTE:
-        return find_engine(name).open_engine(settings)
-    number = spec.generate.runtime.replica_range
-    return open_replicas(name, settings, cluster, number, report.note)
+    module, cluster = find_engine(name), cluster_of(spec)
+    if cluster is None or module.REMOTE:
+        return module.open_engine(settings)
+    return open_replicas(name, settings, cluster, report.note)

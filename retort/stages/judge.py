@@ -8,26 +8,29 @@ threshold asks it nothing again. To the rest of the code it *is* the teacher of 
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from retort import processes
 from retort.engines import Answer, Request, find_engine, resolve
+from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, Response, State, chat_text, read_lines, write_lines
 from retort.spec import ConsultedModel, JobSpec, StageName
 from retort.spec.generate import Generate, GenerateRuntime
+from retort.spec.spending import TeacherSpending
 from retort.stages.budget import Budget
 from retort.stages.engine_settings import engine_of, model_line, open_teacher, settings_of
 from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store import model_folder
-from retort.store.ledger import Ledger
+from retort.store.ledger import Ledger, StoredAnswer
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
+Counted = Callable[[StoredAnswer, Response], None]
 SHOW_SECONDS = 0.5
 SCORE = re.compile(
     r"\bscore\b[\"'*_\s]*(?:\([^()]*\))?[\"'*_\s]*(?:is\b|[:=])[\"'*_\s]*(\d+(?:[.,]\d+)?)(?![\d.,]*\d)"
@@ -67,11 +70,10 @@ def consult(
     missing = [e for e in examples if plan.entry_for(_request_of(plan, e)) is None]
     if missing:
         stage.report.note(f"{name}: asking {model.model} about {len(missing):,} responses")
-        waiting = f"scratch/{name}.jsonl"
-        stage.out.write(waiting, write_lines(missing))
+        stage.out.write(_waiting(name), write_lines(examples))
         processes.run(
             answer,
-            {"arguments": consulting.arguments(), "waiting": waiting, "run": run},
+            {"arguments": consulting.arguments(), "name": name, "run": run},
             stage.report,
             stage.log,
             model.runtime.model_dump(mode="json"),
@@ -80,13 +82,17 @@ def consult(
     return dict(_answers(plan, ledger, examples))
 
 
-def answer(arguments: dict[str, Any], waiting: str, run: str, report: Reporter) -> int:
-    """The child's side: asks what waits and commits each answer; returns how many there were."""
+def answer(arguments: dict[str, Any], name: str, run: str, report: Reporter) -> int:
+    """The child's side: asks what waits and commits each answer; returns how many there were.
+
+    Raises `StageError` where the model's budget is used up.
+    """
     stage = from_arguments(arguments, report)
-    plan, ledger = _open(stage, run)
-    examples = read_lines(Example, stage.out.read(waiting))
-    total, shown_at = len({_request_of(plan, example).key for example in examples}), 0.0
-    num_answered = 0
+    budget = Budget(stage.spec.generate.spending, stage.out.name, f"{stage.name}.{name}")
+    budget.resume(stage.out)
+    plan, ledger = _open(stage, run, budget.seen)
+    examples = read_lines(Example, stage.out.read(_waiting(name)))
+    total, num_answered, shown_at = _num_missing(plan, examples, budget), 0, 0.0
 
     def received(request: TeacherRequest, given: Answer, response: Response) -> None:
         nonlocal num_answered, shown_at
@@ -99,12 +105,15 @@ def answer(arguments: dict[str, Any], waiting: str, run: str, report: Reporter) 
     ledger.describe(request_context(stage.spec))
     engine = open_teacher(stage.spec, settings_of(stage.spec, ledger.folder.uri), report)
     ledger.start(engine.facts)
-    artifact = stage.out.uri.rsplit("/", 1)[-1]
-    loop = RequestLoop(plan, ledger, Budget(stage.spec.generate), artifact, received)
+    loop = RequestLoop(plan, ledger, budget, received)
+    budget.start()
     try:
-        loop.run(engine, examples)
+        loop.run(engine.generate, examples)
     finally:
         ledger.close()
+        budget.keep_seconds(stage.out)
+    if loop.refused_by:
+        raise StageError(budget.message(loop.refused_by, f"{num_answered:,} of {total:,} answers"))
     return total
 
 
@@ -131,26 +140,42 @@ def score_of(text: str) -> float | None:
     return score if LEAST <= score <= MOST and out_of in ("", "5") else None
 
 
-def as_teacher(spec: JobSpec, who: ConsultedModel) -> JobSpec:
+def as_teacher(spec: JobSpec, who: ConsultedModel, retry: tuple[State, ...] = RETRY) -> JobSpec:
     """Returns a job in which the model is the teacher, asked greedily and for text alone."""
-    runtime = GenerateRuntime(**who.runtime.model_dump(), retry=RETRY)
-    asked = who.model_dump(include=set(ConsultedModel.model_fields) - {"model", "runtime"})
+    runtime = GenerateRuntime(**who.runtime.model_dump(), retry=retry)
+    own = {"model", "runtime", "spending"}
+    asked = who.model_dump(include=set(ConsultedModel.model_fields) - own)
+    asked["spending"] = TeacherSpending(**who.spending.model_dump())
     generate = Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
     train = spec.train.model_copy(update={"losses": ()})  # none may need the signal that is not
     return spec.model_copy(update={"generate": generate, "train": train})
 
 
-def _open(stage: Stage, run: str) -> tuple[RequestPlan, Ledger]:
-    """Returns the plan and the ledger of the model that is the stage's teacher."""
+def _waiting(name: str) -> str:
+    """Returns the name of the file with what a model is to be asked."""
+    return f"scratch/{name}.jsonl"
+
+
+def _open(stage: Stage, run: str, seen: Counted | None = None) -> tuple[RequestPlan, Ledger]:
+    """Returns the plan and the ledger of the model that is the stage's teacher; `seen` is called
+    with each answer in it."""
     folder = stage.store.ledger(ledger_name(request_context(stage.spec)))
     ledger = Ledger(folder, engine_of(stage.spec).parse, run)
-    ledger.load()
+    ledger.load(seen)
     return RequestPlan(stage.spec, ledger), ledger
 
 
 def _request_of(plan: RequestPlan, example: Example) -> TeacherRequest:
     """Returns the one request of an example: only its last turn is asked, for one sample."""
     return next(plan.walk(example))[0]
+
+
+def _num_missing(plan: RequestPlan, examples: list[Example], budget: Budget) -> int:
+    """Returns how many requests the ledger lacks, each of which the budget gets to know."""
+    requests = {request.key: request for request in (_request_of(plan, e) for e in examples)}
+    for request in requests.values():
+        budget.walked(request)
+    return sum(plan.entry_for(request) is None for request in requests.values())
 
 
 def _answers(

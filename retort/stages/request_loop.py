@@ -1,7 +1,7 @@
 """One stream of pending requests to an engine; each finished answer goes straight to the ledger.
 
-Everything that asks a model what a ledger may hold already (generate, a judge, a second teacher)
-asks through this loop.
+Everything that asks a model what a ledger may hold already (generate, a judge, a second teacher,
+the comparison of a model at an endpoint) asks through this loop.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from retort.engines import Answer, Engine, Request
+from retort.engines import Answer, GenerateFunction, Request
 from retort.errors import StageError
 from retort.records import Example, Response
 from retort.stages.budget import Budget
@@ -39,16 +39,13 @@ class _Sent:
 class RequestLoop:
     """Sends what is pending, commits what is answered, and keeps within the budget.
 
-    `artifact` names who pays; `listener` hears of each response that is final: one that is
+    The budget's artifact pays; `listener` hears of each response that is final: one that is
     continued or asked again with a higher limit is not. `refused_by` is the knob of the budget that
     ended the loop, empty where none did.
     """
 
-    def __init__(
-        self, plan: RequestPlan, ledger: Ledger, budget: Budget, artifact: str, listener: Listener
-    ):
-        self._plan, self._ledger, self._budget = plan, ledger, budget
-        self._artifact, self._listener = artifact, listener
+    def __init__(self, plan: RequestPlan, ledger: Ledger, budget: Budget, listener: Listener):
+        self._plan, self._ledger, self._budget, self._listener = plan, ledger, budget, listener
         self._follow_ups: deque[Pending] = deque()
         self._sent: dict[str, _Sent] = {}
         self.num_sent = 0
@@ -59,13 +56,12 @@ class RequestLoop:
         for example in examples:
             yield from self._unanswered(self._plan.walk(example))
 
-    def run(self, engine: Engine, examples: Iterable[Example], scores: bool = False) -> None:
-        """Asks what the ledger lacks of some examples; with `scores`, for the signal of answers
-        that exist.
+    def run(self, answers: GenerateFunction, examples: Iterable[Example]) -> None:
+        """Asks what the ledger lacks of some examples; `answers` is an engine's `generate`, or its
+        `score` for the signal of answers that exist.
 
         Raises `StageError` when the engine leaves a request unanswered, or answers one twice.
         """
-        answers = engine.score if scores else engine.generate
         for answer in answers(self._requests(self.pending(examples))):
             self._receive(answer)
         if self._sent:
@@ -109,10 +105,11 @@ class RequestLoop:
         if sent is None:
             raise StageError(f"the engine answered {answer.id} twice or unasked")
         request, signal = sent.pending.request, _joined(sent.pending.truncated, answer)
-        stored = StoredAnswer(answer.id, sent.limits, self._artifact, time.time(), answer.raw)
+        stored = StoredAnswer(
+            answer.id, sent.limits, self._budget.artifact, time.time(), answer.raw
+        )
         response = self._ledger.add(stored, signal)
-        self._budget.release(request, sent.limits[0])
-        self._budget.count(response)
+        self._budget.received(stored, response, request, sent.limits[0])
         if self._plan.entry_for(request) is None:
             truncated = TruncatedAnswer(response.token_ids, signal, sent.limits)
             self._follow_ups.append(Pending(request, truncated))

@@ -24,7 +24,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """One request to the teacher. `rest` are the user's later turns, each a list of messages."""
+    """One request to the teacher. `rest` are the user's later turns, each a list of messages;
+    `instruction` is what the teacher is told with the question."""
 
     key: str
     example: Example
@@ -32,6 +33,7 @@ class TeacherRequest:
     turn: int
     messages: list[Message]
     rest: list[list[Message]] = field(default_factory=list)
+    instruction: str | None = None
 
     @property
     def id(self) -> str:
@@ -232,7 +234,8 @@ class RequestPlan:
                     "or set generate.mode: answer"
                 )
             content.append(example.reference)
-        return TeacherRequest(sha256_of(content)[:32], example, sample, turn, messages, rest)
+        key, own = sha256_of(content)[:32], self._instruction
+        return TeacherRequest(key, example, sample, turn, messages, rest, own)
 
     def _turns(self, example: Example) -> list[list[Message]]:
         """Returns the user's part of each turn without the row's own replies; or all in one."""

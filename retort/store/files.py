@@ -31,6 +31,11 @@ class Files:
 
     uri: str
 
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+        return self.uri.rsplit("/", 1)[-1]
+
     def read(self, name: str) -> bytes:
         """Returns a file's bytes. Raises `StoreError`, also when there is no such file."""
         path = self._path(name)

@@ -1,6 +1,7 @@
 """Many requests in flight at endpoints that are busy, broken, slow or gone."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -9,10 +10,15 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from aiohttp import web
 
 from retort.engines import find_engine
 from retort.engines._request_pool import AimdLimiter
-from tests.support.misbehaving import answered, asking, bad, endpoint, settings, well
+from retort.errors import StageError
+from retort.events import Reporter
+from tests.support.misbehaving import answered, asking, bad, endpoint, openai_body, settings, well
+from tests.support.stages import job, run
+from tests.support.tiny import save_model, write_rows
 
 ENGINES = ["openai", "anthropic"]
 both = pytest.mark.parametrize("name", ENGINES)
@@ -199,3 +205,34 @@ def test_an_end_on_the_callers_side_ends_the_thread_and_the_connections(how):
                 break
             time.sleep(0.02)
         assert not seen.num_active
+
+
+def test_without_usage_the_budget_holds_over_runs_and_is_said_once(tmp_path):
+    rows = write_rows(tmp_path / "train.jsonl", 30, seed=1)
+    model = save_model(tmp_path / "student")
+    asked = [json.loads(line)["question"] for line in rows.open()]
+
+    async def untold(seen, request, text):
+        return web.json_response({**openai_body(text), "usage": None})
+
+    with endpoint(untold) as (seen, url):
+
+        def run_with(most: int, said: list) -> dict:
+            spending = {"pilot_rows": 0, "max_tokens_total": most}
+            more = {"endpoint": url, "max_tokens": 40, "spending": spending}
+            report = Reporter(lambda event: said.append(event.get("text", "")))
+            return run(job(model, rows, "openai", **more), str(tmp_path / "store"), report)[0]
+
+        with pytest.raises(StageError, match="answers came without their usage") as error:
+            run_with(3_000, [])
+        num = len(seen.bodies)
+        assert f"{40 * num} answer tokens" in str(error.value)
+        assert 0 < num <= 3_000 // 40 and num < 30
+        with pytest.raises(StageError):
+            run_with(3_000, [])
+        assert len(seen.bodies) == num
+        facts = run_with(30_000, said := [])
+    assert len(seen.bodies) == 30 == facts["spending"]["num_without_usage"]
+    assert facts["spending"]["output_tokens"] == 30 * 40
+    assert facts["spending"]["input_tokens"] > sum(map(len, asked))
+    assert sum("30 answers came without their usage" in text for text in said) == 1

@@ -223,3 +223,23 @@ def test_a_champion_measured_apart_stands_beside_the_others(stage, reported, tmp
     assert "The test cannot tell it from the champion of its name" in text
     assert {"champion"} <= set(again.out.read_json("examples.json")["rows"][0]["answers"])
     assert "champion" not in content["ran"]["seconds"]
+
+
+def test_answers_paid_for_in_evaluate_count_and_those_without_usage_are_said(
+    stage, reported, tmp_path
+):
+    before, evaluated = reported[1]["ran"]["money"], stage.input("evaluate")
+    out = Folder(str(tmp_path / "evaluate"))
+    for name in evaluated.files():
+        out.write(name, evaluated.read(name))
+    paid = {"input_tokens": 100, "output_tokens": 50, "engine_seconds": 1, "cost": 2.5}
+    facts = {**stage.facts("evaluate"), "spending": {**paid, "num_without_usage": 7}}
+    inputs = {**stage.inputs, "evaluate": out.commit({"facts": facts})}
+    again = replace(stage, inputs=inputs, out=Folder(str(tmp_path / "report")))
+    report(again)
+    content = again.out.read_json("report.json")
+    money = content["ran"]["money"]
+    assert {name: money[name] - before[name] for name in paid} == pytest.approx(paid)
+    assert any("7 answers came without their usage" in text for text in content["warnings"])
+    assert "7 answers came without their usage" in again.out.read("report.md").decode()
+    assert not any("their usage" in text for text in reported[1]["warnings"])

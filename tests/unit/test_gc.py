@@ -111,10 +111,12 @@ def test_what_retort_did_not_make_is_never_touched(store):
 
 def test_paid_answers_go_only_when_asked_for_and_no_artifact_that_stays_has_them(store):
     named, judge, other = ledger(store, 11), ledger(store, 12, "a judge"), ledger(store, 13)
+    compared = [ledger(store, 14), ledger(store, 15)]
     make(store, "generate", 1, facts={"ledger": hexed(11)})
     make(store, "curate", 2, sources={"curate.judge": "openai: a judge"})
     gone = make(store, "generate", 3, facts={"ledger": hexed(13)})
-    refer(store, "job", generate=1, curate=2)
+    make(store, "evaluate", 4, facts={"ledgers": [hexed(14), hexed(15)]})
+    refer(store, "job", generate=1, curate=2, evaluate=4)
     age(store, 90)
     assert going(cleanup.plan(store)) == {gone}
     made = cleanup.plan(store, ledgers=True)
@@ -123,9 +125,9 @@ def test_paid_answers_go_only_when_asked_for_and_no_artifact_that_stays_has_them
     assert going(cleanup.plan(store, 0, ledgers=True)) == {gone}
     age(store, 90, f"ledger/{hexed(13)}")
     assert delete(cleanup.plan(store, ledgers=True)) == {gone, other}
-    assert {key: store.ledger(key[1]).has("manner.json") for key in (named, judge, other)} == {
-        named: True,
-        judge: True,
+    kept = dict.fromkeys((named, judge, *compared), True)
+    assert {key: store.ledger(key[1]).has("manner.json") for key in (*kept, other)} == {
+        **kept,
         other: False,
     }
 

@@ -24,7 +24,7 @@ def test_the_time_left_is_counted_from_answers_not_from_loading(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     events: list[dict] = []
-    budget = Budget(Generate(teacher="a"))
+    budget = Budget(Generate(teacher="a").spending, "an artifact")
     progress = Progress(Reporter(events.append), budget)
     progress.begin(Counter(), 116)
     budget.start()

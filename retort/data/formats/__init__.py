@@ -11,11 +11,11 @@ from typing import Any
 from retort.data.formats import _columns as names
 from retort.data.formats._chat import is_asked, read_chat, turns_in, unquoted
 from retort.data.formats._columns import any_row, choices_of, first, reply_in, row_of, text
-from retort.data.formats._recognition import read_row, recognise
+from retort.data.formats._recognition import find_format, read_row, recognise
 from retort.data.formats._replies import reply_of, request_of
 from retort.records import Message, Row
 
-__all__ = ["read_row", "recognise"]
+__all__ = ["find_format", "read_row", "recognise"]
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):\s?")
 

@@ -40,7 +40,7 @@ def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -
     if columns:
         value, shown = _renamed(value, columns)
     name = recognise(shown) if format_name == "auto" else format_name
-    return name, _format(name)(value)
+    return name, find_format(name)(value)
 
 
 def recognise(row: dict[str, Any]) -> str:
@@ -118,7 +118,7 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, An
 
 
 @cache
-def _format(name: str) -> Format:
+def find_format(name: str) -> Format:
     """Returns the function of a format. Raises `SpecError` that lists the known ones."""
     function: Format = find_function("format", name, "retort.data.formats")
     if not callable(function):

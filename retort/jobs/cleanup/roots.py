@@ -90,9 +90,10 @@ def reached_from(store: Store, roots: Iterable[Key]) -> Manifests:
 
 
 def ledgers_of(store: Store, paid: list[StoredFolder], reached: Manifests) -> set[Key]:
-    """Returns the ledgers whose answers are in artifacts: the manifest of generate names its own;
-    that of a judge or a second teacher is found by the model it asked."""
-    named = {manifest.get("facts", {}).get("ledger") for manifest in reached.values()}
+    """Returns the ledgers whose answers are in artifacts: the manifests of generate and evaluate
+    name their own; that of a judge or a second teacher is found by the model it asked."""
+    facts = [manifest.get("facts", {}) for manifest in reached.values()]
+    named = {name for each in facts for name in (each.get("ledger"), *each.get("ledgers", ()))}
     sources = [m.get("ingredients", {}).get("sources", {}) for m in reached.values()]
     models = {public(each[knob]) for each in sources for knob in CONSULTED if knob in each}
     found = {folder.key for folder in paid if folder.name in named}

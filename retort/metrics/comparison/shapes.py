@@ -231,12 +231,14 @@ class Licence:
 
 @dataclass(frozen=True)
 class TeacherCost:
-    """What the teacher's answers took; `cost` is None where no price is given."""
+    """What the teacher's answers took; `cost` is None where no price is given. The answers without
+    usage are counted as long as they may be."""
 
     input_tokens: int
     output_tokens: int
     engine_seconds: float
     cost: float | None = None
+    num_without_usage: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ turns, round after round, so that what slows the machine for a while slows them 
 are kept.
 """
 
-from contextlib import ExitStack
 from typing import Any
 
 from retort import processes
@@ -13,12 +12,13 @@ from retort.errors import EngineDiedError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
 from retort.processes import machine
+from retort.stages.budget import usage_note
+from retort.stages.engine_settings import on_cluster
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import (
     asked_examples,
     check_template,
     engine_of,
-    model_of,
     roles_of,
     settings_of,
 )
@@ -27,6 +27,7 @@ from retort.stages.evaluate.scores import (
     differences_of,
     flat,
     models_of,
+    paid_facts,
     read_held_out,
     retention_of,
     statistics_of,
@@ -48,6 +49,8 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     likelihood = _likelihood(stage)
     facts = _compared(stage, likelihood)
     stage.out.write_json("scores.json", facts)
+    if text := usage_note(facts.get("spending", {})):
+        stage.report.note(f"warning: {text}")
     stage.report.note(_outcome(facts))
     return facts
 
@@ -62,19 +65,17 @@ def _likelihood(stage: Stage) -> dict[str, Any]:
     if not stage.spec.evaluate.likelihood or not local:
         return {}
     if not stage.out.has(LIKELIHOOD):
-        with ExitStack() as copies:
-            folders = {role: copies.enter_context(model_of(stage, role)) for role in local}
-            try:
-                measured = processes.run(
-                    measure.likelihood,
-                    {"arguments": stage.arguments(), "folders": folders},
-                    stage.report,
-                    stage.log,
-                    stage.spec.evaluate.runtime.model_dump(),
-                )
-            except EngineDiedError as error:
-                way_out = "set evaluate.likelihood: false to do without perplexity and KL"
-                raise EngineDiedError(f"{error}; {way_out}") from error
+        try:
+            measured = processes.run(
+                measure.likelihood,
+                {"arguments": stage.arguments(), "roles": local},
+                stage.report,
+                stage.log,
+                on_cluster(stage.spec, stage.spec.evaluate.runtime),
+            )
+        except EngineDiedError as error:
+            way_out = "set evaluate.likelihood: false to do without perplexity and KL"
+            raise EngineDiedError(f"{error}; {way_out}") from error
         for text in measured["notes"]:
             stage.report.note(f"warning: {text}")
         stage.out.write_json(LIKELIHOOD, measured)
@@ -113,6 +114,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
         "models": models,
         "differences": differences,
         "retention": retention_of(statistics, knobs),
+        **paid_facts(stage),
     }
 
 

@@ -7,13 +7,14 @@ champion alone, because another evaluation measured the job's own models.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
 from retort.records import Example, Response, State, read_lines
 from retort.spec import JobSpec, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
-from retort.store import model_folder
+from retort.store import Folder, model_folder
 
 # The models that no stage of this job makes.
 GIVEN = ("teacher", "base")
@@ -37,12 +38,21 @@ def title(spec: JobSpec, role: str) -> str:
 @contextmanager
 def model_of(stage: Stage, role: str) -> Iterator[str]:
     """Gives a role's model: a hub id, its name at the endpoint, or a folder on this machine."""
-    if role in GIVEN:
+    home = home_of(stage, role)
+    if home is None:
         yield _address(stage.spec, role)
         return
-    made, prefix = (CHAMPION, "model") if role == CHAMPION else (training_of(role), "student")
-    with stage.input(made).local_copy(prefix) as local:
+    folder, prefix = home
+    with Folder(folder).local_copy(prefix) as local:
         yield str(local)
+
+
+def home_of(stage: Stage, role: str) -> tuple[str, str] | None:
+    """Returns the artifact and the folder in it that hold a model; None where no stage made it."""
+    if role in GIVEN:
+        return None
+    made, prefix = (CHAMPION, "model") if role == CHAMPION else (training_of(role), "student")
+    return stage.input(made).uri, prefix
 
 
 def engine_of(spec: JobSpec, role: str) -> EngineModule:
@@ -91,6 +101,28 @@ def asked_examples(stage: Stage) -> list[Example]:
 def requests_of(examples: list[Example]) -> list[Request]:
     """Returns the requests that every model gets."""
     return [Request(e.id, e.messages, e.tools) for e in examples]
+
+
+def answered_examples(stage: Stage, role: str) -> list[Example]:
+    """Returns the examples that a model answered. Raises `StageError` where it has none."""
+    answers = read_answers(stage, role)
+    examples = [e for e in asked_examples(stage) if is_answered(answers[e.id])]
+    if not examples:
+        causes = sorted({str(response.cause) for response in answers.values()})
+        raise StageError(
+            f"the {role} answers none of the {len(answers):,} held-out prompts "
+            f"({'; '.join(causes[:3])}); raise evaluate.max_model_len, or give shorter prompts"
+        )
+    return examples
+
+
+def generated(stage: Stage) -> dict[str, Any]:
+    """Returns the manifest of the answers that the student learned from; empty where unknown."""
+    if "train" not in stage.inputs:
+        return {}
+    recipe = (stage.input("train").manifest() or {}).get("ingredients", {})
+    name = recipe.get("inputs", {}).get("generate", "none")
+    return stage.store.artifact("generate", name).manifest() or {}
 
 
 def read_answers(stage: Stage, role: str) -> dict[str, Response]:

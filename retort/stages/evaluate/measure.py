@@ -9,31 +9,36 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retort import processes
-from retort.engines import Request
-from retort.errors import StageError
+from retort.engines import Request, resolve
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
 from retort.records import Response, write_lines
+from retort.stages.engine_settings import open_engine
 from retort.stages.evaluate import load_test
 from retort.stages.evaluate.compared_models import (
     CHAMPION,
     GIVEN,
+    answered_examples,
     asked_examples,
     check_template,
     engine_of,
+    generated,
+    home_of,
     is_answered,
+    model_of,
     read_answers,
     requests_of,
     settings_of,
 )
+from retort.stages.evaluate.endpoint_model import EndpointModel
 from retort.stages.evaluate.load_test import Limits
 from retort.stages.stage import Stage, from_arguments
 from retort.store import model_folder
@@ -57,7 +62,7 @@ def measure(
     arguments: dict[str, Any], role: str, model: str, number: int, report: Reporter
 ) -> Measures:
     """Returns what one turn of a model measures, in a process that it has for itself."""
-    return EvaluatedModel(from_arguments(arguments, report), role, model).measure(number)
+    return _opened(from_arguments(arguments, report), role, model).measure(number)
 
 
 def measure_turns(
@@ -69,9 +74,16 @@ def measure_turns(
     opened = None
     while (number := _next_round(folder)) is not None:
         with _ends_when_told(folder):
-            opened = opened or EvaluatedModel(stage, role, model)
+            opened = opened or _opened(stage, role, model)
             stage.out.write_json(file_of(role, number), opened.measure(number))
         (folder / f"{number}{DONE}").touch()
+
+
+def _opened(stage: Stage, role: str, model: str) -> "EvaluatedModel | EndpointModel":
+    if engine_of(stage.spec, role).REMOTE:
+        seconds = budget_seconds(stage) / stage.spec.evaluate.rounds
+        return EndpointModel(stage, role, model, seconds)
+    return EvaluatedModel(stage, role, model)
 
 
 def _next_round(folder: Path) -> int | None:
@@ -103,11 +115,7 @@ def _ends_when_told(folder: Path) -> Iterator[None]:
 
 
 class EvaluatedModel:
-    """A model opened in its engine.
-
-    At an endpoint, which is paid for and is not this machine, all is answered once, and there is no
-    load test.
-    """
+    """A model opened in its engine, on this machine or on the job's cluster."""
 
     def __init__(self, stage: Stage, role: str, model: str):
         if role not in (*GIVEN, CHAMPION):
@@ -118,11 +126,12 @@ class EvaluatedModel:
         self._told, self._num_turns = 0.0, 0
         stage.report.progress(0, len(self._requests), "answers", "loading")
         started = time.monotonic()
-        self._engine = self._module.open_engine(settings_of(stage.spec, model))
-        self._load_seconds = None if self._module.REMOTE else time.monotonic() - started
-        if not self._module.REMOTE:
-            # The first answers pay for what engines set up late.
-            list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
+        settings = replace(settings_of(stage.spec, model), home=home_of(stage, role))
+        name = resolve(stage.spec.evaluate.engine, 0)
+        self._engine = open_engine(stage.spec, name, settings, stage.report)
+        self._load_seconds = time.monotonic() - started
+        # The first answers pay for what engines set up late.
+        list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
 
     def measure(self, number: int) -> Measures:
         """Returns what the turn in round `number` (from 1) measured; writes the first's answers.
@@ -130,8 +139,8 @@ class EvaluatedModel:
         Latency and load share the round's part of the budget; the first round's answers, which are
         scored, come on top. `cut_short` says what there was no time for.
         """
-        remote, knobs = self._module.REMOTE, self._stage.spec.evaluate
-        measures = {**self._engine.facts, "process_id": os.getpid(), "cut_short": []}
+        knobs = self._stage.spec.evaluate
+        measures: Measures = {**self._engine.facts, "process_id": os.getpid(), "cut_short": []}
         if self._num_turns == 0:
             measures["load_seconds"] = self._load_seconds
         self._num_turns += 1
@@ -139,8 +148,8 @@ class EvaluatedModel:
         if number == 1:
             measures |= self._together(self._requests)
         deadline = time.monotonic() + seconds
-        requests = self._answered()
-        if number > 1 and not remote:
+        requests = requests_of(answered_examples(self._stage, self._role))
+        if number > 1:
             measures |= self._again(requests, seconds / 2, measures["cut_short"])
         wanted = requests[: knobs.latency_samples]
         until = time.monotonic() + (deadline - time.monotonic()) / (2 if number == 1 else 1)
@@ -148,7 +157,7 @@ class EvaluatedModel:
         if (num_timed := len(latencies["whole"])) < len(wanted):
             measures["cut_short"].append(f"latency: {num_timed} of {len(wanted)} requests")
         measures["latencies"] = latencies
-        if number == 1 and not remote:
+        if number == 1:
             measures |= self._under_load(requests, measures, deadline)
         return {**measures, **self._size()}
 
@@ -188,18 +197,6 @@ class EvaluatedModel:
             cut_short.append(f"rate: {len(some):,} of {len(requests):,} requests")
         return self._together(some)
 
-    def _answered(self) -> list[Request]:
-        """Returns the requests that the model answered. Raises `StageError` where it has none."""
-        answers = read_answers(self._stage, self._role)
-        requests = [request for request in self._requests if is_answered(answers[request.id])]
-        if not requests:
-            causes = sorted({str(response.cause) for response in answers.values()})
-            raise StageError(
-                f"the {self._role} answers none of the {len(answers):,} held-out prompts "
-                f"({'; '.join(causes[:3])}); raise evaluate.max_model_len, or give shorter prompts"
-            )
-        return requests
-
     def _under_load(self, requests: list[Request], measures: Measures, deadline: float) -> Measures:
         """Returns the levels of load, and the highest rate within the bound, where there is one."""
         whole = measures["latencies"]["whole"]
@@ -220,14 +217,12 @@ class EvaluatedModel:
         return {"within_bound": found, "levels": [asdict(level) for level in levels]}
 
     def _size(self) -> dict[str, int | None]:
-        """Returns what a model takes: unknown where it is behind a network."""
-        names = ("parameters", "weights_bytes", "peak_memory_bytes", "peak_gpu_memory_bytes")
-        if self._module.REMOTE:
-            return dict.fromkeys(names)
+        """Returns what a model takes."""
+        of_host, of_gpu = getattr(self._engine, "peaks", processes.peaks)()
         return {
             **model_folder.size(model_folder.locate(self._model, self._role)),
-            "peak_memory_bytes": processes.peak_host_memory_bytes(),
-            "peak_gpu_memory_bytes": processes.peak_gpu_memory_bytes(),
+            "peak_memory_bytes": of_host,
+            "peak_gpu_memory_bytes": of_gpu,
         }
 
     def _tell(self, note: str, done: int | None = None, total: int | None = None) -> None:
@@ -247,13 +242,7 @@ def budget_seconds(stage: Stage) -> float:
     else a third of what generate took where that is known, and 30 at least."""
     if (wanted := stage.spec.evaluate.speed_seconds) is not None:
         return wanted
-    seconds = 0.0
-    if "train" in stage.inputs:
-        recipe = (stage.input("train").manifest() or {}).get("ingredients", {})
-        generated = stage.store.artifact(
-            "generate", recipe.get("inputs", {}).get("generate", "none")
-        )
-        seconds = (generated.manifest() or {}).get("seconds", 0.0)
+    seconds: float = generated(stage).get("seconds", 0.0)
     return max(LEAST_BUDGET_SECONDS, BUDGET_SHARE * seconds)
 
 
@@ -268,11 +257,13 @@ def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | 
     return None if teachers is None else 2 * float(np.quantile(teachers, 0.95))
 
 
-def likelihood(
-    arguments: dict[str, Any], folders: dict[str, str], report: Reporter
-) -> dict[str, Any]:
-    """Returns what `likelihood.likelihood` returns. It runs in a child, which alone loads torch."""
+def likelihood(arguments: dict[str, Any], roles: list[str], report: Reporter) -> dict[str, Any]:
+    """Returns what `likelihood.likelihood` returns of the roles' models. It runs in a child, which
+    alone loads torch."""
     with lean_imports():
         from retort.stages.evaluate import likelihood as measured
 
-    return measured.likelihood(arguments, folders, report)
+    stage = from_arguments(arguments, report)
+    with ExitStack() as copies:
+        folders = {role: copies.enter_context(model_of(stage, role)) for role in roles}
+        return measured.likelihood(arguments, folders, report)

@@ -36,7 +36,7 @@ MEDIANS = (
     "tokens_per_second",
 )
 # What belongs to one round, or is reported in another form.
-OF_ONE_ROUND = ("process_id", "latencies", "cut_short")
+OF_ONE_ROUND = ("process_id", "latencies", "cut_short", "spending", "ledgers")
 # What is logged to MLflow of each model beside its metrics and latencies.
 LOGGED = (*MEDIANS, "weights_bytes", "parameters")
 
@@ -170,6 +170,18 @@ def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
             for text in measures.get("cut_short", [])
         ],
     }
+
+
+def paid_facts(stage: Stage) -> dict[str, Any]:
+    """Returns what asking models at endpoints has cost, those of generate left out, and the ledgers
+    of their answers; nothing where all models are on this machine."""
+    spending: Counter[str] = Counter()
+    ledgers: list[str] = []
+    for role in roles_of(stage):
+        last = stage.out.read_json(file_of(role, stage.spec.evaluate.rounds))
+        spending.update(last.get("spending", {}))
+        ledgers += last.get("ledgers", [])
+    return {"spending": dict(spending), "ledgers": ledgers} if ledgers else {}
 
 
 def _quickest(rounds: list[list[float]]) -> list[float]:

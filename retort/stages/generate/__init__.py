@@ -9,7 +9,8 @@ from typing import Any
 
 from retort import processes
 from retort.errors import EngineDiedError, StageError
-from retort.stages.engine_settings import engine_of
+from retort.stages.budget import usage_note
+from retort.stages.engine_settings import engine_of, on_cluster
 from retort.stages.generate import capture, parity
 from retort.stages.stage import Stage
 
@@ -32,6 +33,8 @@ def generate(stage: Stage) -> dict[str, Any]:
             f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
             "mass; raise generate.top_k for a truer signal"
         )
+    if text := usage_note(facts["spending"]):
+        stage.report.note(f"warning: {text}")
     stage.report.note(_outcome(facts))
     return facts
 
@@ -91,7 +94,7 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
         {"arguments": stage.arguments(), "dtype": facts["dtype"]},
         stage.report,
         stage.log,
-        {**runtime.model_dump(), "stall_seconds": None},
+        {**on_cluster(stage.spec, runtime), "stall_seconds": None},
     )
 
 

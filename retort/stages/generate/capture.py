@@ -25,7 +25,7 @@ def capture(
     return {
         **request_context(stage.spec),
         **ledger.engine(),
-        "ledger": ledger.folder.uri.rsplit("/", 1)[-1],
+        "ledger": ledger.folder.name,
         **counts,
         "num_asked": session.num_requests,
         "spending": session.budget.facts(),

@@ -1,6 +1,5 @@
 """One run of a capture: reads the ledger, asks the pilot, then the rest, and keeps the counts."""
 
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -19,9 +18,6 @@ from retort.stages.stage import Stage, stream_examples
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest
 from retort.store.ledger import Ledger, StoredAnswer
 
-# Each run's own seconds, those of a killed one included.
-SPENT = "scratch/seconds/"
-
 
 class CaptureSession:
     """One run's work on one ledger. `num_requests` counts what this artifact's run asked."""
@@ -29,12 +25,11 @@ class CaptureSession:
     def __init__(self, stage: Stage, ledger: Ledger, run: str, max_num_seqs: int):
         self._stage, self.ledger, self._knobs = stage, ledger, stage.spec.generate
         self._run, self._max_num_seqs = run, max_num_seqs
-        self._artifact = stage.out.uri.rsplit("/", 1)[-1]
-        self._seconds_file = f"{SPENT}{uuid.uuid4().hex[:8]}.json"
+        self._artifact = stage.out.name
         self.plan = RequestPlan(stage.spec, ledger)
-        self.budget = Budget(self._knobs)
+        self.budget = Budget(self._knobs.spending, self._artifact)
         self.progress = Progress(stage.report, self.budget)
-        self._loop = RequestLoop(self.plan, ledger, self.budget, self._artifact, self._received)
+        self._loop = RequestLoop(self.plan, ledger, self.budget, self._received)
         self.num_missing = self._num_before = 0
 
     @property
@@ -55,18 +50,17 @@ class CaptureSession:
         """Reads the ledger, and counts what it has and what is missing."""
 
         def seen(stored: StoredAnswer, response: Response) -> None:
-            if stored.by == self._artifact:
-                self.budget.count(response)
-                self._num_before += stored.run == self._run
+            self.budget.seen(stored, response)
+            self._num_before += stored.by == self._artifact and stored.run == self._run
 
         self.ledger.load(seen)
-        spent = [name for name in self._stage.out.files() if name.startswith(SPENT)]
-        self.budget.seconds = sum(self._stage.out.read_json(name) for name in spent)
+        self.budget.resume(self._stage.out)
         states: Counter[str] = Counter()
         num_total = 0
         for example in self.examples():
             num_total += self.plan.num_requests(example)
-            for _, entry in self.plan.walk(example):
+            for request, entry in self.plan.walk(example):
+                self.budget.walked(request)
                 if entry:
                     states[entry.state] += 1
                 else:
@@ -89,23 +83,19 @@ class CaptureSession:
             self._ask(engine, self.examples())
         self._show(force=True)
         if self._loop.refused_by:
-            raise StageError(
-                f"stopped by generate.spending.{self._loop.refused_by}: "
-                f"{self.budget.input_tokens:,} prompt and {self.budget.output_tokens:,} answer "
-                f"tokens, {self.budget.spent:.2f} money spent; {self.progress.num_done:,} of "
-                f"{self.progress.num_total:,} responses are in the ledger and are not asked again; "
-                "raise the limit and run the same command"
-            )
+            kept = f"{self.progress.num_done:,} of {self.progress.num_total:,} responses"
+            raise StageError(self.budget.message(self._loop.refused_by, kept))
 
     def close(self) -> None:
         """Commits all that is finished, whatever ended the run."""
         self.ledger.close()
         if self.budget.started is not None:
-            self._keep_seconds()
+            self.budget.keep_seconds(self._stage.out)
             self.budget.stop()
 
     def _ask(self, engine: Engine, examples: Iterator[Example] | list[Example]) -> None:
-        self._loop.run(engine, examples, scores=self._knobs.mode == "score")
+        is_scored = self._knobs.mode == "score"
+        self._loop.run(engine.score if is_scored else engine.generate, examples)
 
     def _ask_pilot(self, engine: Engine) -> None:
         rows = self._knobs.spending.pilot_rows
@@ -126,7 +116,4 @@ class CaptureSession:
 
     def _show(self, force: bool = False) -> None:
         if self.progress.show(force):
-            self._keep_seconds()
-
-    def _keep_seconds(self) -> None:
-        self._stage.out.write_json(self._seconds_file, self.budget.running_seconds)
+            self.budget.keep_seconds(self._stage.out)

@@ -13,7 +13,7 @@ from typing import Any
 
 from retort.data import sources, task_types
 from retort.data.balance import share
-from retort.data.formats import read_row, recognise
+from retort.data.formats import find_format, read_row, recognise
 from retort.data.sources import SourceRow
 from retort.errors import DataError, SpecError
 from retort.plugins import find_function, module_names
@@ -62,6 +62,8 @@ class Reader:
         self._knobs = spec.prepare
         self._kind = task_types.load(spec.prepare.task_type)
         task_types.check_labels(spec.prepare.labels)
+        if spec.prepare.format != "auto":
+            find_format(spec.prepare.format)
         self._is_built_in = spec.prepare.task_type in module_names(task_types)
         self._scrubbers = [
             find_function("scrubber", name, "retort.data.scrubbers") for name in spec.prepare.scrub

@@ -1,11 +1,14 @@
 """The report's content, pulled from the other stages' artifacts, and what to be warned of."""
 
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
 from retort.spec import training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
+from retort.stages.budget import usage_note
 from retort.stages.report import licences, slices
 from retort.stages.report.gate import judge
 from retort.stages.report.measurements import Answered
@@ -49,6 +52,7 @@ def content_of(
         warnings=[
             *_comparison_warnings(comparison, columns),
             *_endpoint_warning(evaluated),
+            *filter(None, [usage_note(asdict(ran.money)) if ran.money else ""]),
             *_licence_warnings(ran.licences),
             *evaluated.notes,
             *training.warnings,
@@ -125,8 +129,11 @@ def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
 
 
 def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
-    """Returns what the teacher's answers took; without a price their cost is unknown."""
-    spending = stage.facts("generate").get("spending")
+    """Returns what the teacher's answers took, those to held-out rows too where they were paid for;
+    without a price their cost is unknown."""
+    sums = Counter[str](stage.facts("generate").get("spending"))
+    sums.update(stage.facts("evaluate").get("spending"))
+    spending: dict[str, Any] = dict(sums)
     prices = stage.spec.generate.spending.model_dump()
     is_priced = any(value for name, value in prices.items() if name.startswith("price_"))
     if not spending:

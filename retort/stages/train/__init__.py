@@ -6,26 +6,20 @@ losses; layout.py and distributed.py place several processes; checkpoint.py and 
 a killed run continues from.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from retort import processes
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
-from retort.stages.engine_settings import cluster_of
+from retort.stages.engine_settings import on_cluster
 from retort.stages.stage import Stage
 from retort.stages.train.layout import layout_of
 
 
 def train(stage: Stage) -> dict[str, Any]:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
-    runtime = stage.spec.train.runtime.model_dump()
-    layout, cluster = layout_of(stage.spec.train), cluster_of(stage.spec)
-    runtime |= {
-        "num_processes": layout.num_processes_here,
-        "num_nodes": layout.num_nodes,
-        "cluster": cluster and asdict(cluster),
-    }
+    runtime, layout = on_cluster(stage.spec, stage.spec.train.runtime), layout_of(stage.spec.train)
+    runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
     return processes.run(
         fit,
         {"arguments": stage.arguments()},
