@@ -27,7 +27,7 @@ from retort.store import Folder
 # Requests that wait at a replica besides those that its engine works on.
 SPARE_REQUESTS = 32
 # Answers that finish within this time travel together; without any a replica says it is alive.
-COLLECT_SECONDS, ALIVE_SECONDS = 0.1, 1.0
+COLLECT_SECONDS, ALIVE_SECONDS = 0.5, 1.0
 # Between two looks at a replica that is not there.
 RETRY_SECONDS = 0.5
 DEFAULT_RESTARTS = 3
@@ -39,8 +39,9 @@ def open_replicas(
     """Returns an engine of replicas, once one of them has loaded the model.
 
     The others take part as soon as the cluster has room for them: none waits for another, so that
-    two jobs never wait for each other. A model that is not in the store is a hub id, or a folder that every node sees. Raises what `connect` and the
-    engine's own `open_engine` raise, `EngineDiedError` where no replica stays alive.
+    two jobs never wait for each other. A model that is not in the store is a hub id, or a folder
+    that every node sees. Raises what `connect` and the engine's own `open_engine` raise,
+    `EngineDiedError` where no replica stays alive.
     """
     ray = connect(cluster.address)
     devices = 1
