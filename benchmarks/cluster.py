@@ -107,8 +107,8 @@ def cluster(num_nodes: int, num_cpus: int) -> Iterator[Any]:
     finally:
         import ray
 
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        found.shutdown()
+        ray.shutdown()
+        found.shutdown()  # type: ignore[no-untyped-call]
 
 
 def opened(address: str, chosen: Settings) -> Replicas:

@@ -220,6 +220,11 @@ class Replicas:
         found = self._ray.get([actor.peaks.remote() for actor in self._alive()])
         return max(host for host, _ in found), max((gpu for _, gpu in found if gpu), default=None)
 
+    @property
+    def shown(self) -> str:
+        """How many replicas are alive, as a text."""
+        return f"{len(self._alive())} of {len(self._hands)} replicas"
+
     def _alive(self) -> list[Any]:
         return [hand.actor for hand in self._hands if hand.is_ready]
 
@@ -303,10 +308,9 @@ class Replicas:
             self._ray.kill(hand.actor, no_restart=is_over)
         if is_over:
             self._hands.remove(hand)
-        alive = sum(other.is_ready for other in self._hands)
         self._note(
             f"replica {hand.index + 1} was lost ({reason}); {number} requests are handed out "
-            f"again; {alive} of {len(self._hands)} replicas are alive"
+            f"again; {self.shown} are alive"
         )
         if not self._hands:
             raise EngineDiedError(f"no replica stayed alive; the last was lost for: {reason}")
