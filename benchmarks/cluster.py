@@ -167,6 +167,7 @@ def of_driver(address: str, folder: Path) -> list[Measure]:
     as the share of a core at 10,000 answers a second."""
     replicas = opened(address, settings(WIDE, NUM_WIDE, at_once=16))
     ledger = Ledger(Folder(str(folder)), parse, "run")
+    ledger.start(replicas.facts)
     list(replicas.generate(requests(2000)))
     cpu, started, of_ledger = time.process_time(), time.monotonic(), 0.0
     for answer in replicas.generate(requests(WIDE_ROWS)):

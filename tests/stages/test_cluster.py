@@ -22,7 +22,7 @@ from retort.processes.ray_cluster import LostNodeError
 from retort.spec import load
 from retort.stages.stage import Stage
 from retort.store import Folder
-from tests.conftest import ROOT, environment
+from tests.conftest import BIN, ROOT, environment
 from tests.stages.test_ranks import notes
 from tests.stages.test_ranks import run as run_training
 from tests.support.stages import job, run, segments
@@ -272,3 +272,20 @@ def test_a_training_that_is_cancelled_frees_its_place_on_the_cluster(ready, tmp_
     with pytest.raises(StageError, match="KeyboardInterrupt"):
         running.result(120)
     wait_until(lambda: free_cpus(cluster) == len(cluster.worker_nodes))
+
+
+def test_a_whole_job_moves_onto_a_cluster_and_back_and_stays_cached(tmp_path, cluster):
+    job_file = write_job(tmp_path, "echo")
+    command = [str(BIN / "retort"), "run", str(job_file), "--store", str(tmp_path / "store")]
+    on_cluster = [*command, "--set", f"cluster.ray={cluster.address}"]
+    more = ["--set", "evaluate.rounds=2"]  # a model that stayed open would keep the others waiting
+
+    def done(words: list[str]) -> str:
+        found = subprocess.run(
+            words, capture_output=True, text=True, timeout=300, env=environment(), check=False
+        )
+        assert found.returncode == 3, found.stderr  # the gate has nothing to compare
+        return found.stderr
+
+    assert ": cached" not in done([*on_cluster, *more])
+    assert done([*command, *more]).count(": cached\n") == 7
