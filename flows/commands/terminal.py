@@ -48,7 +48,7 @@ def watching() -> Iterator[None]:
 
 
 def _bars(console: Console) -> Progress:
-    times = [TimeElapsedColumn(table_column=Column(no_wrap=True))]
+    times: list[ProgressColumn] = [TimeElapsedColumn(table_column=Column(no_wrap=True))]
     bar: list[ProgressColumn] = []
     if console.width >= WIDE:
         bar.append(BarColumn(bar_width=24))

@@ -93,7 +93,7 @@ def test_a_job_in_the_words_of_other_tools(client, tmp_path):
 
 def test_the_documents_lines_of_python_start_a_job(client, tmp_path, capsys):
     page = (ROOT / "docs/operations.md").read_text()
-    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "RetortClient" in b)
+    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "RetortClient()" in b)
     for name in ("teacher", "base"):
         save_model(tmp_path / "models" / name)
     for name in ("train", "test"):
