@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --
 NUM_FILES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SIDE_BY_SIDE := --numprocesses $(NUM_FILES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast check format bench lock wheel clean
+.PHONY: setup demo real test test-fast check format bench lock wheel clean
 
 setup: .venv/ready
 
@@ -33,6 +33,11 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/retort run examples/quickstart/job.yaml
+
+# Refused by its gate (3) the job has run to its end, too.
+real: setup
+	$(BIN)/python examples/real/make.py
+	$(BIN)/retort run examples/real/job.yaml || test $$? -eq 3
 
 test: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
