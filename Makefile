@@ -66,6 +66,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.operations
+	$(BIN)/python -m benchmarks.real_model
 
 # Pins every version anew for both targets; no index host is written.
 lock: .venv/ready

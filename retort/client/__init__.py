@@ -200,7 +200,9 @@ class RetortClient:
         """Waits for the jobs of these names that are under way; returns what went wrong with one,
         or nothing."""
         wrong = ""
-        for state in [state for state in self.jobs.list() if state.name in names]:
+        for state in self.jobs.list() if names else ():
+            if state.name not in names:
+                continue
             ended = state
             if not state.is_over:
                 said = f"waiting for job {state.name}, which is {state.status}"

@@ -183,8 +183,7 @@ def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, sectio
     """Sets the endpoint that the providers' own clients take from the environment, too."""
     if url := os.environ.get(variable):
         holder["endpoint"] = url
-        shown = url.rpartition("@")[2].partition("?")[0]
-        made.notes.append(f"{section}.endpoint is {shown}, from {variable}")
+        made.notes.append(f"{section}.endpoint is {azure.shown(url)}, from {variable}")
 
 
 def _data(value: Any, folder: Path) -> Any:

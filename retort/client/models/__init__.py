@@ -51,11 +51,11 @@ class Models:
         that cannot be used, `StoreError` where MLflow or the store fails, and `StageError` where
         the model does.
         """
-        from retort.client.models.finding import find, makers
+        from retort.client.models.finding import JOB, find, makers
         from retort.client.models.measuring import EvaluationRequest, measured
 
         asked = EvaluationRequest(test_data, metrics, task_type, dict(knobs or {}))
-        wrong = self._until_over(makers(model_name))
+        wrong = self._until_over([name for name in makers(model_name) if JOB.fullmatch(name)])
         try:
             found = find(self._store, model_name)
         except SpecError as error:

@@ -70,10 +70,8 @@ def find(store: Store, name: str) -> FoundModel:
 
 
 def makers(name: str) -> tuple[str, ...]:
-    """Returns the names of the jobs that a model's name may come from; none for another address."""
+    """Returns the names of the students, and of their jobs, that a model's name may come from."""
     stem = name.removesuffix(BASELINE)
-    if not JOB.fullmatch(stem):
-        return ()
     return (name,) if stem == name else (stem, f"{stem}{DISTILLED}")
 
 
