@@ -47,6 +47,7 @@ class Load:
 
     model: str
     train: str
+    test: str = str(QUESTIONS / "test.jsonl")
     task_type: str = "qa"
     limit: int | None = 400
     max_tokens: int = 64
@@ -61,7 +62,7 @@ def spec_of(engine: str, load: Load, top_k: int = 0) -> JobSpec:
             "prepare": {
                 "task_type": load.task_type,
                 "train": load.train,
-                "test": str(QUESTIONS / "test.jsonl"),
+                "test": load.test,
                 "limit": load.limit,
             },
             "generate": {

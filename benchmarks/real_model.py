@@ -22,8 +22,6 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "real"
 # Passed, or refused by the gate: both are the end of a whole job.
 ENDED = (0, 3)
 MAX_SECONDS, LEAST_FALL, MOST_SHARE = 900.0, 1 / 3, 0.5
-# Each slice is some ten seconds on one core.
-SLICES = {"task_type": "conversation", "limit": 24, "max_tokens": 32, "rounds": 3}
 
 
 def run(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -64,21 +62,33 @@ def measure(folder: Path) -> None:
         text=True,
         check=False,
     )
-    if made.returncode == os.EX_UNAVAILABLE:
+    if made.returncode:
         print(made.stderr.strip())
+    if made.returncode == os.EX_UNAVAILABLE:
         print(json.dumps({"measure": "real_model", "skipped": True}))
         return
     made.check_returncode()
     code, report = run(folder)
     seconds = time.monotonic() - started
     own = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"the job: {seconds:.0f} s, {own.ru_utime + own.ru_stime:.0f} of them a CPU's")
-    measures: list[Measure] = [("real_model.exit_code", code, max(ENDED), code in ENDED)]
+    cpu = own.ru_utime + own.ru_stime
+    measures: list[Measure] = [
+        ("real_model.exit_code", code, max(ENDED), code in ENDED),
+        ("real_model.job_cpu_seconds", cpu, MAX_SECONDS, cpu <= MAX_SECONDS),
+    ]
     if report:
         from benchmarks.generate import Load, vllm_measures
 
         measures += measures_of(report, seconds)
-        load = Load(str(folder / "teacher"), str(EXAMPLE / "data" / "train.jsonl"), **SLICES)
+        load = Load(
+            str(folder / "teacher"),
+            str(EXAMPLE / "data" / "train.jsonl"),
+            str(EXAMPLE / "data" / "test.jsonl"),
+            task_type="conversation",
+            limit=24,
+            max_tokens=32,  # some ten seconds a slice, on one core
+            rounds=3,
+        )
         measures += vllm_measures(folder, load, "real_model")
     show(measures)
 
