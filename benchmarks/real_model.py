@@ -85,9 +85,9 @@ def measure(folder: Path) -> None:
             str(EXAMPLE / "data" / "train.jsonl"),
             str(EXAMPLE / "data" / "test.jsonl"),
             task_type="conversation",
-            limit=24,
+            limit=32,
             max_tokens=32,  # some ten seconds a slice, on one core
-            rounds=3,
+            rounds=5,
         )
         measures += vllm_measures(folder, load, "real_model")
     show(measures)
