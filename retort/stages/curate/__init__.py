@@ -40,6 +40,7 @@ def curate(stage: Stage) -> dict[str, Any]:
     num_kept_train = sum(spread["balance_after"].values())
     _check_enough(stage.spec, num_kept_train, counted)
     data_card.write(stage, decisions)
+    stage.report.note(_outcome(len(decisions), counted))
     return {
         "num_responses": len(decisions),
         "num_kept": len(decisions) - counted.total(),
@@ -49,6 +50,13 @@ def curate(stage: Stage) -> dict[str, Any]:
         "filters": [name for name, _ in chosen],
         **spread,
     }
+
+
+def _outcome(num_responses: int, rejected: Counter[str]) -> str:
+    """Returns in one line what the stage came to."""
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in rejected.most_common(5))
+    why = f"; rejected: {reasons}" if reasons else ""
+    return f"kept {num_responses - rejected.total():,} of {num_responses:,} responses{why}"
 
 
 def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:

@@ -1,8 +1,8 @@
 """The models take turns at being measured, round after round, each in a process of its own.
 
 A model's process stays open for the next round while the machine has memory for as many more as
-are still to come. Otherwise each turn opens a new one, as on a GPU, at an endpoint, and on a cluster,
-where others may wait for its room.
+are still to come. Otherwise each turn opens a new one, as on a GPU, at an endpoint, and on a
+cluster, where others may wait for its room.
 """
 
 import queue
