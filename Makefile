@@ -60,6 +60,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.failures
 	$(BIN)/python -m benchmarks.operations
 
 # Pins every version anew for both targets; no index host is written.

@@ -39,8 +39,11 @@ def run_all(kept: Path) -> None:
                 verdict = outcome.problem or "ok"
                 print(f"{outcome.seconds:6.1f} s  {cell.name:28} {verdict}", flush=True)
 
-            with ThreadPoolExecutor(AT_ONCE) as pool:
+            pool = ThreadPoolExecutor(AT_ONCE)
+            try:
                 list(pool.map(run, waiting))
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def read(kept: Path) -> list[Outcome]:

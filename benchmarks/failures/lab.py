@@ -128,10 +128,22 @@ def opened(folder: Path, found: Servers) -> Iterator[Lab]:
         held_out -= set(questions(*(folder / f"data/{n}.jsonl" for n in ("train", "validation"))))
         models = stack.enter_context(endpoint.serving(held_out))
         write_spec(folder, models.url)
-        os.environ.update(found.s3)
+        stack.enter_context(_environment(found.s3))
         lab = Lab(folder, found, models, preload(folder))
         lab.make()
         yield lab
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """Adds to the environment of this very process until the block ends."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.failures.matrix import FAULTS, NOT_RUN, STEPS, reason
+from benchmarks.failures.matrix import FAULTS, STEPS, reason
 from benchmarks.failures.scenario import Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -125,8 +125,7 @@ def _gaps(by_cell: dict[tuple[str, str], Outcome]) -> str:
     for fault, name in FAULTS.items():
         steps = [s for s in STEPS if not reason(s, fault) and (s, fault) not in by_cell]
         if steps:
-            why = next((NOT_RUN[s, fault] for s in steps if (s, fault) in NOT_RUN), "")
-            lines.append(f"- {name}: {', '.join(steps)}{f': {why}' if why else ''}")
+            lines.append(f"- {name}: {', '.join(steps)}")
     return "\n".join(["## Not run\n", *lines, ""]) if lines else ""
 
 
