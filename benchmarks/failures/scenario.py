@@ -47,7 +47,7 @@ MIDDLES = {
 }
 AGAIN = {"http_garbage": ["--retry=failed"]}
 TRACEBACK = "Traceback (most recent call last)"
-MESSAGE = re.compile(r"^retort: (?!the log of)|warning|starting it again|does not answer")
+MESSAGE = re.compile(r"^(retort: (?!the log of)|\S+: (warning: |.*(starting it|does not answer)))")
 
 
 @dataclass
@@ -226,6 +226,7 @@ def _disturb(bench: Bench, outcome: Outcome) -> None:
     stopped = code not in WELL
     bench.wait_for_children()
     bench.well()
+    num_before = bench.caller.seen.total()
     outcome.message = message_of(command.lines)
     outcome.state = state_of(code)
     last = command
@@ -240,7 +241,7 @@ def _disturb(bench: Bench, outcome: Outcome) -> None:
     outcome.in_flight = bench.flying.total() + again.total() - outcome.asked_twice
     if outcome.asked_twice and not outcome.problem:
         outcome.problem = f"{outcome.asked_twice} answered requests were sent again"
-    outcome.rework = _rework(bench, last, finished) if stopped else "none"
+    outcome.rework = _rework(bench, last, finished, num_before) if stopped else "none"
 
 
 def judge(
@@ -278,7 +279,7 @@ def state_of(code: int | None) -> str:
     return {None: "hung", -9: "killed", 143: "ended by SIGTERM"}.get(code, f"stopped, exit {code}")
 
 
-def _rework(bench: Bench, last: Command, finished: set[str]) -> str:
+def _rework(bench: Bench, last: Command, finished: set[str], num_before: int) -> str:
     """Returns what the same command did again."""
     redone = {line.partition(":")[0] for line in last.lines if ": done in" in line} & finished
     if redone:
@@ -286,10 +287,12 @@ def _rework(bench: Bench, last: Command, finished: set[str]) -> str:
     for line in last.lines:
         if line.startswith(f"{bench.cell.stage}: continuing after"):
             return line.partition(": ")[2]
-    if bench.cell.stage in ("generate", "curate") and bench.cell.step in GATES:
-        return "asks only for what is missing"
-    is_cached = f"{bench.cell.stage}: cached" in last.lines
-    return "none: the stage is cached" if is_cached else f"{bench.cell.stage} from its start"
+    if f"{bench.cell.stage}: cached" in last.lines:
+        return "none: the stage is cached"
+    if bench.cell.stage not in GATES:
+        return bench.cell.stage
+    number = bench.caller.seen.total() - num_before
+    return f"{bench.cell.stage}, {number} requests"
 
 
 def num_committed(store: str) -> int:
