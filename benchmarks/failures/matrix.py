@@ -40,6 +40,34 @@ FAULTS = {
     "out_of_memory": "out of memory",
     "s3_slow": "S3 slowness",
 }
+# How each fault is made; it lasts until the run has ended unless it says otherwise.
+HOW = {
+    "sigkill": "The command's process group is killed; its children notice that it is gone.",
+    "sigkill_child": "The process of the stage's function is killed. A local engine that dies "
+    "looks the same.",
+    "sigterm": "The command gets SIGTERM.",
+    "disk_full": "The store's disk, 300 MB of its own, is filled to the last block.",
+    "http_500": "Every further request is answered with 500; each is tried twice.",
+    "http_garbage": "Every further request is answered with a web page and status 200. The same "
+    "command is given with `--retry failed`, as its message says.",
+    "http_429": "Six requests are refused with 429 and Retry-After.",
+    "http_hang": "Four requests are not answered within the time limit of 3 s.",
+    "engine_death": "The teacher's server breaks every connection.",
+    "flipped_bit": "One bit in the middle of a file of the finished artifact is flipped, then the "
+    "stage that reads it is run. Afterwards the stage of the file is run with `--force`. `retort "
+    "verify` names each of these files, too.",
+    "cut_file": "The same with the second half of the file cut off.",
+    "two_runs": "The same command is started a second time beside the first, on the same store.",
+    "mlflow_away": "MLflow breaks every connection; afterwards the student is registered.",
+    "s3_403": "The bucket refuses every request that writes.",
+    "s3_errors": "Every third request fails once: SlowDown, InternalError, a broken connection.",
+    "read_only": "The store's disk is remounted read-only.",
+    "prefect_away": "The Prefect server's connections end, and it takes no more.",
+    "clock_back": "The wall clock of all processes steps back by two hours.",
+    "clock_ahead": "The wall clock of all processes steps ahead by two hours.",
+    "out_of_memory": "The stage's child may have 200 MB, too little to load its libraries.",
+    "s3_slow": "Every request to the bucket takes 0.3 s longer.",
+}
 ENDPOINT = ("http_429", "http_500", "http_hang", "http_garbage")
 S3 = ("s3_errors", "s3_slow", "s3_403")
 # The stage that is under way at each step.

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.failures.matrix import FAULTS, STEPS, reason
+from benchmarks.failures.matrix import FAULTS, HOW, STEPS, reason
 from benchmarks.failures.scenario import Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -98,7 +98,12 @@ def _details(fault: str, found: list[Outcome]) -> str:
         return ""
     outcomes.sort(key=lambda outcome: STEPS.index(outcome.step))
     heading = ("step", "rows lost", "asked twice", "in flight", "state", "message", "rework")
-    lines = [f"## {FAULTS[fault]}\n", _row(*heading), _row(*["---"] * len(heading))]
+    lines = [
+        f"## {FAULTS[fault]}\n",
+        f"{HOW[fault]}\n",
+        _row(*heading),
+        _row(*["---"] * len(heading)),
+    ]
     for outcome in outcomes:
         numbers = (outcome.rows_lost, outcome.asked_twice, outcome.in_flight)
         message = f"**{outcome.problem}** {outcome.message}" if outcome.problem else outcome.message
