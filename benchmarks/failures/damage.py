@@ -21,7 +21,7 @@ VICTIMS = {
     "upload": ("generate", "responses-00000.jsonl", "curate"),
     "curate": ("curate", "decisions.jsonl", "train"),
     "train": ("train", "student/model.safetensors", "evaluate"),
-    "evaluate": ("evaluate", "scores.json", "report"),
+    "evaluate": ("evaluate", "answers-student.jsonl", "report"),
     "report": ("report", "report.json", "release"),
     "register": ("release", "model/model.safetensors", ""),
 }

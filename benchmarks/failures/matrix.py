@@ -48,8 +48,7 @@ HOW = {
     "sigterm": "The command gets SIGTERM.",
     "disk_full": "The store's disk, 300 MB of its own, is filled to the last block.",
     "http_500": "Every further request is answered with 500; each is tried twice.",
-    "http_garbage": "Every further request is answered with a web page and status 200. The same "
-    "command is given with `--retry failed`, as its message says.",
+    "http_garbage": "Every further request is answered with a web page and status 200.",
     "http_429": "Six requests are refused with 429 and Retry-After.",
     "http_hang": "Four requests are not answered within the time limit of 3 s.",
     "engine_death": "The teacher's server breaks every connection.",
@@ -58,7 +57,7 @@ HOW = {
     "verify` names each of these files, too.",
     "cut_file": "The same with the second half of the file cut off.",
     "two_runs": "The same command is started a second time beside the first, on the same store.",
-    "mlflow_away": "MLflow breaks every connection; afterwards the student is registered.",
+    "mlflow_away": "MLflow breaks every connection. What was not registered is, by the next run.",
     "s3_403": "The bucket refuses every request that writes.",
     "s3_errors": "Every third request fails once: SlowDown, InternalError, a broken connection.",
     "read_only": "The store's disk is remounted read-only.",

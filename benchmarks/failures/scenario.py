@@ -45,7 +45,8 @@ MIDDLES = {
     "report": ("progress", ""),
     "commit": ("note", "requests in this run"),
 }
-AGAIN = {"http_garbage": ["--retry=failed"]}
+# The run may finish in spite of these, with less than the next one.
+PARTIAL = ("mlflow_away", "http_500", "http_garbage", "engine_death")
 TRACEBACK = "Traceback (most recent call last)"
 MESSAGE = re.compile(r"^(retort: (?!the log of)|\S+: (warning: |.*(starting it|does not answer)))")
 
@@ -230,8 +231,8 @@ def _disturb(bench: Bench, outcome: Outcome) -> None:
     outcome.message = message_of(command.lines)
     outcome.state = state_of(code)
     last = command
-    if stopped or bench.cell.fault in ("mlflow_away",):
-        last = bench.start(*AGAIN.get(bench.cell.fault, ()))
+    if stopped or bench.cell.fault in PARTIAL:
+        last = bench.start()
         codes = [last.wait(WAIT_SECONDS)]
     judge(bench, outcome, command, last, codes)
     # A command that is ended, or its child, may be given answers as long as it ends.
