@@ -33,7 +33,14 @@ LINGER_SECONDS = 120.0
 # How long other machines may still report errors after the processes here have ended.
 LATE_ERROR_SECONDS = 10.0
 # The errors by which vLLM, torch and Python report that an engine died.
-DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryError")
+DEATHS = ("EngineDeadError", "EngineGenerateError")
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+# What other errors say for want of memory: CUDA, the loader of a library, the kernel, and Python
+# where it cannot even make an error.
+WANTS_MEMORY = (
+    *("out of memory", "failed to map segment", "cannot allocate memory"),
+    "error return without exception set",
+)
 
 
 def run(
@@ -245,9 +252,14 @@ def _error(outcome: Event | None, returncode: int, log: Path, num_nodes: int) ->
             f"{what}; the stage needs {num_nodes} machines. All up to the last checkpoint is kept, "
             f"and the next attempt continues once there are as many; the log is {log}"
         )
-    died = kind in DEATHS or "out of memory" in message.lower()
-    shape = errors.EngineDiedError if died else errors.StageError
-    return shape(f"{kind}: {message}; the log is {log}")
+    cause = f"{kind}: {message}" if message else kind
+    if kind in OUT_OF_MEMORY or any(sign in message.lower() for sign in WANTS_MEMORY):
+        return errors.EngineDiedError(
+            f"the stage's process ran out of memory ({cause}); free some, or lower what the "
+            f"section's runtime takes at once, and run the same command; the log is {log}"
+        )
+    shape = errors.EngineDiedError if kind in DEATHS else errors.StageError
+    return shape(f"{cause}; the log is {log}")
 
 
 def peak_memory_bytes() -> int:
