@@ -79,7 +79,6 @@ NO_EXPORT = "This version has no export: its student is a Hugging Face folder, m
 # Of a step, or of a step and a fault: why it cannot happen.
 IN_PARENT = "It is made in the command's own process, which has no child meanwhile."
 NO_REQUESTS = "It asks no endpoint."
-AT_ENDPOINT = "A student learns from stored answers here; a live teacher is a vLLM server."
 NO_ENGINE = "No model is open meanwhile."
 KERNEL = "The kernel ends the command's own process then: the cell SIGKILL of the group."
 NOT_REACHABLE: dict[tuple[str, str], str] = {
@@ -90,10 +89,9 @@ NOT_REACHABLE: dict[tuple[str, str], str] = {
         for step in ("prepare", "commit", "upload", "report", "register")
         for fault in ENDPOINT
     },
-    **{("train", fault): AT_ENDPOINT for fault in ENDPOINT},
     **{
         (step, "engine_death"): NO_ENGINE
-        for step in ("prepare", "commit", "upload", "train", "report", "register")
+        for step in ("prepare", "commit", "upload", "report", "register")
     },
     **{
         (step, "out_of_memory"): KERNEL
@@ -105,6 +103,14 @@ NOT_REACHABLE: dict[tuple[str, str], str] = {
     ("upload", "disk_full"): "An upload fills no disk of this machine.",
     ("upload", "read_only"): "A bucket that may not be written answers 403: the cell S3 403.",
     ("register", "read_only"): "The release is committed just before: that ends first.",
+}
+
+
+# Cells that can happen, and that nothing is run for yet.
+NOT_RUN: dict[tuple[str, str], str] = {
+    ("train", fault): "only a live teacher is asked in training, and that is a vLLM server; "
+    "tests/stages/test_live_endpoint.py has some of it"
+    for fault in (*ENDPOINT, "engine_death")
 }
 
 
@@ -147,5 +153,5 @@ def cells() -> Iterator[Cell]:
     """Yields the cells that are run, fault by fault, the faults that users meet most first."""
     for fault in FAULTS:
         for step in STEPS:
-            if not reason(step, fault) and _can_run(fault):
+            if not reason(step, fault) and (step, fault) not in NOT_RUN and _can_run(fault):
                 yield Cell(step, fault)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.failures.matrix import FAULTS, HOW, STEPS, reason
+from benchmarks.failures.matrix import FAULTS, HOW, NOT_RUN, STEPS, reason
 from benchmarks.failures.scenario import Outcome
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -25,8 +25,8 @@ score and weight.
 
 - **rows lost**: records of the finished job that are missing or differ.
 - **asked twice**: requests that the endpoint had answered before the fault and was sent again.
-- **in flight**: requests that were under way when the fault hit, and were sent again or answered
-  without anybody left to hear it. No program can know what became of them.
+- **in flight**: requests that were under way when the fault hit, or that a child sent while it
+  ended. No program can know what became of the former.
 - **rework**: what the same command did again beside what was missing.
 
 `python -m benchmarks.failures` runs all of it and writes this page (twenty minutes on two cores;
@@ -130,7 +130,8 @@ def _gaps(by_cell: dict[tuple[str, str], Outcome]) -> str:
     for fault, name in FAULTS.items():
         steps = [s for s in STEPS if not reason(s, fault) and (s, fault) not in by_cell]
         if steps:
-            lines.append(f"- {name}: {', '.join(steps)}")
+            why = next((f": {NOT_RUN[s, fault]}" for s in steps if (s, fault) in NOT_RUN), "")
+            lines.append(f"- {name}, {', '.join(steps)}{why}")
     return "\n".join(["## Not run\n", *lines, ""]) if lines else ""
 
 
