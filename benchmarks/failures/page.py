@@ -36,6 +36,7 @@ tenth in `make test`.
 | word | means |
 |---|---|
 | goes on | the run itself finishes, with the same result |
+| catches up | the run finishes with less and says so; the same command asks for the rest |
 | continues | the run stops, or is killed; the same command finishes with the same result |
 | told | the next reader stops with the file and the command that makes it again |
 | made again | the damage is noticed, and the stage made again by the same command |
@@ -89,7 +90,9 @@ def _word(step: str, fault: str, outcome: Outcome | None) -> str:
         return "**FAULT**"
     if fault in ("flipped_bit", "cut_file"):
         return "made again" if outcome.state == "finished" else "told"
-    return "goes on" if outcome.state == "finished" else "continues"
+    if outcome.state == "finished":
+        return "goes on" if outcome.rework.startswith("none") else "catches up"
+    return "continues"
 
 
 def _details(fault: str, found: list[Outcome]) -> str:

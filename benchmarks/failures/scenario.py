@@ -62,7 +62,7 @@ class Outcome:
     in_flight: int = 0
     state: str = ""
     message: str = ""
-    rework: str = ""
+    rework: str = "none"
     is_silent: bool = False
     seconds: float = 0.0
     problem: str = ""
@@ -242,7 +242,8 @@ def _disturb(bench: Bench, outcome: Outcome) -> None:
     outcome.in_flight = bench.flying.total() + again.total() - outcome.asked_twice
     if outcome.asked_twice and not outcome.problem:
         outcome.problem = f"{outcome.asked_twice} answered requests were sent again"
-    outcome.rework = _rework(bench, last, finished, num_before) if stopped else "none"
+    if last is not command:
+        outcome.rework = _rework(bench, last, finished, num_before)
 
 
 def judge(

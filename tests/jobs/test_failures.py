@@ -1,7 +1,6 @@
 """A tenth of the matrix of failures (`python -m benchmarks.failures`), by the same functions."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -70,7 +69,3 @@ def test_the_page_has_a_word_for_each_cell_and_says_which_command_wrote_it():
     for cell in cells():
         row = rows[list(FAULTS).index(cell.fault)]
         assert row[1 + STEPS.index(cell.step)].strip() not in ("", "-"), cell
-
-
-def test_the_page_is_in_the_documents():
-    assert "docs/reliability.md" in (Path(page.PAGE).parents[1] / "README.md").read_text()
