@@ -17,7 +17,7 @@ TENTH = (
     "curate sigkill_child",
     "generate sigterm",
     "generate disk_full",
-    "curate http_500",
+    "generate http_500",
     "generate http_garbage",
     "generate engine_death",
     "prepare flipped_bit",
