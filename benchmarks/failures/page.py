@@ -11,6 +11,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 LONGEST_MESSAGE = 320
 # A cell's own folders, which differ from run to run.
 STORE = re.compile(r"(/\S*?/cells/[^/\s]+/(disk/)?store|s3://retort/retort-bench-[^/\s]+/[\w-]+)")
+PACKAGES = re.compile(r"/\S+?/site-packages/")
 SERVER = re.compile(r"http://127\.0\.0\.1:\d+")
 TEXT = """# Reliability
 
@@ -139,7 +140,9 @@ def _gaps(by_cell: dict[tuple[str, str], Outcome]) -> str:
 
 
 def _plain(message: str) -> str:
-    text = SERVER.sub("http://SERVER", STORE.sub("STORE", message)).replace("|", "\\|")
+    text = SERVER.sub("http://SERVER", STORE.sub("STORE", PACKAGES.sub("", message))).replace(
+        "|", "\\|"
+    )
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
 
