@@ -66,6 +66,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.failures
 	$(BIN)/python -m benchmarks.operations
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.fuzz

@@ -264,7 +264,8 @@ class Replicas:
         if not calls:
             time.sleep(RETRY_SECONDS)
             return
-        done, _ = self._ray.wait(list(calls), num_returns=1, timeout=RETRY_SECONDS)
+        self._ray.wait(list(calls), num_returns=1, timeout=RETRY_SECONDS)
+        done, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in done:
             hand = calls[call]
             hand.call = None
