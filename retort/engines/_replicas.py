@@ -8,6 +8,7 @@ node where need be; here it only has to be waited for.
 
 import math
 import os
+import pickle
 import queue
 import threading
 import time
@@ -90,8 +91,12 @@ class _Replica:
         found: dict[str, Any] = self._opened.facts
         return found
 
-    def exchange(self, requests: list[Request]) -> tuple[list[Answer], int]:
-        """Takes requests; returns what is answered meanwhile, and how far the engine has come."""
+    def exchange(self, packed: bytes) -> bytes:
+        """Takes requests; returns what is answered meanwhile, and how far the engine has come.
+
+        Both as bytes, for Ray would pack each object of a list by itself.
+        """
+        requests: list[Request] = pickle.loads(packed)
         for request in requests:
             if request.id not in self._active:  # it may be here since before a lost connection
                 self._active.add(request.id)
@@ -111,7 +116,7 @@ class _Replica:
             if self._waiting.empty():  # the engine is about to have nothing to take
                 until = 0.0
                 answers += self._ready_answers()
-        return answers, getattr(self._opened, "steps", -1)
+        return pickle.dumps((answers, getattr(self._opened, "steps", -1)))
 
     def timed(self, request: Request) -> Timing:
         """Returns the latency of a request while there is no other."""
@@ -253,7 +258,7 @@ class Replicas:
             batch = [self._waiting.popleft() for _ in range(number)]
             hand.under_way |= {request.id: request for request in batch}
             if hand.under_way:
-                hand.call = hand.actor.exchange.remote(batch)
+                hand.call = hand.actor.exchange.remote(pickle.dumps(batch))
 
     def _receive(self) -> Iterator[Answer]:
         """Waits a while for the replicas; yields what they answered."""
@@ -281,7 +286,7 @@ class Replicas:
             if not hand.is_ready:
                 hand.is_ready, self.facts = True, self.facts or found
                 continue
-            answers, steps = found
+            answers, steps = pickle.loads(found)
             self.steps += steps != hand.steps
             hand.steps = steps
             hand.num_failures = 0 if answers else hand.num_failures
