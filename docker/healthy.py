@@ -13,7 +13,6 @@ PAGES = {
     "prefect server start": (4200, "/api/health"),
     "mlflow server": (5000, "/health"),
     "prefect worker start": (8080, "/health"),
-    "ray start": (52365, "/api/local_raylet_healthz"),
 }
 
 

@@ -5,7 +5,6 @@ import asyncio
 import copy
 import json
 import re
-import runpy
 import shlex
 from importlib.metadata import version
 from typing import Any
@@ -41,7 +40,6 @@ PODS = {
     for manifest in MANIFESTS
     if manifest["kind"] in ("Deployment", "Job")
 }
-PAGES = runpy.run_path(str(ROOT / "docker/healthy.py"))["PAGES"]
 TEMPLATE = json.loads((FOLDER / "gpu-job-template.json").read_text())
 VARIABLES, ON_RAY = (
     deployment["work_pool"]["job_variables"]
@@ -224,7 +222,7 @@ def test_the_workers_of_the_ray_cluster_are_like_a_runs_own_pod():
     assert GROUP["minReplicas"] <= GROUP["replicas"] < GROUP["maxReplicas"]
 
 
-def test_all_of_the_ray_cluster_have_one_image_one_token_and_a_page_that_says_they_live():
+def test_all_of_the_ray_cluster_have_one_image_one_token_and_a_port_that_says_they_live():
     head, worker = (group["template"]["spec"]["containers"][0] for group in (HEAD, GROUP))
     assert RAY_CLUSTER["metadata"]["namespace"] == VARIABLES["namespace"]
     assert RAY_CLUSTER["spec"]["rayVersion"] == version("ray")
@@ -235,12 +233,14 @@ def test_all_of_the_ray_cluster_have_one_image_one_token_and_a_page_that_says_th
         assert known.items() >= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}.items()
         assert part["securityContext"] == worker["securityContext"]
     assert "RAY_AUTH_MODE=token, RAY_AUTH_TOKEN=" in (FOLDER / "kustomization.yaml").read_text()
-    _, path = PAGES["ray start"]
-    for container in (head, worker):
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    for group, container in ((HEAD, head), (GROUP, worker)):
+        (port,) = container["ports"]
+        default = {"gcs-server": "6379"}.get(port["name"])
+        assert str(port["containerPort"]) == group["rayStartParams"].get(
+            f"{port['name']}-port", default
+        )
         for probe in ("readinessProbe", "livenessProbe"):
-            assert container[probe]["httpGet"] == {"path": path, "port": "agent"}
-        assert (ports["agent"], path) == PAGES["ray start"]
+            assert container[probe]["tcpSocket"] == {"port": port["name"]}
 
 
 def test_every_parameter_of_the_ray_cluster_is_an_option_of_ray_and_only_its_head_runs_no_work():
