@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile pyproject.toml --group dev --python-version 3.11 --
 NUM_FILES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SIDE_BY_SIDE := --numprocesses $(NUM_FILES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast check format bench lock wheel clean
+.PHONY: setup demo real test test-fast check format bench lock wheel clean
 
 setup: .venv/ready
 
@@ -33,6 +33,11 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/retort run examples/quickstart/job.yaml
+
+# Refused by its gate (3) the job has run to its end, too.
+real: setup
+	$(BIN)/python examples/real/make.py
+	$(BIN)/retort run examples/real/job.yaml || test $$? -eq 3
 
 test: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -61,7 +66,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.failures
 	$(BIN)/python -m benchmarks.operations
+	$(BIN)/python -m benchmarks.cluster
+	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.real_model
 
 # Pins every version anew for both targets; no index host is written.
 lock: .venv/ready

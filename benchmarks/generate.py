@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +38,43 @@ from retort.store import Store
 from tests.support import zoo
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "data"
-ROUNDS, ROWS, MAX_TOKENS, TOP_K, ECHO_ROWS = 5, 400, 64, 16, 1_000_000
+TOP_K, ECHO_ROWS = 16, 1_000_000
 
 
-def spec_of(engine: str, model: Path, train: Path, top_k: int = 0) -> JobSpec:
-    """Returns a job whose teacher is the tiny model; nothing is judged."""
+@dataclass(frozen=True)
+class Load:
+    """What a model is asked in each slice of a round; `limit` is None where every row is asked."""
+
+    model: str
+    train: str
+    test: str = str(QUESTIONS / "test.jsonl")
+    task_type: str = "qa"
+    limit: int | None = 400
+    max_tokens: int = 64
+    rounds: int = 5
+
+
+def spec_of(engine: str, load: Load, top_k: int = 0) -> JobSpec:
+    """Returns a job whose teacher is the model; nothing is judged."""
     return build(
         {
             "name": "benchmark",
             "prepare": {
-                "task_type": "qa",
-                "train": str(train),
-                "test": str(QUESTIONS / "test.jsonl"),
-                "limit": ROWS if engine == "vllm" else None,
+                "task_type": load.task_type,
+                "train": load.train,
+                "test": load.test,
+                "limit": load.limit,
             },
             "generate": {
-                "teacher": str(model),
+                "teacher": load.model,
                 "engine": engine,
                 "top_k": top_k,
-                "max_tokens": MAX_TOKENS,
+                "max_tokens": load.max_tokens,
                 "max_model_len": 512,
                 "runtime": {"max_num_seqs": 128, "num_threads": 1},
                 "spending": {"pilot_rows": 0},
             },
-            "train": {"student": str(model)},
+            "train": {"student": load.model},
         }
     )
 
@@ -96,29 +109,29 @@ def prepared(spec: JobSpec, folder: Path) -> Stage:
     return Stage("generate", spec, store, inputs, out, SILENT, folder / "log")
 
 
-def vllm_measures(folder: Path) -> list[Measure]:
+def vllm_measures(folder: Path, load: Load, name: str = "generate") -> list[Measure]:
     """Ours against vLLM's own call, by turns, each in a process with the model loaded."""
-    tiny_model(folder / "model")
-    with _process("raw", folder) as raw, _process("ours", folder) as ours:
+    with _process("raw", folder, load) as raw, _process("ours", folder, load) as ours:
         ways = {
             "LLM.generate": (raw, 0),
             "retort, text": (ours, 0),
             "LLM.generate, logprobs=16": (raw, TOP_K),
             "retort, text + top-16": (ours, TOP_K),
         }
-        paces = _paces(ways)
+        paces = _paces(ways, load.rounds)
     text, both = paces["retort, text"], paces["retort, text + top-16"]
     return [
-        _ratio("generate.text_over_llm_generate", text, paces["LLM.generate"], 0.97),
-        _ratio("generate.signal_over_text", both, text, 0.90),
-        _ratio("generate.signal_over_vllm", both, paces["LLM.generate, logprobs=16"], 1.0),
+        _ratio(f"{name}.text_over_llm_generate", text, paces["LLM.generate"], 0.97),
+        _ratio(f"{name}.signal_over_text", both, text, 0.90),
+        _ratio(f"{name}.signal_over_vllm", both, paces["LLM.generate, logprobs=16"], 1.0),
     ]
 
 
 @contextmanager
-def _process(side: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def _process(side: str, folder: Path, load: Load) -> Iterator["subprocess.Popen[str]"]:
     """Gives a process that measures a slice for each line that it reads; see `slices`."""
     command = [sys.executable, "-m", "benchmarks.generate", "slices", side, str(folder)]
+    command.append(json.dumps(asdict(load)))
     # A thread that waits for another one spins: with one, a CPU second is a second of work.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / f"{side}.log").open("w") as log:
@@ -132,11 +145,11 @@ def _process(side: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
         process.wait()
 
 
-def slices(side: str, folder: Path) -> None:
-    """Answers `ROWS` questions for each line of the standard input, "K INDEX": with K = 0 the text
-    alone, else with the K most probable ids of each token. Prints what it took as JSON."""
+def slices(side: str, folder: Path, load: Load) -> None:
+    """Answers the load's questions for each line of the standard input, "K INDEX": with K = 0 the
+    text alone, else with the K most probable ids of each token. Prints what it took as JSON."""
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
-    run = (_raw if side == "raw" else _ours)(folder)
+    run = (_raw if side == "raw" else _ours)(folder, load)
     for line in sys.stdin:
         k, index = map(int, line.split())
         cpu, wall = time.process_time(), time.monotonic()
@@ -145,17 +158,13 @@ def slices(side: str, folder: Path) -> None:
         print(json.dumps({"tokens": tokens, **taken}), file=out, flush=True)
 
 
-def _job(folder: Path, k: int) -> JobSpec:
-    return spec_of("vllm", folder / "model", QUESTIONS / "train.jsonl", k)
-
-
-def _raw(folder: Path) -> Callable[[int, int], int]:
+def _raw(folder: Path, load: Load) -> Callable[[int, int], int]:
     """Returns vLLM's own batch call, on the arguments that ours gives to vLLM."""
     for name, value in vllm.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
 
-    spec = _job(folder, TOP_K)
+    spec = spec_of("vllm", load, TOP_K)
     llm = LLM(**vllm.arguments(engine_settings.settings_of(spec, "")))
     stage = prepared(spec, folder / "raw")
     examples = read_examples(stage.input("prepare"), "train")
@@ -164,17 +173,18 @@ def _raw(folder: Path) -> Callable[[int, int], int]:
 
     def run(k: int, index: int) -> int:
         llm.reset_prefix_cache()
-        parameters = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, logprobs=k or None)
+        parameters = SamplingParams(temperature=0.0, max_tokens=load.max_tokens, logprobs=k or None)
         outputs = llm.generate(prompts, parameters, use_tqdm=False)
         return sum(len(output.outputs[0].token_ids) for output in outputs)
 
     return run
 
 
-def _ours(folder: Path) -> Callable[[int, int], int]:
+def _ours(folder: Path, load: Load) -> Callable[[int, int], int]:
     """Returns the capture of a job's answers, from its examples to the finished artifact."""
-    stages = {k: prepared(_job(folder, k), folder / f"ours-{k}") for k in (0, TOP_K)}
-    with_signal = engine_settings.settings_of(_job(folder, TOP_K), "")
+    specs = {k: spec_of("vllm", load, k) for k in (0, TOP_K)}
+    stages = {k: prepared(spec, folder / f"ours-{k}") for k, spec in specs.items()}
+    with_signal = engine_settings.settings_of(specs[TOP_K], "")
     opened: Any = vllm.open_engine(with_signal)
     engines = {
         k: vllm.VllmEngine(replace(with_signal, top_k=k), opened._llm_engine) for k in (0, TOP_K)
@@ -192,7 +202,9 @@ def _ours(folder: Path) -> Callable[[int, int], int]:
     return run
 
 
-def _paces(ways: dict[str, tuple["subprocess.Popen[str]", int]]) -> dict[str, list[float]]:
+def _paces(
+    ways: dict[str, tuple["subprocess.Popen[str]", int]], rounds: int
+) -> dict[str, list[float]]:
     """Returns the tokens a CPU second of each way in each round, after one that is not counted.
 
     The order turns from round to round, so that no way always has the same neighbour.
@@ -200,7 +212,7 @@ def _paces(ways: dict[str, tuple["subprocess.Popen[str]", int]]) -> dict[str, li
     paces: dict[str, list[float]] = {name: [] for name in ways}
     walls: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for index in range(ROUNDS + 1):
+    for index in range(rounds + 1):
         for name in names[index % len(names) :] + names[: index % len(names)]:
             process, k = ways[name]
             assert process.stdin and process.stdout
@@ -233,7 +245,8 @@ def echo_measures(folder: Path) -> list[Measure]:
     """A million rows through the test double: what the capture itself costs."""
     with (folder / "train.jsonl").open("w") as stream:
         stream.writelines(_questions())
-    spec = spec_of("echo", tiny_model(folder / "model"), folder / "train.jsonl")
+    model = tiny_model(folder / "model")
+    spec = spec_of("echo", Load(str(model), str(folder / "train.jsonl"), limit=None))
     stage = prepared(spec, folder / "store")
     command = [sys.executable, "-m", "benchmarks.generate", "echo-rows"]
     given = json.dumps(stage.arguments())
@@ -258,8 +271,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["echo-rows"]:
             echo_rows(json.load(sys.stdin))
-        case ["slices", side, place]:
-            slices(side, Path(place))
+        case ["slices", side, place, load]:
+            slices(side, Path(place), Load(**json.loads(load)))
         case wanted:
             _measure(wanted or ["vllm", "http", "echo"])
 
@@ -272,7 +285,10 @@ def _measure(wanted: list[str]) -> None:
         if "http" in wanted:
             measures += http_engine.measures()
         if "vllm" in wanted:
-            measures += vllm_measures(Path(folder))
+            model = tiny_model(Path(folder) / "model")
+            measures += vllm_measures(
+                Path(folder), Load(str(model), str(QUESTIONS / "train.jsonl"))
+            )
     show(measures)
 
 

@@ -9,7 +9,6 @@ login of retort/jobs/login.py, answer on loopback only, and refuse pages of anot
 import asyncio
 import contextlib
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
@@ -29,8 +28,6 @@ from retort.store import Store
 
 HOST = "127.0.0.1"
 POOL = "retort-process"
-# By the names of their deployments.
-FLOWS = {"process": "flows.distill:distill", "process-replica": "flows.replica:replica"}
 START_SECONDS = 240.0
 GRACE_SECONDS = 30.0
 # How often the worker asks for runs; Prefect's own 10 would be most of a wait after a click.
@@ -148,21 +145,19 @@ def prepare_server(
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
     from prefect.types.entrypoint import EntrypointType
 
+    from flows.distill import distill
     from flows.server_setup import bootstrap
 
     async def prepare() -> None:
         await bootstrap([POOL], gpus, crashed_after)
-        for name, place in FLOWS.items():
-            flow = pkgutil.resolve_name(place)
-            has_store = "store" in flow.parameters.properties
-            deployment = await flow.ato_deployment(
-                name=name,
-                work_pool_name=POOL,
-                parameters={"store": store.uri} if has_store else {},
-                job_variables={"working_dir": str(folder)} if folder else {},
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-            await deployment.aapply()
+        deployment = await distill.ato_deployment(
+            name="process",
+            work_pool_name=POOL,
+            parameters={"store": store.uri},
+            job_variables={"working_dir": str(folder)} if folder else {},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        await deployment.aapply()
 
     settings = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
     with temporary_settings({setting: environment.get(setting.name) for setting in settings}):

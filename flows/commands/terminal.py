@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from retort.events import Event, shown
@@ -25,6 +26,8 @@ from retort.metrics.comparison.formatting import number
 from tasks import listeners
 
 PLAIN_EVERY_SECONDS = 10.0
+# In a narrower terminal there is room for numbers, but for no bar and no second time beside them.
+WIDE = 110
 # Short names of the rows below the score: its interval and the student's differences.
 INTERVAL_ROWS = ("95% interval", "student minus it", "95% interval")
 
@@ -45,13 +48,17 @@ def watching() -> Iterator[None]:
 
 
 def _bars(console: Console) -> Progress:
+    times: list[ProgressColumn] = [TimeElapsedColumn(table_column=Column(no_wrap=True))]
+    bar: list[ProgressColumn] = []
+    if console.width >= WIDE:
+        bar.append(BarColumn(bar_width=24))
+        times.append(TimeRemainingColumn(table_column=Column(no_wrap=True)))
     return Progress(
         SpinnerColumn(finished_text="[green]ok"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        *bar,
         TextColumn("{task.fields[count]:>22}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *times,
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
     )

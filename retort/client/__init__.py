@@ -4,8 +4,9 @@
 runs jobs on this machine. The calls are the same for both.
 """
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,7 +184,7 @@ class RetortClient:
         deployment: str = "process",
         local: bool = False,
     ):
-        self.models = Models(store or ".retort")
+        self.models = Models(store or ".retort", self._until_over)
         login.use(store or ".retort")
         url = None if local else server or os.environ.get("PREFECT_API_URL")
         if url:
@@ -194,6 +195,22 @@ class RetortClient:
             from retort.client.local import JobsHere
 
             self.jobs = Jobs(JobsHere(store or ".retort"))
+
+    def _until_over(self, names: Sequence[str]) -> str:
+        """Waits for the jobs of these names that are under way; returns what went wrong with one,
+        or nothing."""
+        wrong = ""
+        for state in self.jobs.list() if names else ():
+            if state.name not in names:
+                continue
+            ended = state
+            if not state.is_over:
+                said = f"waiting for job {state.name}, which is {state.status}"
+                logging.getLogger("retort").warning(said)
+                ended = self.jobs.wait(state.name)
+            if ended.status != "completed":
+                wrong = f"job {ended.name} {ended.status}: {ended.error or 'start it again'}"
+        return wrong
 
     @classmethod
     def from_config(cls, path: str | Path = "retort.yaml") -> "RetortClient":

@@ -123,6 +123,8 @@ class JobsHere:
                 process.wait(60)
             if process.is_running():
                 os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    process.wait(10)
         return self.state(name)
 
     def deploy(self, spec: JobSpec, schedule: str | None, pool: str | None) -> str:

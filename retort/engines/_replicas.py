@@ -27,7 +27,7 @@ from retort.store import Folder
 # Requests that wait at a replica besides those that its engine works on.
 SPARE_REQUESTS = 32
 # Answers that finish within this time travel together; without any a replica says it is alive.
-COLLECT_SECONDS, ALIVE_SECONDS = 0.1, 1.0
+COLLECT_SECONDS, ALIVE_SECONDS = 0.5, 1.0
 # Between two looks at a replica that is not there.
 RETRY_SECONDS = 0.5
 DEFAULT_RESTARTS = 3
@@ -39,8 +39,9 @@ def open_replicas(
     """Returns an engine of replicas, once one of them has loaded the model.
 
     The others take part as soon as the cluster has room for them: none waits for another, so that
-    two jobs never wait for each other. A model that is not in the store is a hub id, or a folder that every node sees. Raises what `connect` and the
-    engine's own `open_engine` raise, `EngineDiedError` where no replica stays alive.
+    two jobs never wait for each other. A model that is not in the store is a hub id, or a folder
+    that every node sees. Raises what `connect` and the engine's own `open_engine` raise,
+    `EngineDiedError` where no replica stays alive.
     """
     ray = connect(cluster.address)
     devices = 1
@@ -219,6 +220,11 @@ class Replicas:
         found = self._ray.get([actor.peaks.remote() for actor in self._alive()])
         return max(host for host, _ in found), max((gpu for _, gpu in found if gpu), default=None)
 
+    @property
+    def shown(self) -> str:
+        """How many replicas are alive, as a text."""
+        return f"{len(self._alive())} of {len(self._hands)} replicas"
+
     def _alive(self) -> list[Any]:
         return [hand.actor for hand in self._hands if hand.is_ready]
 
@@ -258,7 +264,8 @@ class Replicas:
         if not calls:
             time.sleep(RETRY_SECONDS)
             return
-        done, _ = self._ray.wait(list(calls), num_returns=1, timeout=RETRY_SECONDS)
+        self._ray.wait(list(calls), num_returns=1, timeout=RETRY_SECONDS)
+        done, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in done:
             hand = calls[call]
             hand.call = None
@@ -302,10 +309,9 @@ class Replicas:
             self._ray.kill(hand.actor, no_restart=is_over)
         if is_over:
             self._hands.remove(hand)
-        alive = sum(other.is_ready for other in self._hands)
         self._note(
             f"replica {hand.index + 1} was lost ({reason}); {number} requests are handed out "
-            f"again; {alive} of {len(self._hands)} replicas are alive"
+            f"again; {self.shown} are alive"
         )
         if not self._hands:
             raise EngineDiedError(f"no replica stayed alive; the last was lost for: {reason}")

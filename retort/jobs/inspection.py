@@ -49,6 +49,8 @@ def why(spec: JobSpec, store: Store) -> dict[str, list[str]]:
             found[name] = [f"input {i} would be made again" for i in stale]
         elif manifest["input_digests"] != {i: digests[i] for i in recipe.inputs}:
             found[name] = ["an input was made again and has other content"]
+        elif number := manifest["facts"].get("num_unreached"):
+            found[name] = [f"{number:,} requests that failed for a passing reason are asked again"]
         else:
             found[name] = []
             artifact = folder.finished()

@@ -37,7 +37,14 @@ _children: set["subprocess.Popen[str]"] = set()
 # collective call whose other side is gone.
 LINGER_SECONDS = 120.0
 # The errors by which vLLM, torch and Python report that an engine died.
-DEATHS = ("EngineDeadError", "EngineGenerateError", "OutOfMemoryError", "MemoryError")
+DEATHS = ("EngineDeadError", "EngineGenerateError")
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+# What other errors say for want of memory: CUDA, the loader of a library, the kernel, and Python
+# where it cannot even make an error.
+WANTS_MEMORY = (
+    *("out of memory", "failed to map segment", "cannot allocate memory"),
+    "error return without exception set",
+)
 
 
 def run(
@@ -248,9 +255,14 @@ def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
             f"{message}; all up to the last checkpoint is kept, and the next attempt goes on from "
             f"there once the cluster has room; the log is {log}"
         )
-    died = kind in DEATHS or "out of memory" in message.lower()
-    shape = errors.EngineDiedError if died else errors.StageError
-    return shape(f"{kind}: {message}; the log is {log}")
+    cause = f"{kind}: {message}" if message else kind
+    if kind in OUT_OF_MEMORY or any(sign in message.lower() for sign in WANTS_MEMORY):
+        return errors.EngineDiedError(
+            f"the stage's process ran out of memory ({cause}); free some, or lower what the "
+            f"section's runtime takes at once, and run the same command; the log is {log}"
+        )
+    shape = errors.EngineDiedError if kind in DEATHS else errors.StageError
+    return shape(f"{cause}; the log is {log}")
 
 
 def peak_memory_bytes() -> int:

@@ -42,6 +42,11 @@ def chat_endpoint(url: str) -> str:
     return url.rstrip("/").removesuffix(CHAT_PATH)
 
 
+def shown(url: str) -> str:
+    """Returns an address without what may be secret in it."""
+    return url.rpartition("@")[2].partition("?")[0]
+
+
 def expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Expansion:
     """Returns the job file as our sections, with a note on each value.
 
@@ -128,8 +133,7 @@ def _teacher(made: Expansion, raw: dict[str, Any], teacher: str | None) -> None:
         made.notes.append(f"{CONNECTION}: its endpoint and key are ignored")
         return
     url = chat_endpoint(str(_required(connection, "endpoint", f"{CONNECTION}.")))
-    shown = url.rpartition("@")[2].partition("?")[0]
-    note = f"{CONNECTION}.endpoint is generate.endpoint: {shown}"
+    note = f"{CONNECTION}.endpoint is generate.endpoint: {shown(url)}"
     place(made, "generate.endpoint", f"{CONNECTION}.endpoint", url, note)
     note = f"{CONNECTION}.api_key {_keep(connection)}"
     place(made, "generate.api_key_env", f"{CONNECTION}.api_key", KEY_ENV, note)

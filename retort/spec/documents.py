@@ -77,6 +77,7 @@ def parse(text: str, where: str, is_json: bool = False) -> Any:
     try:
         value = yaml.load(text, _Loader)
         _count(value, {})
+        value = _apart(value)
     except yaml.YAMLError as error:
         raise SpecError(f"{where} is not YAML: {_place_of(error)}") from None
     except (ValueError, OverflowError, RecursionError) as error:
@@ -118,6 +119,13 @@ def _count(value: Any, counts: dict[int, int]) -> int:
         raise ValueError(f"it holds more than {MAX_VALUES:,} values")
     counts[id(value)] = total
     return total
+
+
+def _apart(value: Any) -> Any:
+    """Returns a value in which an alias is a copy: a change of one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _apart(part) for key, part in value.items()}
+    return [_apart(part) for part in value] if isinstance(value, list) else value
 
 
 def _short(error: Exception) -> str:

@@ -41,7 +41,8 @@ class Generate(Section):
     endpoint: str | None = knob(
         None,
         "URL",
-        "Address for the engines openai and anthropic; the provider's own if not given.",
+        "Address for the engines openai and anthropic; if not given, that of OPENAI_BASE_URL or "
+        "ANTHROPIC_BASE_URL, else the provider's own.",
     )
     api_key_env: str | None = knob(
         None,

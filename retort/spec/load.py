@@ -168,6 +168,8 @@ def _anchor(made: Expansion, folder: Path) -> None:
         where = ".".join((*parents, key))
         if note := catalogue.resolve(holder, key, where, folder):
             made.notes.append(note)
+        if (engine := holder.get("engine")) in azure.REMOTE and not holder.get("endpoint"):
+            _use_base_url(made, holder, f"{engine}".upper() + "_BASE_URL", ".".join(parents))
         if made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):
             is_remote = holder.get("endpoint") or holder.get("engine") in azure.REMOTE
             holder[key] = holder[key] if is_remote else _model(holder[key], folder)
@@ -175,6 +177,13 @@ def _anchor(made: Expansion, folder: Path) -> None:
     for chosen in (curate.get("filters") if isinstance(curate, dict) else None) or []:
         if isinstance(chosen, dict):
             chosen |= {k: _data(v, folder) for k, v in chosen.items() if k.endswith("_file")}
+
+
+def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, section: str) -> None:
+    """Sets the endpoint that the providers' own clients take from the environment, too."""
+    if url := os.environ.get(variable):
+        holder["endpoint"] = url
+        made.notes.append(f"{section}.endpoint is {azure.shown(url)}, from {variable}")
 
 
 def _data(value: Any, folder: Path) -> Any:

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retort import processes
@@ -54,10 +54,19 @@ def check(spec: JobSpec, stage: StageName) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Consultation:
+    """A model's finished answers by request id. `num_unreached` are the requests that failed for a
+    passing reason: they are asked again by the next run, which therefore makes the stage anew."""
+
+    texts: dict[str, str]
+    num_unreached: int
+
+
 def consult(
     stage: Stage, model: ConsultedModel, requests: list[Request], name: str
-) -> dict[str, str]:
-    """Returns a model's finished answers by request id; where it gave none there is none.
+) -> Consultation:
+    """Returns a model's finished answers; where it gave none there is none.
 
     `name` is the model's role, and names what waits in the stage's scratch. The model is only
     loaded, in a process of its own, when its ledger lacks an answer. Raises what `processes.run`
@@ -79,7 +88,14 @@ def consult(
             model.runtime.model_dump(mode="json"),
         )
         plan, ledger = _open(consulting, run)
-    return dict(_answers(plan, ledger, examples))
+    entries = [plan.entry_for(_request_of(plan, example)) for example in examples]
+    num_unreached = sum(entry is not None and entry.transient for entry in entries)
+    if num_unreached:
+        stage.report.note(
+            f"warning: {name}: {num_unreached:,} of {len(examples):,} requests to {model.model} "
+            "failed for a passing reason and count as unanswered; the next run asks them again"
+        )
+    return Consultation(dict(_answers(plan, ledger, examples)), num_unreached)
 
 
 def answer(arguments: dict[str, Any], name: str, run: str, report: Reporter) -> int:

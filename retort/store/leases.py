@@ -44,15 +44,14 @@ class HolderFacts(ProcessIdentity):
 
     state: str
     beats: int
-    told: dict[str, Any]
 
 
 class Holder:
     """One process in a folder of leases: its heartbeat, and the names it holds, until the block
     ends.
 
-    `status` is a small JSON value that the other holders can read. When the block ends without an
-    error, the names held are done if `finish` was called; otherwise they are free.
+    When it ends without an error, the names held are done if `finish` was called; otherwise they
+    are free.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class Holder:
         lost_seconds: float = LOST_SECONDS,
     ):
         self.id = uuid.uuid4().hex[:12]
-        self.status: dict[str, Any] = {}
         self._folder, self._on_lost = folder, on_lost
         self._beat_seconds, self._lost_seconds = beat_seconds, lost_seconds
         self._state, self._beats = "alive", 0
@@ -119,11 +117,6 @@ class Holder:
             self._look()
             return {name: self._state_of(name) for name in names}
 
-    def others(self) -> list[dict[str, Any]]:
-        """Returns the status of the other holders, as seen a few seconds ago."""
-        with self._lock:
-            return [facts["told"] for facts, _ in self._others.values()]
-
     def _keep_beating(self) -> None:
         """Beats until the block ends; calls `on_lost` once when another process took a name that
         is held here."""
@@ -142,9 +135,7 @@ class Holder:
 
     def _beat(self) -> None:
         self._beats += 1
-        facts = HolderFacts(
-            state=self._state, beats=self._beats, told=self.status, **_this_process()
-        )
+        facts = HolderFacts(state=self._state, beats=self._beats, **_this_process())
         self._folder.write(f"holders/{self.id}.json", json.dumps(facts).encode())
 
     def _look(self) -> None:
@@ -173,7 +164,6 @@ class Holder:
         return HolderFacts(
             state=facts.get("state", "alive"),
             beats=facts.get("beats", 0),
-            told=facts.get("told", {}),
             # Of older versions, which stored another time, it is not known whether they are gone.
             machine=facts["machine"] if "started" in facts else "",
             pid=facts.get("pid", 0),

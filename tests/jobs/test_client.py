@@ -93,7 +93,7 @@ def test_a_job_in_the_words_of_other_tools(client, tmp_path):
 
 def test_the_documents_lines_of_python_start_a_job(client, tmp_path, capsys):
     page = (ROOT / "docs/operations.md").read_text()
-    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "RetortClient" in b)
+    (lines,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "RetortClient()" in b)
     for name in ("teacher", "base"):
         save_model(tmp_path / "models" / name)
     for name in ("train", "test"):
@@ -109,6 +109,8 @@ def test_a_job_that_cannot_run_says_why_and_an_unknown_one_what_there_is(client,
     client.jobs.create_or_update(spec)
     failed = client.jobs.wait("tiny")
     assert failed.status == "failed" and "train.jsonl" in (failed.error or "")
+    with pytest.raises(SpecError, match=r"job tiny failed: .*train\.jsonl.*no model 'tiny'"):
+        client.models.evaluate("tiny", "rows.jsonl")
     with pytest.raises(SpecError, match="there are: tiny"):
         client.jobs.get("tinny")
     with pytest.raises(SpecError, match="has no report yet"):

@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from retort.errors import DamagedError
+from retort.jobs.inspection import why
 from retort.jobs.run import JobRun
 from retort.spec import load
 from retort.store import Artifact, Folder, open_store
@@ -72,6 +73,18 @@ def test_a_student_whose_release_was_committed_while_mlflow_was_away_is_register
     uri = tracking_uri(open_store(str(place / "store")))
     client = MlflowClient(uri, registry_uri=uri)
     assert [str(v.version) for v in client.search_model_versions("name = 'tiny'")] == ["1"]
+
+
+def test_a_stage_that_could_not_reach_a_model_is_made_again_by_the_next_run_alone(place):
+    curated = Folder(run(place)[0]["curate"].uri)
+    before = curated.finished()
+    curated.amend({"num_unreached": 3})
+    spec, store = load(place / "job.yaml")[0], open_store(str(place / "store"))
+    (reason,) = why(spec, store)["curate"]
+    assert reason == "3 requests that failed for a passing reason are asked again"
+    how = run(place)[2]
+    assert how == {**dict.fromkeys(how, "cached"), "curate": "done"}
+    assert curated.finished() == before and not why(spec, store)["curate"]
 
 
 def test_a_bit_of_the_stored_student_stops_its_evaluation_and_not_what_is_cached(place):

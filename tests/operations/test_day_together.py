@@ -1,6 +1,4 @@
-"""The user's day on a server with SQLite: a job of three workers, one job twice at once, jobs that
-share a GPU, a schedule.
-"""
+"""The user's day on a server with SQLite: a job twice at once, a GPU that is shared, a schedule."""
 
 import hashlib
 import json
@@ -9,15 +7,12 @@ from collections import Counter
 
 import pytest
 
-from retort.store import open_store
 from tests.support import workers
-from tests.support.stages import segments
 from tests.support.tiny import write_rows
 from tests.support.workers import call, completed, start, until
 
 STAGES = ("prepare", "generate", "curate", "train", "evaluate", "report", "release")
 EVERY_SECONDS = 15
-AT_ONCE, REPLICAS, PILOT_ROWS = 2, 3, 16
 
 
 @pytest.fixture(scope="module")
@@ -41,52 +36,6 @@ def worker(day, made):
     """A worker whose machine has room for one model."""
     with day.worker("worker", RETORT_SLOT="gpu") as started:
         yield started
-
-
-def at_work(worker):
-    """What the processes below a worker were started for."""
-    return " ".join(word for each in worker.children(recursive=True) for word in each.cmdline())
-
-
-def helping(day):
-    return workers.runs_of(day.api, "replica")
-
-
-def test_three_workers_share_a_job_and_one_is_killed(day, tmp_path):
-    knobs = [f"replicas={REPLICAS}", f"max_concurrency={AT_ONCE}"]
-    spec = day.job("shared", *(f"generate.runtime.{knob}" for knob in knobs))
-    store = str(tmp_path / "store")
-    # The teacher answers nobody until all three ask, so that each is known to take part.
-    day.teacher.left["shared"] = PILOT_ROWS
-    day.teacher.waits.add("shared")
-    with (
-        day.worker("one", limit=1) as one,
-        day.worker("two", limit=1) as two,
-        day.worker("three", limit=1) as three,
-    ):
-        run = start(day.api, spec, store=store)
-        until(
-            lambda: day.teacher.num_waiting == AT_ONCE * REPLICAS,
-            lambda: workers.lines(day.api, run),
-        )
-        helper = next(each for each in (one, two, three) if "help_capture" in at_work(each))
-        workers.kill(helper)
-        day.teacher.waits.remove("shared")
-        states = completed(day.api, run)
-        helpers = [call(day.api, "GET", f"/flow_runs/{run}") for run in helping(day)]
-        said = workers.lines(day.api, run)
-    assert states["generate"] == "Completed"
-    assert "generate: 2 replicas were asked to help" in said
-    assert sorted(run["state_type"] for run in helpers) == ["CANCELLING", "COMPLETED"]
-    asked = day.asked()
-    times = day.teacher.answers("shared", asked)
-    # What the lost worker waited for is asked again, and nothing else.
-    assert min(times) == 1 and sum(times) <= len(asked) + AT_ONCE
-    keys = [entry["key"] for entry in segments(store)]
-    assert len(set(keys)) == len(keys) == len(asked)
-    names = open_store(store).job("shared").read_json("artifacts.json")
-    facts = open_store(store).artifact("generate", names["generate"]).read_json("manifest.json")
-    assert facts["facts"]["num_asked"] == len(asked)
 
 
 def test_two_runs_of_a_job_at_once_make_one_result(day, made):

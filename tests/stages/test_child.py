@@ -11,7 +11,14 @@ import psutil
 import pytest
 
 from retort import processes
-from retort.errors import DamagedError, DataError, SpecError, StageError, StoreError
+from retort.errors import (
+    DamagedError,
+    DataError,
+    EngineDiedError,
+    SpecError,
+    StageError,
+    StoreError,
+)
 from retort.events import SILENT, Reporter
 from tests.conftest import ROOT, environment
 from tests.support.child_functions import (
@@ -20,6 +27,7 @@ from tests.support.child_functions import (
     fail,
     fill,
     killed,
+    need_memory,
     save_tensors,
     sleep_with_grandchild,
 )
@@ -74,6 +82,12 @@ def test_a_crash_names_its_exit_code_and_its_log(tmp_path):
 def test_being_killed_is_said_to_be_for_want_of_memory(tmp_path):
     with pytest.raises(StageError, match="memory"):
         processes.run(killed, {}, SILENT, tmp_path / "log", RUNTIME)
+
+
+@pytest.mark.parametrize("what", ["bytes", "library"])
+def test_want_of_memory_is_said_with_what_to_do_whoever_notices_it(tmp_path, what):
+    with pytest.raises(EngineDiedError, match=r"ran out of memory \(.*free some, or lower.*log"):
+        processes.run(need_memory, {"what": what}, SILENT, tmp_path / "log", RUNTIME)
 
 
 def test_a_timeout_ends_the_whole_process_group(tmp_path):

@@ -256,6 +256,8 @@ def test_accuracy_of_a_conversation_is_agreement_with_its_own_reply(models, tmp_
     )
     assert found.n == 3 and found["accuracy"] == pytest.approx(2 / 3)
     assert found.metrics["accuracy"].meaning == "agreement with the expected reply"
+    own = models.evaluate("./student", tmp_path / "rows.jsonl", None, "conversation", ECHO)
+    assert next(iter(own)) == "accuracy" and own["accuracy"] == found["accuracy"]
     untold = write(tmp_path / "untold.jsonl", [{"prompt": "one two"}])
     unknown = models.evaluate("./student", untold, ["accuracy"], "conversation", ECHO)
     assert math.isnan(unknown["accuracy"]) and unknown.metrics["accuracy"].n == 0

@@ -22,7 +22,7 @@ from retort.processes.ray_cluster import LostNodeError
 from retort.spec import load
 from retort.stages.stage import Stage
 from retort.store import Folder
-from tests.conftest import ROOT, environment
+from tests.conftest import BIN, ROOT, environment
 from tests.stages.test_ranks import notes
 from tests.stages.test_ranks import run as run_training
 from tests.support.stages import job, run, segments
@@ -102,13 +102,28 @@ def keys(store: Path) -> Counter:
 
 def test_a_cluster_changes_no_answer_and_no_artifact(raw, tmp_path):
     facts, there = run(raw, str(tmp_path / "there"))
-    assert len({pid for pid, _ in asked_by(tmp_path)}) == 2
+    assert len(pids(tmp_path)) == 2
     assert facts["num_asked"] == NUM_ROWS
     alone = {name: value for name, value in raw.items() if name != "cluster"}
     _, here = run(alone, str(tmp_path / "here"))
     assert [(r.id, r.text, r.state) for r in there] == [(r.id, r.text, r.state) for r in here]
     again, _ = run(alone, str(tmp_path / "there"))
     assert again["num_asked"] == 0
+
+
+def test_replicas_of_vllm_give_the_answers_and_the_signal_of_one(student, tmp_path, cluster):
+    rows = tmp_path / "train.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n} + {n}?"}) + "\n" for n in range(16)))
+    runtime = {"max_num_seqs": 4, "num_threads": 1, "replicas": 2, "parity_samples": 2}
+    more = {"max_tokens": 6, "top_k": 4, "max_model_len": 64, "dtype": "float32"}
+    raw = job(student, rows, "vllm", runtime=runtime, **more)
+    one = {**raw, "generate": {**raw["generate"], "runtime": {**runtime, "replicas": 1}}}
+    facts, there = run({**raw, "cluster": {"ray": cluster.address}}, str(tmp_path / "there"))
+    alone, here = run(one, str(tmp_path / "here"))
+    assert [r.token_ids for r in there] == [r.token_ids for r in here]
+    assert facts["num_signals"] == alone["num_signals"] == len(there) == 16
+    assert facts["top_k_mass"] == pytest.approx(alone["top_k_mass"], abs=1e-5)
+    assert facts["parity"].keys() == alone["parity"].keys()
 
 
 def test_a_replica_that_is_killed_is_replaced_and_its_rows_are_asked_again(raw, tmp_path):
@@ -257,3 +272,20 @@ def test_a_training_that_is_cancelled_frees_its_place_on_the_cluster(ready, tmp_
     with pytest.raises(StageError, match="KeyboardInterrupt"):
         running.result(120)
     wait_until(lambda: free_cpus(cluster) == len(cluster.worker_nodes))
+
+
+def test_a_whole_job_moves_onto_a_cluster_and_back_and_stays_cached(tmp_path, cluster):
+    job_file = write_job(tmp_path, "echo")
+    command = [str(BIN / "retort"), "run", str(job_file), "--store", str(tmp_path / "store")]
+    on_cluster = [*command, "--set", f"cluster.ray={cluster.address}"]
+    more = ["--set", "evaluate.rounds=2"]  # a model that stayed open would keep the others waiting
+
+    def done(words: list[str]) -> str:
+        found = subprocess.run(
+            words, capture_output=True, text=True, timeout=300, env=environment(), check=False
+        )
+        assert found.returncode == 3, found.stderr  # the gate has nothing to compare
+        return found.stderr
+
+    assert ": cached" not in done([*on_cluster, *more])
+    assert done([*command, *more]).count(": cached\n") == 7

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from retort.errors import DataError, SpecError
+from retort.events import Reporter
 from tests.support.curating import asked, curated, said, why
 
 THOUGHT = "One and one are two.\nAnswer: 2"
@@ -50,6 +51,17 @@ def test_without_filters_the_task_types_own_are_asked(run):
     assert why(decisions) == {"a": None, "b": "finished: truncated", "c": None}
     assert (facts["num_kept"], facts["num_kept_train"]) == (2, 1)
     assert "verified" in facts["filters"]
+
+
+def test_the_stage_ends_with_what_was_kept_and_why_the_rest_was_not(run):
+    texts = {"a": "2", "b": " ", "c": "3", "d": "4"}
+    said_of_it: list[dict] = []
+    filters, report = ["non_empty", "verified"], Reporter(said_of_it.append)
+    responses = [said(name, text) for name, text in texts.items()]
+    _, decisions = run([*map(asked, texts)], responses, filters, report=report)
+    wrong, empty = why(decisions)["c"], why(decisions)["b"]
+    line = f"kept 1 of 4 responses; rejected: {wrong} (2), {empty} (1)"
+    assert said_of_it[-1] == {"kind": "note", "text": line}
 
 
 def test_the_budget_of_a_summary_is_the_one_it_was_written_for(run):

@@ -4,6 +4,7 @@ import asyncio
 from functools import partial
 
 import pytest
+from aiohttp import web
 from tokenizers import Tokenizer, models
 
 from retort.errors import DataError, SpecError, StageError
@@ -13,7 +14,7 @@ from retort.spec import Judge, build
 from retort.stages.judge import judging_chat, score_of
 from retort.store import open_store
 from tests.support.curating import asked, curated, said, why
-from tests.support.misbehaving import SECRET, bad, endpoint
+from tests.support.misbehaving import SECRET, bad, endpoint, openai_body
 from tests.support.stages import job, num_files, segments
 from tests.support.tiny import save_model, write_rows
 
@@ -121,6 +122,38 @@ def test_what_failed_is_asked_again_and_what_a_broken_run_got_stands(run, monkey
         for _ in range(2):
             assert all(d.kept for d in agreed().values())
         assert [seen.times(q) for q in questions] == [1, 1, 1, 3, 2]
+
+
+def test_a_judge_that_could_not_be_reached_is_counted_and_asked_again_about_the_rest(
+    run, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    examples = [asked(name) for name in "abcd"]
+    responses = [said(name, f"2, says {name}") for name in "abcd"]
+    away = {"a": 503, "c": 400, "d": 500}
+
+    async def behave(seen, request, text):
+        for name, status in away.items():
+            if f"says {name}" in text:
+                return bad(status)
+        return web.json_response(openai_body("Score: 5"))
+
+    with endpoint(behave) as (seen, url):
+        who = {"model": "tiny", "engine": "openai", "endpoint": url}
+        who["runtime"] = {"max_attempts": 1}
+
+        def judged():
+            return run(examples, responses, ["judged"], judge=who)
+
+        facts, decisions = judged()
+        assert facts["num_unreached"] == 2  # what is refused would be refused again
+        assert [name for name, decision in decisions.items() if decision.kept] == ["b"]
+        del away["a"], away["d"]
+        facts, decisions = judged()
+        assert facts["num_unreached"] == 0
+        assert [name for name, decision in decisions.items() if decision.kept] == ["a", "b", "d"]
+        times = {n: sum(f"says {n}" in text for _, text in seen.seen) for n in "abcd"}
+        assert times == {"a": 2, "b": 1, "c": 2, "d": 2}
 
 
 def test_an_answer_of_the_judge_that_was_cut_off_is_no_score_and_asked_again_with_more_room(

@@ -74,15 +74,6 @@ def test_what_is_done_in_error_is_free(folder):
         assert other.take("it")
 
 
-def test_others_see_what_a_holder_tells(folder):
-    with Holder(folder, beat_seconds=0.05) as one, Holder(folder, beat_seconds=0.05) as other:
-        one.status = {"done": 3}
-        deadline = time.monotonic() + 60
-        while other.others() != [{"done": 3}]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def holding(path):
     command = [sys.executable, "-c", HOLDS_FOR_EVER, path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())

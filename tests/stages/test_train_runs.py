@@ -48,6 +48,11 @@ def test_the_best_pass_is_kept_and_a_run_that_gets_worse_stops_early(ready, tmp_
     notes = [event["text"] for event in said if event["kind"] == "note"]
     assert any("stopped early: 2 passes" in note for note in notes)
     assert any(note.startswith("kept the student after step") for note in notes)
+    first, end = (f"{curve[at]['loss']:.4g}" for at in (0, -1))
+    assert (
+        f"{curve[-1]['step']} steps: loss {first} at first, {end} at the end; lowest validation "
+        f"loss {min(losses):.4g}"
+    ) in notes
     # A run of just so many passes at that constant rate ends with the same weights.
     short = {**wild, "num_epochs": best + 1}
     assert same(kept, train(ready, tmp_path / "short", **short))

@@ -41,6 +41,21 @@ def crash(report) -> None:
     os._exit(7)
 
 
+def need_memory(report, what: str) -> None:
+    """Needs more memory than there is: 64 MB beyond what the process has."""
+    import resource
+
+    import psutil
+
+    limit = psutil.Process().memory_info().vms + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if what == "bytes":
+        bytearray(1 << 30)
+    import torch
+
+    torch.zeros(1 << 28)
+
+
 def killed(report) -> None:
     os.kill(os.getpid(), 9)
 

@@ -21,7 +21,16 @@ def said(example, text, state="accepted", sample=0, turn=0, **more) -> Response:
     )  # fmt: skip
 
 
-def curated(home, examples, responses, filters=("finished", "verified"), generate=(), **knobs):
+def curated(
+    home,
+    examples,
+    responses,
+    filters=("finished", "verified"),
+    generate=(),
+    *,
+    report=SILENT,
+    **knobs,
+):
     """Curates examples and responses as artifacts of a store; returns facts and decisions."""
     sections = {
         "prepare": {"train": "x.jsonl", "test": "x.jsonl", **knobs.pop("prepare", {})},
@@ -39,7 +48,7 @@ def curated(home, examples, responses, filters=("finished", "verified"), generat
     for at in range(0, len(responses), 3):
         generated.write(f"responses-{at:05}.jsonl", write_lines(responses[at : at + 3]))
     inputs = {s: store.artifact(s, "a").commit({"facts": {}}) for s in ("prepare", "generate")}
-    stage = Stage("curate", spec, store, inputs, out, SILENT, home / "log")
+    stage = Stage("curate", spec, store, inputs, out, report, home / "log")
     facts = curate(stage)
     return facts, read_decisions(out)
 

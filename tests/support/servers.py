@@ -134,19 +134,23 @@ def s3(home: Path) -> dict[str, str]:
 
 
 def vllm(home: Path) -> str:
-    """vLLM's server with a tiny model named `tiny`, which speaks OpenAI's and Anthropic's
-    protocols; its address.
+    """vLLM's server with a tiny model of random weights, named `tiny`; its address."""
+    from tests.support.tiny import save_model
+
+    return vllm_with(home, save_model(home / "model"), "tiny", "--max-model-len", "128")
+
+
+def vllm_with(home: Path, model: Path, *more: str) -> str:
+    """vLLM's server with a model and its names, which speaks OpenAI's and Anthropic's protocols;
+    its address. `more` are the names, then further arguments.
 
     The command `vllm serve` looks for a distribution of that name, which the CPU build is not.
     """
-    from tests.support.tiny import save_model
-
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--model", str(save_model(home / "model"))]
-    command += ["--served-model-name", "tiny", "--max-model-len", "128", "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--model", str(model), "--dtype", "float32"]
     command += ["--enforce-eager", "--disable-uvicorn-access-log"]
-    command += ["--kv-cache-memory-bytes", "64M"]
+    command += ["--kv-cache-memory-bytes", "64M", "--served-model-name", *more]
     env = {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         return
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
+    do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = answer
 
 
 def operation(method: str, path: str) -> tuple[str, str]:
@@ -170,7 +170,20 @@ def error(fault: Fault) -> bytes:
 @contextmanager
 def slow_s3(s3: dict[str, str]) -> Iterator[Proxy]:
     """Serves a proxy in front of a server, to which the environment leads until the block ends."""
-    proxy = Proxy(s3["AWS_ENDPOINT_URL"])
+    with in_front_of(s3["AWS_ENDPOINT_URL"]) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**s3, "AWS_ENDPOINT_URL": proxy.url}.items():
+            patch.setenv(name, value)
+        forget_clients()
+        try:
+            yield proxy
+        finally:
+            forget_clients()
+
+
+@contextmanager
+def in_front_of(server: str) -> Iterator[Proxy]:
+    """Serves a proxy in front of any HTTP server until the block ends."""
+    proxy = Proxy(server)
     handler = type("Bound", (Handler,), {"proxy": proxy})
     http_server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http_server.daemon_threads = True
@@ -178,13 +191,8 @@ def slow_s3(s3: dict[str, str]) -> Iterator[Proxy]:
     thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**s3, "AWS_ENDPOINT_URL": proxy.url}.items():
-                patch.setenv(name, value)
-            forget_clients()
-            yield proxy
+        yield proxy
     finally:
-        forget_clients()
         http_server.shutdown()
         http_server.server_close()
         thread.join()

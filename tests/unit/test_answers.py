@@ -21,6 +21,12 @@ def test_a_label_is_read_as_text_or_as_its_number_in_the_set(label, expected):
     assert made.options == {label: label for label in ("entailment", "neutral", "contradiction")}
 
 
+def test_a_number_longer_than_an_integer_may_be_is_no_label():
+    with pytest.raises(ValueError, match="label") as error:
+        prompt(nli, {"premise": "p", "hypothesis": "h", "label": "7" * 6000})
+    assert "limit" not in str(error.value)
+
+
 def test_labels_that_are_numbers_are_texts_first():
     labels = ("-1", "0", "1")
     for label in (-1, 0, "1"):
@@ -103,8 +109,10 @@ SAME = [
         ("−3", "-3"),
     ),
     *(("The Rhine", "rhine"), ("(Rome)", "Rome"), ("U.K.", "UK"), ("Vitamin A", "vitamin a")),
+    ("-$" + "7" * 6000 + ".50", "-" + "7" * 6000 + ".5"),  # longer than an integer may be
 ]
 DIFFERENT = [
+    *(("7" * 6000, "7" * 5999 + "8"), ("-" + "7" * 6000, "7" * 6000)),
     *(("2.71", "271"), ("-8", "8"), ("−8", "8"), ("$2.25", "225"), ("3/4", "34"), ("6:45", "645")),
     *(("C++", "C"), ("F#", "F"), ("A+", "A"), ("A-", "A"), ("a<b", "a>b"), ("a>=b", "a<=b")),
     *(("x!=1", "x=1"), ("5-10", "510"), ("2024-05-06", "20240506"), ("6²", "62"), ("$5", "€5")),

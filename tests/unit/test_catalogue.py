@@ -92,6 +92,18 @@ def test_a_name_at_an_endpoint_of_the_users_own_stays_as_it_is(job):
     assert not any(note.startswith("generate.teacher") for note in notes)
 
 
+def test_an_endpoint_is_taken_from_where_the_providers_own_clients_take_it(job, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://proxy:8000/v1")
+    monkeypatch.delenv("ANTHROPIC_BASE_URL", raising=False)
+    spec, notes = job(teacher="gpt-4")
+    assert spec.generate.endpoint == "http://proxy:8000/v1"
+    assert "generate.endpoint is http://proxy:8000/v1, from OPENAI_BASE_URL" in " ".join(notes)
+    own, _ = job(teacher="mine", engine="openai", endpoint="http://host/v1", top_k=0)
+    assert own.generate.endpoint == "http://host/v1"
+    assert job(teacher="claude-3.5-sonnet")[0].generate.endpoint is None
+    assert job()[0].generate.endpoint is None
+
+
 def test_a_student_needs_weights(job):
     with pytest.raises(SpecError, match=r"train\.student: gpt-4 is .*Name an open model"):
         job(student="gpt-4")

@@ -29,6 +29,7 @@ SHARED = {"stage", "teacher_requests", "request_loop", "budget", "judge", "engin
 PLACES = {
     "prefect": ("tasks", "flows", "retort.client.server"),
     "mlflow": ("retort.tracking", "flows.mlflow_app"),
+    "ray": ("retort.processes.ray_cluster", "retort.processes.cluster_run"),
     "fsspec": ("retort.store",),
     "s3fs": ("retort.store",),
     "datasets": ("retort.data.sources.hub",),

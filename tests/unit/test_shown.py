@@ -29,6 +29,16 @@ def test_control_characters_are_written_out_and_scripts_stay(text, wanted):
     assert shown(text) == wanted
 
 
+def test_a_terminal_of_eighty_columns_shows_every_number_whole():
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=80, color_system=None)
+    count = {"kind": "progress", "done": 1234, "total": 12_345, "unit": "responses"}
+    with terminal._bars(console) as bars:
+        terminal.LiveLines(bars)("generate", {**count, "note": "187 tokens/s, 82% accepted"})
+    row = "generate 1,234/12,345 responses 0:00:00 187 tokens/s, 82% accepted"
+    assert row in " ".join(written.getvalue().split())
+
+
 def test_notes_and_counts_on_a_terminal_are_no_markup():
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=200, color_system="truecolor")

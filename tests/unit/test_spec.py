@@ -361,6 +361,15 @@ def test_an_alias_and_a_merge_are_no_key_twice_and_numbers_are_decimal(tmp_path)
     assert spec.curate.judge.model == "j"
 
 
+def test_an_override_changes_one_place_and_not_what_an_alias_names(tmp_path):
+    text = "evaluate: {judge: &judge {model: j, runtime: {max_concurrency: 3}}}\n"
+    text += "curate: {judge: *judge}\ntrain: {student: s}\n"
+    changed = ["evaluate.judge.runtime.max_concurrency=9"]
+    spec, _ = load(job_file(tmp_path, PLAIN + text), changed)
+    assert spec.evaluate.judge.runtime.max_concurrency == 9
+    assert spec.curate.judge.runtime.max_concurrency == 3
+
+
 def test_a_job_may_be_json_which_is_read_as_json(tmp_path):
     raw = {**MINIMAL, "train": {"student": "s", "learning_rate": 1e-05}}
     text = json.dumps(raw, indent="\t").replace("/", "\\/")

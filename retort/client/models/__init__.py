@@ -4,20 +4,26 @@ All of it happens on this machine; no server is needed. Note: a model that a job
 that job asks (task type, prompts, lengths, engine), so that its scores can be compared.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retort.client.models.results import Evaluation, ModelVersion, Score, TestData
+from retort.errors import SpecError
 from retort.store import open_store
 
 __all__ = ["Evaluation", "ModelVersion", "Models", "Score", "TestData"]
 
 
 class Models:
-    """The models of a store, and any others that this machine can open."""
+    """The models of a store, and any others that this machine can open.
 
-    def __init__(self, store: str):
+    `until_over` waits for the jobs of some names, and returns what went wrong with one.
+    """
+
+    def __init__(self, store: str, until_over: Callable[[Sequence[str]], str] = lambda _: ""):
         self._store = open_store(store)
+        self._until_over = until_over
 
     def evaluate(
         self,
@@ -32,7 +38,8 @@ class Models:
         It runs here, in a process of its own, and needs no server. `model_name` is a registered
         name (its champion, else its challenger, else its newest version), NAME@alias or
         NAME/VERSION; NAME-baseline, the base of the student of that name; a model's folder, or a
-        hub id. `test_data` is a path, URL, list or dataset as in a job's `prepare.test`.
+        hub id. A job of its name that is under way is waited for. `test_data` is a path, URL, list
+        or dataset as in a job's `prepare.test`.
 
         `metrics` are names of `retort.metrics`, yours as package.module:name, "bleu_score" (bleu)
         and "inference_time"; the task type's own if not given. A conversation has no right answer:
@@ -44,11 +51,18 @@ class Models:
         that cannot be used, `StoreError` where MLflow or the store fails, and `StageError` where
         the model does.
         """
-        from retort.client.models.finding import find
+        from retort.client.models.finding import JOB, find, makers
         from retort.client.models.measuring import EvaluationRequest, measured
 
         asked = EvaluationRequest(test_data, metrics, task_type, dict(knobs or {}))
-        return measured(self._store, find(self._store, model_name), asked)
+        wrong = self._until_over([name for name in makers(model_name) if JOB.fullmatch(name)])
+        try:
+            found = find(self._store, model_name)
+        except SpecError as error:
+            raise SpecError(f"{wrong}; {error}" if wrong else str(error)) from None
+        if wrong:
+            logging.getLogger("retort").warning(f"{wrong}; {found.label} was made before")
+        return measured(self._store, found, asked)
 
     def list(self) -> "list[ModelVersion]":
         """Returns every version of every registered model, by name, the newest first.

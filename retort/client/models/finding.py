@@ -60,14 +60,19 @@ def find(store: Store, name: str) -> FoundModel:
         return found
     if name.strip() and path.is_dir():
         return _in_folder(path.resolve())
-    stem = name.removesuffix(BASELINE)
-    for made_by in (stem, f"{stem}{DISTILLED}") if stem != name else ():
+    for made_by in makers(name) if name.endswith(BASELINE) else ():
         if student := _made(store, client, made_by):
             if not student.spec:
                 raise SpecError(f"{name}: the report of {student.label} is gone, and its base with")
             base = student.spec["train"]["student"]
             return FoundModel(base, base, student.spec)
     raise _unknown(client, name)
+
+
+def makers(name: str) -> tuple[str, ...]:
+    """Returns the names of the students, and of their jobs, that a model's name may come from."""
+    stem = name.removesuffix(BASELINE)
+    return (name,) if stem == name else (stem, f"{stem}{DISTILLED}")
 
 
 def registered(store: Store) -> Iterator[tuple[Version, tuple[str, ...]]]:

@@ -117,7 +117,8 @@ def _names(spec: JobSpec, given: Sequence[str] | None) -> list[str]:
     """Returns the names of the metrics, each once. Raises `SpecError` for what is none."""
     if given is None:
         own = task_types.metrics_of(task_types.load(spec.prepare.task_type))
-        return [name for name in own if name != AGREEMENT]
+        # No teacher is asked here; what takes the place of agreement is with the row's own reply.
+        return list(dict.fromkeys(ACCURACY if name == AGREEMENT else name for name in own))
     if isinstance(given, str):
         raise SpecError(f"metrics: '{given}' is one name; give a list of them")
     for name in given:

@@ -8,7 +8,7 @@ Source: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension o
 import re
 import string
 import unicodedata
-from fractions import Fraction
+from decimal import Decimal
 
 # Raised and lowered digits are not those of the number before them: 5² is not 52.
 RAISED = re.compile("([⁰¹²³⁴-⁹]+)")
@@ -89,6 +89,7 @@ def _without_punctuation(text: str) -> str:
     return "".join(c for c in text if c not in string.punctuation)
 
 
-def _value(number: re.Match[str]) -> Fraction:
-    value = Fraction(number["digits"])
-    return -value if number["sign"] or number["sign2"] else value
+def _value(number: re.Match[str]) -> Decimal:
+    """Returns the exact value of a number of any length; Python's integers end at 4300 digits."""
+    value = Decimal(number["digits"])
+    return value.copy_negate() if number["sign"] or number["sign2"] else value

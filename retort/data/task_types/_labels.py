@@ -17,6 +17,7 @@ BETWEEN_WORDS = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])[\s_-]+(?=[\p{L}\p{M}\p{N}
 LETTER = r"[\p{L}\p{M}\p{N}]"
 # Chinese, Japanese and Thai put no spaces between words; Korean puts its particles behind them.
 NO_SPACES, PARTICLES = regex.compile(f"[{UNSPACED}]"), regex.compile(r"\p{Hangul}")
+MOST_DIGITS = 18
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -91,6 +92,7 @@ def whole_number(value: Any) -> int | None:
         return int(text.casefold() == "true")
     sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
     whole, point, zeros = digits.partition(".")
-    if not whole.isdecimal() or (point and zeros.strip("0")):
+    is_long = len(whole) > MOST_DIGITS  # no index, and Python refuses integers of 4300 digits
+    if not whole.isdecimal() or is_long or (point and zeros.strip("0")):
         return None
     return int(sign + whole)

@@ -31,7 +31,7 @@ def curate(stage: Stage) -> dict[str, Any]:
     task_type = task_types.load(stage.spec.prepare.task_type)
     chosen = _chosen(stage.spec, task_type)
     items = list(_items(stage, task_type))
-    reasons, scores = _sift(stage, items, chosen)
+    reasons, scores, num_unreached = _sift(stage, items, chosen)
     decisions = [_decision(item, stage.spec, reasons, scores) for item in items]
     groups = _groups(stage.spec, items)
     spread = _weigh(decisions, groups, stage.spec.curate.balance)
@@ -40,15 +40,24 @@ def curate(stage: Stage) -> dict[str, Any]:
     num_kept_train = sum(spread["balance_after"].values())
     _check_enough(stage.spec, num_kept_train, counted)
     data_card.write(stage, decisions)
+    stage.report.note(_outcome(len(decisions), counted))
     return {
         "num_responses": len(decisions),
         "num_kept": len(decisions) - counted.total(),
         "num_kept_train": num_kept_train,
         "num_rejected": counted.total(),
         "reasons": dict(counted.most_common()),
+        "num_unreached": num_unreached,
         "filters": [name for name, _ in chosen],
         **spread,
     }
+
+
+def _outcome(num_responses: int, rejected: Counter[str]) -> str:
+    """Returns in one line what the stage came to."""
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in rejected.most_common(5))
+    why = f"; rejected: {reasons}" if reasons else ""
+    return f"kept {num_responses - rejected.total():,} of {num_responses:,} responses{why}"
 
 
 def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
@@ -112,17 +121,20 @@ def _responses(stage: Stage) -> Iterator[Response]:
 
 def _sift(
     stage: Stage, items: list[Candidate], chosen: Chosen
-) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
-    """Returns the rejections (filter, reason) and the judge's scores, by the responses' ids."""
+) -> tuple[dict[str, tuple[str, str]], dict[str, float], int]:
+    """Returns the rejections (filter, reason) and the judge's scores, by the responses' ids; and
+    for how many responses a further model was not reached."""
     reasons: dict[str, tuple[str, str]] = {}
     scores: dict[str, float] = {}
-    remaining = items
+    remaining, num_unreached = items, 0
     for number, (name, rejects) in enumerate(chosen):
         if name == "judged":
-            remaining = judging.judge(stage, remaining)
+            remaining, number_here = judging.judge(stage, remaining)
+            num_unreached += number_here
             scores |= {i.response.id: i.score for i in remaining if i.score is not None}
         elif name == "teachers_agree":
-            remaining = judging.second_teacher(stage, remaining)
+            remaining, number_here = judging.second_teacher(stage, remaining)
+            num_unreached += number_here
         verdicts = [(item, rejects(item)) for item in remaining]
         for item, reason in verdicts:
             if reason is not None:
@@ -131,7 +143,7 @@ def _sift(
         remaining = [item for item, reason in verdicts if reason is None]
         note = f"{name}: {len(remaining):,} of {len(items):,} responses left"
         stage.report.progress(number + 1, len(chosen), "filters", note)
-    return reasons, scores
+    return reasons, scores, num_unreached
 
 
 def _decision(

@@ -13,8 +13,9 @@ from retort.stages.stage import Stage
 from retort.stages.teacher_requests import instruction_of, with_instruction
 
 
-def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
-    """Returns the candidates with the judge's scores, None where it gave none."""
+def judge(stage: Stage, items: list[Candidate]) -> tuple[list[Candidate], int]:
+    """Returns the candidates with the judge's scores, None where it gave none, and how many it was
+    not reached for."""
     model = stage.spec.curate.judge
     assert model, "the spec refuses the filter judged without a judge"
     requests = [
@@ -24,13 +25,15 @@ def judge(stage: Stage, items: list[Candidate]) -> list[Candidate]:
         )
         for i in items
     ]
-    texts = consult(stage, model, requests, "judge")
-    scores = {name: score_of(text) for name, text in texts.items()}
-    return [_replaced(item, score=scores.get(item.response.id)) for item in items]
+    found = consult(stage, model, requests, "judge")
+    scores = {name: score_of(text) for name, text in found.texts.items()}
+    scored = [_replaced(item, score=scores.get(item.response.id)) for item in items]
+    return scored, found.num_unreached
 
 
-def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
-    """Returns the candidates with the second teacher's answers to the same chats."""
+def second_teacher(stage: Stage, items: list[Candidate]) -> tuple[list[Candidate], int]:
+    """Returns the candidates with the second teacher's answers to the same chats, and how many it
+    was not reached for."""
     model = stage.spec.curate.second_teacher
     assert model, "the spec refuses the filter teachers_agree without a second teacher"
     instruction = instruction_of(stage.spec)
@@ -42,12 +45,13 @@ def second_teacher(stage: Stage, items: list[Candidate]) -> list[Candidate]:
         )
         for item in items
     ]
-    texts = consult(stage, model, requests, "second_teacher")
+    found = consult(stage, model, requests, "second_teacher")
     answers = {
         name: reasoning.split(text)[1] if instruction or "</think>" in text else text
-        for name, text in texts.items()
+        for name, text in found.texts.items()
     }
-    return [_replaced(item, second=answers.get(item.response.id)) for item in items]
+    answered = [_replaced(item, second=answers.get(item.response.id)) for item in items]
+    return answered, found.num_unreached
 
 
 def _as_text(item: Candidate) -> str:

@@ -27,6 +27,7 @@ from retort.stages.evaluate.scores import (
     differences_of,
     flat,
     models_of,
+    num_unreached,
     paid_facts,
     read_held_out,
     retention_of,
@@ -85,7 +86,8 @@ def _likelihood(stage: Stage) -> dict[str, Any]:
 
 def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
     """Scores all answers and writes the statistics; returns the stage's facts."""
-    knobs, held_out, ratings = stage.spec.evaluate, read_held_out(stage), judged(stage)
+    knobs, held_out = stage.spec.evaluate, read_held_out(stage)
+    ratings, num_unrated = judged(stage)
     unanswered = unanswered_notes(stage, held_out)
     for text in unanswered:
         stage.report.note(f"warning: {text}")
@@ -104,6 +106,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
         "split": held_out_split(stage.spec),
         "num_examples": len(held_out.examples),
         "num_held_out": len(asked_examples(stage)),
+        "num_unreached": num_unreached(stage) + num_unrated,
         "main_metric": main,
         "hardware": machine.hardware(),
         "versions": machine.versions(),

@@ -102,8 +102,15 @@ class EndpointModel:
         return {
             "num_tokens": sum(response.num_tokens for response in answered),
             "num_prompt_tokens": sum(response.num_prompt_tokens for response in answered),
+            "num_unreached": sum(self._is_unreached(plan, example) for example in missing),
             **self._rates(ledger, [r for r in asked if is_answered(r)], seconds),
         }
+
+    @staticmethod
+    def _is_unreached(plan: RequestPlan, example: Example) -> bool:
+        """Whether a request failed for a passing reason: the next run asks it again."""
+        entry = plan.entry_for(_request(plan, example))
+        return entry is not None and entry.transient
 
     def _reused(self) -> dict[str, Response]:
         """Returns the answers of generate that this stage would ask for: ended by themselves within

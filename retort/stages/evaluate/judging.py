@@ -15,16 +15,17 @@ from retort.stages.stage import Stage
 Scores = dict[str, list[float]]  # by example's id: the score, and 1
 
 
-def judged(stage: Stage) -> dict[str, Scores]:
-    """Returns the judge's scores by role and example, of answers that are whole; nothing without a
-    judge. An answer without a score in the judge's text has none.
+def judged(stage: Stage) -> tuple[dict[str, Scores], int]:
+    """Returns the judge's scores by role and example, of answers that are whole, and for how many
+    it was not reached; nothing without a judge. An answer without a score in the judge's text has
+    none.
 
     The judge is loaded after the models, in a process of its own, and rates only what is not in its
     ledger yet.
     """
     judge = stage.spec.evaluate.judge
     if judge is None:
-        return {}
+        return {}, 0
     examples = {e.id: e for e in asked_examples(stage)}
     keys: dict[str, dict[str, str]] = {}
     requests: dict[str, Request] = {}
@@ -35,13 +36,13 @@ def judged(stage: Stage) -> dict[str, Scores]:
             name = keys[role][key]
             chat = judging_chat(judge.rubric, examples[key].messages, _judged_text(response))
             requests[name] = Request(name, chat)
-    texts = consult(stage, judge, [requests[name] for name in sorted(requests)], "judge")
-    scores = {name: score_of(text) for name, text in texts.items()}
+    found = consult(stage, judge, [requests[name] for name in sorted(requests)], "judge")
+    scores = {name: score_of(text) for name, text in found.texts.items()}
     by_role: dict[str, Scores] = {}
     for role, names in keys.items():
         rated = {key: scores.get(name) for key, name in names.items()}
         by_role[role] = {key: [score, 1.0] for key, score in rated.items() if score is not None}
-    return by_role
+    return by_role, found.num_unreached
 
 
 def _judged_text(response: Response) -> str:

@@ -184,6 +184,12 @@ def paid_facts(stage: Stage) -> dict[str, Any]:
     return {"spending": dict(spending), "ledgers": ledgers} if ledgers else {}
 
 
+def num_unreached(stage: Stage) -> int:
+    """Returns how many requests to models at endpoints failed for a passing reason."""
+    first = (stage.out.read_json(file_of(role, 1)) for role in roles_of(stage))
+    return sum(measures.get("num_unreached", 0) for measures in first)
+
+
 def _quickest(rounds: list[list[float]]) -> list[float]:
     """Returns each request's least seconds: all rounds time the same requests, some rounds fewer.
 

@@ -1,7 +1,8 @@
 """The models take turns at being measured, round after round, each in a process of its own.
 
 A model's process stays open for the next round while the machine has memory for as many more as
-are still to come. Otherwise, on a GPU, and at an endpoint, each turn opens a new one.
+are still to come. Otherwise each turn opens a new one, as on a GPU, at an endpoint, and on a
+cluster, where others may wait for its room.
 """
 
 import queue
@@ -46,7 +47,8 @@ def take_turns(stage: Stage) -> None:
                     f"{number} than in the first, whose answers are scored"
                 )
             num_to_come = len(roles) - len(open_models)
-            if number == rounds[-1] or not _has_room(measures, num_to_come):
+            is_last = number == rounds[-1] or stage.spec.cluster.ray is not None
+            if is_last or not _has_room(measures, num_to_come):
                 open_models.pop(role).close()
 
 

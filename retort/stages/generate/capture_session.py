@@ -77,6 +77,7 @@ class CaptureSession:
         settings.runtime["max_num_seqs"] = self._max_num_seqs
         engine = open_teacher(self.spec, settings, self._stage.report)
         self.ledger.start(engine.facts)
+        self.progress.engine = engine
         self.budget.start()
         with heartbeat(engine, self._stage.report):
             self._ask_pilot(engine)

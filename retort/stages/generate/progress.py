@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from retort.engines import Answer
+from retort.engines import Answer, Engine
 from retort.events import Reporter
 from retort.records import Response
 from retort.stages.budget import Budget, Forecast
@@ -18,7 +18,8 @@ FEW = 8
 class Progress:
     """Counts the responses of a capture and shows, now and then, how far it is.
 
-    `num_cached` of the `num_total` responses were in the ledger when the run began.
+    `num_cached` of the `num_total` responses were in the ledger when the run began. `engine`, once
+    it is open, may have something to show as well.
     """
 
     def __init__(self, report: Reporter, budget: Budget):
@@ -26,6 +27,7 @@ class Progress:
         self.states: Counter[str] = Counter()
         self.num_total = self.num_cached = 0
         self.forecast: Forecast | None = None
+        self.engine: Engine | None = None
         self._num_tokens = self._num_signal_tokens = 0
         self._top_k_mass = 0.0
         self._paced_from: tuple[float, int] | None = None  # when, and how many were done by then
@@ -91,7 +93,11 @@ class Progress:
 
     def _note(self) -> str:
         money = f", {self._budget.spent:,.2f} money" if self._budget.spent else ""
-        return f"{self._pace():,.0f} tokens/s, {self._accepted():.0%} accepted{self._left()}{money}"
+        more = getattr(self.engine, "shown", "")
+        return (
+            f"{self._pace():,.0f} tokens/s, {self._accepted():.0%} accepted{self._left()}{money}"
+            f"{more and ', '}{more}"
+        )
 
     def _pace(self) -> float:
         return self._num_tokens / max(self._budget.running_seconds, 1e-9)

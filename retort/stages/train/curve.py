@@ -49,6 +49,14 @@ class Curve:
         """Returns the last losses, without their step."""
         return {k: v for k, v in (self.records[-1:] or [{}])[0].items() if k != "step"}
 
+    def outcome(self) -> str:
+        """Returns in one line what the run came to."""
+        first, last = self.records[0], self.records[-1]
+        validations = [record["validation_loss"] for record in self.validated]
+        best = f"; lowest validation loss {min(validations):.4g}" if validations else ""
+        losses = f"loss {first['loss']:.4g} at first, {last['loss']:.4g} at the end"
+        return f"{last['step']:,} steps: {losses}{best}"
+
     def warnings(self) -> list[str]:
         """Returns a line on divergence and on clear overfitting, where there is any."""
         lines = []

@@ -140,6 +140,7 @@ class Trainer:
         if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
             checkpoint.load_best(out, self.model)
             self.report.note(f"kept the student after step {best}, of the lowest validation loss")
+        self.report.note(curve.outcome())
         for text in curve.warnings():
             self.report.note(f"warning: {text}")
         return {**curve.last(), "best_step": best, "warnings": curve.warnings()}
