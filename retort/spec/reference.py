@@ -13,8 +13,8 @@ from retort.spec.section import Section
 OPENING = """# Every knob
 
 Made from the spec by `python -m retort.spec.reference`. On the command line a knob is written
-`section.name` (`--set train.learning_rate=1e-4`). Knobs under `runtime` and `spending` never change
-a result, so that changing one keeps everything that is cached.
+`section.name` (`--set train.learning_rate=1e-4`). Knobs under `runtime`, `spending` and `cluster`
+never change a result, so that changing one keeps everything that is cached.
 """
 
 
@@ -31,10 +31,10 @@ def page() -> str:
     """Returns the page: a table for each section and each section in it, then the plug-ins."""
     parts = [OPENING, "## The job\n", _table("", {"name": JobSpec.model_fields["name"]})]
     shown: dict[type[Section], str] = {}
-    for stage in STAGES:
-        section = _section_of(JobSpec.model_fields[stage].annotation)
+    for name in (*STAGES, "cluster"):
+        section = _section_of(JobSpec.model_fields[name].annotation)
         assert section
-        parts += _parts(stage, section, shown)
+        parts += _parts(name, section, shown)
     parts.append(
         "\n## Plug-ins by name\n\nOptions are given beside the name: "
         "`{name: length, max_words: 300}`. [plug-ins.md](plug-ins.md) says how to add one.\n"

@@ -24,7 +24,9 @@ COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 TARGETS = ("orchestrator", "cpu", "gpu")
-SECRETS = re.compile("PASSWORD|SECRET|KEY|AUTH|LOGIN|CONNECTION_URL|DOCKET_URL|STORE_URI")
+SECRETS = re.compile(
+    "PASSWORD|SECRET|TOKEN|KEY|AUTH_STRING|LOGIN|CONNECTION_URL|DOCKET_URL|STORE_URI"
+)
 
 
 def pins(path: Path) -> dict[str, set[str]]:
@@ -67,6 +69,12 @@ def parsed(words: list[str]) -> None:
             from mlflow.cli import cli
 
             cli.commands["server"].make_context("server", rest)
+        case ["ray", name, *rest]:
+            from ray.scripts.scripts import cli
+
+            cli.commands[name].make_context(name, rest)
+        case ["exec", *rest]:
+            parsed(rest)
         case ["retort", *rest]:
             from flows.cli import parser
 
@@ -113,6 +121,8 @@ def test_a_flag_that_a_program_does_not_know_is_noticed():
         parsed(["prefect", "server", "start", "--no-such-flag"])
     with pytest.raises(Exception, match="--no-such-flag"):
         parsed(["mlflow", "server", "--no-such-flag"])
+    with pytest.raises(Exception, match="--no-such-flag"):
+        parsed(["exec", "ray", "start", "--no-such-flag"])
 
 
 def test_the_deployment_and_the_pool_that_the_stack_names_are_those_that_are_made():
@@ -184,7 +194,7 @@ def test_a_secret_is_asked_of_the_environment_and_nothing_else_is_in_the_files()
         assert offered[name] == default, name
     passwords = {f"{name}_PASSWORD" for name in ("POSTGRES", "REDIS", "PREFECT", "MLFLOW")}
     needed = set(re.findall(r"\$\{(\w+):\?", text))
-    assert needed == passwords | {"S3_ACCESS_KEY", "S3_SECRET_KEY"}
+    assert needed == passwords | {"S3_ACCESS_KEY", "S3_SECRET_KEY", "RAY_AUTH_TOKEN"}
     assert not any(offered[name] for name in offered if SECRETS.search(name))
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
@@ -198,6 +208,27 @@ def test_both_servers_ask_for_a_login_and_answer_their_own_pages_only():
     assert "--app-name retort" in " ".join(SERVICES["mlflow"]["command"])
     assert mlflow[mlflow_app.LOGIN] == "retort:${MLFLOW_PASSWORD:?}"
     assert "*" not in mlflow[mlflow_app.HOSTS]
+
+
+def test_the_nodes_of_the_ray_cluster_know_one_another_by_a_token_and_only_the_nodes_give_room():
+    ray = {
+        name: service for name, service in SERVICES.items() if "ray" in service.get("profiles", ())
+    }
+    started = {
+        name: next(words for words in programs(service["command"]) if words[:2] == ["ray", "start"])
+        for name, service in ray.items()
+    }
+    assert started.keys() == {"ray-head", "ray-node", "worker-ray"}
+    for name, service in ray.items():
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN"] == "${RAY_AUTH_TOKEN:?}"
+        assert "ports" not in service and service["networks"] == ["retort"]
+        assert ("--num-cpus=0" in started[name]) == (name != "ray-node")
+        assert ("--address=ray-head:6379" in started[name]) == (name != "ray-head")
+    assert {"--head", "--port=6379"} <= set(started["ray-head"])
+    assert ray["ray-node"]["deploy"]["replicas"] == 2
+    assert len({service["image"] for service in ray.values()}) == 1
+    assert "--set cluster.ray=ray-head:6379" in (DOCKER / "compose.yaml").read_text()
 
 
 def test_no_index_and_no_foreign_host_is_named():

@@ -1,11 +1,12 @@
 """The manifests of deployments/kubernetes/ and the job template of its pool, checked without a
 cluster: by Prefect's own code, by the schemas of Kubernetes, and against one another."""
 
-import argparse
 import asyncio
 import copy
 import json
 import re
+import shlex
+from importlib.metadata import version
 from typing import Any
 
 import kubernetes_validate
@@ -18,10 +19,8 @@ from prefect.utilities.schema_tools import validate
 from prefect.workers.base import BaseJobConfiguration
 
 from flows import mlflow_app
-from flows.commands import node
-from flows.commands.options import on_spec
 from flows.server_setup import POOLS
-from retort.processes import nodes
+from retort.processes.cluster_run import LEAVE_SECONDS
 from tests.operations.test_docker import SECRETS, parsed, programs
 from tests.support.servers import ROOT
 
@@ -32,20 +31,21 @@ MANIFESTS: list[dict[str, Any]] = [
     for name in KUSTOMIZATION["resources"]
     for manifest in yaml.safe_load_all((FOLDER / name).read_text())
 ]
-# Applied when a student trains on several machines, and not before.
-SERVICE, FOLLOWERS = yaml.safe_load_all((FOLDER / "nodes.yaml").read_text())
+# Applied when a job has outgrown one pod, and not before.
+RAY_CLUSTER = yaml.safe_load((FOLDER / "raycluster.yaml").read_text())
+HEAD = RAY_CLUSTER["spec"]["headGroupSpec"]
+(GROUP,) = RAY_CLUSTER["spec"]["workerGroupSpecs"]
 PODS = {
     manifest["metadata"]["name"]: manifest["spec"]["template"]
     for manifest in MANIFESTS
     if manifest["kind"] in ("Deployment", "Job")
 }
 TEMPLATE = json.loads((FOLDER / "gpu-job-template.json").read_text())
-DEPLOYMENT = next(
-    deployment
+VARIABLES, ON_RAY = (
+    deployment["work_pool"]["job_variables"]
     for deployment in yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
     if deployment["work_pool"]["name"] == "retort-kubernetes"
 )
-VARIABLES = DEPLOYMENT["work_pool"]["job_variables"]
 
 
 class KubernetesJob(BaseJobConfiguration):
@@ -64,6 +64,12 @@ def job(**values: Any) -> dict[str, Any]:
 
 def pod(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest["spec"]["template"]["spec"]
+
+
+def as_pod(group: dict[str, Any]) -> dict[str, Any]:
+    """A pod of a Ray cluster as KubeRay makes it of its template."""
+    name = group["template"]["spec"]["containers"][0]["name"]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **group["template"]}
 
 
 def found(manifest: Any, key: str) -> list[Any]:
@@ -125,7 +131,7 @@ def test_the_pool_takes_the_template_and_all_that_its_own_would_take():
 
 def test_no_pod_runs_as_root_or_may_become_it():
     templates = [pod({"spec": {"template": template}}) for template in PODS.values()]
-    for spec in [*templates, pod(job()), pod(FOLLOWERS)]:
+    for spec in [*templates, pod(job()), HEAD["template"]["spec"], GROUP["template"]["spec"]]:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == 10001
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -136,7 +142,7 @@ def test_no_pod_runs_as_root_or_may_become_it():
 
 @pytest.mark.parametrize(
     "manifest",
-    [*MANIFESTS, SERVICE, FOLLOWERS],
+    [*MANIFESTS, *(as_pod(group) for group in (HEAD, GROUP))],
     ids=lambda m: f"{m['kind']} {m['metadata']['name']}",
 )
 def test_a_manifest_holds_to_the_schema_of_its_kind(manifest):
@@ -153,7 +159,10 @@ def test_the_job_of_a_run_holds_to_the_schema():
 
 
 def test_every_file_is_applied_and_every_thing_lies_in_the_namespace():
-    files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "nodes.yaml"}
+    files = {path.name for path in FOLDER.glob("*.yaml")} - {
+        "kustomization.yaml",
+        "raycluster.yaml",
+    }
     assert files == set(KUSTOMIZATION["resources"])
     assert {m["metadata"].get("namespace") for m in MANIFESTS[1:]} == {"retort"}
     assert job()["metadata"]["namespace"] == VARIABLES["namespace"] == "retort"
@@ -185,47 +194,90 @@ def pod_ports(template: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_images_have_the_projects_version_and_commands_are_read_by_their_programs():
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
-    assert [image["newTag"] for image in KUSTOMIZATION["images"]] == [version]
-    assert pod(job())["containers"][0]["image"] == VARIABLES["image"] == f"retort-gpu:{version}"
+    released = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    assert [image["newTag"] for image in KUSTOMIZATION["images"]] == [released]
+    assert pod(job())["containers"][0]["image"] == VARIABLES["image"] == f"retort-gpu:{released}"
     for template in PODS.values():
         container = template["spec"]["containers"][0]
-        assert container["image"] == f"retort-orchestrator:{version}"
+        assert container["image"] == f"retort-orchestrator:{released}"
         for words in programs(container.get("command") or container["args"]):
             parsed(words)
 
 
-def test_the_other_machines_of_a_student_are_like_the_runs_own_and_find_it():
-    made, settings = job(**VARIABLES), next(m for m in MANIFESTS if m["kind"] == "ConfigMap")
-    own, other = pod(made), pod(FOLLOWERS)
-    for name in ("tolerations", "securityContext", "restartPolicy", "serviceAccountName"):
-        assert other[name] == own[name], name
-    mine, theirs = own["containers"][0], other["containers"][0]
-    for name in ("image", "imagePullPolicy", "envFrom", "securityContext", "volumeMounts"):
+def test_the_workers_of_the_ray_cluster_are_like_a_runs_own_pod():
+    own, worker = pod(job(**VARIABLES)), GROUP["template"]["spec"]
+    for name in ("tolerations", "securityContext", "serviceAccountName"):
+        assert worker[name] == own[name], name
+    mine, theirs = own["containers"][0], worker["containers"][0]
+    for name in ("image", "imagePullPolicy", "securityContext", "volumeMounts"):
         assert theirs[name] == mine[name], name
-    assert theirs["resources"]["limits"] == mine["resources"]["limits"]
-    assert other["volumes"][0] == own["volumes"][0]
-    labels = made["spec"]["template"]["metadata"]["labels"]
-    assert labels.items() >= SERVICE["spec"]["selector"].items()
-    assert not SERVICE["spec"]["selector"].items() <= FOLLOWERS["metadata"]["labels"].items()
-    port = SERVICE["spec"]["ports"][0]["port"]
-    assert nodes.endpoint(settings["data"][nodes.VARIABLE]) == ("first-node.retort", port)
-    for manifest in (SERVICE, FOLLOWERS):
-        assert manifest["metadata"]["namespace"] == made["metadata"]["namespace"]
-    assert SERVICE["metadata"]["name"] == "first-node"
+    # The token is in `env`, because KubeRay hands only that on to what waits for the head.
+    assert [each for each in mine["envFrom"] if each not in theirs["envFrom"]] == [
+        {"secretRef": {"name": "retort-ray", "optional": True}}
+    ]
+    assert theirs["env"][-1] == mine["env"][0]
+    assert theirs["resources"]["limits"].items() >= mine["resources"]["limits"].items()
+    assert {volume["name"] for volume in worker["volumes"]} == {v["name"] for v in own["volumes"]}
+    assert worker["terminationGracePeriodSeconds"] > LEAVE_SECONDS
+    assert GROUP["minReplicas"] <= GROUP["replicas"] < GROUP["maxReplicas"]
 
 
-def test_the_other_machines_run_the_command_and_leave_as_kubernetes_expects():
-    spec, run = FOLLOWERS["spec"], pod(FOLLOWERS)
-    assert spec["completions"] == spec["parallelism"]
-    assert run["terminationGracePeriodSeconds"] > nodes.LEAVE_SECONDS
-    ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"][1:]]
-    assert [code["values"] for code in ignored] == [[node.ENDED]]
-    assert {code["containerName"] for code in ignored} == {run["containers"][0]["name"]}
-    program, *words = run["containers"][0]["args"]
-    top = argparse.ArgumentParser()
-    node.add(top.add_subparsers(), on_spec())
-    assert (program, top.parse_args(words).command) == ("retort", node.run)
+def test_all_of_the_ray_cluster_have_one_image_one_token_and_a_port_that_says_they_live():
+    head, worker = (group["template"]["spec"]["containers"][0] for group in (HEAD, GROUP))
+    assert RAY_CLUSTER["metadata"]["namespace"] == VARIABLES["namespace"]
+    assert RAY_CLUSTER["spec"]["rayVersion"] == version("ray")
+    assert head["image"] == worker["image"] == ON_RAY["image"]
+    token = {"secretKeyRef": {"name": "retort-ray", "key": "RAY_AUTH_TOKEN"}}
+    for part in (head, worker, RAY_CLUSTER["spec"]["autoscalerOptions"]):
+        known = {each["name"]: each.get("value", each.get("valueFrom")) for each in part["env"]}
+        assert known.items() >= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}.items()
+        assert part["securityContext"] == worker["securityContext"]
+    assert "RAY_AUTH_MODE=token, RAY_AUTH_TOKEN=" in (FOLDER / "kustomization.yaml").read_text()
+    for group, container in ((HEAD, head), (GROUP, worker)):
+        (port,) = container["ports"]
+        default = {"gcs-server": "6379"}.get(port["name"])
+        assert str(port["containerPort"]) == group["rayStartParams"].get(
+            f"{port['name']}-port", default
+        )
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert container[probe]["tcpSocket"] == {"port": port["name"]}
+
+
+def test_every_parameter_of_the_ray_cluster_is_an_option_of_ray_and_only_its_head_runs_no_work():
+    for group in (HEAD, GROUP):
+        given = group["rayStartParams"]
+        flags = [
+            f"--{name}" if value == "true" else f"--{name}={value}" for name, value in given.items()
+        ]
+        parsed(["ray", "start", *flags])
+    assert HEAD["rayStartParams"]["num-cpus"] == "0" and "num-cpus" not in GROUP["rayStartParams"]
+
+
+def test_a_run_on_the_ray_cluster_joins_it_with_the_token_and_takes_no_gpu():
+    container = pod(job(**ON_RAY))["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 0
+    assert {"secretRef": {"name": "retort-ray", "optional": True}} in container["envFrom"]
+    shell, option, script = shlex.split(container["args"])
+    joins, runs = (shlex.split(line) for line in script.split(";"))
+    assert (shell, option, runs) == ("sh", "-ec", ["exec", "prefect", "flow-run", "execute"])
+    parsed(joins)
+    parsed(runs)
+    (port,) = (
+        port["containerPort"]
+        for port in HEAD["template"]["spec"]["containers"][0]["ports"]
+        if port["name"] == "gcs-server"
+    )
+    # KubeRay names the service of a head by its cluster.
+    named = f"{RAY_CLUSTER['metadata']['name']}-head-svc.{RAY_CLUSTER['metadata']['namespace']}"
+    assert f"--address={named}:{port}" in joins
+    assert {"--num-cpus=0", "--num-gpus=0"} <= set(joins)
+    assert f"--set cluster.ray={named}:{port}" in (FOLDER / "raycluster.yaml").read_text()
+
+
+def test_only_pods_of_the_namespace_reach_the_ray_cluster():
+    (policy,) = (m["spec"] for m in MANIFESTS if m["kind"] == "NetworkPolicy")
+    assert policy["podSelector"] == {} and policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"from": [{"podSelector": {}}]}]
 
 
 def test_the_worker_may_start_and_watch_jobs_and_nothing_else():
@@ -254,12 +306,12 @@ def test_the_worker_may_start_and_watch_jobs_and_nothing_else():
 def test_secrets_are_named_and_none_is_held():
     assert "Secret" not in {manifest["kind"] for manifest in MANIFESTS}
     how = (FOLDER / "kustomization.yaml").read_text()
-    everything = [*MANIFESTS, job(), FOLLOWERS]
+    everything = [*MANIFESTS, job(), RAY_CLUSTER]
     for reference in found(everything, "secretKeyRef") + found(everything, "secretRef"):
         assert f"create secret generic {reference['name']} " in how
-    for reference in found(MANIFESTS, "secretKeyRef"):
+    for reference in found([*MANIFESTS, RAY_CLUSTER], "secretKeyRef"):
         assert f"{reference['key']}=" in how
-    for variables in found(MANIFESTS, "env"):
+    for variables in found([*MANIFESTS, RAY_CLUSTER], "env"):
         for variable in variables:
             plain = "value" in variable and SECRETS.search(variable["name"])
             assert not plain or variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
