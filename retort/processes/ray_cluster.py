@@ -63,11 +63,12 @@ def connect(address: str) -> Any:
         try:
             found = _address_of(address)
             ray.init(address=found, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise SpecError(
                 f"cluster.ray: {address}; no Ray cluster can be used there ({first_line(error)}); "
-                "start one (ray start --head --port=6379), give its HOST:PORT, or leave "
-                "cluster.ray out"
+                "start one (ray start --head --port=6379) or join it (ray start --address), give "
+                "its HOST:PORT, and its token where it asks for one (RAY_AUTH_MODE, "
+                "RAY_AUTH_TOKEN); or leave cluster.ray out"
             ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_end)  # Ray puts one of its own in place
