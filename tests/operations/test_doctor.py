@@ -2,6 +2,7 @@
 
 import secrets
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 
@@ -73,6 +74,17 @@ def test_a_store_that_cannot_be_written_is_bad(doctor, tmp_path):
     assert any("store" in line for line in lines(done, "bad"))
 
 
+CONNECTS = """
+import sys
+from retort.errors import SpecError
+from retort.processes.ray_cluster import connect
+try:
+    connect(sys.argv[1])
+except SpecError as error:
+    print(f"SpecError: {error}")
+"""
+
+
 @contextmanager
 def ray_head(port, **env):
     """A Ray cluster of one node without work, with the parameters of the manifest's head."""
@@ -102,6 +114,14 @@ def test_a_ray_cluster_is_looked_at_with_its_token_and_its_lack_is_said(doctor):
         here = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_TMPDIR": folder}
         with ray_head(port, RAY_TMPDIR=folder, **token):
             done, refused = doctor(**here, **token), doctor(**here, RAY_AUTH_MODE="disabled")
+            without = subprocess.run(
+                [sys.executable, "-c", CONNECTS, here["RAY_ADDRESS"]],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                env=environment(RAY_TMPDIR=folder, RAY_AUTH_MODE="token", HOME=folder),
+                check=False,
+            )
         gone = doctor(**here, **token)
         assert "Ray cluster" in doctor(RAY_TMPDIR=folder).stdout
     found = [line for line in lines(done, "ok") if "Ray cluster" in line]
@@ -112,6 +132,7 @@ def test_a_ray_cluster_is_looked_at_with_its_token_and_its_lack_is_said(doctor):
     ]
     assert "it asks for a token, and RAY_AUTH_MODE is not" in "".join(lines(refused, "bad"))
     assert f"Ray cluster 127.0.0.1:{port}: no Ray cluster answers" in "".join(lines(gone, "bad"))
+    assert "SpecError: cluster.ray" in without.stdout and "RAY_AUTH_TOKEN" in without.stdout
     for each in (done, refused, gone):
         assert token["RAY_AUTH_TOKEN"] not in each.stdout + each.stderr
 
