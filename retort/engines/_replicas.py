@@ -78,6 +78,7 @@ class _Replica:
         self._engine, self._settings = engine, settings
         self._opened: Any = None
         self._active: set[str] = set()
+        self._num_taken = 0  # the engine's thread alone counts what it has taken and not answered
         self._waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
@@ -150,6 +151,7 @@ class _Replica:
                 self._opened = find_engine(self._engine).open_engine(self._settings)
                 answers = self._opened.score if self._settings.scores else self._opened.generate
                 for answer in answers(self._requests()):
+                    self._num_taken -= 1
                     self._active.discard(answer.id)
                     self._finished.put(answer)
         except BaseException as error:  # told to who asks
@@ -158,11 +160,15 @@ class _Replica:
             self._finished.put(error)
 
     def _requests(self) -> Iterator[Request | None]:
+        """Yields what waits; None while there is nothing, where the engine has work without it."""
         while True:
             try:
-                yield self._waiting.get(block=not self._active)
+                request = self._waiting.get(block=self._num_taken == 0)
             except queue.Empty:
                 yield None
+            else:
+                self._num_taken += 1
+                yield request
 
 
 @dataclass(eq=False)
@@ -213,22 +219,34 @@ class Replicas:
 
     def timed(self, request: Request) -> Timing:
         """Returns the latency of one answer at a replica, without the way there."""
-        found: Timing = self._ray.get(self._alive()[0].timed.remote(request))
-        return found
+        (found,) = self._ask(lambda actor: actor.timed.remote(request), 1)
+        timing: Timing = found
+        return timing
 
     def forget(self) -> None:
         """Drops what each replica has cached."""
-        self._ray.get([actor.forget.remote() for actor in self._alive()])
+        self._ask(lambda actor: actor.forget.remote())
 
     def peaks(self) -> tuple[int, int | None]:
         """Returns the peak memory of the largest replica, bytes: resident, and of its GPUs."""
-        found = self._ray.get([actor.peaks.remote() for actor in self._alive()])
+        found = self._ask(lambda actor: actor.peaks.remote())
         return max(host for host, _ in found), max((gpu for _, gpu in found if gpu), default=None)
 
     @property
     def shown(self) -> str:
         """How many replicas are alive, as a text."""
         return f"{len(self._alive())} of {len(self._hands)} replicas"
+
+    def _ask(self, call: Callable[[Any], Any], most: int | None = None) -> list[Any]:
+        """Returns what the replicas that are alive, or so many of them, say to a call.
+
+        Raises `EngineDiedError` when one of them is lost meanwhile.
+        """
+        try:
+            found: list[Any] = self._ray.get([call(actor) for actor in self._alive()[:most]])
+        except self._ray.exceptions.RayActorError as error:
+            raise EngineDiedError(f"a replica was lost: {first_line(error)}") from error
+        return found
 
     def _alive(self) -> list[Any]:
         return [hand.actor for hand in self._hands if hand.is_ready]

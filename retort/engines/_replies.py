@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, TypedDict
 
@@ -53,11 +53,15 @@ class EndpointError(TypedDict):
 
 @dataclass(frozen=True)
 class Reply:
-    """The result of one call: data, or an error with the seconds that the endpoint asks to wait."""
+    """The result of one call: data, or an error with the seconds that the endpoint asks to wait.
+
+    `is_relayed`: the error is of whom the endpoint asked, told in a reply of status 200.
+    """
 
     data: Any = b""
     error: EndpointError | None = None
     wait_seconds: float | None = None
+    is_relayed: bool = False
 
 
 def make_error(kind: str, message: str, status: int | None = None, code: str = "") -> EndpointError:
@@ -109,7 +113,7 @@ def error_in(
         return None
     code = error.get("code") if isinstance(error, dict) else None
     status = code if isinstance(code, int) and 400 <= code < 600 else 200
-    return refusal(status, orjson.dumps(value), headers, connection)
+    return replace(refusal(status, orjson.dumps(value), headers, connection), is_relayed=True)
 
 
 def not_json(text: str, connection: Connection) -> Reply:

@@ -225,7 +225,7 @@ class RequestPool:
         else:
             if reply.error["kind"] == "timeout" or reply.error["status"] in BUSY:
                 self._limiter.on_overload(sent_at)
-            self._retry_or_fail(pending, reply.error, reply.wait_seconds)
+            self._retry_or_fail(pending, reply, reply.error)
         self._send_next()
 
     async def _attempt(self, pending: _PendingRequest) -> Reply:
@@ -237,17 +237,17 @@ class RequestPool:
             return Reply(error=make_error("unsendable", f"{type(error).__name__}: {error}"))
         return await _post(self._session, self._connection, self._url, payload)
 
-    def _retry_or_fail(
-        self, pending: _PendingRequest, error: EndpointError, wait_seconds: float | None
-    ) -> None:
+    def _retry_or_fail(self, pending: _PendingRequest, reply: Reply, error: EndpointError) -> None:
         """Queues a request again after a while, or finishes it if its error is final.
 
-        A wait that the endpoint asks for uses up no attempt, and holds back all requests.
+        A wait that the endpoint asks for uses up no attempt, and holds back all requests. A relayed
+        limit is not the endpoint's own, and may be of one request alone.
         """
-        is_asked = error["status"] == 429 or (error["status"] in BUSY and wait_seconds is not None)
+        is_limit = error["status"] == 429 and not reply.is_relayed
+        is_asked = is_limit or (error["status"] in BUSY and reply.wait_seconds is not None)
         pending.num_delays += 1
         pending.num_attempts += not is_asked
-        seconds = (is_asked and wait_seconds) or backoff(pending.num_delays)
+        seconds = (is_asked and reply.wait_seconds) or backoff(pending.num_delays)
         pending.waited_seconds += seconds
         is_late = pending.waited_seconds > LONGEST_WAIT_SECONDS
         is_last = pending.num_attempts >= self._settings.runtime["max_attempts"]

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from retort import processes
-from retort.errors import SpecError, StageError
+from retort.engines import Request, Settings
+from retort.engines._replicas import open_replicas
+from retort.errors import EngineDiedError, SpecError, StageError
 from retort.events import SILENT, Reporter
 from retort.plugins import FOLDER
-from retort.processes.ray_cluster import LostNodeError
+from retort.processes.ray_cluster import Cluster, LostNodeError
 from retort.spec import load
 from retort.stages.stage import Stage
 from retort.store import Folder
@@ -140,6 +142,25 @@ def test_a_replica_that_is_killed_is_replaced_and_its_rows_are_asked_again(raw, 
     assert len(asked_by(tmp_path)) - NUM_ROWS <= WINDOW
     lost = [e["text"] for e in said if e["kind"] == "note" and "was lost" in e["text"]]
     assert len(lost) == 1 and "requests are handed out again" in lost[0]
+
+
+def test_a_replica_that_is_lost_while_it_is_timed_is_an_engine_that_died(tmp_path, cluster):
+    import ray
+
+    (tmp_path / "teacher").mkdir()
+    wait_for_each(tmp_path, 0.0)
+    settings = Settings(str(tmp_path / "teacher"), 0.0, 1.0, 8, None, 0, "auto", 0, {})
+    request = Request("one", [{"role": "user", "content": "hello"}])
+    try:
+        engine = open_replicas(ENGINE, settings, Cluster(cluster.address), print)
+        assert engine.timed(request).whole_seconds < 60 and engine.shown == "1 of 1 replicas"
+        host, gpu = engine.peaks()
+        assert host > 1e7 and gpu is None
+        os.kill(asked_by(tmp_path)[-1][0], signal.SIGKILL)
+        with pytest.raises(EngineDiedError, match="a replica was lost"):
+            engine.timed(request)
+    finally:
+        ray.shutdown()
 
 
 def test_a_node_that_comes_takes_part_and_one_that_goes_is_done_without(raw, tmp_path, cluster):

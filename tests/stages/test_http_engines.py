@@ -95,16 +95,19 @@ def test_an_error_inside_a_reply_of_status_200_is_tried_again_or_told_with_its_r
         errors = {
             "busy": {"message": "Upstream is overloaded", "code": 502},
             "odd": {"message": "Model is not loaded", "code": "model_not_loaded"},
+            "limited": {"message": "The provider's limit of this model", "code": 429},
         }
-        if text in errors and (text == "odd" or endpoint.times(text) == 1):
+        if text in errors and (text != "busy" or endpoint.times(text) == 1):
             return web.json_response({"id": "x", "choices": None, "error": errors[text]})
         return None
 
     with endpoint(routed) as (seen, url):
-        found = answered(name, url, asking("busy", "odd", "well"), max_attempts=2)
-        assert (seen.times("busy"), seen.times("odd")) == (2, 1)
+        found = answered(name, url, asking("busy", "odd", "limited", "well"), max_attempts=2)
+        assert [seen.times(text) for text in ("busy", "odd", "limited")] == [2, 1, 2]
     assert (found["busy"].state, found["well"].state) == ("accepted", "accepted")
     assert found["odd"].state == "failed" and "Model is not loaded" in found["odd"].cause
+    # Whoever the endpoint asked refuses one model: that holds nothing else back for an hour.
+    assert found["limited"].state == "failed" and "provider's limit" in found["limited"].cause
 
 
 @both
