@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from tests.conftest import BIN, environment, free_port
+from tests.conftest import BIN, environment
 from tests.support.tiny import save_model, write_job
 
 
@@ -262,9 +262,9 @@ def test_a_transient_failure_is_tried_again(retort, tmp_path):
 
 
 def test_an_interrupt_ends_also_what_was_started_in_the_background_of_a_shell(tmp_path):
-    command = [str(BIN / "retort"), "node", "--rendezvous", f"127.0.0.1:{free_port()}"]
+    job = write_job(tmp_path, engine="echo")
     waiting = subprocess.Popen(
-        command,
+        [str(BIN / "retort"), "run", str(job), "--store", str(tmp_path / "store")],
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
@@ -272,7 +272,7 @@ def test_an_interrupt_ends_also_what_was_started_in_the_background_of_a_shell(tm
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     try:
-        assert "waiting to be called" in waiting.stderr.readline()
+        assert any("generate: started" in line for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(60) == 130
     finally:
