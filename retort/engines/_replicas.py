@@ -23,7 +23,7 @@ from retort.engines import Answer, Request, Settings, Timing, find_engine
 from retort.errors import BY_NAME, EngineDiedError
 from retort.plugins import FOLDER
 from retort.processes.ray_cluster import Cluster, connect, first_line
-from retort.store import Folder
+from retort.store import InputFolder
 
 # Requests that wait at a replica besides those that its engine works on.
 SPARE_REQUESTS = 32
@@ -146,7 +146,7 @@ class _Replica:
             with ExitStack() as copies:
                 if self._settings.home:
                     folder, prefix = self._settings.home
-                    local = copies.enter_context(Folder(folder).local_copy(prefix))
+                    local = copies.enter_context(InputFolder(folder).local_copy(prefix))
                     self._settings = replace(self._settings, model=str(local))
                 self._opened = find_engine(self._engine).open_engine(self._settings)
                 answers = self._opened.score if self._settings.scores else self._opened.generate

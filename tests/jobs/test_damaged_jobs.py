@@ -75,18 +75,6 @@ def test_a_student_whose_release_was_committed_while_mlflow_was_away_is_register
     assert [str(v.version) for v in client.search_model_versions("name = 'tiny'")] == ["1"]
 
 
-def test_a_stage_that_could_not_reach_a_model_is_made_again_by_the_next_run_alone(place):
-    curated = Folder(run(place)[0]["curate"].uri)
-    before = curated.finished()
-    curated.amend({"num_unreached": 3})
-    spec, store = load(place / "job.yaml")[0], open_store(str(place / "store"))
-    (reason,) = why(spec, store)["curate"]
-    assert reason == "3 requests that failed for a passing reason are asked again"
-    how = run(place)[2]
-    assert how == {**dict.fromkeys(how, "cached"), "curate": "done"}
-    assert curated.finished() == before and not why(spec, store)["curate"]
-
-
 def test_a_bit_of_the_stored_student_stops_its_evaluation_and_not_what_is_cached(place):
     path = path_of(place, "train/*/student/model.safetensors")
     whole = flip(path)
@@ -135,3 +123,16 @@ def test_a_record_of_inputs_that_was_cut_makes_the_stage_begin_anew(place, conte
     Path(out.uri, "left.json").write_text(json.dumps({"by": "a run that was killed"}))
     assert run(place)[2]["report"] == "done"
     assert out.finished() == before and not out.has("left.json")
+
+
+# Last, for it makes a stage anew whose seconds the report tells.
+def test_a_stage_that_could_not_reach_a_model_is_made_again_by_the_next_run_alone(place):
+    curated = Folder(run(place)[0]["curate"].uri)
+    before = curated.finished()
+    curated.amend({"num_unreached": 3})
+    spec, store = load(place / "job.yaml")[0], open_store(str(place / "store"))
+    (reason,) = why(spec, store)["curate"]
+    assert reason == "3 requests that failed for a passing reason are asked again"
+    how = run(place)[2]
+    assert how == {**dict.fromkeys(how, "cached"), "curate": "done"}
+    assert curated.finished() == before and not why(spec, store)["curate"]

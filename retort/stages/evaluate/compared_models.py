@@ -14,7 +14,7 @@ from retort.errors import DataError, StageError
 from retort.records import Example, Response, State, read_lines
 from retort.spec import JobSpec, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
-from retort.store import Folder, model_folder
+from retort.store import InputFolder, model_folder
 
 # The models that no stage of this job makes.
 GIVEN = ("teacher", "base")
@@ -43,7 +43,7 @@ def model_of(stage: Stage, role: str) -> Iterator[str]:
         yield _address(stage.spec, role)
         return
     folder, prefix = home
-    with Folder(folder).local_copy(prefix) as local:
+    with InputFolder(folder).local_copy(prefix) as local:
         yield str(local)
 
 
