@@ -87,6 +87,8 @@ def find_urls(url: str) -> list[str]:
     """
     files = _known(url)
     path = _path(files, url)
+    if is_s3(url) and not path.split("/")[0].strip("*"):
+        raise SpecError(f"{public(url)} names no bucket; write s3://BUCKET/PATH")
     with store_errors(url):
         if files.isfile(path):
             return [url]

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from retort.data.sources import digest
+from retort.data.sources import describe, digest
 from retort.errors import SpecError
 from tests.support.real_data import every_real_file
 from tests.support.source_rows import (
@@ -261,3 +261,13 @@ def test_every_real_file_is_read_whole(path):
     lines = path.read_text(encoding="utf-8").split("\n")
     assert values(path) == [json.loads(line) for line in lines if line.strip()]
     assert digest(str(path), "x") == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3://*"])
+def test_an_address_that_would_be_every_bucket_is_refused_before_any_is_asked(url):
+    with pytest.raises(SpecError, match="names no bucket; write s3://BUCKET/PATH"):
+        digest(url, "prepare.train")
+
+
+def test_no_source_at_all_can_be_named_in_a_message():
+    assert describe(()) == "an empty list"

@@ -85,6 +85,8 @@ def describe(source: Source) -> str:
     if isinstance(source, HubDataset):
         return hub.name_of(source)
     items = _items(source)
+    if not items:
+        return "an empty list"
     return str(items[0]) if len(items) == 1 else f"{len(items)} files: {items[0]} ..."
 
 
