@@ -1,0 +1,1 @@
+"""export: the student as files that run elsewhere, each measured as what it is."""
