@@ -78,10 +78,8 @@ def resolve(section: dict[str, Any], key: str, where: str, folder: Path) -> str 
     """
     written = section.get(key)
     is_at_endpoint = section.get("endpoint") or section.get("engine", "auto") not in ("auto", None)
-    if not isinstance(written, str) or "/" in written or (folder / written).exists():
-        return None
-    model = find(written)
-    if model is None or is_at_endpoint:
+    model = find(written) if isinstance(written, str) and "/" not in written else None
+    if model is None or is_at_endpoint or (folder / written).exists():
         return None
     if model.hub:
         section[key] = model.hub

@@ -115,6 +115,4 @@ class Generate(Section):
             )
         if self.instruction and self.mode == "score":
             raise ValueError("mode: score asks nothing, so there is no place for an instruction")
-        if self.endpoint and "@" in self.endpoint:
-            raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
         return self

@@ -149,7 +149,7 @@ def _use_teacher(made: Expansion, teacher: str) -> None:
 
 def _here(model: str) -> str:
     """Returns a folder named on the command line as an absolute path; a hub id unchanged."""
-    path = Path(model).expanduser()
+    path = _whole(Path(), model)
     is_path = path.exists() or model.startswith((".", "/", "~"))
     return str(path.resolve()) if is_path else model
 
@@ -174,7 +174,8 @@ def _anchor(made: Expansion, folder: Path) -> None:
             is_remote = holder.get("endpoint") or holder.get("engine") in azure.REMOTE
             holder[key] = holder[key] if is_remote else _model(holder[key], folder)
     curate = made.sections.get("curate")
-    for chosen in (curate.get("filters") if isinstance(curate, dict) else None) or []:
+    filters = curate.get("filters") if isinstance(curate, dict) else None
+    for chosen in filters if isinstance(filters, list) else []:
         if isinstance(chosen, dict):
             chosen |= {k: _data(v, folder) for k, v in chosen.items() if k.endswith("_file")}
 
@@ -250,8 +251,9 @@ def _explain(item: Any, names: dict[str, str]) -> str:
         return f"{where}: missing, and it has no default{hint}; see `retort schema`"
     if location[-1:] == ("api_key_env",):
         return f"{where}: give the name of an environment variable, such as TEACHER_API_KEY"
-    # A whole section is not shown: it may hold a secret.
-    shown = "" if isinstance(value, dict) else f" (it is {_shown(value)})"
+    # Neither a whole section nor an address is shown: it may hold a secret.
+    is_secret = isinstance(value, dict) or location[-1:] == ("endpoint",)
+    shown = "" if is_secret else f" (it is {_shown(value)})"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}{_hint(item, value)}"
 
 

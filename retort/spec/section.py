@@ -47,6 +47,13 @@ class Section(BaseModel):
             )
         return value
 
+    @field_validator("endpoint", check_fields=False)
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value and "@" in value:
+            raise ValueError("endpoint must not hold credentials; name a variable in api_key_env")
+        return value
+
 
 def knob(
     default: Any, unit: str, description: str, *, added_later: bool = False, **bounds: Any

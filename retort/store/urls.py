@@ -120,7 +120,7 @@ def _has_magic(path: str) -> bool:
 def _known(url: str) -> Any:
     try:
         return filesystem(url)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # an unknown scheme, or whatever the one of an odd URL raises
         raise SpecError(f"{public(url)}: {error}; use a local path or s3://bucket/key") from None
 
 
@@ -189,6 +189,8 @@ def is_missing(error: StoreError) -> bool:
 def _is_store_error(error: Exception, path: str) -> bool:
     if isinstance(error, OSError) or type(error).__module__.startswith(STORE_MODULES):
         return True
+    if _scheme(path) not in ("", "file", "memory", *s3.SCHEMES):
+        return True  # each scheme's library has errors of its own, a ValueError for an odd URL
     # What botocore raises for an endpoint that is no URL, or that only redirects.
     is_no_url = isinstance(error, ValueError) and "endpoint" in str(error).lower()
     return is_s3(path) and (is_no_url or isinstance(error, RecursionError))

@@ -5,8 +5,8 @@ import shutil
 import fsspec
 import pytest
 
-from retort.data.sources import digest
-from retort.errors import SpecError
+from retort.data.sources import digest, hub
+from retort.errors import SpecError, StoreError
 from retort.spec.prepare import HubDataset
 from tests.support.source_rows import ROWS, jsonl, rows_of, values
 
@@ -69,6 +69,24 @@ def test_a_folder_of_files_is_a_dataset_too(saved, cached, streaming):
         rows_of(HubDataset(**source, split="nope"))
     with pytest.raises(SpecError, match=r"cannot be loaded: .*'nope' not found.*default"):
         rows_of(HubDataset(**source, config="nope"))
+
+
+def test_a_folder_of_far_too_many_files_is_refused_before_each_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "MOST_FILES", 20)
+    for name in range(7):
+        (tmp_path / f"{name}/deep").mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / f"{name}/deep/{number}.jsonl").write_bytes(jsonl(ROWS[:1]))
+    for use in (rows_of, lambda source: digest(source, "x")):
+        with pytest.raises(SpecError, match="more than 20 files are in this folder"):
+            use(HubDataset(dataset=str(tmp_path)))
+
+
+@pytest.mark.parametrize("url", ["http://[", "zip://x", "github://a", "ftp://[::", "dir://"])
+def test_an_address_that_no_scheme_can_read_is_refused_in_our_words(cached, url):
+    for use in (rows_of, lambda source: digest(source, "x")):
+        with pytest.raises((SpecError, StoreError, FileNotFoundError)):
+            use(HubDataset(dataset=url))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

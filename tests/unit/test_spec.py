@@ -207,6 +207,25 @@ def test_a_key_in_the_place_of_its_name_is_refused_and_not_repeated(tmp_path):
         load(path, ["generate.endpoint=http://me:secret@host/v1"])
 
 
+def test_a_password_in_any_address_of_an_endpoint_is_refused_and_not_repeated(tmp_path):
+    judge = {"model": "m", "engine": "openai", "endpoint": "https://jo:hunter2@judge.example/v1"}
+    for changes in (
+        {"curate": {"second_teacher": judge}},
+        {"curate": {"judge": judge}},
+        {"evaluate": {"judge": judge}},
+    ):
+        with pytest.raises(SpecError, match="must not hold credentials") as raised:
+            build(MINIMAL | changes)
+        assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [-7.5, {"a": 1}, "x", 3])
+def test_what_is_no_list_of_filters_is_refused_by_name(tmp_path, value):
+    path = write_job(tmp_path, engine="echo")
+    with pytest.raises(SpecError, match=r"curate\.filters"):
+        load(path, [f"curate.filters={json.dumps(value)}"])
+
+
 def test_a_section_with_a_mistake_in_it_is_not_repeated_whole():
     endpoint = {"endpoint": "http://me:a-secret@host/v1", "teacher": "t", "engine": "openai"}
     with pytest.raises(SpecError, match="must not hold credentials") as raised:

@@ -181,6 +181,7 @@ def _dataset_digest(source: HubDataset, where: str) -> str:
         urls, choice = hub.saved_files(source, where), []
     else:
         choice = [source.config, source.split]
+        hub.check_folder(source, where)
         try:
             urls = find_urls(source.dataset)
         except FileNotFoundError:

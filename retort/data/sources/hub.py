@@ -5,8 +5,10 @@ read as Arrow columns: no image is decoded, no image library is needed.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from retort.data.sources.source_row import SourceRow
@@ -17,6 +19,7 @@ from retort.store import find_urls, read_url
 
 DICT, ONE = "dataset_dict.json", "state.json"
 BATCH_ROWS = 1024
+MOST_FILES = 10_000
 
 
 def dataset_rows(source: HubDataset, name: str, where: str, most: int) -> Iterator[SourceRow]:
@@ -55,6 +58,8 @@ def commit_digest(source: HubDataset, where: str) -> str:
 
 def _opened(source: HubDataset, where: str) -> Any:
     saved = _saved_split(source, where) if is_saved(source.dataset) else None
+    if not saved:
+        check_folder(source, where)
     with _loading(source, where) as datasets:
         if saved:
             return datasets.load_from_disk(saved)
@@ -64,6 +69,17 @@ def _opened(source: HubDataset, where: str) -> Any:
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
+        )
+
+
+def check_folder(source: HubDataset, where: str) -> None:
+    """Raises `SpecError` for a folder of so many files that it can hardly be one dataset: the
+    library would look at each of them, a dozen times."""
+    below = (name for _, _, names in os.walk(source.dataset) for name in names)
+    if sum(1 for _ in islice(below, MOST_FILES + 1)) > MOST_FILES:
+        raise SpecError(
+            f"{where}: {name_of(source)}: more than {MOST_FILES:,} files are in this folder; name "
+            "the folder of the dataset itself"
         )
 
 
