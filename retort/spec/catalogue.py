@@ -78,7 +78,9 @@ def resolve(section: dict[str, Any], key: str, where: str, folder: Path) -> str 
     """
     written = section.get(key)
     is_at_endpoint = section.get("endpoint") or section.get("engine", "auto") not in ("auto", None)
-    model = find(written) if isinstance(written, str) and "/" not in written else None
+    if not isinstance(written, str) or "/" in written:
+        return None
+    model = find(written)
     if model is None or is_at_endpoint or (folder / written).exists():
         return None
     if model.hub:
