@@ -1,4 +1,4 @@
-"""The distillation flow: seven stages, each cached by its artifact's manifest.
+"""The distillation flow: eight stages, each cached by its artifact's manifest.
 
 The controls, with which the student is compared, are trained beside it where the machine has room,
 else after it. The champion of the student's name, where there is one, is evaluated as the student
@@ -27,6 +27,8 @@ from tasks import (
     curate,
     evaluate,
     evaluate_champion,
+    evaluate_exports,
+    export_all,
     generate,
     prepare,
     release,
@@ -59,7 +61,10 @@ def distill(
         responses = generate(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
         students = train_all(job, prepare=examples, generate=responses, curate=kept)
+        learned = {"prepare": examples, "train": students["train"]}
+        exports = export_all(job, **learned, generate=responses, curate=kept)
         scores = evaluate(job, prepare=examples, **students)
+        exported = evaluate_exports(job, **learned, **exports)
         champion = evaluate_champion(job, prepare=examples)
         page = report(
             job,
@@ -69,8 +74,10 @@ def distill(
             evaluate=scores,
             **students,
             **champion,
+            **exports,
+            **exported,
         )
-        release(job, prepare=examples, curate=kept, train=students["train"], report=page)
+        release(job, **learned, curate=kept, report=page, **exports)
         content = finished[spec.name] = job.finish(flow_run.get_id())
         publish(job, content)
         outbox.flush(SEND_SECONDS)

@@ -1,10 +1,12 @@
-"""One Prefect task per stage, control and champion: name, retries and log lines around retort's
-functions."""
+"""One Prefect task per stage, control, export and champion: name, retries and log lines around
+retort's functions."""
 
 from tasks.stages import (
     curate,
     evaluate,
     evaluate_champion,
+    evaluate_exports,
+    export_all,
     generate,
     prepare,
     release,
@@ -16,6 +18,8 @@ __all__ = [
     "curate",
     "evaluate",
     "evaluate_champion",
+    "evaluate_exports",
+    "export_all",
     "generate",
     "prepare",
     "release",

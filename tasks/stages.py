@@ -19,7 +19,7 @@ from prefect.states import Completed
 from retort import processes
 from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
-from retort.spec import CONTROLS, StageName, training_of
+from retort.spec import CONTROLS, StageName, evaluation_of, export_of, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.store import Artifact
 from tasks.slots import slot
@@ -119,6 +119,23 @@ def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
         processes.end_all()
         raise
     return {n: cast(Artifact, s.result()) for n, s in zip(names, states, strict=True)}
+
+
+def export_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns the artifacts of the exported students, by the names of their exports."""
+    names = map(export_of, job.spec.exports)
+    return {name: stage_task("export", name)(job, **inputs) for name in names}
+
+
+def evaluate_exports(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns the artifacts of the evaluations of the exported students, by their names. One at a
+    time, so that none is slowed by another."""
+    own = {name: inputs[name] for name in ("prepare", "train")}
+    made = {}
+    for role in job.spec.exports:
+        name, export = evaluation_of(role), export_of(role)
+        made[name] = stage_task("evaluate", name)(job, **own, **{export: inputs[export]})
+    return made
 
 
 def evaluate_champion(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:

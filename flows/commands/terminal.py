@@ -21,7 +21,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from retort.events import Event, shown
-from retort.metrics.comparison import ReportContent, caption, certainty, table, verdict
+from retort.metrics.comparison import (
+    ReportContent,
+    caption,
+    certainty,
+    exports,
+    table,
+    verdict,
+)
 from retort.metrics.comparison.formatting import number
 from tasks import listeners
 
@@ -119,7 +126,8 @@ class PlainLines:
 
 
 def print_report(content: ReportContent, page: str) -> None:
-    """Prints the first table with its score's intervals, the verdict, and where the page is."""
+    """Prints the first table with its score's intervals, the verdict, the exported students where
+    there are any, and where the page is."""
     console, comparison, models = Console(soft_wrap=True), content.comparison, content.models
     heading, *body = table(models, comparison.metric)
     scores = Table()
@@ -135,6 +143,8 @@ def print_report(content: ReportContent, page: str) -> None:
     console.print(scores)
     console.print(Text(shown(caption(content)), style="dim"))
     console.print(Text(shown(verdict(comparison, content.gate)), style="bold"))
+    if content.exports:
+        _print_exports(console, content)
     for text in content.warnings:
         console.print(shown(f"warning: {text}"), highlight=False, markup=False)
     for check in content.gate.checks:
@@ -142,4 +152,20 @@ def print_report(content: ReportContent, page: str) -> None:
             why = check.reason or f"measured {number(check.measured, 4)}"
             text = f"refused: {check.name}: required {check.required}; {why}"
             console.print(shown(text), highlight=False, markup=False)
+    for export in content.exports.values():
+        if not (check := export.check).passed:
+            why = check.reason or f"measured {number(check.measured, 4)}"
+            text = f"refused: {export.format}: required {check.required}; {why}"
+            console.print(shown(text), highlight=False, markup=False)
     console.print(f"report: {page}", highlight=False, markup=False)
+
+
+def _print_exports(console: Console, content: ReportContent) -> None:
+    """Prints the table of the exported students."""
+    heading, *body = exports(content)
+    shown_exports = Table()
+    for name in heading:
+        shown_exports.add_column(Text(shown(name)))
+    for row in body:
+        shown_exports.add_row(*(Text(shown(cell)) for cell in row))
+    console.print(shown_exports)

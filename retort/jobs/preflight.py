@@ -10,6 +10,7 @@ from retort.jobs import devices
 from retort.spec import JobSpec
 from retort.stages.curate.check import check as check_curate
 from retort.stages.evaluate.check import check as check_evaluate
+from retort.stages.export.check import check as check_export
 from retort.stages.generate.check import check as check_generate
 from retort.stages.prepare.check import check as check_prepare
 from retort.stages.train.check import check as check_train
@@ -31,6 +32,7 @@ def check(spec: JobSpec, store: Store) -> list[str]:
         *check_generate(spec),
         *check_curate(spec),
         *check_train(spec),
+        *check_export(spec),
         *check_evaluate(spec),
         *devices.check(spec),
         *_check_store(spec, store),

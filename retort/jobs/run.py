@@ -210,6 +210,7 @@ class JobRun:
             champion=self.champion.version if self.champion else NONE,
             scores=facts["scores"],
             log_weights=self.spec.release.log_weights,
+            exports=tuple(facts.get("exports", ())),
         )
 
     @property

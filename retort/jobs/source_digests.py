@@ -46,6 +46,7 @@ def plug_ins(spec: JobSpec) -> dict[StageName, list[str]]:
         "prepare": [spec.prepare.task_type, spec.prepare.format, *spec.prepare.scrub],
         "curate": [spec.prepare.task_type, *(chosen.name for chosen in spec.curate.filters)],
         "train": [loss.name for loss in spec.losses],
+        "export": [name.rpartition(":")[0] for name in spec.export.formats],
         "evaluate": [spec.prepare.task_type, *spec.evaluate.metrics],
     }
 

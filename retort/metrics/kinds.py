@@ -84,6 +84,7 @@ KINDS = {
     "judge": Kind(bounds=(1.0, 5.0)),
     "perplexity": Kind(perplexity, lower_is_better=True),
     "kl_to_teacher": Kind(lower_is_better=True),
+    "kl_to_student": Kind(lower_is_better=True),
 }
 OWN = Kind()
 

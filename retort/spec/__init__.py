@@ -3,9 +3,18 @@
 from retort.spec.curate import ConsultedModel, Curate, Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.evaluate import Evaluate
+from retort.spec.export import Export
 from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.generate import Generate
-from retort.spec.job import CONTROLS, STAGES, JobSpec, StageName, training_of
+from retort.spec.job import (
+    CONTROLS,
+    STAGES,
+    JobSpec,
+    StageName,
+    evaluation_of,
+    export_of,
+    training_of,
+)
 from retort.spec.load import build, build_at, load
 from retort.spec.prepare import HubDataset, Prepare, Source
 from retort.spec.report import Gate, Price, Report
@@ -19,6 +28,7 @@ __all__ = [
     "Curate",
     "EngineRuntime",
     "Evaluate",
+    "Export",
     "Gate",
     "Generate",
     "HubDataset",
@@ -36,6 +46,8 @@ __all__ = [
     "build",
     "build_at",
     "differences",
+    "evaluation_of",
+    "export_of",
     "load",
     "recipes",
     "training_of",

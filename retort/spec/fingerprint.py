@@ -9,7 +9,14 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retort.spec.job import STAGES, JobSpec, StageName, training_of
+from retort.spec.job import (
+    STAGES,
+    JobSpec,
+    StageName,
+    evaluation_of,
+    export_of,
+    training_of,
+)
 from retort.spec.section import ADDED_LATER, Section
 
 # Raised by hand when a stage's results change for the same spec.
@@ -31,6 +38,7 @@ INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "generate": ("prepare",),
     "curate": ("prepare", "generate"),
     "train": ("prepare", "generate", "curate"),
+    "export": ("prepare", "generate", "curate", "train"),
     "evaluate": ("prepare", "train"),
     "report": ("prepare", "generate", "curate", "train", "evaluate"),
     "release": ("prepare", "curate", "train", "report"),
@@ -95,10 +103,17 @@ def recipes(
     job which trains nothing else, so that the two share an artifact. `sources` maps each address in
     the spec ("prepare.train", "generate.teacher" ...) to the digest of what it points to.
     `champion` is the digest of the champion's folder, which is then evaluated too
-    (`evaluate-champion`), or UNREADABLE, which the report tells.
+    (`evaluate-champion`), or UNREADABLE, which the report tells. Each format has an export and an
+    evaluation of its own (`export-gguf-q4_0`, `evaluate-gguf-q4_0`), so that a further one costs
+    only these.
     """
     made: dict[str, Recipe] = {}
     for stage in STAGES:
+        if stage == "export":
+            for role, name in spec.exports.items():
+                found = _recipe(stage, spec.exporting(name), sources, made)
+                made[export_of(role)] = found
+            continue
         made[stage] = _recipe(stage, spec, sources, made)
         if stage == "train":
             # The user's own losses are the student's alone.
@@ -106,11 +121,26 @@ def recipes(
             for control in spec.controls:
                 found = _recipe("train", spec.control(control), plain, made)
                 made[training_of(control)] = found
-        elif stage == "evaluate" and champion not in (None, UNREADABLE):
-            made[EVALUATE_CHAMPION] = _of_champion(made, champion)
+        elif stage == "evaluate":
+            for role in spec.exports:
+                made[evaluation_of(role)] = _of_export(made, role)
+            if champion not in (None, UNREADABLE):
+                made[EVALUATE_CHAMPION] = _of_champion(made, champion)
         elif stage == "report" and champion:
             made[stage] = _beside_champion(made, champion)
     return made
+
+
+def _of_export(made: dict[str, Recipe], role: str) -> Recipe:
+    """Returns the recipe of asking an exported student as `evaluate` asks the job's own models, by
+    the runtime of its format. The student is an input, because the two are compared."""
+    asking, export = made["evaluate"].ingredients, made[export_of(role)]
+    others = ("generate.teacher", "train.student", "evaluate.engine")
+    sources = {key: digest for key, digest in asking["sources"].items() if key not in others}
+    names = ("prepare", "train", export_of(role))
+    inputs = {name: made[name].name for name in names}
+    ingredients = {**asking, "sources": sources, "inputs": inputs}
+    return Recipe("evaluate", ingredients, export.spec)
 
 
 def _of_champion(made: dict[str, Recipe], champion: str) -> Recipe:
@@ -136,13 +166,17 @@ def _recipe(
     stage: StageName, spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe]
 ) -> Recipe:
     """Returns a stage's recipe, given those of the stages before it."""
-    controls = [training_of(name) for name in spec.controls if stage in ("evaluate", "report")]
+    further = [training_of(name) for name in spec.controls if stage in ("evaluate", "report")]
+    if stage in ("report", "release"):
+        further += [export_of(role) for role in spec.exports]
+    if stage == "report":
+        further += [evaluation_of(role) for role in spec.exports]
     ingredients = {
         "stage": stage,
         "version": VERSIONS[stage],
         "knobs": knobs(spec, stage),
         "sources": {k: v for k, v in sources.items() if k in _sources_of(stage)},
-        "inputs": {needed: made[needed].name for needed in (*INPUTS[stage], *controls)},
+        "inputs": {needed: made[needed].name for needed in (*INPUTS[stage], *further)},
     }
     return Recipe(stage, ingredients, spec)
 
@@ -181,10 +215,10 @@ def _without_new(section: Section) -> dict[str, Any]:
     values = section.model_dump(mode="json")
     for name, knob in type(section).model_fields.items():
         value, extra = getattr(section, name), knob.json_schema_extra
-        if isinstance(value, Section):
-            values[name] = _without_new(value)
-        elif isinstance(extra, dict) and extra.get(ADDED_LATER) and value == knob.get_default():
+        if isinstance(extra, dict) and extra.get(ADDED_LATER) and value == knob.get_default():
             del values[name]
+        elif isinstance(value, Section):
+            values[name] = _without_new(value)
     return values
 
 

@@ -8,6 +8,7 @@ from retort.spec import azure
 from retort.spec.cluster import Cluster
 from retort.spec.curate import ConsultedModel, Curate
 from retort.spec.evaluate import Evaluate
+from retort.spec.export import Export, role_of
 from retort.spec.flat import expand, is_flat
 from retort.spec.generate import Generate
 from retort.spec.prepare import Prepare
@@ -15,12 +16,15 @@ from retort.spec.report import Release, Report
 from retort.spec.section import Section, knob
 from retort.spec.train import Loss, Train
 
-StageName = Literal["prepare", "generate", "curate", "train", "evaluate", "report", "release"]
+StageName = Literal[
+    "prepare", "generate", "curate", "train", "export", "evaluate", "report", "release"
+]
 STAGES: tuple[StageName, ...] = (
     "prepare",
     "generate",
     "curate",
     "train",
+    "export",
     "evaluate",
     "report",
     "release",
@@ -32,6 +36,16 @@ CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher",
 def training_of(role: str) -> str:
     """Returns the name of the training that makes a role's model: train, train-fine_tuning ..."""
     return "train" if role == "student" else f"train-{role}"
+
+
+def export_of(role: str) -> str:
+    """Returns the name of the export that makes a role's model: export-gguf-q4_0."""
+    return f"export-{role}"
+
+
+def evaluation_of(role: str) -> str:
+    """Returns the name of the evaluation of an exported student: evaluate-gguf-q4_0."""
+    return f"evaluate-{role}"
 
 
 class JobSpec(Section):
@@ -46,6 +60,7 @@ class JobSpec(Section):
     generate: Generate = knob(..., "section", "Examples to teacher responses.")
     curate: Curate = knob(Curate(), "section", "Responses to kept responses.")
     train: Train = knob(..., "section", "Kept responses to a student.")
+    export: Export = knob(Export(), "section", "Student to files for other runtimes.")
     evaluate: Evaluate = knob(Evaluate(), "section", "Models to scores.")
     report: Report = knob(Report(), "section", "Scores to a report and a verdict.")
     release: Release = knob(Release(), "section", "Student to a registered model.")
@@ -128,6 +143,17 @@ class JobSpec(Section):
     def roles(self) -> tuple[str, ...]:
         """Which models are compared."""
         return ("teacher", "base", "student", *self.controls)
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The exported students: each one's format by its role, such as gguf-q4_0."""
+        return {role_of(name): name for name in self.export.formats}
+
+    def exporting(self, *formats: str) -> "JobSpec":
+        """Returns the job that exports its student to these formats alone."""
+        return self.model_copy(
+            update={"export": self.export.model_copy(update={"formats": formats})}
+        )
 
     def control(self, name: str) -> "JobSpec":
         """Returns the job whose student is this one's control of that name."""

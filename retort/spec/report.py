@@ -12,6 +12,15 @@ from retort.spec.section import Section, knob
 GateCheck = Literal["retention", "beats_base", "beats_fine_tuning", "beats_champion", "latency"]
 
 
+class ExportGate(Section):
+    """What an exported student must keep to be released. The student itself is not refused."""
+
+    max_loss: float = knob(0.01, "score", "Most that its score may lie below the student's.", ge=0)
+    on_bound: bool = knob(
+        True, "yes or no", "Use the worse bound of the 95% interval, not the measured value."
+    )
+
+
 class Gate(Section):
     """What the student must reach to be released."""
 
@@ -36,6 +45,9 @@ class Gate(Section):
     )
     on_bound: tuple[GateCheck, ...] = knob(
         (), "checks", "Checks that use the worse bound of the 95% interval, not the measured value."
+    )
+    export: ExportGate = knob(
+        ExportGate(), "section", "What an exported student must keep.", added_later=True
     )
 
 

@@ -19,6 +19,7 @@ from retort.tracking.names import safe_names
 
 CHALLENGER, CHAMPION, NONE = "challenger", "champion", "none"
 GATE, SOURCE, TRAIN = "retort.gate", "retort.source", "retort.train"
+EXPORTS = "retort.exports"
 CONTENT, COMPARED, FORMER = "retort.content", "retort.champion", "retort.former_champion"
 # MLflow's tag that leads from a logged model to its versions.
 VERSIONS_OF_MODEL = "mlflow.modelVersions"
@@ -29,7 +30,8 @@ class ReleasedStudent:
     """A released student that is about to be registered.
 
     `source` is its folder; `train` is the name and `content` the digest of its training's artifact;
-    `champion` is the version it was compared with; `scores` are shown on its page in MLflow.
+    `champion` is the version it was compared with; `scores` are shown on its page in MLflow;
+    `exports` are the formats that passed, which lie beside it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ReleasedStudent:
     scores: dict[str, float] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     log_weights: bool = False
+    exports: tuple[str, ...] = ()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -51,6 +54,7 @@ class ReleasedStudent:
             TRAIN: self.train,
             CONTENT: self.content,
             COMPARED: self.champion,
+            **({EXPORTS: ", ".join(self.exports)} if self.exports else {}),
         }
 
 

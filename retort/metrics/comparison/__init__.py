@@ -12,17 +12,26 @@ from retort.metrics.comparison.ratios import (
     warnings,
 )
 from retort.metrics.comparison.shapes import ReportContent, as_json, read_content
-from retort.metrics.comparison.tables import caption, certainty, details, table
+from retort.metrics.comparison.tables import (
+    EXPORT_CAPTION,
+    caption,
+    certainty,
+    details,
+    exports,
+    table,
+)
 from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdict
 
 __all__ = [
     "CONTROLS",
+    "EXPORT_CAPTION",
     "ReportContent",
     "as_json",
     "caption",
     "certainty",
     "compare",
     "details",
+    "exports",
     "flat_differences",
     "headlines",
     "main_metric",

@@ -175,6 +175,19 @@ class GateOutcome:
 
 
 @dataclass(frozen=True)
+class ExportedStudent:
+    """The student in another format, as it was measured; `against` holds export minus student and
+    export minus teacher in the main metric, `check` whether it may go out, `facts` what was said of
+    it when it was written."""
+
+    format: str
+    model: MeasuredModel
+    check: GateCheck
+    against: Differences = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SliceValue:
     """The examples with one value in a metadata column: `metrics` holds the main metric by role.
 
@@ -258,8 +271,9 @@ class RunContent:
 class ReportContent:
     """All that a report says. The fields from `fingerprints` on belong to one run.
 
-    `champion` says where it lies and whether it could be read, `registered` the student's name and
-    version in the registry and the champion's version.
+    `champion` says where it lies and whether it could be read, `exports` holds the student in other
+    formats by role, `registered` the student's name and version in the registry and the champion's
+    version.
     """
 
     name: str
@@ -273,6 +287,7 @@ class ReportContent:
     latency_bound_seconds: float | None = None
     perplexity_of: str | None = None
     champion: dict[str, str | bool] | None = None
+    exports: dict[str, ExportedStudent] = field(default_factory=dict)
     slices: list[ColumnSlices] = field(default_factory=list)
     training: TrainingContent = field(default_factory=TrainingContent)
     warnings: list[str] = field(default_factory=list)

@@ -4,11 +4,12 @@ The first table is the one that people who distil show: parameters, memory usage
 accuracy, throughput. Cells are finished text, so that every page and terminal says the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from retort.metrics.comparison import formatting as show
 from retort.metrics.comparison.shapes import (
     Differences,
+    ExportedStudent,
     Latency,
     MeasuredModel,
     ModelsByRole,
@@ -17,6 +18,12 @@ from retort.metrics.comparison.shapes import (
 
 TableRow = list[str]
 Measures = dict[str, Callable[[MeasuredModel], str]]  # by what a row is called
+EXPORT_CAPTION = (
+    "Each exported student answered the held-out examples by its own runtime, from the same "
+    "prompts, greedily; differences are paired example by example, with 95% intervals; KL: mean "
+    "over the tokens of up to 64 of its answers, student to export, the student in 32-bit floats. "
+    "Times of runtimes are measured one after the other, not in turns."
+)
 ANSWERS_OF = {"reference": "the rows' own answers", "teacher": "the teacher's answers"}
 
 
@@ -66,6 +73,46 @@ def certainty(models: ModelsByRole, metric: str, differences: Differences) -> li
         ["student minus it", *(values.get(role, "") for role in models)],
         ["student minus it, 95% interval", *(ends.get(role, "") for role in models)],
     ]
+
+
+def exports(content: ReportContent, roles: Iterable[str] | None = None) -> list[TableRow]:
+    """Returns the table of the exported students, a column each beside the student they were made
+    from; [] without any."""
+    metric, student = content.comparison.metric, content.models["student"]
+    shown = [content.exports[role] for role in (content.exports if roles is None else roles)]
+    if not shown:
+        return []
+    columns: ModelsByRole = {"student": student, **{each.format: each.model for each in shown}}
+    own = _rows(
+        columns,
+        {
+            "size": lambda m: show.count_bytes(m.weights_bytes),
+            metric: lambda m: show.estimate(m.metrics.get(metric), metric),
+            "inference time": lambda m: _seconds(m.latency_seconds, "p50"),
+            "first token": lambda m: _seconds(m.first_token_seconds, "p50"),
+            "throughput (tokens/s)": lambda m: show.whole(m.tokens_per_second),
+            "peak memory of the process": lambda m: show.count_bytes(m.peak_memory_bytes),
+            "load time": lambda m: show.duration(m.load_seconds),
+        },
+    )
+    compared = [
+        ["minus the student", "", *(_against(each, "student", metric) for each in shown)],
+        ["minus the teacher", "", *(_against(each, "teacher", metric) for each in shown)],
+        ["KL to the student, nats", "", *(_nats(each) for each in shown)],
+    ]
+    runtimes = ["runtime", student.engine, *(each.model.engine for each in shown)]
+    verdicts = ["may go out", "", *("yes" if each.check.passed else "refused" for each in shown)]
+    return [["", *columns], *own[:2], *compared, *own[2:], runtimes, verdicts]
+
+
+def _against(export: ExportedStudent, role: str, metric: str) -> str:
+    found = export.against.get(role)
+    return show.difference(found, metric, with_interval=True)
+
+
+def _nats(export: ExportedStudent) -> str:
+    found = export.model.metrics.get("kl_to_student")
+    return "unknown" if found is None else f"{max(found.value, 0):.1e}"
 
 
 def _further_metrics(models: ModelsByRole, main: str) -> list[TableRow]:

@@ -14,11 +14,12 @@ from retort.metrics.comparison.formatting import score
 from retort.processes import machine
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import on_cluster
-from retort.stages.evaluate import measure
+from retort.stages.evaluate import fidelity, measure
 from retort.stages.evaluate.compared_models import (
     asked_examples,
     check_template,
     engine_of,
+    exported,
     roles_of,
     settings_of,
 )
@@ -47,7 +48,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     A killed run continues with the turns that are missing.
     """
     take_turns(stage)
-    likelihood = _likelihood(stage)
+    likelihood = _fidelity(stage) if exported(stage) else _likelihood(stage)
     facts = _compared(stage, likelihood)
     stage.out.write_json("scores.json", facts)
     if text := usage_note(facts.get("spending", {})):
@@ -56,12 +57,25 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     return facts
 
 
+def _fidelity(stage: Stage) -> dict[str, Any]:
+    """Returns how far an exported student's distributions are from the student's, measured in one
+    more process."""
+    if stage.spec.evaluate.likelihood and not stage.out.has(LIKELIHOOD):
+        (role,) = exported(stage)
+        runtime = on_cluster(stage.spec, stage.spec.evaluate.runtime)
+        arguments = {"arguments": stage.arguments(), "role": role}
+        measured = processes.run(fidelity.measure, arguments, stage.report, stage.log, runtime)
+        stage.out.write_json(LIKELIHOOD, measured)
+    facts: dict[str, Any] = stage.out.read_json(LIKELIHOOD) if stage.out.has(LIKELIHOOD) else {}
+    return facts
+
+
 def _likelihood(stage: Stage) -> dict[str, Any]:
     """Returns how probable each local model finds given answers, measured in one more process.
 
     Nothing where the spec does not ask for it, or no model here gives probabilities.
     """
-    modules = {role: engine_of(stage.spec, role) for role in roles_of(stage)}
+    modules = {role: engine_of(stage, role) for role in roles_of(stage)}
     local = [role for role, module in modules.items() if module.SCORES and not module.REMOTE]
     if not stage.spec.evaluate.likelihood or not local:
         return {}

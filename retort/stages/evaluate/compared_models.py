@@ -1,7 +1,7 @@
 """Which models are compared, where each is, and how it is asked: all in the same way.
 
-Both sides of a child process read it. Note: with a champion as its input the stage measures the
-champion alone, because another evaluation measured the job's own models.
+Both sides of a child process read it. Note: with a champion or an exported student as its input the
+stage measures that alone, because another evaluation measured the job's own models.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
 from retort.records import Example, Response, State, read_lines
-from retort.spec import JobSpec, training_of
+from retort.spec import JobSpec, export_of, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import InputFolder, model_folder
 
@@ -25,13 +25,22 @@ UNANSWERED: tuple[State, ...] = ("too_long", "failed")
 
 def roles_of(stage: Stage) -> tuple[str, ...]:
     """Returns the roles of the models that the stage measures, in order."""
-    return (CHAMPION,) if CHAMPION in stage.inputs else stage.spec.roles
+    if CHAMPION in stage.inputs:
+        return (CHAMPION,)
+    return exported(stage) or stage.spec.roles
+
+
+def exported(stage: Stage) -> tuple[str, ...]:
+    """Returns the exported student that the stage measures; nothing where it measures others."""
+    return tuple(role for role in stage.spec.exports if export_of(role) in stage.inputs)
 
 
 def title(spec: JobSpec, role: str) -> str:
     """Returns the name of a role's model in the report."""
     if role in GIVEN:
         return _address(spec, role)
+    if role in spec.exports:
+        return f"{spec.name}, {spec.exports[role]}"
     return spec.name if role == "student" else f"{spec.name}, {role}"
 
 
@@ -51,17 +60,27 @@ def home_of(stage: Stage, role: str) -> tuple[str, str] | None:
     """Returns the artifact and the folder in it that hold a model; None where no stage made it."""
     if role in GIVEN:
         return None
-    made, prefix = (CHAMPION, "model") if role == CHAMPION else (training_of(role), "student")
+    if role in exported(stage):
+        made, prefix = export_of(role), "model"
+    else:
+        made, prefix = (CHAMPION, "model") if role == CHAMPION else (training_of(role), "student")
     return stage.input(made).uri, prefix
 
 
-def engine_of(spec: JobSpec, role: str) -> EngineModule:
-    """Returns the engine that runs a model: the same for all, except that a teacher behind an
-    endpoint can only be asked there."""
-    of_teacher = find_engine(resolve(spec.generate.engine, 0))
-    if role == "teacher" and of_teacher.REMOTE:
+def engine_of(stage: Stage, role: str) -> EngineModule:
+    """Returns the engine that runs a model."""
+    return find_engine(engine_name(stage, role))
+
+
+def engine_name(stage: Stage, role: str) -> str:
+    """Returns the name of a model's engine: the same for all, except that a teacher behind an
+    endpoint can only be asked there, and an exported student by the runtime of its format."""
+    if role in exported(stage):
+        return str(stage.facts(export_of(role))["engine"])
+    of_teacher = resolve(stage.spec.generate.engine, 0)
+    if role == "teacher" and find_engine(of_teacher).REMOTE:
         return of_teacher
-    return find_engine(resolve(spec.evaluate.engine, 0))
+    return resolve(stage.spec.evaluate.engine, 0)
 
 
 def settings_of(spec: JobSpec, model: str) -> Settings:
@@ -85,7 +104,8 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
 
 def check_template(stage: Stage, student: Path, role: str = "student") -> None:
     """Raises `StageError` when a student's chat template is not the one of its training."""
-    if model_folder.template_sha256(student) != stage.facts(training_of(role))["template_sha256"]:
+    training = "train" if role in exported(stage) else training_of(role)
+    if model_folder.template_sha256(student) != stage.facts(training)["template_sha256"]:
         raise StageError(
             f"the {role}'s chat template is not the one that it was trained with; run with --force "
             "train"

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from retort import processes
-from retort.engines import Request, resolve
+from retort.engines import Request
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
 from retort.records import Response, write_lines
+from retort.spec import export_of
 from retort.stages.engine_settings import open_engine
 from retort.stages.evaluate import load_test
 from retort.stages.evaluate.compared_models import (
@@ -29,7 +30,9 @@ from retort.stages.evaluate.compared_models import (
     answered_examples,
     asked_examples,
     check_template,
+    engine_name,
     engine_of,
+    exported,
     generated,
     home_of,
     is_answered,
@@ -80,7 +83,7 @@ def measure_turns(
 
 
 def _opened(stage: Stage, role: str, model: str) -> "EvaluatedModel | EndpointModel":
-    if engine_of(stage.spec, role).REMOTE:
+    if engine_of(stage, role).REMOTE:
         seconds = budget_seconds(stage) / stage.spec.evaluate.rounds
         return EndpointModel(stage, role, model, seconds)
     return EvaluatedModel(stage, role, model)
@@ -121,13 +124,13 @@ class EvaluatedModel:
         if role not in (*GIVEN, CHAMPION):
             check_template(stage, Path(model), role)
         self._stage, self._role, self._model = stage, role, model
-        self._module = engine_of(stage.spec, role)
+        self._module = engine_of(stage, role)
         self._requests = requests_of(asked_examples(stage))
         self._told, self._num_turns = 0.0, 0
         stage.report.progress(0, len(self._requests), "answers", "loading")
         started = time.monotonic()
         settings = replace(settings_of(stage.spec, model), home=home_of(stage, role))
-        name = resolve(stage.spec.evaluate.engine, 0)
+        name = engine_name(stage, role)
         self._engine = open_engine(stage.spec, name, settings, stage.report)
         self._load_seconds = time.monotonic() - started
         # The first answers pay for what engines set up late.
@@ -157,7 +160,7 @@ class EvaluatedModel:
         if (num_timed := len(latencies["whole"])) < len(wanted):
             measures["cut_short"].append(f"latency: {num_timed} of {len(wanted)} requests")
         measures["latencies"] = latencies
-        if number == 1:
+        if number == 1 and not exported(self._stage):
             measures |= self._under_load(requests, measures, deadline)
         return {**measures, **self._size()}
 
@@ -219,8 +222,13 @@ class EvaluatedModel:
     def _size(self) -> dict[str, int | None]:
         """Returns what a model takes."""
         of_host, of_gpu = getattr(self._engine, "peaks", processes.peaks)()
+        if self._role in exported(self._stage):
+            facts = self._stage.facts(export_of(self._role))
+            size = {name: facts[name] for name in ("parameters", "weights_bytes")}
+        else:
+            size = model_folder.size(model_folder.locate(self._model, self._role))
         return {
-            **model_folder.size(model_folder.locate(self._model, self._role)),
+            **size,
             "peak_memory_bytes": of_host,
             "peak_gpu_memory_bytes": of_gpu,
         }

@@ -13,6 +13,7 @@ from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.metrics.comparison import ReportContent, read_content
 from retort.metrics.comparison.shapes import Latency
+from retort.stages.release.exports import add_exports
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
 from retort.store import MODEL
@@ -24,7 +25,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def release(stage: Stage) -> dict[str, Any]:
-    """Writes `model/` and `gate.json`; returns the facts for the registry."""
+    """Writes `model/`, `exports/` and `gate.json`; returns the facts for the registry."""
     raw = stage.input("report").read_json("report.json")
     content = read_content(raw)
     stage.out.write_json("gate.json", raw["gate"])
@@ -36,12 +37,14 @@ def release(stage: Stage) -> dict[str, Any]:
             stage.out.write(name, data)
     stage.out.write_json(f"{MODEL}/{GENERATION}", generation)
     stage.out.write(f"{MODEL}/README.md", model_card(stage, content).encode())
+    formats = add_exports(stage, content)
     stage.report.progress(1, 1, "model")
     return {
         "registered_model": stage.spec.registered_name,
         "source": f"{stage.out.uri}/{MODEL}",
         "gate_passed": content.gate.passed,
         "scores": scores(content),
+        **({"exports": formats} if content.exports else {}),
     }
 
 

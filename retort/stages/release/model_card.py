@@ -40,7 +40,7 @@ def model_card(stage: Stage, content: ReportContent) -> str:
         "model_card.md.jinja",
         content=content,
         spec=spec,
-        front=Markup(_front_matter(spec, content)),
+        front=Markup(front_matter(spec, content)),
         teacher=_name(spec.generate.teacher),
         base=_name(spec.train.student),
         verdict=verdict(comparison, content.gate),
@@ -62,8 +62,9 @@ def model_card(stage: Stage, content: ReportContent) -> str:
     )
 
 
-def _front_matter(spec: JobSpec, content: ReportContent) -> str:
-    """Returns the front matter as YAML; it names the base only where that is a model of the Hub."""
+def front_matter(spec: JobSpec, content: ReportContent, relation: str = "finetune") -> str:
+    """Returns the front matter as YAML; it names the base only where that is a model of the Hub,
+    and `relation`, what the model is to its base."""
     from huggingface_hub import ModelCardData
 
     base, licence = spec.train.student, content.ran.licences.get("base")
@@ -73,7 +74,7 @@ def _front_matter(spec: JobSpec, content: ReportContent) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=base if _is_hub_id(base) else None,
-        base_model_relation="finetune" if _is_hub_id(base) else None,
+        base_model_relation=relation if _is_hub_id(base) else None,
         license=(name if is_known else "other") if name else None,
         license_name=None if is_known else re.sub(r"[^a-z0-9.]+", "-", name) or None,
         tags=["distillation", "retort", spec.prepare.task_type.rpartition(":")[2]],

@@ -11,7 +11,7 @@ from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.budget import usage_note
 from retort.stages.report import licences, slices
 from retort.stages.report.gate import judge
-from retort.stages.report.measurements import Answered
+from retort.stages.report.measurements import Answered, exported
 from retort.stages.report.plots import Records
 from retort.stages.stage import Stage
 from retort.store import MODEL, urls
@@ -47,6 +47,7 @@ def content_of(
         latency_bound_seconds=evaluated.latency_bound_seconds,
         perplexity_of=evaluated.perplexity_of,
         champion=champion,
+        exports=exported(stage, comparison.metric),
         slices=columns,
         training=training,
         warnings=[

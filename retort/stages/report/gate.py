@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from retort.metrics import lower_is_better
 from retort.metrics.comparison import shapes
-from retort.spec import Gate
+from retort.metrics.comparison.shapes import Json
+from retort.spec.report import ExportGate, Gate
 
 BOUND = "by the worse bound of the 95% interval"
 NOTHING = None, None
@@ -55,6 +56,22 @@ def judge(
         required, cost = f"at most {price:g} for 1,000 requests", student.cost_per_1000_requests
         checks.append(_check(gate, "cost", required, (cost, cost), lambda x: x <= price))
     return shapes.GateOutcome(all(check.passed for check in checks), checks)
+
+
+def judge_export(
+    difference: shapes.Difference | None, gate: ExportGate, metric: str, tokenizer: Json
+) -> shapes.GateCheck:
+    """Returns whether an exported student may go out: what it loses against the student, and that
+    its runtime cuts texts into the same tokens."""
+    bound = f", {BOUND}" if gate.on_bound else ""
+    required = f"at most {gate.max_loss:g} below the student's {metric}{bound}"
+    if other := tokenizer.get("difference"):
+        return shapes.GateCheck("tokenizer", "the student's tokens", None, False, reason=other)
+    if difference is None:
+        reason = "it was not measured"
+        return shapes.GateCheck("loss", required, None, passed=False, reason=reason)
+    value = difference.low if gate.on_bound else difference.value
+    return shapes.GateCheck("loss", required, value, value >= -gate.max_loss)
 
 
 def _retention(comparison: shapes.Comparison, gate: Gate) -> shapes.GateCheck:

@@ -14,8 +14,9 @@ from retort.errors import DataError
 from retort.metrics import Statistics
 from retort.metrics.comparison import main_metric, shapes
 from retort.records import Example, Response, read_lines
-from retort.spec import JobSpec, Price
+from retort.spec import JobSpec, Price, evaluation_of, export_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
+from retort.stages.report.gate import judge_export
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import Folder
 
@@ -84,6 +85,8 @@ def statistics_of(stage: Stage, role: str) -> Statistics:
 
 
 def _folder(stage: Stage, role: str) -> Folder:
+    if role in stage.spec.exports:
+        return stage.input(evaluation_of(role))
     return stage.input(EVALUATE_CHAMPION if role == CHAMPION else "evaluate")
 
 
@@ -109,6 +112,29 @@ def _with_champion(stage: Stage, evaluated: shapes.Evaluated) -> shapes.Evaluate
         models={**evaluated.models, CHAMPION: replace(champion, metrics=scores)},
         differences={**evaluated.differences, CHAMPION: differences},
     )
+
+
+def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
+    """Returns the exported students by role, each against student and teacher."""
+    knobs = stage.spec.evaluate
+    others = {role: statistics_of(stage, role).get(metric, {}) for role in ("student", "teacher")}
+    found = {}
+    for role, name in stage.spec.exports.items():
+        own = statistics_of(stage, role).get(metric, {})
+        against = {
+            other: shapes.Difference.of(
+                metrics.difference(metric, own, values, knobs.num_bootstrap, knobs.seed)
+            )
+            for other, values in others.items()
+            if own.keys() & values.keys()
+        }
+        facts = stage.facts(export_of(role))
+        check = judge_export(
+            against.get("student"), stage.spec.report.gate.export, metric, facts["tokenizer"]
+        )
+        measured = shapes.read_evaluated(stage.facts(evaluation_of(role))).models[role]
+        found[role] = shapes.ExportedStudent(name, measured, check, against, facts)
+    return found
 
 
 def price_of(spec: JobSpec, role: str) -> Price | None:

@@ -7,7 +7,7 @@ from typing import Any
 from retort.metrics.comparison import drawing
 from retort.metrics.comparison import formatting as show
 from retort.metrics.comparison.drawing import BLUE, DARK, GRAY, GREEN, OCHRE, PALE, PURPLE, SKY
-from retort.metrics.comparison.shapes import Differences, Latency, ModelsByRole
+from retort.metrics.comparison.shapes import Differences, Latency, ModelsByRole, ReportContent
 
 WIDTH, NUM_BINS = 460, 48
 COLORS = {"teacher": GRAY, "base": PALE, "student": BLUE, "fine_tuning": OCHRE, "gold": GREEN}
@@ -16,6 +16,7 @@ NO_TERMS = {
     *("step", "tokens", "tokens_per_second", "learning_rate", "gradient_norm"),
     *("teacher_top_k_mass", "peak_memory_bytes"),
 }
+OF_EXPORTS = (GREEN, OCHRE, PURPLE, SKY, DARK)
 Records = list[dict[str, float | None]]
 
 
@@ -53,6 +54,37 @@ def trade_off(models: ModelsByRole, metric: str) -> str | None:
         axes.set_xlabel(f"{what}: further left is better")
         figure.legend(loc="outside upper left", ncols=6, handletextpad=0, columnspacing=1)
         return drawing.element(figure, "trade", f"{metric} against {what}")
+
+
+def sizes(content: ReportContent) -> str | None:
+    """Returns the main metric against the size on disk, of the teacher, the student and each
+    exported student, with 95% intervals; None without an exported student."""
+    metric, models = content.comparison.metric, content.models
+    if not content.exports:
+        return None
+    own = {role: models[role] for role in ("teacher", "student") if role in models}
+    shown = own | {each.format: each.model for each in content.exports.values()}
+    scale, seen = 100 if show.is_share(metric) else 1, 0
+    with drawing.figure(WIDTH, 300) as figure:
+        axes = figure.subplots()
+        for name, model in shown.items():
+            score, size = model.metrics.get(metric), model.weights_bytes
+            if score is None or not size:
+                continue
+            color = COLORS[name] if name in own else OF_EXPORTS[seen % len(OF_EXPORTS)]
+            seen += name not in own
+            axes.plot(
+                [size] * 2, [score.low * scale, score.high * scale], color=color, linewidth=1.8
+            )
+            mark = "o" if name in own else "D"
+            axes.plot(size, score.value * scale, mark, color=color, markersize=8, label=name)
+        axes.margins(0.1)
+        axes.set_xscale("log")
+        drawing.tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
+        drawing.tick(axes.xaxis, show.count_bytes)
+        axes.set_xlabel("size on disk: further left is smaller")
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0, columnspacing=1)
+        return drawing.element(figure, "sizes", f"{metric} against size on disk")
 
 
 def forest(differences: Differences, metric: str) -> str | None:

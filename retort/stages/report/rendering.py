@@ -10,7 +10,16 @@ import hashlib
 
 from markupsafe import Markup
 
-from retort.metrics.comparison import caption, details, headlines, pages, table, verdict
+from retort.metrics.comparison import (
+    EXPORT_CAPTION,
+    caption,
+    details,
+    exports,
+    headlines,
+    pages,
+    table,
+    verdict,
+)
 from retort.metrics.comparison import formatting as show
 from retort.metrics.comparison.shapes import ColumnSlices, ReportContent
 from retort.stages.report import views
@@ -20,7 +29,7 @@ from retort.stages.report.examples import (
     embedded,
     read_side_by_side,
 )
-from retort.stages.report.plots import curves, forest, latencies, trade_off
+from retort.stages.report.plots import curves, forest, latencies, sizes, trade_off
 from retort.store import Folder
 
 PACKAGE = "retort.stages.report"
@@ -80,6 +89,7 @@ def draw(content: ReportContent) -> Pictures:
             trade_off(models, comparison.metric),
             forest(comparison.differences, comparison.metric),
         ],
+        "exports": [sizes(content)],
         "latencies": [latencies(models, kind) for kind in ("whole", "first_token")],
         "curves": [*curves(content.training.curves)],
     }
@@ -96,6 +106,8 @@ def _shared(content: ReportContent) -> dict[str, object]:
         "table": table(models, comparison.metric),
         "details": details(models, comparison.metric, comparison.differences),
         "caption": caption(content),
+        "exports": exports(content),
+        "export_caption": EXPORT_CAPTION,
         "show": show,
     }
 

@@ -78,7 +78,7 @@ def _read(path: str) -> Any:
         raise SpecError(f"{OPTION}: no file {path}; `accelerate config --config_file` writes one")
     try:
         return load_config_from_file(path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # accelerate and YAML raise errors of many kinds
         raise SpecError(f"{OPTION}: {path} is no file of `accelerate config`: {error}") from error
 
 
@@ -89,7 +89,7 @@ def _shards(path: str, config: Any) -> bool:
         raise SpecError(
             f"{OPTION}: {path} asks for {kind}; MULTI_GPU, MULTI_CPU and FSDP are known"
         )
-    if kind == "FSDP" and int(fsdp.get("fsdp_version", 1)) != 2:
+    if kind == "FSDP" and str(fsdp.get("fsdp_version", 1)) != "2":
         raise SpecError(f"{OPTION}: {path} asks for FSDP's first version; set fsdp_version: 2")
     if _is_true(fsdp.get("fsdp_offload_params", False)):
         raise SpecError(f"{OPTION}: {path} offloads weights; set fsdp_offload_params: false")

@@ -34,6 +34,7 @@ class FormatModule(Protocol):
     """What a format's file offers."""
 
     QUANTIZATIONS: tuple[str, ...]  # what may stand behind the colon
+    WEIGHS: tuple[str, ...]  # the quantizations that round by the importance of a layer's inputs
     ENGINE: str  # the engine that answers with an export: the runtime that its users use
 
     def check(self, student: Path, quantization: str) -> None:

@@ -1,0 +1,80 @@
+"""Writes one export of the student, in a process that loads the libraries of its format."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from retort.data import encoding
+from retort.events import Reporter
+from retort.processes.libraries import lean_imports
+from retort.stages.export import texts
+from retort.stages.export.formats import FormatModule, Student, find_format
+from retort.stages.stage import Stage, from_arguments
+from retort.store import model_folder
+
+MODEL = "model"
+# What a runtime loads; the rest of an export's folder is configuration and tokenizer.
+WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
+SHOWN_CHARACTERS = 60
+
+
+def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    """Writes the folder `model/` of the stage's artifact; returns the stage's facts."""
+    stage = from_arguments(arguments, report)
+    (name,) = stage.spec.export.formats
+    module, quantization = find_format(name)
+    with stage.input("train").local_copy("student") as folder, lean_imports():
+        report.progress(0, 3, "steps", "importance")
+        student = Student(folder, _importance(stage, module, quantization, folder))
+        with tempfile.TemporaryDirectory(prefix="retort-export-") as scratch:
+            out = Path(scratch)
+            report.progress(1, 3, "steps", f"writing {name}")
+            facts = module.write(student, quantization, out)
+            report.progress(2, 3, "steps", "tokenizer")
+            tokenizer = _compared_tokenizers(stage, module, folder, out)
+            sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+            stage.out.put_tree(out, MODEL)
+        report.progress(3, 3, "steps", "")
+        return {
+            **facts,
+            "format": name,
+            "engine": module.ENGINE,
+            "parameters": model_folder.size(folder)["parameters"],
+            "weights_bytes": sum(size for path, size in sizes.items() if path.suffix in WEIGHTS),
+            "whole_bytes": sum(sizes.values()),
+            "tokenizer": tokenizer,
+        }
+
+
+def _importance(
+    stage: Stage, module: FormatModule, quantization: str, folder: Path
+) -> dict[str, Any]:
+    if not stage.spec.export.importance or quantization not in module.WEIGHS:
+        return {}
+    from retort.stages.export.importance import measured
+
+    return measured(stage, folder)
+
+
+def _compared_tokenizers(
+    stage: Stage, module: FormatModule, folder: Path, out: Path
+) -> dict[str, Any]:
+    """Returns whether the runtime reads the student's tokenizer itself, on how many texts the two
+    were compared, and what the first of these was that the two cut into other tokens."""
+    tokenizer = encoding.load_tokenizer(str(folder))
+    some = texts.of_all_kinds(stage, tokenizer)
+    theirs = module.token_ids(out, some)
+    if theirs is None:
+        return {"is_read": False, "num_texts": 0, "difference": None}
+    ours = tokenizer(some, add_special_tokens=False)["input_ids"]
+    pairs = zip(some, ours, theirs, strict=True)
+    other = next((text for text, own, found in pairs if list(own) != list(found)), None)
+    difference = other and (
+        f"the runtime's tokenizer gives other ids than the student's for {_shown(other)}"
+    )
+    return {"is_read": True, "num_texts": len(some), "difference": difference}
+
+
+def _shown(text: str) -> str:
+    whole = ascii(text)
+    return whole if len(whole) <= SHOWN_CHARACTERS else f"{whole[:SHOWN_CHARACTERS]}..."
