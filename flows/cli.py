@@ -36,6 +36,8 @@ COMMANDS = {
     "jobs": ("submit", "status", "logs", "cancel", "list", "deploy"),
     "benchmark": ("benchmark",),
     "compare": ("compare",),
+    "export": ("export",),
+    "serve": ("serve",),
     "promote": ("promote", "rollback"),
     "up": ("up",),
     "doctor": ("doctor",),

@@ -32,11 +32,16 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """`retort run`: runs the flow; the report goes to stdout, all else to stderr."""
+    """`retort run`: runs the job of the command's flags."""
+    retry = [f"generate.runtime.retry={json.dumps(options.retry)}"] if options.retry else []
+    return run_job(options, *retry)
+
+
+def run_job(options: argparse.Namespace, *overrides: str) -> int:
+    """Runs the flow with further overrides; the report goes to stdout, all else to stderr."""
     from retort.jobs.preflight import check
 
-    retry = [f"generate.runtime.retry={json.dumps(options.retry)}"] if options.retry else []
-    spec, notes = load_spec(options, *retry)
+    spec, notes = load_spec(options, *overrides)
     for note in notes:
         say(f"spec: {note}")
     store = open_store(options)

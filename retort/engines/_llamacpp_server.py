@@ -1,0 +1,32 @@
+"""llama.cpp's own server over one GGUF export, until it is ended. The key is in the environment."""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+KEY = "RETORT_SERVE_KEY"
+
+
+def main() -> None:
+    """Serves `FOLDER/model.gguf` under the folder's address."""
+    import xllamacpp
+
+    flags = argparse.ArgumentParser()
+    flags.add_argument("folder", type=Path)
+    flags.add_argument("--host", required=True)
+    flags.add_argument("--port", type=int, required=True)
+    flags.add_argument("--name", required=True)
+    given = flags.parse_args()
+    params = xllamacpp.CommonParams()
+    params.model.path = str(given.folder / "model.gguf")
+    params.hostnames, params.port = [given.host], given.port
+    params.model_alias, params.use_jinja = {given.name}, True
+    if key := os.environ.get(KEY):
+        params.api_keys = [key]
+    _server = xllamacpp.Server(params)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Serves a released student, or one of its exports, to clients of OpenAI's API.
+
+The server is that of the runtime its users use, as a child process: vLLM's for the student and for
+compressed weights, llama.cpp's for GGUF. The key comes from the environment and goes there, never
+into a list of processes.
+"""
+
+import contextlib
+import ipaddress
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from retort.errors import SpecError, StageError
+from retort.spec.export import role_of
+from retort.store import MANIFEST, Folder
+
+KEY, HOST, PORT = "RETORT_SERVE_KEY", "127.0.0.1", 8000
+LOOK_SECONDS, START_SECONDS, END_SECONDS = 0.2, 600.0, 20.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and the name that clients ask for."""
+
+    name: str
+    host: str = HOST
+    port: int = PORT
+
+    @property
+    def url(self) -> str:
+        """The address that a client of OpenAI's takes."""
+        return f"http://{self.host}:{self.port}/v1"
+
+
+@contextlib.contextmanager
+def folder_of(student: str, form: str | None) -> Iterator[Path]:
+    """Gives a released student's folder, or its export's, on this machine, as it was written.
+
+    `student` is the folder `model` of a release. Raises `SpecError` that lists the formats.
+    """
+    root, _, prefix = student.rpartition("/")
+    release = Folder(root)
+    is_release = bool(root) and release.has(MANIFEST)
+    if form and not is_release:
+        raise SpecError(f"{student} is no release of Retort's, so it has no exports")
+    if form:
+        known = release.read_manifest()["facts"].get("exports", [])
+        if form not in known:
+            listed = ", ".join(known) or "none: name some in export.formats, or use `retort export`"
+            raise SpecError(f"{student}: no export {form} that passed; there are: {listed}")
+        prefix = f"exports/{role_of(form)}"
+    if not is_release:
+        yield Path(student)
+        return
+    with release.checked().local_copy(prefix) as folder:
+        yield folder
+
+
+def check(address: Address) -> None:
+    """Raises `SpecError` for an address that others reach, where no key is set."""
+    if not _is_loopback(address.host) and not os.environ.get(KEY):
+        raise SpecError(
+            f"--host {address.host} can be reached from other machines, and no key is set; put one "
+            f"into the environment variable {KEY}, or leave --host out"
+        )
+
+
+@contextlib.contextmanager
+def serving(folder: Path, form: str | None, address: Address) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the server of a folder within the block; gives its process once it answers.
+
+    Raises `StageError` where it ends before that, and `SpecError` for a format without a server.
+    """
+    check(address)
+    key = os.environ.get(KEY, "")
+    environment = os.environ | ({"VLLM_API_KEY": key} if key else {})
+    with subprocess.Popen(_command(folder, form, address), env=environment) as process:
+        try:
+            _wait(process, address)
+            yield process
+        finally:
+            _end(process)
+
+
+def _command(folder: Path, form: str | None, address: Address) -> list[str]:
+    at = ["--host", address.host, "--port", str(address.port)]
+    at_vllm = ["--served-model-name", address.name, *at]
+    kind = (form or "").partition(":")[0]
+    if kind == "gguf":
+        return [
+            sys.executable,
+            "-m",
+            "retort.engines._llamacpp_server",
+            str(folder),
+            "--name",
+            address.name,
+            *at,
+        ]
+    if kind not in ("", "compressed_tensors"):
+        raise SpecError(f"--format {form}: {kind} has no server of its own; serve a gguf, or none")
+    module = "vllm.entrypoints.openai.api_server"
+    return [sys.executable, "-m", module, "--model", str(folder), *at_vllm]
+
+
+def _wait(process: subprocess.Popen[bytes], address: Address) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise StageError(f"the server ended with code {process.returncode} before it answered")
+        with contextlib.suppress(OSError):
+            host = f"[{address.host}]" if ":" in address.host else address.host
+            with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=2):
+                return
+        time.sleep(LOOK_SECONDS)
+    raise StageError(f"the server did not answer within {START_SECONDS:.0f} s")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
