@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retort.engines.vllm import ENVIRONMENT
 from retort.errors import SpecError, StageError
 from retort.spec.export import role_of
 from retort.store import MANIFEST, Folder
 
 KEY, HOST, PORT = "RETORT_SERVE_KEY", "127.0.0.1", 8000
+# The memory for keys and values on a CPU, where it would be a share of all; and warnings only.
+QUIETLY = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
 LOOK_SECONDS, START_SECONDS, END_SECONDS = 0.2, 600.0, 20.0
 
 
@@ -79,7 +82,7 @@ def serving(folder: Path, form: str | None, address: Address) -> Iterator[subpro
     """
     check(address)
     key = os.environ.get(KEY, "")
-    environment = os.environ | ({"VLLM_API_KEY": key} if key else {})
+    environment = {**ENVIRONMENT, **QUIETLY, **os.environ, **({"VLLM_API_KEY": key} if key else {})}
     with subprocess.Popen(_command(folder, form, address), env=environment) as process:
         try:
             _wait(process, address)
