@@ -1,11 +1,9 @@
 """Texts on which two tokenizers are compared: the job's own, and ten thousand of every kind."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from itertools import islice
-from typing import Any
-
 from retort.records import chat_text
 from retort.stages.stage import Stage, stream_examples
 
@@ -31,17 +29,16 @@ PLANES = ((0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x5FF), (0x900, 0xDFF), (0x4E00, 
 ASTRAL = (0x1F300, 0x1FAFF)
 
 
-def of_all_kinds(stage: Stage, tokenizer: Any) -> list[str]:
-    """Returns the job's own texts first, then words of many languages, code, numbers, emoji, white
-    space, odd characters, bytes that are no UTF-8, and special tokens spelled out."""
-    own = (
-        text
-        for example in stream_examples(stage.input("prepare"), "train", "validation", "test")
-        for text in (chat_text(example.messages), example.reference)
-        if text
-    )
-    found = list(islice(own, MOST_OWN))
-    rng, marks = random.Random(0), list(tokenizer.all_special_tokens)
+def of_job(stage: Stage) -> Iterator[str]:
+    """Yields the texts of a job's examples, prompts and references."""
+    for example in stream_examples(stage.input("prepare"), "train", "validation", "test"):
+        yield from filter(None, (chat_text(example.messages), example.reference))
+
+
+def of_all_kinds(own: Iterable[str], marks: list[str]) -> list[str]:
+    """Returns some of the job's own texts first, then words of many languages, code, numbers, emoji, white
+    space, odd characters, bytes that are no UTF-8, and the special tokens `marks` spelled out."""
+    found, rng = list(islice(own, MOST_OWN)), random.Random(0)
     makers: list[Callable[[random.Random, list[str]], str]] = [
         _words,
         _characters,

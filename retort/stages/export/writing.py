@@ -62,7 +62,7 @@ def _compared_tokenizers(
     """Returns whether the runtime reads the student's tokenizer itself, on how many texts the two
     were compared, and what the first of these was that the two cut into other tokens."""
     tokenizer = encoding.load_tokenizer(str(folder))
-    some = texts.of_all_kinds(stage, tokenizer)
+    some = texts.of_all_kinds(texts.of_job(stage), list(tokenizer.all_special_tokens))
     theirs = module.token_ids(out, some)
     if theirs is None:
         return {"is_read": False, "num_texts": 0, "difference": None}
