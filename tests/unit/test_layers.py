@@ -42,6 +42,9 @@ PLACES = {
     "httpx2": ("retort.engines",),
     "openai": ("retort.engines",),
     "vllm": ("retort.engines.vllm",),
+    "gguf": ("retort.stages.export.formats", "retort.engines._gguf_header"),
+    "llama_cpp": ("retort.stages.export.formats",),
+    "xllamacpp": ("retort.engines._llama_server",),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
     "torch": (
