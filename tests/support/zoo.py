@@ -15,10 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -48,6 +51,15 @@ DEEPSEEK = Style(
     "{% else %}{{ '<｜Assistant｜>' + m.content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}",
 )
+GEMMA = Style(
+    "<bos>",
+    "<end_of_turn>",
+    "<pad>",
+    ["<start_of_turn>"],
+    "{{ bos_token }}{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else "
+    "m.role %}{{ '<start_of_turn>' + role + '\n' + m.content + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+)
 # GPT-2 has one special token, which begins and ends; people take it for padding too.
 GPT2 = Style(
     "<|endoftext|>",
@@ -68,6 +80,15 @@ LLAMA = Style(
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
     "{% endif %}",
 )
+MISTRAL = Style(
+    "<s>",
+    "</s>",
+    "<pad>",
+    ["[INST]", "[/INST]"],
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ m.content + eos_token }}{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}"
+    "{% endfor %}",
+)
 PHI3 = Style(
     "<s>",
     "<|end|>",
@@ -86,7 +107,8 @@ QWEN = Style(
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 )
 
-# Heads have the real size: 64 in GPT-2, 96 in Phi-3 and 3.5, 192 (128 + 64) in DeepSeek, else 128.
+# Heads have the real size: 64 in GPT-2, 96 in Phi-3 and 3.5, 192 (128 + 64) in DeepSeek, 256 in
+# Gemma, else 128.
 PHI3_SHAPE = {"hidden_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
@@ -141,6 +163,25 @@ FAMILIES: dict[str, tuple[Style, type, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma-3": (
+        GEMMA,
+        Gemma3TextConfig,
+        {
+            "num_hidden_layers": 6,  # the last one attends to all, the others to a window
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 512,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        },
+    ),
     "gpt-2": (GPT2, GPT2Config, {"hidden_size": 128, "num_attention_heads": 2}),
     "llama-3.1": (
         LLAMA,
@@ -159,6 +200,18 @@ FAMILIES: dict[str, tuple[Style, type, dict[str, Any]]] = {
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192,
             },
+        },
+    ),
+    "mistral": (
+        MISTRAL,
+        MistralConfig,
+        {
+            "hidden_size": 256,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "sliding_window": 4096,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),
     "phi-3-mini-4k": (
@@ -180,6 +233,18 @@ FAMILIES: dict[str, tuple[Style, type, dict[str, Any]]] = {
             tie_word_embeddings=True,
             rope_parameters={"partial_rotary_factor": 0.75},
         ),
+    ),
+    "qwen2.5": (
+        QWEN,
+        Qwen2Config,
+        {
+            "hidden_size": 256,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
     ),
     "qwen3": (
         QWEN,
@@ -241,6 +306,10 @@ def save_family(name: str, folder: Path, seed: int = 0) -> Path:
         # Experts are chosen with this bias and weighed without it: zero would hide a mistake.
         if key.endswith("e_score_correction_bias"):
             buffer.normal_(std=0.1)
+    for key, parameter in model.named_parameters():
+        # Likewise the biases of queries, keys and values.
+        if key.endswith("_proj.bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     return folder / name
