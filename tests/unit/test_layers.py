@@ -45,6 +45,9 @@ PLACES = {
     "gguf": ("retort.stages.export.formats", "retort.engines._gguf_header"),
     "llama_cpp": ("retort.stages.export.formats",),
     "xllamacpp": ("retort.engines._llama_server",),
+    "compressed_tensors": ("retort.stages.export.formats.compressed_tensors",),
+    "onnx": ("retort.engines.onnx",),
+    "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
     "torch": (

@@ -40,6 +40,7 @@ LLAMA_CPP = (
     *("iq4_nl", "iq4_xs"),
 )
 QUANTIZATIONS = (*OURS, *LLAMA_CPP)
+WEIGHS = ("q4_0", *LLAMA_CPP)
 ENGINE = "llamacpp"
 FILE = "model.gguf"
 # What an engine needs beside the file: to render chats, and to know where an answer ends.

@@ -1,0 +1,200 @@
+"""compressed-tensors, which vLLM loads: smaller weights in the layout of Hugging Face.
+
+The linear layers are quantized; the head and the embeddings stay as they are. `w8a8` has int8
+weights with a scale an output channel, and activations quantized token by token as they come;
+`fp8` is the same in float8; `w4a16` has int4 weights, packed, with a scale for each group of 32
+input channels, found by a search that weighs the error of a channel by its importance.
+"""
+
+# N output channels, C input channels, G groups of them, S channels of a group
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from retort.data import encoding
+from retort.errors import SpecError
+from retort.stages.export.formats import Student
+from retort.stages.export.formats._files import copy_small_files
+from retort.store import model_folder
+
+QUANTIZATIONS = ("w8a8", "w4a16", "fp8")
+WEIGHS = ("w4a16",)
+ENGINE = "vllm"
+
+GROUP = 32
+# The largest number that a scale maps a group's largest weight to.
+LARGEST = {"w8a8": 127.5, "w4a16": 7.5, "fp8": 448.0}
+# What the scale that follows from the largest weight is multiplied by, in a search.
+FACTORS = [1.0, *(1.08 - 0.04 * step for step in range(14))]
+# Settings of compressed-tensors' QuantizationArgs.
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "w8a8": {"num_bits": 8, "type": "int", "strategy": "channel"},
+    "w4a16": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "channel"},
+}
+LAYOUTS = {"w8a8": "int-quantized", "w4a16": "pack-quantized", "fp8": "float-quantized"}
+# Keys of configurations that count the experts of a mixture.
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+
+
+def check(student: Path, quantization: str) -> None:
+    """Raises `SpecError` where the format cannot hold a model, or this machine cannot run it."""
+    where = f"export compressed_tensors:{quantization}"
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise SpecError(
+            f"{where} needs the package compressed-tensors, which comes with vLLM; "
+            "pip install compressed-tensors"
+        )
+    config = model_folder.text_config(student)
+    family = (model_folder.read_config(student).get("architectures") or ["?"])[0]
+    cause = None
+    if config.get("model_type") == "gpt2":
+        cause = "keeps its layers transposed (Conv1D), which the format has no layout for"
+    elif any(config.get(key) for key in EXPERTS):
+        cause = "is a mixture of experts, whose weights are no linear layers"
+    if cause:
+        raise SpecError(f"{where}: {family} ({student}) {cause}; leave this format out")
+    if quantization == "fp8" and not _has_float8():
+        raise SpecError(
+            f"{where}: float8 needs an NVIDIA GPU of compute capability 8.9 or higher, and vLLM "
+            "cannot run it on a CPU; take w8a8 here"
+        )
+
+
+def _has_float8() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
+
+
+def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
+    """Writes the weights, and config.json with how to read them.
+
+    The facts name the layers that were left as they are, because their width is no multiple of a
+    group, and the error that quantizing made: the mean over layers of the error of their outputs,
+    as importance weighs it, relative to them. `plain` is that of scales by the largest weight.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(student.folder, dtype="auto")
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear.pop("lm_head", None)
+    left = []
+    if quantization == "w4a16":
+        left = [name for name, module in linear.items() if module.in_features % GROUP]
+    if len(left) == len(linear):
+        raise SpecError(
+            f"export compressed_tensors:{quantization}: no layer of {student.folder} has a width "
+            f"that is a multiple of {GROUP}; take compressed_tensors:w8a8"
+        )
+    _prepare(model, quantization, ["lm_head", *left])
+    errors = {
+        name: _quantize(module, quantization, student.importance.get(name))
+        for name, module in linear.items()
+        if name not in left
+    }
+    _save(model, quantization, out)
+    copy_small_files(student.folder, out, without=("config.json",))
+    plain, chosen = (sum(parts) / len(errors) for parts in zip(*errors.values(), strict=True))
+    error = {"plain": plain, "chosen": chosen}
+    return {"num_layers": len(errors), "left": left, "relative_error": error}
+
+
+def _prepare(model: Any, quantization: str, ignored: list[str]) -> None:
+    """Gives each layer that is quantized the parameters of its scheme."""
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    weights = WEIGHTS[quantization]
+    activations = None
+    if quantization != "w4a16":
+        activations = QuantizationArgs(**{**weights, "strategy": "token"}, dynamic=True)
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=QuantizationArgs(**weights), input_activations=activations
+    )
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme},
+        ignore=ignored,
+        format=LAYOUTS[quantization],
+        quantization_status="frozen",
+    )
+    apply_quantization_config(model, config)
+
+
+def _quantize(module: Any, quantization: str, importance: Any) -> tuple[float, float]:
+    """Sets a layer's scales; returns the relative error of the plain ones and of the chosen."""
+    import torch
+
+    weight_NC = module.weight.data.float()
+    size = GROUP if quantization == "w4a16" else weight_NC.shape[1]
+    weight_NGS = weight_NC.unflatten(1, (-1, size))
+    importance_C = torch.ones(weight_NC.shape[1])
+    if importance is not None:
+        importance_C = torch.from_numpy(importance).float()
+    importance_GS = importance_C.unflatten(0, (-1, size))
+    dtype = module.weight_scale.dtype
+    plain_NG, plain = scales(weight_NGS, importance_GS, quantization, [1.0], dtype)
+    chosen_NG, chosen = plain_NG, plain
+    if quantization == "w4a16":
+        chosen_NG, chosen = scales(weight_NGS, importance_GS, quantization, FACTORS, dtype)
+    module.weight_scale.data = chosen_NG.to(dtype).reshape(module.weight_scale.shape)
+    return plain, chosen
+
+
+def scales(
+    weight_NGS: Any, importance_GS: Any, quantization: str, factors: list[float], dtype: Any
+) -> tuple[Any, float]:
+    """Returns each group's scale [N, G], the best of its factors, and the relative error.
+
+    The error is the mean squared one of the layer's outputs, were its inputs independent. Scales
+    are what `dtype` can hold.
+    """
+    import torch
+
+    largest_NG = weight_NGS.abs().amax(2).clamp(min=torch.finfo(dtype).tiny)
+    best_NG = torch.full_like(largest_NG, torch.inf)
+    chosen_NG = largest_NG
+    for factor in factors:
+        scale_NG = (factor * largest_NG / LARGEST[quantization]).to(dtype).float()
+        rounded_NGS = _rounded(weight_NGS / scale_NG[..., None], quantization)
+        difference_NGS = rounded_NGS * scale_NG[..., None] - weight_NGS
+        error_NG = (importance_GS * difference_NGS.square()).sum(2)
+        chosen_NG = torch.where(error_NG < best_NG, scale_NG, chosen_NG)
+        best_NG = torch.minimum(best_NG, error_NG)
+    whole = (importance_GS * weight_NGS.square()).sum()
+    return chosen_NG, float(best_NG.sum() / whole.clamp(min=1e-30))
+
+
+def _rounded(weights: Any, quantization: str) -> Any:
+    """Returns weights, in units of their scale, as the format can hold them."""
+    import torch
+
+    if quantization == "fp8":
+        return weights.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    bound = 1 << WEIGHTS[quantization]["num_bits"] - 1
+    return weights.round().clamp(-bound, bound - 1)
+
+
+def _save(model: Any, quantization: str, out: Path) -> None:
+    """Packs the weights and writes the model."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationStatus
+
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None):
+            module.quantization_status = QuantizationStatus.FROZEN
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(out)
+    compressor.update_config(out)
+
+
+def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:
+    """Returns the ids of the tokenizer that vLLM loads: that of transformers."""
+    tokenizer = encoding.load_tokenizer(str(out))
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
