@@ -99,7 +99,7 @@ def _command(folder: Path, form: str | None, address: Address) -> list[str]:
         return [
             sys.executable,
             "-m",
-            "retort.engines._llamacpp_server",
+            "retort.engines._llama_endpoint",
             str(folder),
             "--name",
             address.name,

@@ -44,7 +44,7 @@ PLACES = {
     "vllm": ("retort.engines.vllm",),
     "gguf": ("retort.stages.export.formats", "retort.engines._gguf_header"),
     "llama_cpp": ("retort.stages.export.formats",),
-    "xllamacpp": ("retort.engines._llama_server",),
+    "xllamacpp": ("retort.engines._llama_server", "retort.engines._llama_endpoint"),
     "compressed_tensors": ("retort.stages.export.formats.compressed_tensors",),
     "onnx": ("retort.engines.onnx",),
     "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),

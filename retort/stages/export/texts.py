@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from itertools import islice
+
 from retort.records import chat_text
 from retort.stages.stage import Stage, stream_examples
 
@@ -36,8 +37,8 @@ def of_job(stage: Stage) -> Iterator[str]:
 
 
 def of_all_kinds(own: Iterable[str], marks: list[str]) -> list[str]:
-    """Returns some of the job's own texts first, then words of many languages, code, numbers, emoji, white
-    space, odd characters, bytes that are no UTF-8, and the special tokens `marks` spelled out."""
+    """Returns some of the job's own texts first, then words of many languages, code, numbers,
+    emoji, white space, odd characters, bytes that are no UTF-8, and the special tokens `marks`."""
     found, rng = list(islice(own, MOST_OWN)), random.Random(0)
     makers: list[Callable[[random.Random, list[str]], str]] = [
         _words,
