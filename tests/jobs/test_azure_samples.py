@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 
 from flows.cli import main
 from retort.engines import resolve
-from retort.spec import STAGES
 from retort.stages.stage import read_decisions, read_examples
 from retort.store import Folder
 from tests.support.answering import save_models
 from tests.support.real_data import AZURE, needs_azure
+from tests.support.stages import EVERY_STAGE
 
 ANSWER = {"nli": "entailment|neutral|contradiction", "math": r"\d+"}
 SMALL = {
@@ -100,7 +100,7 @@ def test_the_math_sample_runs_unchanged_and_defect_12_is_evaluated_resumed_and_p
         assert ended.value.code == 0, said.err
         return said.out.splitlines()
 
-    assert [line.split() for line in here("why", "math")] == [[s, "cached"] for s in STAGES]
+    assert [line.split() for line in here("why", "math")] == [[s, "cached"] for s in EVERY_STAGE]
     rejected = [json.loads(line) for line in here("rows", "math", "--rejected", "--json")]
     assert len(rejected) == report["data"]["curate"]["num_rejected"]
     assert all(row["filter"] and row["messages"][-1]["role"] == "assistant" for row in rejected)

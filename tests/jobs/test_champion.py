@@ -22,12 +22,13 @@ from prefect.settings import (
 from flows.distill import distill
 from retort.jobs import inspection
 from retort.metrics.comparison import as_json
-from retort.spec import STAGES, JobSpec, load
+from retort.spec import JobSpec, load
 from retort.spec.fingerprint import EVALUATE_CHAMPION
 from retort.store import Folder, open_store
 from retort.tracking import open_registry, promote
 from tasks import listeners
 from tests.conftest import ask
+from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
 
 Run = Callable[..., tuple[dict[str, Any], dict[str, str]]]
@@ -88,7 +89,7 @@ def test_a_new_student_is_compared_with_the_champion_and_follows_it(
     client = open_registry(store := open_store(str(tmp_path / "store")))
     assert promote(client, "tiny").done
     again, did = run()  # the champion itself is compared with nobody
-    assert set(did) == set(STAGES) and set(did.values()) == {"cached"}
+    assert set(did) == set(EVERY_STAGE) and set(did.values()) == {"cached"}
     assert again["fingerprints"] == first["fingerprints"]
 
     second, did = run(seed=7)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from retort.spec import STAGES
 from retort.store import Folder
 from tests.conftest import BIN, ask, environment
+from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
 
 MEASURES = ("model", "parameters", "weights_bytes", "peak_memory_bytes", "tokens_per_second")
@@ -45,7 +45,7 @@ def test_json_is_the_only_thing_on_stdout_and_has_every_key(first):
         assert set(model["metrics"]["accuracy"]) == {"value", "low", "high", "n"}
     assert set(COMPARED) <= set(report["comparison"])
     assert all({"required", "measured", "passed"} <= set(c) for c in report["gate"]["checks"])
-    assert set(report["fingerprints"]) == set(report["artifacts"]) == set(STAGES)
+    assert set(report["fingerprints"]) == set(report["artifacts"]) == set(EVERY_STAGE)
     assert report["prefect"]["flow_run_id"]
     assert report["mlflow"]["run_id"]
 
@@ -66,7 +66,7 @@ def test_mlflow_has_a_parent_and_a_child_a_stage_with_curves_and_lineage(first):
         for r in runs
         if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
-    assert set(children) == set(STAGES)
+    assert set(children) == set(EVERY_STAGE)
     assert all(r.info.status == "FINISHED" for r in [parent, *children.values()])
     assert "learning_rate" in children["train"].data.params
     assert len(client.get_metric_history(children["train"].info.run_id, "forward_kl")) >= 1
@@ -148,17 +148,17 @@ def test_the_same_job_again_is_cached_and_prefect_shows_it(first, retort, prefec
     assert again.returncode == before.returncode, again.stderr
     was, now = json.loads(before.stdout), json.loads(again.stdout)
     assert now["fingerprints"] == was["fingerprints"]
-    assert all(f"{stage}: cached" in again.stderr for stage in STAGES)
+    assert all(f"{stage}: cached" in again.stderr for stage in EVERY_STAGE)
     flow_run = {"flow_runs": {"id": {"any_": [now["prefect"]["flow_run_id"]]}}}
     runs = ask(f"{prefect_url}/task_runs/filter", flow_run)
-    assert {run["name"] for run in runs} == set(STAGES)
+    assert {run["name"] for run in runs} == set(EVERY_STAGE)
     assert {run["state_name"] for run in runs} == {"Cached"}
 
 
 def test_why_says_cached_or_which_ingredient_changed(first, retort):
     job, store, _ = first
     same = retort("why", job, "--store", store)
-    assert same.stdout.count("cached") == len(STAGES)
+    assert same.stdout.count("cached") == len(EVERY_STAGE)
     changed = retort("why", job, "--store", store, "--set", "train.seed=7").stdout.splitlines()
     lines = dict(line.split(maxsplit=1) for line in changed)
     assert lines["curate"] == "cached"

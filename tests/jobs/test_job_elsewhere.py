@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from retort.spec import STAGES
 from retort.store import Folder
 from tests.conftest import BIN, ask, environment, free_port
+from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
 
 
@@ -27,7 +27,7 @@ def test_the_same_job_passes_on_s3_over_http(tmp_path, retort, s3):
     assert report["artifacts"]["release"].startswith("s3://retort/jobs/one/artifacts/release/")
     assert report["models"]["student"]["parameters"] == report["models"]["base"]["parameters"] > 0
     again = retort(*arguments, **s3)
-    assert all(f"{stage}: cached" in again.stderr for stage in STAGES)
+    assert all(f"{stage}: cached" in again.stderr for stage in EVERY_STAGE)
     assert s3["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
     assert not list(tmp_path.glob("s3:*"))
 

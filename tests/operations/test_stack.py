@@ -14,9 +14,9 @@ import boto3
 import psycopg
 import pytest
 
-from retort.spec import STAGES
 from tests.support.postgres import needs_postgres
 from tests.support.stack import HOST, JOB, running
+from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
 from tests.support.upping import is_listening
 
@@ -36,7 +36,7 @@ def test_the_quickstart_goes_through_every_service_of_the_stack(tmp_path):
         what_was_made_is_in_the_store_and_in_postgres(stack)
         again = stack.run(JOB)
         assert f"{JOB} completed" in again
-        assert set(re.findall(r"^(\w+): cached$", again, re.MULTILINE)) == set(STAGES)
+        assert set(re.findall(r"^(\w+): cached$", again, re.MULTILINE)) == set(EVERY_STAGE)
         logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
         assert stack.stop() == []
     assert [name for name, log in logs.items() if "Traceback" in log or "| ERROR" in log] == []
@@ -81,12 +81,12 @@ def what_was_made_is_in_the_store_and_in_postgres(stack):
     made = {
         key.split("/")[2] for key in keys if re.match(r"store/artifacts/.*/manifest\.json$", key)
     }
-    assert made == set(STAGES)
+    assert made == set(EVERY_STAGE)
     assert any(key.startswith("mlflow/") and key.endswith("report.html") for key in keys)
     password = stack.secrets["POSTGRES_PASSWORD"]
     with psycopg.connect(postgres(stack, "mlflow", password)) as connection:
         runs = connection.execute("SELECT name, status FROM runs").fetchall()
-    assert {JOB, *STAGES} <= {name for name, _ in runs}
+    assert {JOB, *EVERY_STAGE} <= {name for name, _ in runs}
     assert {status for _, status in runs} == {"FINISHED"}
     with psycopg.connect(postgres(stack, "prefect", password)) as connection:
         states = connection.execute("SELECT state_type::text FROM flow_run").fetchall()

@@ -6,13 +6,15 @@ from typing import Any
 from retort.events import SILENT, Reporter
 from retort.jobs.source_digests import source_digests
 from retort.records import Response
-from retort.spec import build, recipes
+from retort.spec import STAGES, build, recipes
 from retort.stages.generate import generate
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage, read_responses
 from retort.store import Folder, open_store
 
 RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
+# Those of every job: only some export their student.
+EVERY_STAGE = tuple(stage for stage in STAGES if stage != "export")
 
 
 def job(teacher: Path | str, train: Path, engine: str, **knobs: Any) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""A job that exports its student: each file is made once, answered by its runtime, compared with
+the student, judged, released with its card, and served."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from openai import AuthenticationError, OpenAI
+
+from retort.errors import SpecError
+from retort.jobs import serve
+from retort.records import Response, read_lines
+from retort.spec import load
+from retort.stages.export.check import check
+from retort.store import Folder
+from tests.conftest import BIN, environment
+from tests.support.servers import free_port
+from tests.support.tiny import save_model, write_job
+from tests.support.zoo import save_family
+
+FORMATS = ["gguf:f32", "gguf:q4_0", "onnx:fp32"]
+KNOBS = ["evaluate.likelihood=true", "report.gate.export.max_loss=1"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A job whose models are Llamas of the zoo, with a tokenizer that llama.cpp reads."""
+    folder = tmp_path_factory.mktemp("exports")
+    write_job(folder, engine="transformers")
+    for seed, name in enumerate(("teacher", "base")):
+        save_family("llama", folder / "models" / name, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(home, prefect_url):
+    """Runs `retort` on the job, and returns what it said."""
+
+    def call(command: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        sets = [f"--set={knob}" for knob in KNOBS]
+        return subprocess.run(
+            [str(BIN / "retort"), command, "job.yaml", *sets, *words],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=environment(PREFECT_API_URL=prefect_url),
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    """The report of the job, which exports to two formats, then by `retort export` to a third."""
+    formats = f"--set=export.formats={json.dumps(FORMATS[:2])}"
+    first = run("run", formats)
+    assert first.returncode in (0, 3), first.stderr
+    second = run("export", formats, f"--format={FORMATS[2]}", "--json")
+    assert second.returncode in (0, 3), second.stderr
+    for stage in ("train", "evaluate", "export-gguf-f32", "evaluate-gguf-q4_0"):
+        assert f"{stage}: cached" in second.stderr
+    return json.loads(second.stdout)
+
+
+def folder_of(report, name: str) -> Folder:
+    return Folder(report["artifacts"][name])
+
+
+def test_exports_in_32_bits_answer_as_the_student_does_and_smaller_ones_nearly(report):
+    exports = report["exports"]
+    assert [each["format"] for each in exports.values()] == FORMATS
+    for role, most in {"gguf-f32": 1e-5, "onnx-fp32": 1e-5, "gguf-q4_0": 0.1}.items():
+        kl = exports[role]["model"]["metrics"]["kl_to_student"]
+        assert -1e-6 < kl["value"] < most
+        assert exports[role]["check"]["passed"]
+    sizes = {role: each["model"]["weights_bytes"] for role, each in exports.items()}
+    assert sizes["gguf-q4_0"] < sizes["gguf-f32"] / 2
+    speed = exports["gguf-f32"]["model"]
+    assert 0 < speed["first_token_seconds"]["p50"] <= speed["latency_seconds"]["p50"]
+    assert speed["tokens_per_second"] > 0 and speed["peak_memory_bytes"] > 0
+
+
+def test_each_export_is_asked_the_very_prompts_of_the_student(report):
+    def prompts(stage: str, role: str) -> dict[str, str]:
+        lines = folder_of(report, stage).read(f"answers-{role}.jsonl")
+        return {each.id: each.prompt_sha256 for each in read_lines(Response, lines)}
+
+    for role in report["exports"]:
+        assert prompts(f"evaluate-{role}", role) == prompts("evaluate", "student")
+
+
+def test_the_runtimes_tokenizer_was_compared_on_ten_thousand_texts(report):
+    facts = folder_of(report, "export-gguf-f32").read_manifest()["facts"]["tokenizer"]
+    assert facts == {"is_read": True, "num_texts": 10_000, "difference": None}
+
+
+def test_importance_lowered_the_weighted_error(report):
+    facts = folder_of(report, "export-gguf-q4_0").read_manifest()["facts"]
+    assert 0 < facts["error"] < facts["error_without_importance"]
+
+
+def test_what_passed_is_released_with_its_card_and_digests_and_named_by_the_version(report):
+    release = folder_of(report, "release")
+    for each in report["exports"].values():
+        place = f"exports/{each['format'].replace(':', '-')}"
+        for line in release.read(f"{place}/SHA256SUMS").decode().splitlines():
+            digest, name = line.split("  ")
+            assert hashlib.sha256(release.read(f"{place}/{name}")).hexdigest() == digest
+        assert each["format"] in release.read(f"{place}/README.md").decode()
+    assert b"FROM ./model.gguf" in release.read("exports/gguf-q4_0/Modelfile")
+    client = MlflowClient(report["mlflow"]["tracking_uri"])
+    version = client.get_model_version("tiny", report["registered"]["version"])
+    assert version.tags["retort.exports"] == ", ".join(FORMATS)
+
+
+def test_an_export_that_loses_more_than_allowed_is_refused_and_the_student_is_not(run, report):
+    knobs = ["report.gate.export.max_loss=0", "report.gate.min_retention=0"]
+    knobs += ["report.gate.beat_base=false", 'export.formats=["gguf:q4_0"]']
+    done = run("run", *(f"--set={knob}" for knob in knobs), "--json")
+    found = json.loads(done.stdout)
+    loss = found["exports"]["gguf-q4_0"]["against"]["student"]["low"]
+    assert found["gate"]["passed"] == (done.returncode == 0)
+    assert found["exports"]["gguf-q4_0"]["check"]["passed"] == (loss >= 0)
+
+
+def test_a_gguf_is_served_to_a_client_of_openai_with_the_key(report, monkeypatch):
+    student = f"{report['artifacts']['release']}/model"
+    address = serve.Address("mine", port=free_port())
+    monkeypatch.setenv(serve.KEY, "a-key-of-the-test")
+    with (
+        serve.folder_of(student, "gguf:f32") as folder,
+        serve.serving(folder, "gguf:f32", address) as process,
+    ):
+        chat = [{"role": "user", "content": "7 + 8 = ?"}]
+        client = OpenAI(base_url=address.url, api_key="a-key-of-the-test")
+        said = client.chat.completions.create(model="mine", messages=chat, max_tokens=4)
+        assert said.choices[0].finish_reason in ("stop", "length")
+        with pytest.raises(AuthenticationError):
+            other = OpenAI(base_url=address.url, api_key="another")
+            other.chat.completions.create(model="mine", messages=chat, max_tokens=4)
+    assert process.poll() is not None
+
+
+def test_a_format_that_is_not_there_is_refused_with_those_that_are(report, tmp_path):
+    student = f"{report['artifacts']['release']}/model"
+    plain = str(save_model(tmp_path / "plain"))
+    for folder, form, words in (
+        (student, "onnx:int4", "no export onnx:int4 that passed; there are: gguf:f32"),
+        (plain, "gguf:f32", "is no release of Retort's"),
+    ):
+        with pytest.raises(SpecError, match=words), serve.folder_of(folder, form):
+            pass
+
+
+def test_a_family_that_a_format_cannot_express_is_refused_by_name_before_training(tmp_path):
+    path = write_job(tmp_path, engine="transformers")
+    config = tmp_path / "models/base/config.json"
+    raw = json.loads(config.read_text()) | {"model_type": "mamba", "architectures": ["Mamba"]}
+    config.write_text(json.dumps(raw))
+    for form in ("gguf:q8_0", "onnx:int4"):
+        spec, _ = load(path, [f'export.formats=["{form}"]'])
+        with pytest.raises(SpecError, match="mamba"):
+            check(spec)
