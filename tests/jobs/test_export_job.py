@@ -31,7 +31,7 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     write_job(folder, engine="transformers")
     for seed, name in enumerate(("teacher", "base")):
-        save_family("llama", folder / "models" / name, seed=seed)
+        save_family("qwen2", folder / "models" / name, seed=seed)
     return folder
 
 
@@ -140,8 +140,8 @@ def test_a_gguf_is_served_to_a_client_of_openai_with_the_key(report, monkeypatch
         client = OpenAI(base_url=address.url, api_key="a-key-of-the-test")
         said = client.chat.completions.create(model="mine", messages=chat, max_tokens=4)
         assert said.choices[0].finish_reason in ("stop", "length")
+        other = OpenAI(base_url=address.url, api_key="another")
         with pytest.raises(AuthenticationError):
-            other = OpenAI(base_url=address.url, api_key="another")
             other.chat.completions.create(model="mine", messages=chat, max_tokens=4)
     assert process.poll() is not None
 

@@ -92,10 +92,10 @@ def _codes(values_NB: Floats, scales_N: Floats, half: int) -> Floats:
 
 def _six_bits(codes_N2_4_32: npt.NDArray[np.uint8]) -> tuple[Bytes, Bytes]:
     """Returns the low four and the high two bits of each 256 codes, as they lie in a block."""
-    one, two, three, four = (codes_N2_4_32[:, :, place] for place in range(4))
-    low: Bytes = np.stack([(one & 15) | ((three & 15) << 4), (two & 15) | ((four & 15) << 4)], 2)
-    pairs = (one >> 4) | ((two >> 4) << 2) | ((three >> 4) << 4) | ((four >> 4) << 6)
-    high: Bytes = pairs.astype(np.uint8)
+    nibbles = codes_N2_4_32 & np.uint8(15)
+    low = nibbles[:, :, :2] | nibbles[:, :, 2:] << np.uint8(4)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    high: Bytes = np.bitwise_or.reduce((codes_N2_4_32 >> 4) << shifts, axis=2)
     return low.reshape(len(low), -1), high.reshape(len(high), -1)
 
 

@@ -25,6 +25,8 @@ ARCHITECTURES = {
 }
 ACTIVATIONS = {
     "gemma": ("gelu_pytorch_tanh",),
+    "gemma2": ("gelu_pytorch_tanh",),
+    "gemma3": ("gelu_pytorch_tanh",),
     "gpt2": ("gelu_new", "gelu_pytorch_tanh"),
 }
 # The rotary embeddings that a graph can be told to compute.
@@ -119,9 +121,9 @@ def _differences(family: Family) -> Iterator[str]:
     config, graph = family.config, family.architecture
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "")
     activation = getattr(config, "activation_function", None) or activation
-    allowed = ACTIVATIONS.get(graph.rstrip("23"), ACTIVATIONS["gemma"] if "gemma" in graph else ())
-    if activation not in (allowed or ("silu",)):
-        yield f"the activation {' or '.join(allowed or ('silu',))}, not {activation}"
+    allowed = ACTIVATIONS.get(graph, ("silu",))
+    if activation not in allowed:
+        yield f"the activation {' or '.join(allowed)}, not {activation}"
     ropes = ROPES.get(graph, ("default",))
     if family.rope_type not in ropes:
         yield f"rotary embeddings {' or '.join(ropes)}, not {family.rope_type}"

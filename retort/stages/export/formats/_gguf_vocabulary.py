@@ -63,6 +63,7 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     space_prefix: bool = False
+    strips: bool = False
 
 
 def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
@@ -78,7 +79,12 @@ def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
         scores = _scores(texts, _merges(model))
         is_byte = [re.fullmatch("<0x[0-9A-F]{2}>", text) is not None for text in texts]
         types = [BYTE if b else kind for b, kind in zip(is_byte, types, strict=True)]
-        return Vocabulary("llama", texts, types, True, scores=scores, space_prefix=prefix)
+        return Vocabulary(
+            *("llama", texts, types, True),
+            scores=scores,
+            space_prefix=prefix,
+            strips=_strips(raw, texts),
+        )
     return Vocabulary("llama", _spaced(texts), types, False, scores=[0.0] * len(texts))
 
 
@@ -99,6 +105,12 @@ def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
             kind = CONTROL if special["special"] else USER_DEFINED
         types.append(kind)
     return [texts.get(index, f"[PAD{index}]") for index in range(num)], types
+
+
+def _strips(raw: dict[str, Any], texts: list[str]) -> bool:
+    """Whether special tokens take the white space behind them, as those of Phi-3 do."""
+    stripping = [token["content"] for token in raw["added_tokens"] if token["rstrip"]]
+    return bool(stripping) and {"<s>", "</s>", "<unk>", "<|endoftext|>"} <= set(texts)
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
@@ -197,6 +209,8 @@ def write_vocabulary(writer: Any, folder: Path, size: int) -> Vocabulary:
     if vocabulary.scores:
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(vocabulary.space_prefix)
+    # llama.cpp strips white space behind special tokens by this name, and by no other sign.
+    writer.add_name("phi-3 student" if vocabulary.strips else "student")
     _write_special(writer, folder)
     template = model_folder.chat_template(folder)
     if template:

@@ -103,7 +103,6 @@ def _write_file(family: Family, student: Student, quantization: str, path: Path)
 
     kind = "ALL_F32" if quantization == "f32" else f"MOSTLY_{quantization.upper()}"
     writer = gguf.GGUFWriter(path, family.architecture, use_temp_file=True)
-    writer.add_name(student.folder.name)
     writer.add_file_type(gguf.LlamaFileType[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_numbers(writer, family)
