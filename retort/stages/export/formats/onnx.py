@@ -38,8 +38,8 @@ ROPES = {
 }
 WIDER = "resize_token_embeddings of transformers makes it larger"
 PACKAGES = ("onnxruntime_genai", "onnx", "onnx_ir", "onnxruntime")
-# The builder's options, as KEY=VALUE. With a cache of a window's size the runtime refuses chats that
-# are shorter than the window.
+# The builder's options, as KEY=VALUE. A cache of a window's size makes the runtime refuse chats
+# that are shorter than the window.
 ALWAYS = ["hf_token=false", "windowed_kv_cache=false"]
 # The builder's options for each quantization.
 OPTIONS = {
