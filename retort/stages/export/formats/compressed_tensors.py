@@ -33,6 +33,8 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "fp8": {"num_bits": 8, "type": "float", "strategy": "channel"},
 }
 LAYOUTS = {"w8a8": "int-quantized", "w4a16": "pack-quantized", "fp8": "float-quantized"}
+# Layers that vLLM joins into one, which has one scheme.
+JOINED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "mlp", "up_proj": "mlp"}
 # Keys of configurations that count the experts of a mixture.
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
@@ -52,6 +54,8 @@ def check(student: Path, quantization: str) -> None:
         cause = "keeps its layers transposed (Conv1D), which the format has no layout for"
     elif any(config.get(key) for key in EXPERTS):
         cause = "is a mixture of experts, whose weights are no linear layers"
+    elif quantization == "w4a16" and config["hidden_size"] % GROUP:
+        cause = f"has a hidden size of {config['hidden_size']}, which is no multiple of {GROUP}"
     if cause:
         raise SpecError(f"{where}: {family} ({student}) {cause}; leave this format out")
     if quantization == "fp8" and not _has_float8():
@@ -70,7 +74,7 @@ def _has_float8() -> bool:
 def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
     """Writes the weights, and config.json with how to read them.
 
-    The facts name the layers that were left as they are, because their width is no multiple of a
+    The facts name the layers that are left as they are, because their size is no multiple of a
     group, and the error that quantizing made: the mean over layers of the error of their outputs,
     as importance weighs it, relative to them. `plain` is that of scales by the largest weight.
     """
@@ -78,16 +82,11 @@ def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(student.folder, dtype="auto")
+    if quantization == "w4a16" and model.dtype == torch.float32:
+        model = model.bfloat16()  # vLLM has no kernel for float32
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     linear.pop("lm_head", None)
-    left = []
-    if quantization == "w4a16":
-        left = [name for name, module in linear.items() if module.in_features % GROUP]
-    if len(left) == len(linear):
-        raise SpecError(
-            f"export compressed_tensors:{quantization}: no layer of {student.folder} has a width "
-            f"that is a multiple of {GROUP}; take compressed_tensors:w8a8"
-        )
+    left = _left_out(linear) if quantization == "w4a16" else []
     _prepare(model, quantization, ["lm_head", *left])
     errors = {
         name: _quantize(module, quantization, student.importance.get(name))
@@ -99,6 +98,18 @@ def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
     plain, chosen = (sum(parts) / len(errors) for parts in zip(*errors.values(), strict=True))
     error = {"plain": plain, "chosen": chosen}
     return {"num_layers": len(errors), "left": left, "relative_error": error}
+
+
+def _left_out(linear: dict[str, Any]) -> list[str]:
+    """Returns the layers that vLLM could not run in groups, and those it joins them with."""
+    odd = {_joined(n) for n, m in linear.items() if m.in_features % GROUP or m.out_features % GROUP}
+    return [name for name in linear if _joined(name) in odd]
+
+
+def _joined(name: str) -> str:
+    """Returns the name of the layer that vLLM makes of a layer and its neighbours."""
+    parent, _, last = name.rpartition(".")
+    return f"{parent}.{JOINED.get(last, last)}"
 
 
 def _prepare(model: Any, quantization: str, ignored: list[str]) -> None:

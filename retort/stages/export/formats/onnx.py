@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,26 @@ QUANTIZATIONS = ("fp32", "int8", "int4")
 WEIGHS = ()
 ENGINE = "onnx"
 
+# The families that the builder writes as transformers computes them, with their kinds of rotary
+# embeddings. It writes others without an error, and wrongly: the tests compare the logits.
+ROPES = {
+    "GemmaForCausalLM": ("default",),
+    "Gemma2ForCausalLM": ("default",),
+    "Gemma3ForCausalLM": ("default",),
+    "GraniteForCausalLM": ("default",),
+    "LlamaForCausalLM": ("default", "llama3"),
+    "MistralForCausalLM": ("default", "linear"),
+    "Phi3ForCausalLM": ("default", "longrope"),
+    "Qwen2ForCausalLM": ("default", "linear"),
+    "Qwen3ForCausalLM": ("default", "linear"),
+    "SmolLM3ForCausalLM": ("default",),
+}
+WIDER = "resize_token_embeddings of transformers makes it larger"
 PACKAGES = ("onnxruntime_genai", "onnx", "onnx_ir", "onnxruntime")
-# The builder's options for each quantization, as KEY=VALUE.
+# The builder's options, as KEY=VALUE. A cache of a window's size makes the runtime refuse chats
+# that are shorter than the window.
+ALWAYS = ["hf_token=false", "windowed_kv_cache=false"]
+# The builder's options for each quantization.
 OPTIONS = {
     "fp32": [],
     "int8": [],
@@ -41,23 +58,32 @@ def check(student: Path, quantization: str) -> None:
             f"export onnx:{quantization} needs the package {missing[0]}; "
             "pip install 'retort[export]'"
         )
-    config = model_folder.read_config(student)
+    config = model_folder.text_config(student)
     family = (config.get("architectures") or ["?"])[0]
-    if family not in _families():
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get("full_attention", rope)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    cause = None
+    if family not in ROPES:
+        cause = f"the family is none of {', '.join(ROPES)}"
+    elif kind not in ROPES[family]:
+        cause = f"its rotary embedding is {kind}, and not {' or '.join(ROPES[family])}"
+    elif config["vocab_size"] in _widths(config):
+        cause = f"it takes a layer for the head that is as wide as the vocabulary ({WIDER})"
+    if cause:
         raise SpecError(
-            f"export onnx:{quantization}: the model builder of onnxruntime-genai does not know "
-            f"{family} ({student}); leave this format out, or take a student of another family"
+            f"export onnx:{quantization}: the model builder of onnxruntime-genai does not write "
+            f"{family} ({student}) rightly: {cause}; leave this format out"
         )
 
 
-def _families() -> list[str]:
-    """Returns the architectures that the builder writes, read from its file: importing it costs
-    seconds."""
-    found = importlib.util.find_spec("onnxruntime_genai")
-    assert found and found.origin
-    source = Path(found.origin).parent / "models" / "builder.py"
-    names = re.findall(r'architectures\[0\] == "(\w+ForCausalLM)"', source.read_text("utf-8"))
-    return sorted(set(names))
+def _widths(config: dict[str, Any]) -> set[int]:
+    """Returns how many outputs the linear layers of a model may have, the head's apart."""
+    heads, inner = config["num_attention_heads"], config["intermediate_size"]
+    pairs = config.get("num_key_value_heads") or heads
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    attention = {heads * size, pairs * size, (heads + 2 * pairs) * size, config["hidden_size"]}
+    return {*attention, inner, 2 * inner}
 
 
 def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
@@ -68,10 +94,23 @@ def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
         from onnxruntime_genai.models import builder
 
         where = (None, str(student.folder), str(out), quantization, "cpu", str(scratch / "cache"))
-        options = builder.parse_extra_options(*where, ["hf_token=false", *OPTIONS[quantization]])
+        options = builder.parse_extra_options(*where, [*ALWAYS, *OPTIONS[quantization]])
+        _complete(options["hf_details"]["hf_config"])
         builder.create_model(*where, **options)
     copy_small_files(student.folder, out)
     return {"builder": f"onnxruntime-genai {onnxruntime_genai.__version__}"}
+
+
+def _complete(config: Any) -> None:
+    """Writes into a configuration what the builder reads there and transformers no longer writes:
+    which layers attend to a window only, and the old names of some rotary embeddings."""
+    if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    rope = config.rope_parameters
+    if "full_attention" in rope:
+        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+        config.rope_parameters = rope = dict(rope["full_attention"])
+    rope["type"] = rope["rope_type"]
 
 
 @contextlib.contextmanager
