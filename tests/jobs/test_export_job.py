@@ -3,6 +3,7 @@ the student, judged, released with its card, and served."""
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,12 +28,13 @@ KNOBS = ["evaluate.likelihood=true", "report.gate.export.max_loss=1"]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A job whose models are Llamas of the zoo, with a tokenizer that llama.cpp reads."""
+    """A job whose models are of a family of the zoo, with a tokenizer that llama.cpp reads."""
     folder = tmp_path_factory.mktemp("exports")
-    write_job(folder, engine="transformers")
+    path = write_job(folder, engine="transformers")
     for seed, name in enumerate(("teacher", "base")):
-        save_family("qwen2", folder / "models" / name, seed=seed)
-    return folder
+        shutil.rmtree(folder / "models" / name)
+        save_family("qwen2.5", folder / name, seed=seed).rename(folder / "models" / name)
+    return path.parent
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,12 @@ def exported(stage: Stage) -> tuple[str, ...]:
     return tuple(role for role in stage.spec.exports if export_of(role) in stage.inputs)
 
 
+def rounds_of(stage: Stage) -> int:
+    """Returns how often each model is measured. An exported student is alone, so that nobody takes
+    turns with it: once."""
+    return 1 if exported(stage) else stage.spec.evaluate.rounds
+
+
 def title(spec: JobSpec, role: str) -> str:
     """Returns the name of a role's model in the report."""
     if role in GIVEN:

@@ -39,6 +39,7 @@ from retort.stages.evaluate.compared_models import (
     model_of,
     read_answers,
     requests_of,
+    rounds_of,
     settings_of,
 )
 from retort.stages.evaluate.endpoint_model import EndpointModel
@@ -84,7 +85,7 @@ def measure_turns(
 
 def _opened(stage: Stage, role: str, model: str) -> "EvaluatedModel | EndpointModel":
     if engine_of(stage, role).REMOTE:
-        seconds = budget_seconds(stage) / stage.spec.evaluate.rounds
+        seconds = budget_seconds(stage) / rounds_of(stage)
         return EndpointModel(stage, role, model, seconds)
     return EvaluatedModel(stage, role, model)
 
@@ -147,7 +148,7 @@ class EvaluatedModel:
         if self._num_turns == 0:
             measures["load_seconds"] = self._load_seconds
         self._num_turns += 1
-        seconds = budget_seconds(self._stage) / knobs.rounds
+        seconds = budget_seconds(self._stage) / rounds_of(self._stage)
         if number == 1:
             measures |= self._together(self._requests)
         deadline = time.monotonic() + seconds

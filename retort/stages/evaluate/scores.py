@@ -21,6 +21,7 @@ from retort.stages.evaluate.compared_models import (
     is_answered,
     read_answers,
     roles_of,
+    rounds_of,
     title,
 )
 from retort.stages.evaluate.load_test import summary
@@ -142,7 +143,7 @@ def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
     """Returns a model's measures over all rounds: medians, of each request its least latency, and
     the tokens of the compared examples."""
     knobs, rounds = stage.spec.evaluate, list[Measures]()
-    for number in range(1, knobs.rounds + 1):
+    for number in range(1, rounds_of(stage) + 1):
         rounds.append(stage.out.read_json(file_of(role, number)))
     latencies = {
         kind: _quickest([measures["latencies"][kind] for measures in rounds])
@@ -178,7 +179,7 @@ def paid_facts(stage: Stage) -> dict[str, Any]:
     spending: Counter[str] = Counter()
     ledgers: list[str] = []
     for role in roles_of(stage):
-        last = stage.out.read_json(file_of(role, stage.spec.evaluate.rounds))
+        last = stage.out.read_json(file_of(role, rounds_of(stage)))
         spending.update(last.get("spending", {}))
         ledgers += last.get("ledgers", [])
     return {"spending": dict(spending), "ledgers": ledgers} if ledgers else {}

@@ -17,7 +17,7 @@ from retort import processes
 from retort.events import Event, Reporter
 from retort.processes import machine
 from retort.stages.evaluate import measure
-from retort.stages.evaluate.compared_models import model_of, roles_of
+from retort.stages.evaluate.compared_models import model_of, roles_of, rounds_of
 from retort.stages.stage import Stage
 
 LISTEN_SECONDS = 0.1
@@ -30,7 +30,7 @@ def take_turns(stage: Stage) -> None:
 
     What an earlier run measured is not measured again.
     """
-    roles, rounds = roles_of(stage), range(1, stage.spec.evaluate.rounds + 1)
+    roles, rounds = roles_of(stage), range(1, rounds_of(stage) + 1)
     turns = [(number, role) for number in rounds for role in roles]
     open_models: dict[str, OpenModel] = {}
     with ExitStack() as stack:
