@@ -28,6 +28,7 @@ SCORES = CONTINUES = REMOTE = False
 PENALTIES = False
 parse = parse_local
 
+MOST_SEQUENCES = 32  # the runtime refuses larger batches
 Floats = npt.NDArray[np.float32]
 
 
@@ -94,8 +95,9 @@ class OnnxEngine:
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the answers batch by batch."""
         source, more = iter(requests), True
+        size = min(self._settings.runtime["max_num_seqs"], MOST_SEQUENCES)
         while more:
-            taken, more = take_requests(source, self._settings.runtime["max_num_seqs"])
+            taken, more = take_requests(source, size)
             fitting, answers = tokenize(self._tokenizer, taken, self._max_length)
             yield from answers
             for batch in self._batches(fitting):

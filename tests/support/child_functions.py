@@ -89,6 +89,11 @@ def answer_all(report, engine: str, settings: dict, chats: dict) -> dict:
     return answered_by(engine, settings, chats)[1]
 
 
+def answer_with_each(report, engine: str, settings: dict, models: list, chats: dict) -> list:
+    """Answers chats with each of several models, one after the other."""
+    return [answer_all(report, engine, {**settings, "model": model}, chats) for model in models]
+
+
 def answered_by(engine: str, settings: dict, chats: dict) -> tuple:
     from retort.engines import Request, Settings, find_engine
 

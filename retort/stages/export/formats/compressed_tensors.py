@@ -54,8 +54,8 @@ def check(student: Path, quantization: str) -> None:
         cause = "keeps its layers transposed (Conv1D), which the format has no layout for"
     elif any(config.get(key) for key in EXPERTS):
         cause = "is a mixture of experts, whose weights are no linear layers"
-    elif quantization == "w4a16" and config["hidden_size"] % GROUP:
-        cause = f"has a hidden size of {config['hidden_size']}, which is no multiple of {GROUP}"
+    elif quantization == "w4a16" and not _has_groups(config):
+        cause = f"has no linear layer with inputs and outputs in multiples of {GROUP}"
     if cause:
         raise SpecError(f"{where}: {family} ({student}) {cause}; leave this format out")
     if quantization == "fp8" and not _has_float8():
@@ -63,6 +63,14 @@ def check(student: Path, quantization: str) -> None:
             f"{where}: float8 needs an NVIDIA GPU of compute capability 8.9 or higher, and vLLM "
             "cannot run it on a CPU; take w8a8 here"
         )
+
+
+def _has_groups(config: dict[str, Any]) -> bool:
+    """Whether a model has layers for w4a16: those between its hidden state and a wider or narrower
+    one, which are in multiples of a group both."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    attention = heads * (config.get("head_dim") or hidden // heads)
+    return not hidden % GROUP and not (attention % GROUP and config["intermediate_size"] % GROUP)
 
 
 def _has_float8() -> bool:

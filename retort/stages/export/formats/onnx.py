@@ -117,7 +117,7 @@ def _complete(config: Any) -> None:
 def _quiet() -> Iterator[None]:
     """Keeps the builder's prints, bars and log lines away, and its folder out of `sys.path`."""
     path, level = list(sys.path), logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
