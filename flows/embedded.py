@@ -6,6 +6,7 @@ server's password, and nothing of its API is open to pages of another origin.
 """
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -124,6 +125,9 @@ def main() -> None:
     """Serves on the listening socket whose number is given, until the parent ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = socket.socket(fileno=int(sys.argv[1]))
+    gc.set_threshold(100_000, 50, 100)  # as of a command: what imports make stays
+    # Prefect imports it wherever it is installed, for cache keys that no server makes.
+    sys.modules["pandas"] = None  # type: ignore[assignment]
     import uvicorn
     from prefect.server.api.server import create_app
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from retort import errors
 from retort.events import Event, Reporter
 from retort.plugins import FOLDER
-from retort.processes import cluster_run, disk
+from retort.processes import cluster_run, disk, forks
 from retort.processes.cluster_run import Plan
 from retort.processes.ray_cluster import LostNodeError
 
@@ -32,7 +32,8 @@ Result = TypeVar("Result")
 GRACE_SECONDS = 15.0
 # Variables that the processes of a cluster's nodes get from here.
 TOLD = (FOLDER,)
-_children: set["subprocess.Popen[str]"] = set()
+Child = Union["subprocess.Popen[str]", forks.Fork]
+_children: set[Child] = set()
 # After one process failed, the others get this long: they may be saving their work, or hang in a
 # collective call whose other side is gone.
 LINGER_SECONDS = 120.0
@@ -77,6 +78,8 @@ def run(
             for event in _events(process, runtime, name):
                 if event["kind"] in ("result", "error"):
                     outcomes.append(event)
+                elif event["kind"] == "libraries":
+                    forks.learn(name, event["torch"])
                 elif event["kind"] != "alive":
                     report.emit(event)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,7 +93,7 @@ def run(
     if outcome and outcome["kind"] == "result":
         result: Result = outcome["value"]
         return result
-    raise _error(outcome, process.returncode, log)
+    raise _error(outcome, process.wait(), log)
 
 
 def end_all() -> None:
@@ -111,7 +114,7 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 def _start(
     function: str, arguments: dict[str, Any], runtime: dict[str, Any], log: Path, scratch: Path
-) -> "subprocess.Popen[str]":
+) -> Child:
     """Returns the process that runs a function, or has it run, and prints its events.
 
     `scratch` is a folder that outlives it.
@@ -123,15 +126,19 @@ def _start(
         words, function, arguments = Plan().words(), _name_of(cluster_run.relay), relayed
     with disk.disk_errors(scratch, "TMPDIR"):
         path.write_text(json.dumps(arguments))
+    environment = {**os.environ, "TMPDIR": str(scratch), **plan.variables}
+    given = [function, str(log), str(path)]
     with disk.open_log(log) as stream:
+        if words == Plan().words() and (fork := forks.start(given, environment, stream.fileno())):
+            return fork
         return subprocess.Popen(
-            [sys.executable, *words, function, str(log), str(path)],
+            [sys.executable, *words, *given],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(scratch), **plan.variables},
+            env=environment,
         )
 
 
@@ -154,9 +161,7 @@ def _threads(runtime: dict[str, Any]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(number)} if number else {}
 
 
-def _events(
-    process: "subprocess.Popen[str]", runtime: dict[str, Any], function: str
-) -> Iterator[Event]:
+def _events(process: Child, runtime: dict[str, Any], function: str) -> Iterator[Event]:
     """Yields the child's events, until it has ended or an error is so long ago that the rest is not
     waited for. Raises when the child hangs or its time is over."""
     received: queue.Queue[str] = queue.Queue()
@@ -199,7 +204,7 @@ def _put_all(source: Iterable[str], received: "queue.Queue[str]") -> None:
 
 
 def end(
-    process: "subprocess.Popen[str]",
+    process: Child,
     grace_seconds: float,
     first: int = signal.SIGTERM,
     *,
@@ -221,7 +226,7 @@ def end(
     process.wait()
 
 
-def _signal_group(process: "subprocess.Popen[str]", number: int) -> None:
+def _signal_group(process: Child, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, number)

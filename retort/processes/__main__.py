@@ -53,7 +53,9 @@ def main() -> NoReturn:
     code = 0
     try:
         target = _imported(function)
-        emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
+        value = target(report=Reporter(emit), **arguments)
+        emit({"kind": "libraries", "torch": "torch" in sys.modules})
+        emit({"kind": "result", "value": value})
     except BaseException as error:
         emit({"kind": "error", **_facts_of(error)})
         with contextlib.suppress(OSError):  # the log's disk may be full

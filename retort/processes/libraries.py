@@ -44,7 +44,10 @@ def resolve_device(name: str) -> str:
 def stay_offline(model: str) -> None:
     """Keeps Hugging Face's libraries off the network where the model is a folder of this machine.
 
-    Call it before they are imported.
+    Call it before a model is loaded.
     """
     if os.path.isdir(model):
         os.environ["HF_HUB_OFFLINE"] = "1"
+        # It has read the variable where it is imported already.
+        if hub := sys.modules.get("huggingface_hub.constants"):
+            vars(hub)["HF_HUB_OFFLINE"] = True

@@ -1,5 +1,6 @@
 """A child process gives its result, keeps its errors' kind, and never outlives its welcome."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,11 @@ from retort.errors import (
     StoreError,
 )
 from retort.events import SILENT, Reporter
+from retort.processes import forks
 from tests.conftest import ROOT, environment
 from tests.support.child_functions import (
     crash,
+    describe,
     double,
     fail,
     fill,
@@ -166,3 +169,52 @@ def test_a_log_is_its_owners_alone(tmp_path):
     processes.run(double, {"value": 2}, SILENT, tmp_path / "logs/log", RUNTIME)
     assert (tmp_path / "logs/log").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def described(tmp_path):
+    """Runs `describe` in a child, and returns what that one tells."""
+
+    def run(**runtime: int) -> dict:
+        return processes.run(describe, {}, SILENT, tmp_path / "log", {**RUNTIME, **runtime})
+
+    if any(map(os.path.exists, forks.GPUS)):
+        pytest.skip("a machine with a GPU has no fork server")
+    return run
+
+
+def test_a_child_begins_with_what_those_before_it_imported_and_shares_nothing_else(
+    described, monkeypatch, tmp_path
+):
+    first = described()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETORT_OF_THIS_TEST", "a value")
+    second = described()
+    assert second["torch_seconds"] < 0.05
+    assert (second["folder"], second["variable"]) == (str(tmp_path), "a value")
+    assert first["variable"] is None
+    assert first["pid"] != second["pid"] and first["random"] != second["random"]
+    python, *words, _ = second["command"]
+    module, function = "retort.processes", "tests.support.child_functions:describe"
+    assert (python, words) == (sys.executable, ["-m", module, function, str(tmp_path / "log")])
+
+
+def test_a_child_whose_libraries_would_be_others_is_a_process_of_its_own(described):
+    before, other = described(num_threads=1), described(num_threads=2)
+    assert (before["threads"], other["threads"]) == (1, 2)
+    assert other["parent"] == os.getpid() != before["parent"]
+
+
+def test_a_fork_server_that_was_killed_is_started_again(described):
+    first = described(num_threads=1)
+    psutil.Process(first["parent"]).kill()
+    assert gone([first["parent"]])
+    again = described(num_threads=1)
+    assert again["parent"] not in (first["parent"], os.getpid())
+
+
+def test_a_child_goes_on_when_its_fork_server_is_killed(described, tmp_path):
+    server = psutil.Process(described()["parent"])
+    killing = Reporter(lambda event: server.kill())
+    assert processes.run(double, {"value": 4}, killing, tmp_path / "log", RUNTIME) == 8
+    assert gone([server.pid])

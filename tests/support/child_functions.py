@@ -1,6 +1,7 @@
 """Functions that tests run in a child process."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -35,6 +36,23 @@ def save_tensors(report, path: str) -> None:
     from safetensors.numpy import save_file
 
     save_file({"weights": np.zeros(1 << 20)}, path)
+
+
+def describe(report) -> dict:
+    """Tells what this process is, and how long it took to import torch."""
+    started = time.process_time()
+    import torch
+
+    return {
+        "torch_seconds": time.process_time() - started,
+        "threads": torch.get_num_threads(),
+        "command": Path("/proc/self/cmdline").read_text().rstrip(" \0").split("\0"),
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "folder": os.getcwd(),
+        "variable": os.environ.get("RETORT_OF_THIS_TEST"),
+        "random": random.random(),
+    }
 
 
 def crash(report) -> None:

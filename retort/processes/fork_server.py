@@ -1,0 +1,120 @@
+"""A process that imports what children need, once, and makes each of them by a fork of itself.
+
+It belongs to the process that started it (forks.py), imports on demand, runs nothing else, and ends
+with its owner. Note: it must have no thread, which a fork would not have.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from retort.processes import __main__ as child
+from retort.processes.libraries import lean_imports
+
+# What a child with a model imports; what else it needs is little.
+TORCH = (
+    "torch",
+    "transformers.masking_utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.auto_factory",
+    "torch.distributed.checkpoint.state_dict",
+)
+MESSAGE_BYTES = 1 << 18
+
+
+def main() -> None:
+    """Serves the owner at the socket whose number is given, until that one is gone."""
+    owner = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([owner.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, MESSAGE_BYTES)
+            _reap(running)
+        if owner.fileno() in ready:
+            message, fds, _, _ = socket.recv_fds(owner, MESSAGE_BYTES, 4)
+            if not message:
+                return
+            *streams, status = fds
+            request = json.loads(message)
+            _prepare(request)
+            if (pid := os.fork()) == 0:
+                for other in (owner.fileno(), woken, wake, *running.values()):
+                    os.close(other)
+                _become(request, streams, status)
+            for stream in streams:
+                os.close(stream)
+            running[pid] = status
+
+
+def _reap(running: dict[int, int]) -> None:
+    """Tells of each child that has ended how it did."""
+    for pid in list(running):
+        if (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            status = running.pop(pid)
+            with contextlib.suppress(OSError):  # nobody wants to know any more
+                os.write(status, f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
+            os.close(status)
+
+
+def _prepare(request: dict[str, Any]) -> None:
+    """Imports what the child would import. It will say itself what fails."""
+    module = request["words"][0].partition(":")[0]
+    names = (*(TORCH if request["torch"] else ()), *([module] if module[:7] == "retort." else ()))
+    if all(name in sys.modules for name in names):
+        return
+    with lean_imports():
+        for name in names:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        gc.freeze()
+
+
+def _become(request: dict[str, Any], streams: list[int], status: int) -> NoReturn:
+    """Makes this fork what a new process would be, and runs its function."""
+    os.setsid()
+    os.write(status, f"{os.getpid()}\n".encode())
+    os.close(status)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    sys.argv[1:] = request["words"]
+    with contextlib.suppress(OSError):
+        _show([sys.executable, "-m", "retort.processes", *request["words"]])
+    child.main()
+
+
+def _show(command: list[str]) -> None:
+    """Writes a command over this process's own, for `ps` and whoever looks for a stage."""
+    first, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    text = "\0".join([*command, ""]).encode()[: end - first - 1]
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(first)
+        memory.write(text.ljust(end - first - 1) + b"\0")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The owner's side of `fork_server`: children that are forks of a process with their libraries.
+
+Importing torch and transformers takes 4 CPU seconds, which each stage and each measured model would
+spend anew. Note: a machine with a GPU has no fork server, for no fork may use a GPU that the server
+touched, and a start is short there beside the work.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import IO
+
+# Libraries read variables of these names while they are imported: a child that has other values
+# than the server's cannot be its fork.
+READ_BY_IMPORTS = (
+    *("PYTHON", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "GOMP_", "CUDA_", "NVIDIA_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "VLLM_"),
+)
+GPUS = ("/dev/nvidiactl", "/dev/kfd")
+# Room in the server's own command line for those of its children, as `ps` shows them.
+ROOM = 1024
+
+
+@dataclass(eq=False)
+class Fork:
+    """A child of the server, with what `subprocess.Popen` has; `_status` tells how it ends."""
+
+    pid: int
+    stdin: IO[str]
+    stdout: IO[str]
+    _status: IO[str]
+    returncode: int | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def poll(self) -> int | None:
+        """Returns the exit code, as `subprocess` gives it; None while the child runs."""
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit code. Raises `subprocess.TimeoutExpired`."""
+        if (code := self._ended(timeout)) is None:
+            raise subprocess.TimeoutExpired(f"child {self.pid}", timeout or 0.0)
+        return code
+
+    def kill(self) -> None:
+        """Kills the child."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
+            with self._lock:
+                if self.returncode is None:
+                    # Where the server was killed nobody knows; the child may have gone on.
+                    self.returncode = int(self._status.readline() or -signal.SIGKILL)
+        return self.returncode
+
+
+class _Server:
+    """A running server, as its owner sees it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = _read_by_imports(environment)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            words = [
+                sys.executable,
+                "-m",
+                "retort.processes.fork_server",
+                str(theirs.fileno()),
+                " " * ROOM,
+            ]
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=environment,
+            )
+
+    def fork(self, words: list[str], environment: dict[str, str], log: int, torch: bool) -> Fork:
+        """Returns a new child. Raises `OSError` or `ValueError` where there is none."""
+        request = {"words": words, "environment": environment, "torch": torch, "cwd": os.getcwd()}
+        pipes = [os.pipe() for _ in range(3)]
+        (stdin, to_child), (from_child, stdout), (ended, status) = pipes
+        try:
+            message = json.dumps(request).encode()
+            socket.send_fds(self._socket, [message], [stdin, stdout, log, status])
+        except BaseException:
+            for kept in (to_child, from_child, ended):
+                os.close(kept)
+            raise
+        finally:
+            for given in (stdin, stdout, status):
+                os.close(given)
+        told = os.fdopen(ended)
+        streams = os.fdopen(to_child, "w"), os.fdopen(from_child)
+        return Fork(int(told.readline()), *streams, told)
+
+
+_server: _Server | None = None
+_lock = threading.Lock()
+# Whether the child that last ran a function had imported torch.
+_had_torch: dict[str, bool] = {}
+
+
+def start(words: list[str], environment: dict[str, str], log: int) -> Fork | None:
+    """Returns a child that runs `retort.processes` with these words and writes its errors to the
+    file `log`; None where it cannot be a fork."""
+    global _server  # noqa: PLW0603
+
+    if sys.platform != "linux" or any(map(os.path.exists, GPUS)):
+        return None
+    with _lock:
+        if _server is None or _server.process.poll() is not None:
+            _server = _Server(environment)
+        if _server.environment != _read_by_imports(environment):
+            return None
+        has_torch = _had_torch.get(words[0], bool(_had_torch) and all(_had_torch.values()))
+        try:
+            return _server.fork(words, environment, log, has_torch)
+        except (OSError, ValueError):
+            return None
+
+
+def learn(function: str, has_torch: bool) -> None:
+    """Takes down whether a function imported torch: the next child that runs it begins with it, as
+    does one of a new function where all have so far."""
+    _had_torch[function] = has_torch
+
+
+def _read_by_imports(environment: dict[str, str]) -> dict[str, str]:
+    return {name: v for name, v in environment.items() if name.startswith(READ_BY_IMPORTS)}
