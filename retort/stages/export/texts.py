@@ -1,33 +1,22 @@
-"""Texts on which two tokenizers are compared: the job's own, and ten thousand of every kind."""
+"""Texts on which two tokenizers are compared: the job's own, and ten thousand of every kind.
+
+None holds a zero byte, which ends a text in the runtimes that are written in C.
+"""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.resources import files
 from itertools import islice
+
+import yaml
 
 from retort.records import chat_text
 from retort.stages.stage import Stage, stream_examples
 
 NUM_TEXTS, MOST_OWN = 10_000, 2_000
-WORDS = (files("retort.stages.export") / "words.txt").read_text("utf-8").split()
-SPACES = (
-    " ",
-    " ",
-    " ",
-    " ",
-    "  ",
-    "   ",
-    "\n",
-    "\n\n",
-    "\t",
-    " \n ",
-    "\r\n",
-    "\u00a0",
-    "\u3000",
-    "",
-)
-PLANES = ((0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x5FF), (0x900, 0xDFF), (0x4E00, 0x9FFF))
-ASTRAL = (0x1F300, 0x1FAFF)
+SPACES = " \t\n\r\u00a0\u2003\u3000\u200b\u2028\u0085\x0b\x0c"
+ZERO = "\0"
 
 
 def of_job(stage: Stage) -> Iterator[str]:
@@ -37,38 +26,44 @@ def of_job(stage: Stage) -> Iterator[str]:
 
 
 def of_all_kinds(own: Iterable[str], marks: list[str]) -> list[str]:
-    """Returns some of the job's own texts first, then words of many languages, code, numbers,
-    emoji, white space, odd characters, bytes that are no UTF-8, and the special tokens `marks`."""
-    found, rng = list(islice(own, MOST_OWN)), random.Random(0)
-    makers: list[Callable[[random.Random, list[str]], str]] = [
-        _words,
-        _characters,
-        _broken,
-        _marked,
-    ]
+    """Returns some of the job's own texts first, then texts of many languages, code, white space,
+    emoji, what broken UTF-8 leaves, and the special tokens `marks`, whole and in part."""
+    found, draw = [text.replace(ZERO, "") for text in islice(own, MOST_OWN)], random.Random(0)
     while len(found) < NUM_TEXTS:
-        found.append(rng.choice(makers)(rng, marks))
+        found.append(_text(draw, marks))
     return found
 
 
-def _words(rng: random.Random, _: list[str]) -> str:
-    parts = [rng.choice(WORDS) + rng.choice(SPACES) for _ in range(rng.randint(1, 24))]
-    return rng.choice(SPACES) + "".join(parts)
+@cache
+def _pieces() -> dict[str, list[str]]:
+    raw = (files("retort.stages.export") / "texts.yaml").read_text("utf-8")
+    pieces: dict[str, list[str]] = yaml.safe_load(raw)
+    return pieces
 
 
-def _characters(rng: random.Random, _: list[str]) -> str:
-    low, high = rng.choice((*PLANES, ASTRAL))
-    return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 40)))
+def _text(draw: random.Random, marks: list[str]) -> str:
+    parts: list[str] = []
+    for _ in range(draw.randint(1, 6)):
+        kind = draw.random()
+        if kind < 0.4:
+            parts.append(_part(draw, draw.choice(_pieces()["sentences"])))
+        elif kind < 0.55:
+            parts.append(_part(draw, draw.choice(_pieces()["code"])))
+        elif kind < 0.7:
+            parts.append("".join(draw.choices(SPACES, k=draw.randint(1, 5))))
+        elif kind < 0.75:
+            parts.append(" " * draw.randint(1, 20) + "\n" * draw.randint(0, 4))
+        elif kind < 0.9 or not marks:
+            parts.append(draw.choice(_pieces()["odd"]))
+        else:
+            mark = draw.choice(marks)
+            parts.append(mark if kind < 0.97 else mark[: draw.randint(1, len(mark))])
+        parts.append(draw.choice(("", "", " ")))
+    return "".join(parts)
 
 
-def _broken(rng: random.Random, marks: list[str]) -> str:
-    """Bytes that are no UTF-8, as a program reads them: with the sign for what is unreadable."""
-    whole = _words(rng, marks).encode()
-    at = rng.randrange(len(whole) + 1)
-    return (whole[:at] + rng.randbytes(3) + whole[at + 1 :]).decode(errors="replace")
-
-
-def _marked(rng: random.Random, marks: list[str]) -> str:
-    if not marks:
-        return _words(rng, marks)
-    return _words(rng, marks) + rng.choice(marks) + _words(rng, marks)
+def _part(draw: random.Random, text: str) -> str:
+    """Returns a part of a text that begins and ends anywhere, at times in capitals."""
+    start = draw.randrange(len(text))
+    piece = text[start : start + draw.randint(1, 40)]
+    return piece.upper() if draw.random() < 0.1 else piece

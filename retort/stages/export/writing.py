@@ -1,6 +1,7 @@
 """Writes one export of the student, in a process that loads the libraries of its format."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
             report.progress(1, 3, "steps", f"writing {name}")
             facts = module.write(student, quantization, out)
             report.progress(2, 3, "steps", "tokenizer")
-            tokenizer = _compared_tokenizers(stage, module, folder, out)
+            tokenizer = compared_tokenizers(module, folder, out, texts.of_job(stage))
             sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
             stage.out.put_tree(out, MODEL)
         report.progress(3, 3, "steps", "")
@@ -56,13 +57,13 @@ def _importance(
     return measured(stage, folder)
 
 
-def _compared_tokenizers(
-    stage: Stage, module: FormatModule, folder: Path, out: Path
+def compared_tokenizers(
+    module: FormatModule, folder: Path, out: Path, own: Iterable[str]
 ) -> dict[str, Any]:
     """Returns whether the runtime reads the student's tokenizer itself, on how many texts the two
     were compared, and what the first of these was that the two cut into other tokens."""
     tokenizer = encoding.load_tokenizer(str(folder))
-    some = texts.of_all_kinds(texts.of_job(stage), list(tokenizer.all_special_tokens))
+    some = texts.of_all_kinds(own, list(tokenizer.all_special_tokens))
     theirs = module.token_ids(out, some)
     if theirs is None:
         return {"is_read": False, "num_texts": 0, "difference": None}
