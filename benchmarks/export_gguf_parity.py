@@ -200,8 +200,8 @@ def measure(folder: Path, kind: str, prompts: list[str], num_texts: int) -> dict
 
 def main() -> None:
     """Prints what the export of one folder shares with it."""
-    subjects = ("rain", "bread", "a clock", "the moon", "a bridge")
-    subjects = (*subjects, "tea", "iron", "a river", "sleep", "salt")
+    subjects = ["rain", "bread", "a clock", "the moon", "a bridge"]
+    subjects += ["tea", "iron", "a river", "sleep", "salt"]
     forms = (
         "What is {} made of?",
         "Write a short story about {}.",

@@ -33,7 +33,7 @@ def requantize(whole: Path, path: Path, quantization: str, importance: Importanc
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = int(gguf.LlamaFileType[f"MOSTLY_{quantization.upper()}"])
     if kept:
-        settings.imatrix = ctypes.cast(entries, ctypes.c_void_p)
+        settings.imatrix = ctypes.cast(entries, dict(settings._fields_)["imatrix"])
     llama_cpp.llama_backend_init()
     code = llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), settings)
     if code:
