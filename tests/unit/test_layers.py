@@ -43,7 +43,7 @@ PLACES = {
     "openai": ("retort.engines",),
     "vllm": ("retort.engines.vllm",),
     "compressed_tensors": ("retort.stages.export.formats.compressed_tensors",),
-    "onnx": ("retort.engines.onnx",),
+    "onnx": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
