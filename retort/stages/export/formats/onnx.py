@@ -11,6 +11,7 @@ the quickstart's teacher in int4 more divergence (1.0e-4 nats a token) than the 
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -95,14 +96,18 @@ def _widths(config: dict[str, Any]) -> set[int]:
 
 
 def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
-    """Writes model.onnx, its data and genai_config.json beside the student's tokenizer."""
+    """Writes model.onnx, its data and genai_config.json beside the student's tokenizer.
+
+    The builder writes the tokenizer over its copy: as transformers understands it, which for some
+    families is not what the file says.
+    """
     import onnxruntime_genai
 
+    copy_small_files(student.folder, out)
     with disk.temporary_folder() as scratch, _quiet():
         _build(student.folder, quantization, out, scratch)
     if quantization == "int4":
         _rename_head(out / "model.onnx")
-    copy_small_files(student.folder, out)
     return {"builder": f"onnxruntime-genai {onnxruntime_genai.__version__}"}
 
 
@@ -157,8 +162,11 @@ def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:
     """Returns the ids of onnxruntime-genai's own tokenizer; None where it cannot read this one."""
     import onnxruntime_genai
 
+    described = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    if described["model"]["type"] == "WordLevel":  # read with an error, or as ids of -1
+        return None
     try:
-        tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(out)))
+        tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(out)))
     except RuntimeError:
         return None
     return [tokenizer.encode(text).tolist() for text in texts]
