@@ -214,13 +214,26 @@ def test_sampled_tokens_come_as_often_as_the_model_has_them_likely(save):
         assert abs((first == token).mean() - probability) < 4 * spread
 
 
-def test_the_runtime_reads_the_ids_of_bpe_and_is_given_those_of_words(save, tmp_path):
-    texts = ["17 + 25 = 42, isn't it?", "Hens\n\n  and ünïcode", "<|eot_id|> spelled out"]
-    student = save("llama-3.1")
-    tokenizer = load_tokenizer(str(student))
-    wanted = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert onnx.token_ids(exported(student), texts) == wanted
-    assert onnx.token_ids(exported(save_model(tmp_path / "words")), texts) is None
+@pytest.mark.parametrize("family", ["llama-3.1", "qwen2.5", "phi-3-mini-4k"])
+def test_the_runtime_reads_texts_as_transformers_does(save, family):
+    texts = [
+        "17 + 25 = 42, isn't it?",
+        "Hens\n\n  and ünïcode 3",
+        "<|eot_id|><|im_end|> spelled out",
+    ]
+    student = save(family)
+    wanted = load_tokenizer(str(student))(texts, add_special_tokens=False)["input_ids"]
+    out = exported(student)
+    assert onnx.token_ids(out, texts) == wanted
+    assert load_tokenizer(str(out))(texts, add_special_tokens=False)["input_ids"] == wanted
+    assert (out / "generation_config.json").is_file()
+
+
+def test_the_runtime_cannot_read_a_list_of_words_and_is_given_ids(tmp_path):
+    student = save_model(tmp_path / "words")
+    out = exported(student)
+    assert onnx.token_ids(out, ["3 + 4"]) is None
+    assert ids_of(answered(opened(out))) == own_answers(student)
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(save, monkeypatch):

@@ -46,7 +46,7 @@ PLACES = {
     "llama_cpp": ("retort.stages.export.formats",),
     "xllamacpp": ("retort.engines._llama_server", "retort.engines._llama_endpoint"),
     "compressed_tensors": ("retort.stages.export.formats.compressed_tensors",),
-    "onnx": ("retort.engines.onnx",),
+    "onnx": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),

@@ -6,7 +6,8 @@ weights with a scale an output channel, and activations quantized token by token
 input channels, found by a search that weighs the error of a channel by its importance.
 """
 
-# N output channels, C input channels, G groups of them, S channels of a group
+# N output channels, C input channels, G groups of them
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from retort.data import encoding
 from retort.errors import SpecError
 from retort.stages.export.formats import Student
 from retort.stages.export.formats._files import copy_small_files
+from retort.stages.export.formats._scales import grouped, search
 from retort.store import model_folder
 
 QUANTIZATIONS = ("w8a8", "w4a16", "fp8")
@@ -149,44 +151,18 @@ def _quantize(module: Any, quantization: str, importance: Any) -> tuple[float, f
     """Sets a layer's scales; returns the relative error of the plain ones and of the chosen."""
     import torch
 
-    weight_NC = module.weight.data.float()
+    weight_NC, scale = module.weight.data, module.weight_scale
     size = GROUP if quantization == "w4a16" else weight_NC.shape[1]
-    weight_NGS = weight_NC.unflatten(1, (-1, size))
-    importance_C = torch.ones(weight_NC.shape[1])
-    if importance is not None:
-        importance_C = torch.from_numpy(importance).float()
-    importance_GS = importance_C.unflatten(0, (-1, size))
-    dtype = module.weight_scale.dtype
-    plain_NG, plain = scales(weight_NGS, importance_GS, quantization, [1.0], dtype)
-    chosen_NG, chosen = plain_NG, plain
+    groups = grouped(weight_NC, importance, size)
+    largest_NG = groups[0].abs().amax(2).clamp(min=torch.finfo(scale.dtype).tiny)
+    base_NG = (largest_NG / LARGEST[quantization]).to(scale.dtype)
+    rounded = functools.partial(_rounded, quantization=quantization)
+    chosen_NG, plain = search(groups, base_NG, [1.0], rounded)
+    chosen = plain
     if quantization == "w4a16":
-        chosen_NG, chosen = scales(weight_NGS, importance_GS, quantization, FACTORS, dtype)
-    module.weight_scale.data = chosen_NG.to(dtype).reshape(module.weight_scale.shape)
+        chosen_NG, chosen = search(groups, base_NG, FACTORS, rounded)
+    scale.data = chosen_NG.reshape(scale.shape)
     return plain, chosen
-
-
-def scales(
-    weight_NGS: Any, importance_GS: Any, quantization: str, factors: list[float], dtype: Any
-) -> tuple[Any, float]:
-    """Returns each group's scale [N, G], the best of its factors, and the relative error.
-
-    The error is the mean squared one of the layer's outputs, were its inputs independent. Scales
-    are what `dtype` can hold.
-    """
-    import torch
-
-    largest_NG = weight_NGS.abs().amax(2).clamp(min=torch.finfo(dtype).tiny)
-    best_NG = torch.full_like(largest_NG, torch.inf)
-    chosen_NG = largest_NG
-    for factor in factors:
-        scale_NG = (factor * largest_NG / LARGEST[quantization]).to(dtype).float()
-        rounded_NGS = _rounded(weight_NGS / scale_NG[..., None], quantization)
-        difference_NGS = rounded_NGS * scale_NG[..., None] - weight_NGS
-        error_NG = (importance_GS * difference_NGS.square()).sum(2)
-        chosen_NG = torch.where(error_NG < best_NG, scale_NG, chosen_NG)
-        best_NG = torch.minimum(best_NG, error_NG)
-    whole = (importance_GS * weight_NGS.square()).sum()
-    return chosen_NG, float(best_NG.sum() / whole.clamp(min=1e-30))
 
 
 def _rounded(weights: Any, quantization: str) -> Any:
