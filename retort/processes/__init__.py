@@ -63,7 +63,8 @@ def run(
     `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
     `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
     one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
-    alive. Several processes are started by torchrun; the result is that of rank 0.
+    alive, and `loads_model` says that it will need torch. Several processes are started by
+    torchrun; the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
     killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
@@ -78,8 +79,6 @@ def run(
             for event in _events(process, runtime, name):
                 if event["kind"] in ("result", "error"):
                     outcomes.append(event)
-                elif event["kind"] == "libraries":
-                    forks.learn(name, event["torch"])
                 elif event["kind"] != "alive":
                     report.emit(event)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -129,7 +128,8 @@ def _start(
     environment = {**os.environ, "TMPDIR": str(scratch), **plan.variables}
     given = [function, str(log), str(path)]
     with disk.open_log(log) as stream:
-        if words == Plan().words() and (fork := forks.start(given, environment, stream.fileno())):
+        is_plain, loads_model = words == Plan().words(), bool(runtime.get("loads_model"))
+        if is_plain and (fork := forks.start(given, environment, stream.fileno(), loads_model)):
             return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],

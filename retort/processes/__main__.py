@@ -53,9 +53,7 @@ def main() -> NoReturn:
     code = 0
     try:
         target = _imported(function)
-        value = target(report=Reporter(emit), **arguments)
-        emit({"kind": "libraries", "torch": "torch" in sys.modules})
-        emit({"kind": "result", "value": value})
+        emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
         emit({"kind": "error", **_facts_of(error)})
         with contextlib.suppress(OSError):  # the log's disk may be full

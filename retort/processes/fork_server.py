@@ -75,7 +75,10 @@ def _reap(running: dict[int, int]) -> None:
 def _prepare(request: dict[str, Any]) -> None:
     """Imports what the child would import. It will say itself what fails."""
     module = request["words"][0].partition(":")[0]
-    names = (*(TORCH if request["torch"] else ()), *([module] if module[:7] == "retort." else ()))
+    names = (
+        *(TORCH if request["warm"] else ()),
+        *([module] if module.startswith("retort.") else ()),
+    )
     if all(name in sys.modules for name in names):
         return
     with lean_imports():

@@ -5,6 +5,7 @@ spend anew. Note: a machine with a GPU has no fork server, for no fork may use a
 touched, and a start is short there beside the work.
 """
 
+import atexit
 import json
 import os
 import select
@@ -68,15 +69,9 @@ class _Server:
         self.environment = _read_by_imports(environment)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            words = [
-                sys.executable,
-                "-m",
-                "retort.processes.fork_server",
-                str(theirs.fileno()),
-                " " * ROOM,
-            ]
+            words = ["-m", "retort.processes.fork_server", str(theirs.fileno()), " " * ROOM]
             self.process = subprocess.Popen(
-                words,
+                [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -84,56 +79,59 @@ class _Server:
                 start_new_session=True,
                 env=environment,
             )
+        atexit.register(self._end)
 
-    def fork(self, words: list[str], environment: dict[str, str], log: int, torch: bool) -> Fork:
+    def _end(self) -> None:
+        # It would end by itself, but perhaps a moment after its owner.
+        self.process.kill()
+        self.process.wait()
+
+    def fork(self, words: list[str], environment: dict[str, str], log: int, warm: bool) -> Fork:
         """Returns a new child. Raises `OSError` or `ValueError` where there is none."""
-        request = {"words": words, "environment": environment, "torch": torch, "cwd": os.getcwd()}
-        pipes = [os.pipe() for _ in range(3)]
-        (stdin, to_child), (from_child, stdout), (ended, status) = pipes
+        request = {"words": words, "environment": environment, "warm": warm, "cwd": os.getcwd()}
+        (stdin, to_child), (from_child, stdout), (ended, status) = (os.pipe() for _ in range(3))
+        streams = os.fdopen(to_child, "w"), os.fdopen(from_child), os.fdopen(ended)
         try:
             message = json.dumps(request).encode()
-            socket.send_fds(self._socket, [message], [stdin, stdout, log, status])
+            try:
+                socket.send_fds(self._socket, [message], [stdin, stdout, log, status])
+            finally:
+                for given in (stdin, stdout, status):
+                    os.close(given)
+            # The first child waits here until the server has imported all.
+            return Fork(int(streams[2].readline()), *streams)
         except BaseException:
-            for kept in (to_child, from_child, ended):
-                os.close(kept)
+            for stream in streams:  # a child that begins nevertheless ends at once
+                stream.close()
             raise
-        finally:
-            for given in (stdin, stdout, status):
-                os.close(given)
-        told = os.fdopen(ended)
-        streams = os.fdopen(to_child, "w"), os.fdopen(from_child)
-        return Fork(int(told.readline()), *streams, told)
 
 
 _server: _Server | None = None
 _lock = threading.Lock()
-# Whether the child that last ran a function had imported torch.
-_had_torch: dict[str, bool] = {}
 
 
-def start(words: list[str], environment: dict[str, str], log: int) -> Fork | None:
+def start(
+    words: list[str], environment: dict[str, str], log: int, loads_model: bool
+) -> Fork | None:
     """Returns a child that runs `retort.processes` with these words and writes its errors to the
-    file `log`; None where it cannot be a fork."""
+    file `log`; None where it cannot be a fork.
+
+    The server imports torch for a child that loads a model, and for any but its first.
+    """
     global _server  # noqa: PLW0603
 
     if sys.platform != "linux" or any(map(os.path.exists, GPUS)):
         return None
     with _lock:
-        if _server is None or _server.process.poll() is not None:
+        is_first = _server is None or _server.process.poll() is not None
+        if _server is None or is_first:
             _server = _Server(environment)
         if _server.environment != _read_by_imports(environment):
             return None
-        has_torch = _had_torch.get(words[0], bool(_had_torch) and all(_had_torch.values()))
         try:
-            return _server.fork(words, environment, log, has_torch)
+            return _server.fork(words, environment, log, loads_model or not is_first)
         except (OSError, ValueError):
             return None
-
-
-def learn(function: str, has_torch: bool) -> None:
-    """Takes down whether a function imported torch: the next child that runs it begins with it, as
-    does one of a new function where all have so far."""
-    _had_torch[function] = has_torch
 
 
 def _read_by_imports(environment: dict[str, str]) -> dict[str, str]:

@@ -186,7 +186,7 @@ def described(tmp_path):
 def test_a_child_begins_with_what_those_before_it_imported_and_shares_nothing_else(
     described, monkeypatch, tmp_path
 ):
-    first = described()
+    first = described(loads_model=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RETORT_OF_THIS_TEST", "a value")
     second = described()

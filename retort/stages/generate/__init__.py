@@ -42,8 +42,9 @@ def generate(stage: Stage) -> dict[str, Any]:
 def _answers(stage: Stage) -> dict[str, Any]:
     """Runs the capture in a child process, started again where its engine had died."""
     runtime = stage.spec.generate.runtime
-    sequences, watched = runtime.max_num_seqs, runtime.model_dump()
-    if engine_of(stage.spec).REMOTE:
+    sequences, engine = runtime.max_num_seqs, engine_of(stage.spec)
+    watched = {**runtime.model_dump(), "loads_model": engine.SCORES and not engine.REMOTE}
+    if engine.REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
     given = {"arguments": stage.arguments(), "run": uuid.uuid4().hex}
     for attempt in range(runtime.max_restarts + 1):

@@ -20,6 +20,7 @@ def train(stage: Stage) -> dict[str, Any]:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
     runtime, layout = on_cluster(stage.spec, stage.spec.train.runtime), layout_of(stage.spec.train)
     runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
+    runtime["loads_model"] = True
     return processes.run(
         fit,
         {"arguments": stage.arguments()},
