@@ -165,7 +165,8 @@ def _print_exports(console: Console, content: ReportContent) -> None:
     heading, *body = exports(content)
     shown_exports = Table()
     for name in heading:
-        shown_exports.add_column(Text(shown(name)))
+        # Of `compressed_tensors:w8a8` each part may have a line of its own.
+        shown_exports.add_column(Text(shown(name).replace(":", ":\n"), overflow="fold"))
     for row in body:
         shown_exports.add_row(*(Text(shown(cell)) for cell in row))
     console.print(shown_exports)

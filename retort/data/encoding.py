@@ -44,14 +44,21 @@ def render(
     """
     if not chats:
         return []
-    texts = [
+    texts = render_texts(tokenizer, chats, tools)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [list(row) for row in ids]
+
+
+def render_texts(
+    tokenizer: Any, chats: list[list[Message]], tools: list[Any] | None = None
+) -> list[str]:
+    """Returns the text of each chat, up to the start of the assistant's turn."""
+    return [
         tokenizer.apply_chat_template(
             for_template(chat), tools=chat_tools, tokenize=False, add_generation_prompt=True
         )
         for chat, chat_tools in zip(chats, tools or [None] * len(chats), strict=True)
     ]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [list(row) for row in ids]
 
 
 def render_each(

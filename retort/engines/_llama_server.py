@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from retort.errors import SpecError
+from retort.records import Message
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class LlamaServer:
         body = {"content": text, "add_special": False, "parse_special": True}
         ids: list[int] = self._post("/tokenize", body)["tokens"]
         return ids
+
+    def render(self, chat: list[Message]) -> str:
+        """Returns a chat as the file's own template writes it, up to the start of the answer."""
+        text: str = self._post("/apply-template", {"messages": chat})["prompt"]
+        return text
 
     def complete(self, ids: list[int], num_tokens: int, **knobs: Any) -> Completion:
         """Returns what follows some ids. Raises `ValueError` with the server's refusal."""

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from retort.spec import JobSpec, reference
-from tests.support.servers import BIN, ROOT, environment
+from tests.support.servers import BIN, ROOT, environment, free_port
 
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 # `make demo` runs it whole and through vLLM.
@@ -27,7 +28,7 @@ SMALL = [
     "evaluate.likelihood=false",
 ]
 # They need jobs that have run: those of the lines before them.
-OF_FINISHED_JOBS = ("compare", "benchmark", "promote")
+OF_FINISHED_JOBS = ("export", "compare", "benchmark", "promote", "serve")
 # Its commands need servers: tests/stages/test_scale.py reads them with the commands' own parsers.
 SERVERS = "operations.md"
 
@@ -95,21 +96,40 @@ def run(place, prefect_url):
     return call
 
 
+def served(words: list[str], place: Path) -> None:
+    """Starts a server, waits until it says how it is reached, and ends it as Ctrl-C does."""
+    command = [str(BIN / "retort"), *words[1:], "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=place) as process:
+        assert process.stderr
+        lines = iter(process.stderr.readline, "")
+        assert any(line.startswith("OPENAI_BASE_URL=http://127.0.0.1:") for line in lines)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+
+
 @pytest.mark.parametrize(
     "words",
     sorted(commands("retort"), key=lambda words: (words[1] in OF_FINISHED_JOBS, words[1] != "run")),
     ids=" ".join,
 )
-def test_every_retort_command_of_the_documents_runs(words, run):
+def test_every_retort_command_of_the_documents_runs(words, run, place):
+    if words[1] == "serve":
+        served(words, place)
+        return
     small = [f"--set={knob}" for knob in SMALL]
     if words[1] == "compare":
         # The other job that the line names.
         named = f"--set=name={words[3]}"
         assert run("run", "examples/quickstart/job.yaml", *small, named).returncode == 3
-    more = {"run": small, "benchmark": [*small, "--limit=4", "--engine=transformers"]}
+    more = {
+        "run": small,
+        "export": small,
+        "benchmark": [*small, "--limit=4", "--engine=transformers"],
+    }
     done = run(*words[1:], *more.get(words[1], []))
     # So little training does not pass the gate, and what did not pass is not promoted.
-    assert done.returncode == (3 if words[1] in ("run", "promote") else 0), done.stderr
+    assert done.returncode == (3 if words[1] in ("run", "export", "promote") else 0), done.stderr
     assert done.stdout or words[1] == "rows"
 
 

@@ -11,7 +11,9 @@ import torch
 
 from retort.errors import SpecError
 from retort.jobs import serve
-from retort.metrics.comparison import exports
+from retort.jobs.compare.runs import Run
+from retort.jobs.compare.tables import compare
+from retort.metrics.comparison import exports, formatting
 from retort.metrics.comparison.shapes import (
     Difference,
     Estimate,
@@ -101,14 +103,16 @@ def test_the_divergence_is_that_over_the_top_ids_and_one_bucket_and_never_above_
     ],
 )
 def test_an_export_may_lose_what_the_gate_allows(difference, gate, passes):
-    check = judge_export(difference, ExportGate(**gate), "accuracy", READ)
+    check = judge_export(difference, ExportGate(**gate), "accuracy", {"tokenizer": READ})
     assert (check.passed, check.name) == (passes, "loss")
 
 
 def test_what_was_not_measured_and_another_tokenizer_never_pass():
-    assert not judge_export(None, ExportGate(), "accuracy", READ).passed
+    assert not judge_export(None, ExportGate(), "accuracy", {"tokenizer": READ}).passed
     perfect = Difference(0.5, 0.4, 0.6)
-    check = judge_export(perfect, ExportGate(), "accuracy", {**READ, "difference": "other ids"})
+    check = judge_export(
+        perfect, ExportGate(), "accuracy", {"template": {"difference": "other ids"}}
+    )
     assert (check.passed, check.reason) == (False, "other ids")
 
 
@@ -125,7 +129,7 @@ def exported():
     found = {}
     for number, (form, loss) in enumerate({"gguf:q4_0": 0.0, "onnx:int4": 0.2}.items()):
         gap = Difference(-loss, -loss - 0.002, -loss + 0.002)
-        check = judge_export(gap, ExportGate(), "accuracy", READ)
+        check = judge_export(gap, ExportGate(), "accuracy", {"tokenizer": READ})
         against = {"student": gap, "teacher": gap}
         model = replace(smaller, load_seconds=1.0 + number)
         found[form.replace(":", "-")] = ExportedStudent(form, model, check, against)
@@ -181,3 +185,13 @@ def test_a_job_without_exports_loads_no_package_of_theirs():
         f"assert not set({heavy!r}) & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_comparison_of_runs_has_a_row_for_each_format():
+    plain, other = content(answered()), exported()
+    runs = [Run("a", "a/report.json", plain), Run("b", "b/report.json", other)]
+    rows = {name: cells for name, *cells in compare(runs).gains}
+    score = formatting.percent(plain.models["student"].metrics["accuracy"].value)
+    size = formatting.count_bytes(plain.models["student"].weights_bytes // 4)
+    assert rows["gguf:q4_0"] == ["", f"{size}, {score} (+0.0)"]
+    assert rows["onnx:int4"] == ["", f"{size}, {score} (-20.0), refused"]

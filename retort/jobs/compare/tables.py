@@ -125,7 +125,26 @@ def _gains(runs: list[Run]) -> list[list[str]]:
         ["student against its teacher", *(run.label for run in runs)],
         *(row for row in made if set(row[1:]) != {"unknown"}),
         ["gate", *(_gate(run.content.gate) for run in runs)],
+        *_exports(runs),
     ]
+
+
+def _exports(runs: list[Run]) -> list[list[str]]:
+    """Returns each run's exported students in the metric that decided there, a row a format."""
+    formats = dict.fromkeys(e.format for run in runs for e in run.content.exports.values())
+    return [[name, *(_export(run, name) for run in runs)] for name in formats]
+
+
+def _export(run: Run, name: str) -> str:
+    """Returns an export's size, score, and its difference to its student; nothing without one."""
+    found = next((e for e in run.content.exports.values() if e.format == name), None)
+    if found is None:
+        return ""
+    metric = run.content.comparison.metric
+    score = show.estimate(found.model.metrics.get(metric), metric)
+    gap = show.difference(found.against.get("student"), metric)
+    verdict = "" if found.check.passed else ", refused"
+    return f"{show.count_bytes(found.model.weights_bytes)}, {score} ({gap}){verdict}"
 
 
 def _throughput(ratio: float | None) -> str:

@@ -15,7 +15,7 @@ def export(stage: Stage) -> dict[str, Any]:
     """Writes `model/` in the one format that the stage's spec names; returns its facts."""
     runtime = stage.spec.evaluate.runtime.model_dump()
     facts = processes.run(write, {"arguments": stage.arguments()}, stage.report, stage.log, runtime)
-    if text := facts["tokenizer"]["difference"]:
+    for text in filter(None, (facts[part]["difference"] for part in ("tokenizer", "template"))):
         stage.report.note(f"warning: {facts['format']}: {text}; it is measured, and not released")
     stage.report.note(f"{facts['format']}: {facts['weights_bytes'] / 1e6:,.2f} MB")
     return facts

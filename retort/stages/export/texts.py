@@ -11,10 +11,10 @@ from itertools import islice
 
 import yaml
 
-from retort.records import chat_text
+from retort.records import Message, chat_text
 from retort.stages.stage import Stage, stream_examples
 
-NUM_TEXTS, MOST_OWN = 10_000, 2_000
+NUM_TEXTS, MOST_OWN, MOST_CHATS = 10_000, 2_000, 200
 SPACES = " \t\n\r\u00a0\u2003\u3000\u200b\u2028\u0085\x0b\x0c"
 ZERO = "\0"
 
@@ -23,6 +23,17 @@ def of_job(stage: Stage) -> Iterator[str]:
     """Yields the texts of a job's examples, prompts and references."""
     for example in stream_examples(stage.input("prepare"), "train", "validation", "test"):
         yield from filter(None, (chat_text(example.messages), example.reference))
+
+
+def chats_of_job(stage: Stage) -> list[list[Message]]:
+    """Returns the first chats of a job's examples, those without tools and calls of them."""
+    examples = stream_examples(stage.input("prepare"), "test", "validation", "train")
+    plain = (
+        example.messages
+        for example in examples
+        if not example.tools and all(set(turn) <= {"role", "content"} for turn in example.messages)
+    )
+    return list(islice(plain, MOST_CHATS))
 
 
 def of_all_kinds(own: Iterable[str], marks: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from retort.data import encoding
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
+from retort.records import Message
 from retort.stages.export import texts
 from retort.stages.export.formats import FormatModule, Student, find_format
 from retort.stages.stage import Stage, from_arguments
@@ -33,6 +34,7 @@ def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
             facts = module.write(student, quantization, out)
             report.progress(2, 3, "steps", "tokenizer")
             tokenizer = compared_tokenizers(module, folder, out, texts.of_job(stage))
+            template = compared_templates(module, folder, out, texts.chats_of_job(stage))
             sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
             stage.out.put_tree(out, MODEL)
         report.progress(3, 3, "steps", "")
@@ -44,6 +46,7 @@ def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
             "weights_bytes": sum(size for path, size in sizes.items() if path.suffix in WEIGHTS),
             "whole_bytes": sum(sizes.values()),
             "tokenizer": tokenizer,
+            "template": template,
         }
 
 
@@ -74,6 +77,26 @@ def compared_tokenizers(
         f"the runtime's tokenizer gives other ids than the student's for {_shown(other)}"
     )
     return {"is_read": True, "num_texts": len(some), "difference": difference}
+
+
+def compared_templates(
+    module: FormatModule, folder: Path, out: Path, chats: list[list[Message]]
+) -> dict[str, Any]:
+    """Returns on how many of the job's chats the runtime's rendering was compared with the
+    student's, and what the first was that the two write otherwise."""
+    ours = encoding.render_texts(encoding.load_tokenizer(str(folder)), chats)
+    try:
+        theirs = module.prompts(out, chats)
+    except Exception as error:  # a runtime's own engine of templates may refuse this one
+        return {"num_chats": len(chats), "difference": f"the runtime cannot render a chat: {error}"}
+    if theirs is None:
+        return {"num_chats": 0, "difference": None}
+    pairs = zip(ours, theirs, strict=True)
+    other = next((own for own, found in pairs if own != found), None)
+    difference = (
+        other and f"the runtime renders otherwise what the student reads as {_shown(other)}"
+    )
+    return {"num_chats": len(chats), "difference": difference}
 
 
 def _shown(text: str) -> str:

@@ -59,14 +59,15 @@ def judge(
 
 
 def judge_export(
-    difference: shapes.Difference | None, gate: ExportGate, metric: str, tokenizer: Json
+    difference: shapes.Difference | None, gate: ExportGate, metric: str, facts: Json
 ) -> shapes.GateCheck:
     """Returns whether an exported student may go out: what it loses against the student, and that
-    its runtime cuts texts into the same tokens."""
+    its runtime cuts texts into the same tokens and renders chats alike."""
     bound = f", {BOUND}" if gate.on_bound else ""
     required = f"at most {gate.max_loss:g} below the student's {metric}{bound}"
-    if other := tokenizer.get("difference"):
-        return shapes.GateCheck("tokenizer", "the student's tokens", None, False, reason=other)
+    for name, needed in (("tokenizer", "the student's tokens"), ("template", "its chats")):
+        if other := facts.get(name, {}).get("difference"):
+            return shapes.GateCheck(name, needed, None, passed=False, reason=other)
     if difference is None:
         reason = "it was not measured"
         return shapes.GateCheck("loss", required, None, passed=False, reason=reason)

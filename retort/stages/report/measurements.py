@@ -129,9 +129,7 @@ def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
             if own.keys() & values.keys()
         }
         facts = stage.facts(export_of(role))
-        check = judge_export(
-            against.get("student"), stage.spec.report.gate.export, metric, facts["tokenizer"]
-        )
+        check = judge_export(against.get("student"), stage.spec.report.gate.export, metric, facts)
         measured = shapes.read_evaluated(stage.facts(evaluation_of(role))).models[role]
         found[role] = shapes.ExportedStudent(name, measured, check, against, facts)
     return found

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from retort.errors import SpecError
 from retort.plugins import find_file, unknown
+from retort.records import Message
 
 Importance = dict[str, npt.NDArray[np.float32]]
 
@@ -52,6 +53,10 @@ class FormatModule(Protocol):
 
         None where the runtime cannot read this tokenizer, so that ids have to be handed over.
         """
+
+    def prompts(self, out: Path, chats: list[list[Message]]) -> list[str] | None:
+        """Returns each chat as the runtime renders it by the export's own template, up to the start
+        of the answer; None where it cannot."""
 
 
 def find_format(name: str) -> tuple[FormatModule, str]:

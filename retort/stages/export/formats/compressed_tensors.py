@@ -14,6 +14,7 @@ from typing import Any
 
 from retort.data import encoding
 from retort.errors import SpecError
+from retort.records import Message
 from retort.stages.export.formats import Student
 from retort.stages.export.formats._files import copy_small_files
 from retort.stages.export.formats._scales import grouped, search
@@ -187,6 +188,11 @@ def _save(model: Any, quantization: str, out: Path) -> None:
     compressor.compress_model(model)
     model.save_pretrained(out)
     compressor.update_config(out)
+
+
+def prompts(out: Path, chats: list[list[Message]]) -> list[str] | None:
+    """Returns the chats as the folder's own template renders them, which is what vLLM uses."""
+    return encoding.render_texts(encoding.load_tokenizer(str(out)), chats)
 
 
 def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from retort.engines._gguf_header import read_header
 from retort.errors import SpecError
+from retort.records import Message
 from retort.stages.export.formats import Importance, Student
 from retort.stages.export.formats._gguf_blocks import (
     Q6_BLOCK,
@@ -95,6 +96,14 @@ def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:
         return None
     with LlamaServer(out / FILE) as server:
         return [server.tokenize(text) for text in texts]
+
+
+def prompts(out: Path, chats: list[list[Message]]) -> list[str] | None:
+    """Returns the chats as llama.cpp renders them by the file's own template."""
+    from retort.engines._llama_server import LlamaServer
+
+    with LlamaServer(out / FILE) as server:
+        return [server.render(chat) for chat in chats]
 
 
 def _write_file(family: Family, student: Student, quantization: str, path: Path) -> dict[str, Any]:

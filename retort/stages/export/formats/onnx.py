@@ -20,6 +20,7 @@ from typing import Any
 
 from retort.errors import SpecError
 from retort.processes import disk
+from retort.records import Message
 from retort.stages.export.formats import Student
 from retort.stages.export.formats._files import copy_small_files
 from retort.store import model_folder
@@ -161,13 +162,26 @@ def _quiet() -> Iterator[None]:
 
 def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:
     """Returns the ids of onnxruntime-genai's own tokenizer; None where it cannot read this one."""
+    tokenizer = _tokenizer(out)
+    return tokenizer and [tokenizer.encode(text).tolist() for text in texts]
+
+
+def prompts(out: Path, chats: list[list[Message]]) -> list[str] | None:
+    """Returns the chats as the runtime renders them; None where it cannot read the tokenizer."""
+    tokenizer = _tokenizer(out)
+    return tokenizer and [
+        tokenizer.apply_chat_template(json.dumps(chat), add_generation_prompt=True)
+        for chat in chats
+    ]
+
+
+def _tokenizer(out: Path) -> Any:
     import onnxruntime_genai
 
     described = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     if described["model"]["type"] == "WordLevel":  # read with an error, or as ids of -1
         return None
     try:
-        tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(out)))
+        return onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(out)))
     except RuntimeError:
         return None
-    return [tokenizer.encode(text).tolist() for text in texts]
