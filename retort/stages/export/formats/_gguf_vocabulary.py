@@ -170,9 +170,9 @@ def _space_prefix(raw: dict[str, Any]) -> bool | None:
             return None
     for step in _steps(raw.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step["split"]:
-            spaced, prefix = True, step["prepend_scheme"] == "always"
-            if step["prepend_scheme"] == "first":
-                return None
+            spaced = True
+            if step["prepend_scheme"] != "never":
+                return None  # its prefix depends on how the text begins, or on where it stands
         elif step["type"] != "Split" or step["pattern"] != {"String": " "}:
             return None  # a split at spaces splits nothing, where there are none left
     return prefix if spaced else None
