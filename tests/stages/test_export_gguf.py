@@ -260,6 +260,28 @@ def saved(tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("quantization", ["q4_k_m", "iq4_nl"])
+def test_llama_cpp_itself_writes_what_we_do_not(quantization, tmp_path):
+    pytest.importorskip("llama_cpp")
+    model = made("llama-3.1", tmp_path)
+    layers = ("mlp.up_proj", 512), ("mlp.down_proj", 256)
+    random = np.random.default_rng(0)
+    importance = {
+        f"model.layers.{layer}.{name}": random.gamma(0.3, 1, width).astype("f")
+        for layer in (0, 1)
+        for name, width in layers
+    }
+    facts = exported(model, quantization, tmp_path / "found", importance=importance)
+    plain = exported(model, quantization, tmp_path / "plain")
+    assert facts["bytes"] < 0.3 * exported(model, "f32", tmp_path / "whole")["bytes"]
+    assert quantization[:5].removesuffix("_").upper() in str(facts["tensors"])
+    both = [(tmp_path / name / "model.gguf").read_bytes() for name in ("found", "plain")]
+    assert both[0] != both[1] and facts["tensors"] and plain["tensors"]
+    engine = opened("llamacpp", tmp_path / "found")
+    assert engine.facts["dtype"] == quantization
+    assert all(a.raw["token_ids"] for a in answered(engine).values())
+
+
 def differing(model: Path, out: Path, count: int = 300) -> list[str]:
     """The texts that llama.cpp reads otherwise than the tokenizer."""
     exported(model, "f16", out)
