@@ -1,5 +1,6 @@
 """GGUF files answer as the models they were made of, in every family, and read texts as they do."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -235,10 +245,10 @@ BYTE_LEVEL = {
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]"]
 
 
-def saved(tokenizer: Tokenizer, trainer, folder: Path) -> Path:
-    """A tiny Llama with a tokenizer that was trained on many languages and code."""
-    tokenizer.train_from_iterator([*WORDS, *CODE] * 3, trainer)
-    tokenizer.add_tokens(["<tool>", "  \n"])
+def saved(tokenizer: Tokenizer, folder: Path) -> Path:
+    """A tiny Llama with a tokenizer."""
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **{"bos_token": "<s>", "eos_token": "</s>", "clean_up_tokenization_spaces": False},
@@ -248,6 +258,28 @@ def saved(tokenizer: Tokenizer, trainer, folder: Path) -> Path:
     config = LlamaConfig(vocab_size=len(fast), intermediate_size=64, num_hidden_layers=1, **SMALL)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("quantization", ["q4_k_m", "iq4_nl"])
+def test_llama_cpp_itself_writes_what_we_do_not(quantization, tmp_path):
+    pytest.importorskip("llama_cpp")
+    model = made("llama-3.1", tmp_path)
+    layers = ("mlp.up_proj", 512), ("mlp.down_proj", 256)
+    random = np.random.default_rng(0)
+    importance = {
+        f"model.layers.{layer}.{name}": random.gamma(0.3, 1, width).astype("f")
+        for layer in (0, 1)
+        for name, width in layers
+    }
+    facts = exported(model, quantization, tmp_path / "found", importance=importance)
+    plain = exported(model, quantization, tmp_path / "plain")
+    assert facts["bytes"] < 0.3 * exported(model, "f32", tmp_path / "whole")["bytes"]
+    assert quantization[:5].removesuffix("_").upper() in str(facts["tensors"])
+    both = [(tmp_path / name / "model.gguf").read_bytes() for name in ("found", "plain")]
+    assert both[0] != both[1] and facts["tensors"] and plain["tensors"]
+    engine = opened("llamacpp", tmp_path / "found")
+    assert engine.facts["dtype"] == quantization
+    assert all(a.raw["token_ids"] for a in answered(engine).values())
 
 
 def differing(model: Path, out: Path, count: int = 300) -> list[str]:
@@ -269,7 +301,8 @@ def test_llama_cpp_reads_texts_as_the_tokenizer_does(name, tmp_path):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model = saved(tokenizer, trainer, tmp_path)
+    tokenizer.train_from_iterator([*WORDS, *CODE] * 3, trainer)
+    model = saved(tokenizer, tmp_path)
     assert vocabulary.read_vocabulary(model).pre == name
     found = differing(model, tmp_path / "out")
     if name == "gpt-4o":
@@ -277,3 +310,53 @@ def test_llama_cpp_reads_texts_as_the_tokenizer_does(name, tmp_path):
         assert 0 < len(found) < 150
         found = [text for text in found if text.isascii()]
     assert found == []
+
+
+def sentence_pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary that SentencePiece trained, with bytes for what it lacks, and its merges: all
+    pairs that make a piece, in the order of the pieces' scores, as transformers converts them."""
+    spm, written = pytest.importorskip("sentencepiece"), io.BytesIO()
+    lines = [line for text in [*WORDS, *CODE] * 3 for line in text.splitlines() if line]
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        vocab_size=1500,
+        **{"model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False},
+        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+        minloglevel=3,
+    )
+    pieces = spm.SentencePieceProcessor(model_proto=written.getvalue())
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    merges = [
+        (piece[:place], piece[place:])
+        for piece in sorted(vocab, key=lambda piece: -pieces.get_score(vocab[piece]))
+        for place in range(1, len(piece))
+        if piece[:place] in vocab and piece[place:] in vocab
+    ]
+    return vocab, merges
+
+
+SPACED = normalizers.Replace(" ", vocabulary.SPACE)
+PREFIXED = normalizers.Sequence([normalizers.Prepend(vocabulary.SPACE), SPACED])
+PIECES = {
+    "llama-2": (PREFIXED, None),
+    "gemma": (SPACED, pre_tokenizers.Split(" ", "merged_with_previous")),
+    "never": (None, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)),
+    "first": (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_llama_cpp_reads_texts_as_sentence_piece_does(name, tmp_path):
+    vocab, merges = sentence_pieces()
+    tokenizer = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
+    normalizer, pre_tokenizer = PIECES[name]
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    model = saved(tokenizer, tmp_path)
+    if name == "first":  # llama.cpp would put its space behind special tokens, too
+        assert not vocabulary.read_vocabulary(model).readable
+    else:
+        assert differing(model, tmp_path / "out") == []

@@ -182,6 +182,24 @@ def test_pre_tokenizers_are_recognised_by_what_they_match(student, tmp_path):
     assert name(r"\p{L}+") is None and name(LLAMA3, r"\p{N}") is None
 
 
+def test_a_normalizer_is_named_or_makes_a_tokenizer_unreadable(student, tmp_path):
+    raw = json.loads((student / "tokenizer.json").read_text())
+    for normalizer, readable, said in (
+        (None, True, None),
+        ({"type": "NFC"}, True, "accents"),
+        ({"type": "Lowercase"}, False, None),
+        (
+            {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]},
+            False,
+            None,
+        ),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**raw, "normalizer": normalizer}))
+        found = read_vocabulary(tmp_path)
+        assert found.readable is readable and (said or "") in (found.unlike or "")
+        assert bool(found.unlike) is bool(said)
+
+
 def test_a_tokenizer_that_llama_cpp_has_not_is_a_list_of_distinct_tokens(tmp_path):
     found = read_vocabulary(save_model(tmp_path / "model", vocabulary=100), 100)
     assert not found.readable and found.pre is None

@@ -53,7 +53,8 @@ PRE_TOKENIZERS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What GGUF holds of a tokenizer. `readable`: llama.cpp tokenizes with it, too."""
+    """What GGUF holds of a tokenizer. `readable`: llama.cpp tokenizes with it, too; `unlike` says
+    which texts it reads otherwise all the same."""
 
     model: str
     tokens: list[str]
@@ -64,6 +65,7 @@ class Vocabulary:
     scores: list[float] = field(default_factory=list)
     space_prefix: bool = False
     strips: bool = False
+    unlike: str | None = None
 
 
 def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
@@ -73,7 +75,8 @@ def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
     model = raw["model"]
     pre = _pre_tokenizer(raw)
     if model["type"] == "BPE" and pre:
-        return Vocabulary("gpt2", texts, types, True, pre, _merges(model))
+        unlike = _unlike(raw, pre)
+        return Vocabulary("gpt2", texts, types, True, pre, _merges(model), unlike=unlike)
     prefix = _space_prefix(raw)
     if model["type"] == "BPE" and prefix is not None:
         scores = _scores(texts, _merges(model))
@@ -132,13 +135,23 @@ def _pre_tokenizer(raw: dict[str, Any]) -> str | None:
             patterns += [GPT2] if step.get("use_regex", True) else []
         else:
             return None
-    if not steps or steps[-1]["type"] != "ByteLevel":
+    normal = {step["type"] for step in _steps(raw.get("normalizer"), "normalizers")}
+    if not steps or steps[-1]["type"] != "ByteLevel" or not normal <= {"NFC"}:
         return None
     known = {
         (tuple(map(_plain, key)), whole): name for (key, whole), name in PRE_TOKENIZERS.items()
     }
     ignores = bool(raw["model"].get("ignore_merges"))
     return known.get((tuple(patterns), ignores)) or known.get((tuple(patterns), not ignores))
+
+
+def _unlike(raw: dict[str, Any], pre: str) -> str | None:
+    """Returns which texts llama.cpp reads otherwise with a byte-level tokenizer."""
+    if _steps(raw.get("normalizer"), "normalizers"):
+        return "letters whose accents are characters of their own: the tokenizer joins them first"
+    if pre in ("gpt-4o", "tekken"):
+        return "words beyond ASCII: llama.cpp knows neither their capitals nor their marks"
+    return None
 
 
 def _plain(pattern: str) -> str:
@@ -170,9 +183,9 @@ def _space_prefix(raw: dict[str, Any]) -> bool | None:
             return None
     for step in _steps(raw.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step["split"]:
-            spaced, prefix = True, step["prepend_scheme"] == "always"
-            if step["prepend_scheme"] == "first":
-                return None
+            spaced = True
+            if step["prepend_scheme"] != "never":
+                return None  # its prefix depends on how the text begins, or on where it stands
         elif step["type"] != "Split" or step["pattern"] != {"String": " "}:
             return None  # a split at spaces splits nothing, where there are none left
     return prefix if spaced else None

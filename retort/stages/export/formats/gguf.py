@@ -132,7 +132,7 @@ def _write_file(family: Family, student: Student, quantization: str, path: Path)
     writer.write_tensors_to_file()
     writer.close()
     facts = {"context": family.context, "tokenizer": vocabulary.pre or vocabulary.model}
-    facts |= {"reads_text": vocabulary.readable}
+    facts |= {"reads_text": vocabulary.readable, "reads_otherwise": vocabulary.unlike}
     if errors[0]:
         facts["error_without_importance"], facts["error"] = (errors[1:] / errors[0]).tolist()
     return facts
