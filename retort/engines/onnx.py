@@ -86,7 +86,7 @@ class OnnxEngine:
 
     def _configuration(self) -> Any:
         """Returns the runtime's settings: as many threads as this process may use."""
-        threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         config = self._og.Config(self._settings.model)
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
