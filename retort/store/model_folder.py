@@ -164,7 +164,8 @@ def stored_dtype(model: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns this user's folder for files that can be made again: compiled kernels."""
+    """Returns this user's folder for files that can be made again: compiled kernels, and new
+    databases."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "retort"
 

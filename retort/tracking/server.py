@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.processes.disk import for_owner, make_folder
-from retort.store import Store
+from retort.store import Store, new_databases
 
 try:
     import fcntl
@@ -72,12 +72,24 @@ def _make_database(path: Path, warn: Callable[[str], None]) -> None:
         part = Path(f"{path}.{uuid.uuid4().hex[:8]}.part")
         os.close(for_owner(str(part), os.O_CREAT | os.O_RDWR))
         try:
-            client = MlflowClient(f"{SQLITE}{part}", registry_uri=f"{SQLITE}{part}")
-            client.search_experiments(max_results=1)
-            client.search_registered_models(max_results=1)
+            if new_databases.copy_new("mlflow", part):
+                _move_default_experiment(part)
+            else:
+                client = MlflowClient(f"{SQLITE}{part}", registry_uri=f"{SQLITE}{part}")
+                client.search_experiments(max_results=1)
+                client.search_registered_models(max_results=1)
+                new_databases.keep_new("mlflow", part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _move_default_experiment(path: Path) -> None:
+    """Has the files of MLflow's experiment 0 lie where they would if it were made here: a job has
+    an experiment of its own, but the user may use the database for other things."""
+    query = "update experiments set artifact_location = ? where experiment_id = 0"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(query, (f"{Path.cwd()}/mlruns/0",))
 
 
 def _is_made(path: Path) -> bool:
