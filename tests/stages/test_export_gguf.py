@@ -28,16 +28,18 @@ from transformers import (
 
 pytest.importorskip("xllamacpp")
 
-from benchmarks.export_gguf_parity import CODE, WORDS, make_texts
+
 from retort.data import encoding
 from retort.engines import Request, Settings, find_engine
 from retort.engines._local import parse_local
 from retort.errors import SpecError
+from retort.stages.export import texts
 from retort.stages.export.formats import Student, find_format
 from retort.stages.export.formats import _gguf_vocabulary as vocabulary
 from tests.support import zoo
 from tests.support.tiny import save_model
 
+SENTENCES = [*texts.pieces()["sentences"], *texts.pieces()["code"]]
 RUNTIME = {"max_num_seqs": 3, "kv_cache_gib": 1, "num_threads": 1, "device": "cpu"}
 QUESTIONS = ["Hi", "Leo has 7 books and buys 5. How many?", "Ben has 9. " * 12, "Wer? 你好 🙂"]
 MAX_TOKENS = 16
@@ -285,10 +287,10 @@ def test_llama_cpp_itself_writes_what_we_do_not(quantization, tmp_path):
 def differing(model: Path, out: Path, count: int = 300) -> list[str]:
     """The texts that llama.cpp reads otherwise than the tokenizer."""
     exported(model, "f16", out)
-    texts = make_texts(count, [*SPECIALS, "<tool>"], seed=3)
-    wanted = encoding.load_tokenizer(str(model))(texts, add_special_tokens=False)["input_ids"]
-    found = find_format("gguf:f16")[0].token_ids(out, texts)
-    return [t for t, a, b in zip(texts, wanted, found, strict=True) if a != b]
+    some = texts.of_all_kinds((), [*SPECIALS, "<tool>"], count)
+    wanted = encoding.load_tokenizer(str(model))(some, add_special_tokens=False)["input_ids"]
+    found = find_format("gguf:f16")[0].token_ids(out, some)
+    return [t for t, a, b in zip(some, wanted, found, strict=True) if a != b]
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)
@@ -301,7 +303,7 @@ def test_llama_cpp_reads_texts_as_the_tokenizer_does(name, tmp_path):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*WORDS, *CODE] * 3, trainer)
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     model = saved(tokenizer, tmp_path)
     assert vocabulary.read_vocabulary(model).pre == name
     found = differing(model, tmp_path / "out")
@@ -316,7 +318,7 @@ def sentence_pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A vocabulary that SentencePiece trained, with bytes for what it lacks, and its merges: all
     pairs that make a piece, in the order of the pieces' scores, as transformers converts them."""
     spm, written = pytest.importorskip("sentencepiece"), io.BytesIO()
-    lines = [line for text in [*WORDS, *CODE] * 3 for line in text.splitlines() if line]
+    lines = [line for text in SENTENCES * 3 for line in text.splitlines() if line]
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=written,

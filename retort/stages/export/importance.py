@@ -23,9 +23,14 @@ LONGEST = 2048
 
 
 def measured(stage: Stage, folder: Path) -> Importance:
-    """Returns the mean squared input of each linear layer, (I,), on training chats and the answers
-    that were learned from."""
+    """Returns the importance of the student's layers, on training chats and the answers that were
+    learned from."""
     device = resolve_device(stage.spec.evaluate.runtime.device)
+    return importance_of(folder, _chats(stage, folder), device)
+
+
+def importance_of(folder: Path, chats: list[list[int]], device: str) -> Importance:
+    """Returns the mean squared input of each linear layer of a model, (I,), over chats as ids."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to(device).eval()
     sums, counts = dict[str, Tensor](), dict[str, int]()
@@ -42,7 +47,7 @@ def measured(stage: Stage, folder: Path) -> Importance:
         if isinstance(module, nn.Linear):
             module.register_forward_hook(watch(name))
     with torch.inference_mode():
-        for ids in _chats(stage, folder):
+        for ids in chats:
             model(torch.tensor([ids[:LONGEST]], device=device), use_cache=False)
     return {
         name: (total / counts[name]).cpu().numpy().astype(np.float32)

@@ -36,20 +36,21 @@ def chats_of_job(stage: Stage) -> list[list[Message]]:
     return list(islice(plain, MOST_CHATS))
 
 
-def of_all_kinds(own: Iterable[str], marks: list[str]) -> list[str]:
+def of_all_kinds(own: Iterable[str], marks: list[str], number: int = NUM_TEXTS) -> list[str]:
     """Returns some of the job's own texts first, then texts of many languages, code, white space,
     emoji, what broken UTF-8 leaves, and the special tokens `marks`, whole and in part."""
     found, draw = [text.replace(ZERO, "") for text in islice(own, MOST_OWN)], random.Random(0)
-    while len(found) < NUM_TEXTS:
+    while len(found) < number:
         found.append(_text(draw, marks))
     return found
 
 
 @cache
-def _pieces() -> dict[str, list[str]]:
+def pieces() -> dict[str, list[str]]:
+    """Returns what texts are made of, by kind: sentences, code, and odd characters."""
     raw = (files("retort.stages.export") / "texts.yaml").read_text("utf-8")
-    pieces: dict[str, list[str]] = yaml.safe_load(raw)
-    return pieces
+    found: dict[str, list[str]] = yaml.safe_load(raw)
+    return found
 
 
 def _text(draw: random.Random, marks: list[str]) -> str:
@@ -57,15 +58,15 @@ def _text(draw: random.Random, marks: list[str]) -> str:
     for _ in range(draw.randint(1, 6)):
         kind = draw.random()
         if kind < 0.4:
-            parts.append(_part(draw, draw.choice(_pieces()["sentences"])))
+            parts.append(_part(draw, draw.choice(pieces()["sentences"])))
         elif kind < 0.55:
-            parts.append(_part(draw, draw.choice(_pieces()["code"])))
+            parts.append(_part(draw, draw.choice(pieces()["code"])))
         elif kind < 0.7:
             parts.append("".join(draw.choices(SPACES, k=draw.randint(1, 5))))
         elif kind < 0.75:
             parts.append(" " * draw.randint(1, 20) + "\n" * draw.randint(0, 4))
         elif kind < 0.9 or not marks:
-            parts.append(draw.choice(_pieces()["odd"]))
+            parts.append(draw.choice(pieces()["odd"]))
         else:
             mark = draw.choice(marks)
             parts.append(mark if kind < 0.97 else mark[: draw.randint(1, len(mark))])
