@@ -53,7 +53,13 @@ def folder_of(student: str, form: str | None) -> Iterator[Path]:
     if form and not is_release:
         raise SpecError(f"{student} is no release of Retort's, so it has no exports")
     if form:
-        known = release.read_manifest()["facts"].get("exports", [])
+        facts = release.read_manifest()["facts"]
+        known = facts.get("exports", [])
+        if form in facts.get("exports_by_ids", []):
+            raise SpecError(
+                f"{student}: {form} takes token ids alone, because its runtime cannot read this "
+                "tokenizer; serve the student itself (leave --format out)"
+            )
         if form not in known:
             listed = ", ".join(known) or "none: name some in export.formats, or use `retort export`"
             raise SpecError(f"{student}: no export {form} that passed; there are: {listed}")

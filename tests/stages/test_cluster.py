@@ -5,13 +5,16 @@ whoever is lost.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from retort import processes
@@ -19,14 +22,16 @@ from retort.engines import Request, Settings
 from retort.engines._replicas import open_replicas
 from retort.errors import EngineDiedError, SpecError, StageError
 from retort.events import SILENT, Reporter
+from retort.jobs import devices
 from retort.plugins import FOLDER
 from retort.processes.ray_cluster import Cluster, LostNodeError
-from retort.spec import load
+from retort.spec import build, load
 from retort.stages.stage import Stage
 from retort.store import Folder
 from tests.conftest import BIN, ROOT, environment
 from tests.stages.test_ranks import notes
 from tests.stages.test_ranks import run as run_training
+from tests.support.servers import free_port
 from tests.support.stages import job, run, segments
 from tests.support.tiny import save_model, write_job
 from tests.support.training import made
@@ -74,7 +79,7 @@ def asked_by(folder: Path) -> list[tuple[int, str]]:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -214,6 +219,59 @@ def test_a_cluster_that_is_not_there_is_refused_with_the_remedy(raw, tmp_path):
     raw["cluster"] = {"ray": "127.0.0.1:1"}
     with pytest.raises(SpecError, match=r"cluster.ray: 127.0.0.1:1; no Ray cluster .*ray start"):
         run(raw, str(tmp_path / "store"), SILENT)
+
+
+def test_what_the_cluster_lacks_is_said_before_anything_waits_for_it(raw):
+    raw["cluster"]["num_gpus"] = 2
+    raw["train"] = {**raw["train"], "runtime": {"num_nodes": 3, "num_processes": 2}}
+    lines = devices.check(build(raw))
+    assert f"cluster.ray: {raw['cluster']['ray']}, 3 nodes, 2 CPUs, 0 GPUs" in lines
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert any(
+        "generate.runtime: 2 replicas take 4 GPUs, and the cluster has 0" in w for w in warnings
+    )
+    assert any(
+        "3 nodes with 2 processes and 4 GPUs each, and the cluster has 0" in w for w in warnings
+    )
+
+
+def test_a_cluster_of_rays_own_commands_takes_only_who_has_the_token(tmp_path):
+    """As docker/compose.yaml starts it: a head, a node that joins it, and a member's driver."""
+    port, words = free_port(), ("--num-cpus=1", "--object-store-memory=80000000", "--block")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
+
+    def start(name: str, *more: str) -> subprocess.Popen:
+        command = [str(BIN / "ray"), "start", *more, *words]
+        log = (tmp_path / name).open("w")
+        env = environment(**token)
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def nodes(**env: str) -> int | None:
+        code = (
+            f"import ray; ray.init('{address}', logging_level=40); "
+            "print(sum(node['Alive'] for node in ray.nodes()))"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=environment(**env), capture_output=True, text=True, check=False, timeout=90
+        )
+        return int(done.stdout) if done.returncode == 0 else None
+
+    started = [start("head", "--head", f"--port={port}", "--include-dashboard=false")]
+    try:
+        wait_until(lambda: nodes(**token) == 1)
+        started.append(start("node", f"--address={address}"))
+        wait_until(lambda: nodes(**token) == 2)
+        assert nodes() is None
+        assert nodes(**{**token, "RAY_AUTH_TOKEN": "8" * 64}) is None
+    finally:
+        for process in reversed(started):
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -37,14 +37,14 @@ def release(stage: Stage) -> dict[str, Any]:
             stage.out.write(name, data)
     stage.out.write_json(f"{MODEL}/{GENERATION}", generation)
     stage.out.write(f"{MODEL}/README.md", model_card(stage, content).encode())
-    formats = add_exports(stage, content)
+    exports = add_exports(stage, content)
     stage.report.progress(1, 1, "model")
     return {
         "registered_model": stage.spec.registered_name,
         "source": f"{stage.out.uri}/{MODEL}",
         "gate_passed": content.gate.passed,
         "scores": scores(content),
-        **({"exports": formats} if content.exports else {}),
+        **(exports if content.exports else {}),
     }
 
 

@@ -16,8 +16,9 @@ from retort.stages.stage import Stage
 FOLDER, SUMS, CARD, MODELFILE = "exports", "SHA256SUMS", "README.md", "Modelfile"
 
 
-def add_exports(stage: Stage, content: ReportContent) -> list[str]:
-    """Copies each exported student that passed into the release; returns their formats."""
+def add_exports(stage: Stage, content: ReportContent) -> dict[str, list[str]]:
+    """Copies each exported student that passed into the release; returns their formats, and those
+    whose runtime cannot read the tokenizer, so that they take ids alone."""
     passed = {role: export for role, export in content.exports.items() if export.check.passed}
     for role, export in passed.items():
         place = f"{FOLDER}/{role}"
@@ -29,7 +30,11 @@ def add_exports(stage: Stage, content: ReportContent) -> list[str]:
             texts[SUMS] = _sums(folder)
         for name, text in texts.items():
             stage.out.write(f"{place}/{name}", text.encode())
-    return [export.format for export in passed.values()]
+    by_ids = [e for e in passed.values() if not e.facts.get("tokenizer", {}).get("is_read", True)]
+    return {
+        "exports": [export.format for export in passed.values()],
+        "exports_by_ids": [export.format for export in by_ids],
+    }
 
 
 def export_card(stage: Stage, content: ReportContent, role: str) -> str:
