@@ -14,10 +14,13 @@ from typing import Any
 
 from retort.data import encoding
 from retort.engines import Request, Settings, find_engine
+from retort.engines._llama_server import LlamaServer
 from retort.stages.export.formats import Student, find_format
 
 RUNTIME = {"max_num_seqs": 4, "kv_cache_gib": 4, "num_threads": None, "device": "cpu"}
-MAX_TOKENS, MAX_LENGTH = 64, 1024
+MAX_TOKENS, MAX_LENGTH = 48, 1024
+CHUNK = 12  # tokens that llama.cpp generates before they are compared
+TIE = 0.1
 
 WORDS = (
     "The quick brown fox jumps over 13 lazy dogs. I'll say it's O'Neill's, don't YOU'RE WE'LL",
@@ -175,26 +178,59 @@ def common(one: list[int], other: list[int]) -> int:
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
+def disagreements(server: LlamaServer, prompt: list[int], answer: list[int]) -> dict[int, int]:
+    """Returns where llama.cpp, given an answer up to there, chooses another token, and which."""
+    found, place = {}, 0
+    while place < len(answer):
+        most = min(CHUNK, len(answer) - place)
+        greedy = {"temperature": 0, "samplers": ["temperature"], "cache_prompt": True}
+        ids = server.complete(prompt + answer[:place], most, **greedy).token_ids
+        same = common(ids, answer[place:])
+        place += same
+        if same < len(ids):
+            found[place], place = ids[same], place + 1
+    return found
+
+
+def agreement(folder: Path, out: Path, prompts: list[str]) -> tuple[float, float]:
+    """Returns the share of the tokens of transformers' greedy answers that llama.cpp would choose,
+    too, given what stands before each: of all, and of all but ties. In a tie the model itself in
+    single precision prefers its token by less than `TIE` nats."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = encoding.load_tokenizer(str(folder))
+    chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    wanted = answers("transformers", folder, prompts)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    num_others = num_ties = 0
+    with LlamaServer(out / "model.gguf", context=MAX_LENGTH) as server:
+        for prompt, answer in zip(encoding.render(tokenizer, chats), wanted, strict=True):
+            others = disagreements(server, prompt, answer)
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            gaps = [float(logits[t, answer[t]] - logits[t, other]) for t, other in others.items()]
+            num_others, num_ties = num_others + len(gaps), num_ties + sum(g < TIE for g in gaps)
+    whole = sum(map(len, wanted))
+    return 1 - num_others / whole, 1 - (num_others - num_ties) / (whole - num_ties)
+
+
 def measure(folder: Path, kind: str, prompts: list[str], num_texts: int) -> dict[str, Any]:
     """Returns what an export of a model folder shares with the model itself."""
-    specials = [
-        token.content
-        for token in encoding.load_tokenizer(str(folder)).added_tokens_decoder.values()
-    ]
+    tokens = encoding.load_tokenizer(str(folder)).added_tokens_decoder.values()
+    texts = make_texts(num_texts, [token.content for token in tokens])
     with tempfile.TemporaryDirectory() as scratch:
         module, quantization = find_format(kind)
         module.check(folder, quantization)
         facts = module.write(Student(folder), quantization, Path(scratch))
-        differing = differing_texts(folder, kind, Path(scratch), make_texts(num_texts, specials))
-        wanted = answers("transformers", folder, prompts)
-        found = answers(module.ENGINE, Path(scratch), prompts)
-    shared = [common(one, other) for one, other in zip(wanted, found, strict=True)]
+        differing = differing_texts(folder, kind, Path(scratch), texts)
+        of_all, of_others = agreement(folder, Path(scratch), prompts)
     return {
         **facts,
         "num_differing_texts": len(differing),
         "differing_texts": differing[:10],
-        "share_before_divergence": sum(shared) / sum(map(len, wanted)),
-        "share_equal_answers": sum(a == b for a, b in zip(wanted, found, strict=True)) / len(found),
+        "agreement": of_all,
+        "agreement_without_ties": of_others,
     }
 
 
