@@ -136,6 +136,15 @@ def test_a_window_that_llama_cpp_has_not_bounds_the_context(tmp_path, monkeypatc
     assert (refused.state, refused.token_ids) == ("too_long", [])
 
 
+def test_two_sets_of_rotary_factors_bound_the_context_to_the_short_one(tmp_path):
+    facts = exported(made("phi-3-mini-128k", tmp_path), "f32", tmp_path / "out")
+    assert facts["context"] == 4096
+    engine = opened("llamacpp", tmp_path / "out", max_model_len=8192)
+    plain = answered(opened("transformers", tmp_path / "phi-3-mini-128k", max_model_len=8192))
+    assert engine.facts["max_model_len"] == 4096
+    assert {k: a.raw for k, a in answered(engine).items()} == {k: a.raw for k, a in plain.items()}
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A word-level student as the quickstart's, and its file in single precision."""
