@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -98,32 +99,34 @@ class LlamaCppEngine:
         raise NotImplementedError("engine llamacpp scores no existing answers")
 
     def timed(self, request: Request) -> Timing:
-        """Returns the latency of one request; that of its first token is that of an answer of one
-        token. None of it if the request is refused."""
-        (rows, _) = tokenize(self._tokenizer, [request], self._max_length)
-        first = None
-        if rows:
-            started = time.monotonic()
-            self._complete(rows[0].ids, 1)
-            first = time.monotonic() - started
-        started = time.monotonic()
-        for _ in self.generate([request]):
-            pass
-        return Timing(time.monotonic() - started, first)
+        """Returns the latency of one request; no first token if the request is refused.
+
+        The first token is asked for alone, and the others with what is kept of the prompt.
+        """
+        started, first_token_seconds = time.monotonic(), None
+        rows, _ = tokenize(self._tokenizer, [request], self._max_length)
+        for row in rows:
+            with contextlib.suppress(ValueError):
+                ids = self._complete(row.ids, 1, request.seed).token_ids
+                first_token_seconds = time.monotonic() - started
+                if ids[-1] not in self._end_ids:
+                    self._answer(replace(row, answer_ids=ids), keeps=True)
+        return Timing(time.monotonic() - started, first_token_seconds)
 
     def forget(self) -> None:
         """Does nothing: no prompt is cached."""
 
-    def _answer(self, row: TokenizedRequest) -> Answer:
-        """Returns the answer to one request."""
+    def _answer(self, row: TokenizedRequest, keeps: bool = False) -> Answer:
+        """Returns the answer to one request; `keeps`: what llama.cpp has of the prompt is used."""
         settings = self._settings
-        room = min(row.request.max_tokens or settings.max_tokens, self._max_length - len(row.ids))
+        most = (row.request.max_tokens or settings.max_tokens) - len(row.answer_ids)
+        room = min(most, self._max_length - len(row.ids))
         ids: list[int] = []
         found: list[dict[str, Any]] = []
-        reason = ""
+        reason, signal = "length", None
         try:
-            while not reason:
-                part = self._complete(row.ids + ids, room - len(ids), row.request.seed)
+            while len(ids) < room:
+                part = self._complete(row.ids + ids, room - len(ids), row.request.seed, keeps)
                 start, ids = len(ids), ids + part.token_ids
                 found += part.logprobs
                 ends = (place for place in range(start, len(ids)) if ids[place] in self._end_ids)
@@ -132,10 +135,11 @@ class LlamaCppEngine:
                     ids, reason = ids[: end + 1], "stop"
                 elif part.stop_type == "word":
                     reason = "stop"
-                elif part.stop_type != "eos" or len(ids) >= room:
-                    reason = "length"
-                # Otherwise it ended at a token that llama.cpp takes for an end, and the model not.
-            signal = self._signal(row.ids, ids, found) if settings.top_k else None
+                elif part.stop_type == "eos" and part.token_ids:
+                    continue  # a token that ends an answer for llama.cpp, and not for this model
+                break
+            if settings.top_k and ids:
+                signal = self._signal(row.ids, ids, found)
         except ValueError as error:
             return Answer(row.request.id, local_raw(row.prompt_ids, [], "error", cause=str(error)))
         whole = self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -143,7 +147,9 @@ class LlamaCppEngine:
         reason = "stop" if text != whole else reason
         return Answer(row.request.id, local_raw(row.prompt_ids, ids, reason, text), signal)
 
-    def _complete(self, ids: list[int], num_tokens: int, seed: int | None = None) -> Completion:
+    def _complete(
+        self, ids: list[int], num_tokens: int, seed: int | None, keeps: bool = False
+    ) -> Completion:
         settings = self._settings
         samplers = ["temperature"] if settings.temperature == 0 else ["temperature", "top_p"]
         return self._server.complete(
@@ -155,6 +161,7 @@ class LlamaCppEngine:
             seed=settings.seed if seed is None else seed,
             n_probs=settings.top_k,
             stop=list(settings.stop),
+            cache_prompt=keeps,
         )
 
     def _signal(self, prompt_ids: list[int], ids: list[int], found: list[dict[str, Any]]) -> Signal:

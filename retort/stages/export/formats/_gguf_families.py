@@ -51,9 +51,12 @@ class Family:
         """The longest context in which llama.cpp computes what the model does.
 
         Only Gemma's graphs have a sliding window; in the others a text that fits into it is seen
-        whole, as the model sees it.
+        whole, as the model sees it. Of two sets of rotary factors the model takes the long one for
+        long texts, llama.cpp for every text where there is room for long ones.
         """
         longest = int(self.config.max_position_embeddings)
+        if self.rope_type == "longrope":
+            longest = min(longest, _original_context(self))
         window = self.window
         return longest if window is None or self.is_windowed else min(longest, window)
 

@@ -15,6 +15,8 @@ from retort.store import model_folder
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"  # what stands for a space in the tokens of SentencePiece
 
+STRIPPED = "white space beside special tokens: the tokenizer drops it, llama.cpp not all of it"
+
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -82,11 +84,13 @@ def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
         scores = _scores(texts, _merges(model))
         is_byte = [re.fullmatch("<0x[0-9A-F]{2}>", text) is not None for text in texts]
         types = [BYTE if b else kind for b, kind in zip(is_byte, types, strict=True)]
+        strips = _strips(raw, texts)
         return Vocabulary(
             *("llama", texts, types, True),
             scores=scores,
             space_prefix=prefix,
-            strips=_strips(raw, texts),
+            strips=bool(strips),
+            unlike=None if strips is False else STRIPPED,
         )
     return Vocabulary("llama", _spaced(texts), types, False, scores=[0.0] * len(texts))
 
@@ -110,10 +114,16 @@ def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     return [texts.get(index, f"[PAD{index}]") for index in range(num)], types
 
 
-def _strips(raw: dict[str, Any], texts: list[str]) -> bool:
-    """Whether special tokens take the white space behind them, as those of Phi-3 do."""
-    stripping = [token["content"] for token in raw["added_tokens"] if token["rstrip"]]
-    return bool(stripping) and {"<s>", "</s>", "<unk>", "<|endoftext|>"} <= set(texts)
+def _strips(raw: dict[str, Any], texts: list[str]) -> bool | None:
+    """Whether added tokens take the white space behind them: all but three, as those of Phi-3 do;
+    None for others than these, which llama.cpp does not have."""
+    added = raw.get("added_tokens", [])
+    stripping = {token["content"] for token in added if token["rstrip"]}
+    if not stripping:
+        return False
+    keeping = {"<s>", "<unk>", "<|endoftext|>"}
+    is_phi = stripping == {token["content"] for token in added} - keeping
+    return True if is_phi and {*keeping, "</s>"} <= set(texts) else None
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
@@ -147,6 +157,8 @@ def _pre_tokenizer(raw: dict[str, Any]) -> str | None:
 
 def _unlike(raw: dict[str, Any], pre: str) -> str | None:
     """Returns which texts llama.cpp reads otherwise with a byte-level tokenizer."""
+    if any(token["rstrip"] or token["lstrip"] for token in raw.get("added_tokens", [])):
+        return STRIPPED
     if _steps(raw.get("normalizer"), "normalizers"):
         return "letters whose accents are characters of their own: the tokenizer joins them first"
     if pre in ("gpt-4o", "tekken"):

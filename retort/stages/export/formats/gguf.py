@@ -142,7 +142,10 @@ def _tensors(family: Family, folder: Path) -> Iterator[tuple[str, Floats]]:
     """Yields a model folder's tensors, as llama.cpp's graph wants them."""
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise SpecError(f"{folder} has no weights (*.safetensors)")
+    for path in paths:
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 if name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")):
