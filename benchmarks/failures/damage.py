@@ -21,6 +21,7 @@ VICTIMS = {
     "upload": ("generate", "responses-00000.jsonl", "curate"),
     "curate": ("curate", "decisions.jsonl", "train"),
     "train": ("train", "student/model.safetensors", "evaluate"),
+    "export": ("export-gguf-f16", "model/model.gguf", "evaluate"),
     "evaluate": ("evaluate", "answers-student.jsonl", "report"),
     "report": ("report", "report.json", "release"),
     "register": ("release", "model/model.safetensors", ""),
@@ -43,8 +44,8 @@ def play(bench: "Bench", outcome: "Outcome") -> None:
     """Damages a file, runs what reads it, then does what the message says, and runs again."""
     from benchmarks.failures.scenario import judge, message_of, state_of
 
-    stage, file, reader = VICTIMS[bench.cell.step]
-    path = _damage(bench, stage, file)
+    made, file, reader = VICTIMS[bench.cell.step]
+    path, stage = _damage(bench, made, file), made.partition("-")[0]
     bench.has_hit = True
     found = [text for each in verify(open_store(bench.store), None) for text in each.damages]
     command = bench.start(*([f"--force={reader}"] if reader else []))
@@ -58,7 +59,7 @@ def play(bench: "Bench", outcome: "Outcome") -> None:
     is_mended = (
         code in (0, 3)
         and bench.cell.fault == "cut_file"
-        and f"{stage}: started" in "\n".join(command.lines)
+        and f"{made}: started" in "\n".join(command.lines)
     )
     outcome.is_silent = outcome.is_silent or not (is_told or is_mended)
     if outcome.is_silent and not outcome.problem:
@@ -72,7 +73,7 @@ def _damage(bench: "Bench", stage: str, file: str) -> str:
     """Damages a file of the stage's artifact; returns its address."""
     store = open_store(bench.store)
     name = store.job("tiny").read_json("artifacts.json")[stage]
-    path = f"{store.artifact(stage, name).uri}/{file}"
+    path = f"{store.artifact(stage.partition('-')[0], name).uri}/{file}"
     change = DAMAGES[bench.cell.fault]
     if bench.cell.on_s3:
         files = fsspec.filesystem("s3", endpoint_url=bench.lab.servers.s3["AWS_ENDPOINT_URL"])

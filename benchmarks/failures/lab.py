@@ -15,6 +15,7 @@ import yaml
 
 from benchmarks.failures import endpoint
 from benchmarks.failures.command import CLOCK_FILE, Command, OnEvent, preload
+from benchmarks.failures.matrix import STAGE_OF
 from benchmarks.failures.results import Records, read_records
 from retort.spec import STAGES
 from tests.support import servers
@@ -96,10 +97,10 @@ class Lab:
         code = command.wait(WAIT_SECONDS)
         assert code in WELL, "\n".join(command.lines)
         shutil.copytree(store, self.snapshot(FINISHED), ignore=LEFT_OUT)
-        stages = [stage for stage in STAGES if stage != "export"]  # this job exports nothing
-        for number, stage in enumerate(stages):
-            for later in stages[number + 1 :]:
-                artifacts = self.snapshot(stage) / "artifacts" / later
+        for number, stage in enumerate(STAGES):
+            name = STAGE_OF.get(stage, stage)
+            for later in STAGES[number + 1 :]:
+                artifacts = self.snapshot(name) / "artifacts" / later
                 shutil.copytree(store / "artifacts" / later, artifacts)
         self.records, self.asked = read_records(str(store)), self.models.callers["base"]
 
@@ -115,6 +116,7 @@ def write_spec(folder: Path, url: str) -> None:
     filters = ["non_empty", {"name": "judged", "min_score": 3}]
     job["curate"] = {"filters": filters, "judge": {"model": endpoint.JUDGE, **at}}
     job["train"]["runtime"]["checkpoint_seconds"] = 0
+    job["export"] = {"formats": ["gguf:f16"]}
     path.write_text(yaml.safe_dump(job, sort_keys=False))
 
 

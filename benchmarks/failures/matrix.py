@@ -74,8 +74,8 @@ STAGE_OF = {step: step for step in STEPS} | {
     "commit": "generate",
     "upload": "generate",
     "register": "release",
+    "export": "export-gguf-f16",
 }
-NO_EXPORT = "This version has no export: its student is a Hugging Face folder, made by train."
 # Of a step, or of a step and a fault: why it cannot happen.
 IN_PARENT = "It is made in the command's own process, which has no child meanwhile."
 NO_REQUESTS = "It asks no endpoint."
@@ -86,12 +86,12 @@ NOT_REACHABLE: dict[tuple[str, str], str] = {
     ("upload", "sigkill_child"): "The child uploads its files itself: the cell of generate.",
     **{
         (step, fault): NO_REQUESTS
-        for step in ("prepare", "commit", "upload", "report", "register")
+        for step in ("prepare", "commit", "upload", "export", "report", "register")
         for fault in ENDPOINT
     },
     **{
         (step, "engine_death"): NO_ENGINE
-        for step in ("prepare", "commit", "upload", "report", "register")
+        for step in ("prepare", "commit", "upload", "export", "report", "register")
     },
     **{
         (step, "out_of_memory"): KERNEL
@@ -139,7 +139,7 @@ class Cell:
 
 def reason(step: str, fault: str) -> str:
     """Returns why a cell cannot happen, or nothing."""
-    return NO_EXPORT if step == "export" else NOT_REACHABLE.get((step, fault), "")
+    return NOT_REACHABLE.get((step, fault), "")
 
 
 def _can_run(fault: str) -> bool:

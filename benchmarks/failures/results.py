@@ -18,7 +18,11 @@ ROWS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "curate": (("decisions", ("kept", "target_text", "reason")),),
     "evaluate": (("answers-", ("text", "state")),),
 }
-WEIGHTS = {"train": "student/model.safetensors", "release": "model/model.safetensors"}
+WEIGHTS = {
+    "train": "student/model.safetensors",
+    "export-gguf-f16": "model/model.gguf",
+    "release": "model/model.safetensors",
+}
 
 
 def read_records(store: str, job: str = "tiny") -> Records:

@@ -42,6 +42,7 @@ FROM_THE_START += ("mlflow_away", "prefect_away", "disk_full")
 MIDDLES = {
     "prepare": ("note", "recognised"),
     "train": ("metrics", ""),
+    "export": ("progress", ""),
     "report": ("progress", ""),
     "commit": ("note", "requests in this run"),
 }

@@ -19,6 +19,12 @@ class ExportGate(Section):
     on_bound: bool = knob(
         True, "yes or no", "Use the worse bound of the 95% interval, not the measured value."
     )
+    tokenizer: Literal["all_texts", "own_texts"] = knob(
+        "all_texts",
+        "name",
+        "On which texts its runtime must give the student's token ids: on the job's own and all "
+        "others of many kinds, or on the job's own alone.",
+    )
 
 
 class Gate(Section):

@@ -13,11 +13,14 @@ from openai import AuthenticationError, OpenAI
 
 from retort.errors import SpecError
 from retort.jobs import serve
+from retort.metrics.comparison.shapes import Difference
 from retort.records import Response, read_lines
 from retort.spec import load
+from retort.spec.report import ExportGate
 from retort.stages.export.check import check
 from retort.stages.export.formats import Student, find_format
 from retort.stages.export.writing import compared_tokenizers
+from retort.stages.report.gate import judge_export
 from retort.store import Folder
 from tests.conftest import BIN, environment
 from tests.support.servers import free_port
@@ -100,7 +103,8 @@ def test_each_export_is_asked_the_very_prompts_of_the_student(report):
 
 def test_the_runtimes_tokenizer_was_compared_on_ten_thousand_texts(report):
     facts = folder_of(report, "export-gguf-f32").read_manifest()["facts"]["tokenizer"]
-    assert facts == {"is_read": True, "num_texts": 10_000, "difference": None}
+    none = dict.fromkeys(("difference", "own_difference"))
+    assert facts == {"is_read": True, "num_texts": 10_000, "num_differing": 0, **none}
 
 
 def test_a_tokenizer_that_a_runtime_reads_otherwise_is_told_with_the_first_text(tmp_path):
@@ -111,7 +115,14 @@ def test_a_tokenizer_that_a_runtime_reads_otherwise_is_told_with_the_first_text(
     module.write(Student(folder), quantization, out)
     found = compared_tokenizers(module, folder, out, ["one", "12 and 345", "two"])
     assert found["is_read"]
-    assert found["difference"].endswith("other ids than the student's for '12 and 345'")
+    for kind in ("difference", "own_difference"):
+        assert found[kind].endswith("other ids than the student's for '12 and 345'")
+    assert 1 < found["num_differing"] < found["num_texts"]
+    elsewhere = compared_tokenizers(module, folder, out, ["one", "two"])
+    assert elsewhere["difference"] and elsewhere["own_difference"] is None
+    for policy, passes in (("all_texts", False), ("own_texts", True)):
+        gate, facts = ExportGate(tokenizer=policy), {"tokenizer": elsewhere}
+        assert judge_export(Difference(0, 0, 0), gate, "accuracy", facts).passed == passes
 
 
 def test_importance_lowered_the_weighted_error(report):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MODEL = "model"
 # What a runtime loads; the rest of an export's folder is configuration and tokenizer.
 WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
 SHOWN_CHARACTERS = 60
+OTHER_IDS = "the runtime's tokenizer gives other ids than the student's for"
 
 
 def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -64,19 +66,28 @@ def compared_tokenizers(
     module: FormatModule, folder: Path, out: Path, own: Iterable[str]
 ) -> dict[str, Any]:
     """Returns whether the runtime reads the student's tokenizer itself, on how many texts the two
-    were compared, and what the first of these was that the two cut into other tokens."""
+    were compared, how many of them they cut into other tokens, and the first of these: of all, and
+    of the job's own."""
     tokenizer = encoding.load_tokenizer(str(folder))
-    some = texts.of_all_kinds(own, list(tokenizer.all_special_tokens))
+    jobs = list(islice(own, texts.MOST_OWN))
+    some = texts.of_all_kinds(jobs, list(tokenizer.all_special_tokens))
     theirs = module.token_ids(out, some)
     if theirs is None:
         return {"is_read": False, "num_texts": 0, "difference": None}
     ours = tokenizer(some, add_special_tokens=False)["input_ids"]
     pairs = zip(some, ours, theirs, strict=True)
-    other = next((text for text, own, found in pairs if list(own) != list(found)), None)
-    difference = other and (
-        f"the runtime's tokenizer gives other ids than the student's for {_shown(other)}"
+    differs = [list(ids) != list(found) for _, ids, found in pairs]
+    first, first_own = (
+        next((text for text, is_other in zip(part, differs, strict=False) if is_other), None)
+        for part in (some, some[: len(jobs)])
     )
-    return {"is_read": True, "num_texts": len(some), "difference": difference}
+    return {
+        "is_read": True,
+        "num_texts": len(some),
+        "num_differing": sum(differs),
+        "difference": first and f"{OTHER_IDS} {_shown(first)}",
+        "own_difference": first_own and f"{OTHER_IDS} {_shown(first_own)}",
+    }
 
 
 def compared_templates(

@@ -65,8 +65,10 @@ def judge_export(
     its runtime cuts texts into the same tokens and renders chats alike."""
     bound = f", {BOUND}" if gate.on_bound else ""
     required = f"at most {gate.max_loss:g} below the student's {metric}{bound}"
-    for name, needed in (("tokenizer", "the student's tokens"), ("template", "its chats")):
-        if other := facts.get(name, {}).get("difference"):
+    of_tokens = "difference" if gate.tokenizer == "all_texts" else "own_difference"
+    for name, key in (("tokenizer", of_tokens), ("template", "difference")):
+        if other := facts.get(name, {}).get(key):
+            needed = f"the student's {name}"
             return shapes.GateCheck(name, needed, None, passed=False, reason=other)
     if difference is None:
         reason = "it was not measured"
