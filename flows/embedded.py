@@ -21,6 +21,7 @@ from pathlib import Path
 
 from retort.errors import StageError
 from retort.processes.disk import open_log
+from retort.store import new_databases
 
 HOST = "127.0.0.1"
 START_SECONDS = 240.0
@@ -81,7 +82,7 @@ def server(state: Path) -> Iterator[Callable[[], None]]:
     login = f"retort:{secrets.token_urlsafe(24)}"
     database = home / "prefect.db"
     use_settings(databases.files(state).prefect)
-    is_new = not database.exists()
+    is_new = not (new_databases.copy_new("prefect", database) or database.exists())
     use_settings({"PREFECT_HOME": str(home), "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage")})
     with socket.create_server((HOST, 0)) as listener, open_log(log) as stream:
         os.environ["PREFECT_API_URL"] = f"http://{HOST}:{listener.getsockname()[1]}/api"
@@ -122,8 +123,6 @@ def _wait(log: Path, new_database: Path | None) -> None:
             f"the embedded Prefect server did not start ({type(error).__name__}); its log is {log}"
         ) from None
     if new_database:
-        from retort.store import new_databases
-
         new_databases.keep_new("prefect", new_database)
 
 
