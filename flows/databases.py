@@ -17,7 +17,6 @@ from sqlalchemy.exc import ArgumentError
 
 from retort.errors import SpecError, StoreError
 from retort.processes.disk import make_folder
-from retort.store import new_databases
 
 if TYPE_CHECKING:
     import psycopg
@@ -48,7 +47,6 @@ def files(state: Path) -> Databases:
     try:
         make_folder(state / "prefect")
         (state / "prefect").chmod(0o700)
-        new_databases.copy_new("prefect", state / "prefect" / "prefect.db")
         for path in state.glob("mlflow.db*"):
             path.chmod(0o600)
     except OSError as error:

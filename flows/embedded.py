@@ -79,9 +79,7 @@ def server(state: Path) -> Iterator[Callable[[], None]]:
     before = dict(os.environ)
     home, log = state / "prefect", state / "logs" / "prefect.log"
     login = f"retort:{secrets.token_urlsafe(24)}"
-    database = home / "prefect.db"
     use_settings(databases.files(state).prefect)
-    is_new = not database.exists()
     use_settings({"PREFECT_HOME": str(home), "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage")})
     with socket.create_server((HOST, 0)) as listener, open_log(log) as stream:
         os.environ["PREFECT_API_URL"] = f"http://{HOST}:{listener.getsockname()[1]}/api"
@@ -98,7 +96,7 @@ def server(state: Path) -> Iterator[Callable[[], None]]:
         )
     _is_used = True
     try:
-        yield partial(_wait, log, database if is_new else None)
+        yield partial(_wait, log)
     finally:
         _is_used = False
         process.terminate()
@@ -111,7 +109,7 @@ def server(state: Path) -> Iterator[Callable[[], None]]:
         os.environ.update(before)
 
 
-def _wait(log: Path, new_database: Path | None) -> None:
+def _wait(log: Path) -> None:
     import httpx
 
     try:
@@ -121,10 +119,6 @@ def _wait(log: Path, new_database: Path | None) -> None:
         raise StageError(
             f"the embedded Prefect server did not start ({type(error).__name__}); its log is {log}"
         ) from None
-    if new_database:
-        from retort.store import new_databases
-
-        new_databases.keep_new("prefect", new_database)
 
 
 def main() -> None:

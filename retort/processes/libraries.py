@@ -19,6 +19,7 @@ def lean_imports() -> Iterator[None]:
     one before. The garbage collector is off: the imports make millions of objects that stay, and
     looking through them again and again takes longer than a third of the imports.
     """
+    _obey_offline()
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "not installed"
     collects = gc.isenabled()
@@ -48,6 +49,11 @@ def stay_offline(model: str) -> None:
     """
     if os.path.isdir(model):
         os.environ["HF_HUB_OFFLINE"] = "1"
-        # It has read the variable where it is imported already.
-        if hub := sys.modules.get("huggingface_hub.constants"):
-            vars(hub)["HF_HUB_OFFLINE"] = True
+        _obey_offline()
+
+
+def _obey_offline() -> None:
+    """Has huggingface_hub heed HF_HUB_OFFLINE=1 where it was imported before that was set."""
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub and os.environ.get("HF_HUB_OFFLINE") == "1":
+        vars(hub)["HF_HUB_OFFLINE"] = True

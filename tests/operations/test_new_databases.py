@@ -5,7 +5,6 @@ from contextlib import closing
 
 import pytest
 
-from flows import embedded
 from retort.store import new_databases, open_store
 from retort.tracking import make_database
 
@@ -14,7 +13,6 @@ from retort.tracking import make_database
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return tmp_path / "cache" / "retort"
 
 
@@ -40,26 +38,6 @@ def test_mlflows_second_database_is_a_copy_of_its_first(cache, tmp_path, monkeyp
     names = "select name from experiments"
     assert rows(tmp_path / "one/store/mlflow.db", names) == [("Default",)]
     assert rows(tmp_path / "two/store/mlflow.db", names) == [("of the kept one",)]
-
-
-def test_prefects_second_database_is_a_copy_of_its_first_and_a_used_one_stays(cache, tmp_path):
-    def start(name: str, *, waits: bool = False):
-        (tmp_path / name).mkdir(exist_ok=True)
-        with embedded.server(tmp_path / name) as wait:
-            if waits:
-                wait()
-        return tmp_path / name / "prefect/prefect.db"
-
-    one = start("one", waits=True)
-    (kept,) = cache.glob("new-prefect-*.db")
-    tables = "select name, sql from sqlite_master order by name"
-    assert rows(kept, tables) == rows(one, tables) != []
-    for table in ("flow_run", "configuration", "variable", "block_document"):
-        assert rows(kept, f"select count(*) from {table}") == [(0,)]
-    with closing(sqlite3.connect(kept)) as database, database:
-        database.execute("create table of_the_kept_one (number integer)")
-    assert ("of_the_kept_one",) in rows(start("two"), "select name from sqlite_master")
-    assert ("of_the_kept_one",) not in rows(start("one"), "select name from sqlite_master")
 
 
 def test_a_copy_is_whole_or_not_there(cache, tmp_path, monkeypatch):

@@ -198,9 +198,7 @@ def test_the_embedded_prefect_of_a_store_on_s3_starts_from_an_empty_home(tmp_pat
     assert done.stdout.split() == ["answers"], done.stderr
     assert "Failed to create" not in done.stderr
     (state,) = (tmp_path / ".retort").iterdir()
-    assert state.stat().st_mode & 0o777 == 0o700
-    files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert {path.parent for path in files} == {tmp_path / "home/.cache/retort"}
+    assert state.stat().st_mode & 0o777 == 0o700 and not list((tmp_path / "home").iterdir())
 
 
 class EndedError(BaseException):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from retort.processes import libraries
 from retort.processes.libraries import lean_imports, resolve_device, stay_offline
 from tests.conftest import ROOT, environment
 
@@ -49,3 +50,17 @@ def test_only_a_model_in_a_folder_is_opened_offline(tmp_path, monkeypatch):
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     stay_offline(str(tmp_path))
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_hub_library_that_is_loaded_already_stays_offline_too(monkeypatch, tmp_path):
+    from huggingface_hub import constants, is_offline_mode
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    libraries.stay_offline("someone/a-model")
+    assert not is_offline_mode()
+    libraries.stay_offline(str(tmp_path))
+    assert is_offline_mode()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with libraries.lean_imports():
+        assert is_offline_mode()
