@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import Measure, show
 from benchmarks.failures import lab, page
-from benchmarks.failures.matrix import FAULTS, STEPS, Cell, cells
+from benchmarks.failures.matrix import ELSEWHERE, FAULTS, STEPS, Cell, cells
 from benchmarks.failures.scenario import Outcome, play
 
 # Most of a cell's time is waiting: for servers, for a child's imports, for a pause between tries.
@@ -59,7 +59,7 @@ def measures(found: list[Outcome], seconds: float) -> list[Measure]:
     silent = sum(outcome.is_silent for outcome in found)
     problems = sum(bool(outcome.problem) for outcome in found)
     num_not = page.num_not_reachable()
-    reachable = len(STEPS) * len(FAULTS) - num_not
+    reachable = len(STEPS) * len(FAULTS) - num_not - len(ELSEWHERE)
     return [
         ("failures.rows_lost", lost, 0, lost == 0),
         ("failures.rows_asked_twice", twice, 0, twice == 0),

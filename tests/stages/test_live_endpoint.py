@@ -10,12 +10,16 @@ import torch
 
 from retort.engines import Request, find_engine
 from retort.errors import SpecError, StageError
-from retort.events import Reporter
+from retort.events import SILENT, Reporter
+from retort.spec import build
 from retort.stages.engine_settings import settings_of
 from retort.stages.stage import Stage, read_examples
 from retort.stages.train.batches import TrainingItem, collate
+from retort.stages.train.loop import fit
 from retort.stages.train.teacher import open_teacher
 from retort.stages.train.training_rows import blank
+from retort.store import Folder
+from tests.support import training
 from tests.support.live import (
     assert_alike,
     at,
@@ -27,7 +31,7 @@ from tests.support.live import (
     size_of,
 )
 from tests.support.misbehaving import SECRET, bad
-from tests.support.scoring import scoring
+from tests.support.scoring import Scorer, scoring
 
 __all__ = ["folder", "serving"]
 
@@ -163,6 +167,63 @@ def test_an_endpoint_that_cannot_score_ids_is_refused_with_what_it_needs(folder,
     ):
         open_teacher(at(folder, url), size_of(folder), "cpu")
     assert e.match(message)
+
+
+LIVE = {"num_epochs": 2, "losses": [{"name": "forward_kl"}], "teacher": "live", "live_top_k": 8}
+
+
+@pytest.fixture(scope="module")
+def kept(folder, tmp_path_factory) -> Stage:
+    """A train stage whose rows are kept, and whose teacher no fault has hit yet."""
+    home = tmp_path_factory.mktemp("kept")
+    raw = training.job(home, folder / "teacher", folder / "student")
+    raw["train"] |= {**LIVE, "runtime": {"num_threads": 1, "checkpoint_seconds": 0}}
+    return training.made(raw, home)
+
+
+def taught(kept: Stage, url: str, out: Path, scorer: Scorer) -> tuple[bytes, int]:
+    """The student that a live teacher gives, and how many tries it took; the fault ends with the
+    first."""
+    runtime = {"max_attempts": 2, "request_timeout_seconds": 0.5, "max_concurrency": 2}
+    where = {"engine": "openai", "endpoint": url, "mode": "answer", "top_k": 0, "runtime": runtime}
+    spec = build(kept.spec.model_dump(mode="json") | {"generate": {"teacher": "tiny", **where}})
+    stage = replace(kept, spec=spec, out=Folder(str(out)))
+    try:
+        fit(stage.arguments(), SILENT)
+        tries = 1
+    except StageError:
+        scorer.fault, tries = "", 2
+        fit(stage.arguments(), SILENT)
+    return stage.out.read("student/model.safetensors"), tries
+
+
+@pytest.fixture(scope="module")
+def undisturbed(kept, folder, tmp_path_factory) -> tuple[Path, bytes, int]:
+    """The models' folder, the student, and how many rows were scored for it."""
+    with scoring(folder / "teacher") as (scorer, url):
+        student, _ = taught(kept, url, tmp_path_factory.mktemp("well") / "out", scorer)
+        return folder, student, len(scorer.asked["/v1/completions"])
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "garbage", "death"])
+def test_whatever_befalls_a_live_teacher_for_a_while_the_student_becomes_the_same(
+    kept, undisturbed, tmp_path, fault
+):
+    folder, student, num_scored = undisturbed
+    more = {"fault": fault, "fault_from": num_scored // 2, "fault_times": 2}
+    with scoring(folder / "teacher", **more) as (scorer, url):
+        assert taught(kept, url, tmp_path / "out", scorer) == (student, 1)
+        assert len(scorer.asked["/v1/completions"]) == num_scored + 2
+
+
+@pytest.mark.parametrize("fault", ["500", "garbage", "death"])
+def test_a_live_teacher_that_stays_away_ends_a_try_and_the_next_goes_on(
+    kept, undisturbed, tmp_path, fault
+):
+    folder, student, num_scored = undisturbed
+    more = {"fault": fault, "fault_from": num_scored // 2, "fault_times": 10**6}
+    with scoring(folder / "teacher", **more) as (scorer, url):
+        assert taught(kept, url, tmp_path / "out", scorer) == (student, 2)
 
 
 def test_the_key_reaches_the_endpoint_and_nothing_that_is_said(folder, monkeypatch):

@@ -3,6 +3,7 @@
 What one of them cannot do, or does wrong, is said by its fields.
 """
 
+import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ class Scorer:
     swapped: bool = False  # its words are those of other ids
     gives: str = "logprobs"  # or logits, nothing, shifted: what its lists hold
     refusal: web.Response | None = None
+    # What becomes of requests to score from the given one on: how, and of how many.
+    fault: str = ""
+    fault_from: int = 0
+    fault_times: int = 0
     asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
 
@@ -47,6 +52,9 @@ class Scorer:
         body = await self.noted(request)
         if self.refusal is not None:
             return self.refusal
+        number = len(self.asked[request.path])
+        if self.fault and self.fault_from <= number < self.fault_from + self.fault_times:
+            return await self.faulty(request)
         ids, k = body["prompt"], body["prompt_logprobs"]
         if k > self.max_logprobs:
             said = f"Requested prompt logprobs of {k}, which is greater than max allowed: "
@@ -62,6 +70,15 @@ class Scorer:
         if self.gives != "nothing":
             choice["prompt_logprobs"] = [None, *lists]
         return web.json_response({"choices": [choice]})
+
+    async def faulty(self, request: web.Request) -> web.Response:
+        if self.fault == "hang":
+            await asyncio.sleep(60)
+        if self.fault == "death" and request.transport:
+            request.transport.close()
+        status = {"429": 429, "500": 500}.get(self.fault, 200)
+        headers = {"Retry-After": "0"} if status == 429 else {}
+        return web.Response(status=status, text="<html>busy</html>", headers=headers)
 
     def entry(self, row_V: torch.Tensor, own: int, k: int) -> dict[str, dict[str, Any]]:
         """The token itself, then the k best, as vLLM has it."""
