@@ -42,7 +42,7 @@ tenth in `make test`.
 | told | the next reader stops with the file and the command that makes it again |
 | made again | the damage is noticed, and the stage made again by the same command |
 | - | cannot happen; the reasons are below |
-| not run | a gap: nothing was run yet |
+| a test | a test of its own plays it, which is named below |
 | **FAULT** | something was lost, asked twice, silent or without a proper message |
 """
 
@@ -86,7 +86,7 @@ def _word(step: str, fault: str, outcome: Outcome | None) -> str:
     if reason(step, fault):
         return "-"
     if outcome is None:
-        return "not run"
+        return "a test"
     if outcome.problem:
         return "**FAULT**"
     if fault in ("flipped_bit", "cut_file"):
