@@ -19,6 +19,9 @@ class ExportGate(Section):
     on_bound: bool = knob(
         True, "yes or no", "Use the worse bound of the 95% interval, not the measured value."
     )
+    max_kl: float | None = knob(
+        None, "nats", "Most KL divergence from the student, a token; not judged if not given.", ge=0
+    )
     tokenizer: Literal["all_texts", "own_texts"] = knob(
         "all_texts",
         "name",

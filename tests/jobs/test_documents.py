@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from openai import OpenAI
 
 from retort.spec import JobSpec, reference
 from tests.support.servers import BIN, ROOT, environment, free_port
@@ -97,12 +98,17 @@ def run(place, prefect_url):
 
 
 def served(words: list[str], place: Path) -> None:
-    """Starts a server, waits until it says how it is reached, and ends it as Ctrl-C does."""
-    command = [str(BIN / "retort"), *words[1:], "--port", str(free_port())]
+    """Starts a server, asks it as a client does, and ends it as Ctrl-C does."""
+    port = free_port()
+    command = [str(BIN / "retort"), *words[1:], "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=place) as process:
         assert process.stderr
         lines = iter(process.stderr.readline, "")
         assert any(line.startswith("OPENAI_BASE_URL=http://127.0.0.1:") for line in lines)
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        chat = [{"role": "user", "content": "Ann has 3 pens. She buys 4. How many has she?"}]
+        said = client.chat.completions.create(model=words[2], messages=chat, max_tokens=8)
+        assert said.choices[0].message.content
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 130

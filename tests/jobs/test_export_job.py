@@ -122,7 +122,7 @@ def test_a_tokenizer_that_a_runtime_reads_otherwise_is_told_with_the_first_text(
     assert elsewhere["difference"] and elsewhere["own_difference"] is None
     for policy, passes in (("all_texts", False), ("own_texts", True)):
         gate, facts = ExportGate(tokenizer=policy), {"tokenizer": elsewhere}
-        assert judge_export(Difference(0, 0, 0), gate, "accuracy", facts).passed == passes
+        assert judge_export(Difference(0, 0, 0), None, gate, "accuracy", facts).passed == passes
 
 
 def test_importance_lowered_the_weighted_error(report):

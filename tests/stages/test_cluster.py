@@ -133,6 +133,31 @@ def test_replicas_of_vllm_give_the_answers_and_the_signal_of_one(student, tmp_pa
     assert facts["parity"].keys() == alone["parity"].keys()
 
 
+def test_replicas_of_vllm_on_a_node_that_comes_and_one_that_is_killed_answer_each_row_once(
+    student, tmp_path, cluster
+):
+    rows, number, store = tmp_path / "train.jsonl", 240, str(tmp_path / "store")
+    rows.write_text("".join(json.dumps({"question": f"{n} + {n}?"}) + "\n" for n in range(number)))
+    runtime = {"max_num_seqs": 2, "num_threads": 1, "replicas": [1, 3], "parity_samples": 0}
+    more = {"max_tokens": 40, "top_k": 4, "max_model_len": 96, "dtype": "float32"}
+    raw = job(student, rows, "vllm", runtime=runtime, **more)
+    running = meanwhile(run, {**raw, "cluster": {"ray": cluster.address}}, store)
+    wait_until(lambda: len(segments(store)) > 10)
+    node = cluster.add_node(**NODE)
+    os.kill(replicas()[0].pid, signal.SIGKILL)
+    facts, responses = running.result(300)
+    cluster.remove_node(node)
+    assert len(responses) == facts["num_signals"] == number
+    assert set(keys(tmp_path / "store").values()) == {1}
+    assert {r.state for r in responses} <= {"accepted", "truncated"}
+
+
+def replicas() -> list[psutil.Process]:
+    """The processes in which replicas run, wherever Ray put them."""
+    found = psutil.process_iter(["cmdline"])
+    return [each for each in found if "ray::_Replica" in " ".join(each.info["cmdline"] or ())]
+
+
 def test_a_replica_that_is_killed_is_replaced_and_its_rows_are_asked_again(raw, tmp_path):
     said = []
     wait_for_each(tmp_path, 0.1)

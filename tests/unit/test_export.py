@@ -103,16 +103,30 @@ def test_the_divergence_is_that_over_the_top_ids_and_one_bucket_and_never_above_
     ],
 )
 def test_an_export_may_lose_what_the_gate_allows(difference, gate, passes):
-    check = judge_export(difference, ExportGate(**gate), "accuracy", {"tokenizer": READ})
+    check = judge_export(difference, None, ExportGate(**gate), "accuracy", {"tokenizer": READ})
     assert (check.passed, check.name) == (passes, "loss")
 
 
+@pytest.mark.parametrize(
+    ("kl", "gate", "passes"),
+    [
+        (Estimate(2e-5, 1e-5, 4e-5), {"max_kl": 5e-5}, True),
+        (Estimate(2e-5, 1e-5, 4e-5), {"max_kl": 3e-5}, False),
+        (Estimate(2e-5, 1e-5, 4e-5), {"max_kl": 3e-5, "on_bound": False}, True),
+        (None, {"max_kl": 1.0}, False),
+        (Estimate(9.0, 8.0, 10.0), {}, True),
+    ],
+)
+def test_an_export_may_be_bound_to_the_students_distributions(kl, gate, passes):
+    same = Difference(0.0, 0.0, 0.0)
+    assert judge_export(same, kl, ExportGate(**gate), "accuracy", {}).passed == passes
+
+
 def test_what_was_not_measured_and_another_tokenizer_never_pass():
-    assert not judge_export(None, ExportGate(), "accuracy", {"tokenizer": READ}).passed
+    assert not judge_export(None, None, ExportGate(), "accuracy", {"tokenizer": READ}).passed
     perfect = Difference(0.5, 0.4, 0.6)
-    check = judge_export(
-        perfect, ExportGate(), "accuracy", {"template": {"difference": "other ids"}}
-    )
+    other = {"template": {"difference": "other ids"}}
+    check = judge_export(perfect, None, ExportGate(), "accuracy", other)
     assert (check.passed, check.reason) == (False, "other ids")
 
 
@@ -129,7 +143,7 @@ def exported():
     found = {}
     for number, (form, loss) in enumerate({"gguf:q4_0": 0.0, "onnx:int4": 0.2}.items()):
         gap = Difference(-loss, -loss - 0.002, -loss + 0.002)
-        check = judge_export(gap, ExportGate(), "accuracy", {"tokenizer": READ})
+        check = judge_export(gap, None, ExportGate(), "accuracy", {"tokenizer": READ})
         against = {"student": gap, "teacher": gap}
         model = replace(smaller, load_seconds=1.0 + number)
         found[form.replace(":", "-")] = ExportedStudent(form, model, check, against)

@@ -59,10 +59,15 @@ def judge(
 
 
 def judge_export(
-    difference: shapes.Difference | None, gate: ExportGate, metric: str, facts: Json
+    difference: shapes.Difference | None,
+    kl: shapes.Estimate | None,
+    gate: ExportGate,
+    metric: str,
+    facts: Json,
 ) -> shapes.GateCheck:
-    """Returns whether an exported student may go out: what it loses against the student, and that
-    its runtime cuts texts into the same tokens and renders chats alike."""
+    """Returns whether an exported student may go out: what it loses against the student and how far
+    its distributions are from the student's; that its runtime cuts texts into the same tokens and
+    renders chats alike."""
     bound = f", {BOUND}" if gate.on_bound else ""
     required = f"at most {gate.max_loss:g} below the student's {metric}{bound}"
     of_tokens = "difference" if gate.tokenizer == "all_texts" else "own_difference"
@@ -74,7 +79,13 @@ def judge_export(
         reason = "it was not measured"
         return shapes.GateCheck("loss", required, None, passed=False, reason=reason)
     value = difference.low if gate.on_bound else difference.value
-    return shapes.GateCheck("loss", required, value, value >= -gate.max_loss)
+    if value < -gate.max_loss or gate.max_kl is None:
+        return shapes.GateCheck("loss", required, value, value >= -gate.max_loss)
+    if kl is None:
+        return shapes.GateCheck("kl", required, None, passed=False, reason="it was not measured")
+    required = f"at most {gate.max_kl:g} nats a token from the student{bound}"
+    value = kl.high if gate.on_bound else kl.value
+    return shapes.GateCheck("kl", required, value, value <= gate.max_kl)
 
 
 def _retention(comparison: shapes.Comparison, gate: Gate) -> shapes.GateCheck:

@@ -129,8 +129,9 @@ def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
             if own.keys() & values.keys()
         }
         facts = stage.facts(export_of(role))
-        check = judge_export(against.get("student"), stage.spec.report.gate.export, metric, facts)
         measured = shapes.read_evaluated(stage.facts(evaluation_of(role))).models[role]
+        gate, kl = stage.spec.report.gate.export, measured.metrics.get("kl_to_student")
+        check = judge_export(against.get("student"), kl, gate, metric, facts)
         found[role] = shapes.ExportedStudent(name, measured, check, against, facts)
     return found
 
