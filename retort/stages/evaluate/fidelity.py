@@ -29,9 +29,11 @@ from retort.stages.evaluate.compared_models import (
 )
 from retort.stages.stage import Stage, from_arguments
 from retort.store.signals import Signal
+from retort.store.signals.signal import cut
 
 # Of how many answers, and over how many ids at each token, beside one bucket for all others.
 MOST_ANSWERS, TOP_K = 64, 64
+MOST_TOKENS = 256  # at a time: a row of all ids takes a megabyte
 LEAST = 1e-12  # the least probability of that bucket, as signals store it
 Doubles = npt.NDArray[np.float64]
 
@@ -63,18 +65,19 @@ def _sums(
 ) -> dict[str, list[float]]:
     """Returns the summed nats and the number of tokens of each answer."""
     sums: dict[str, list[float]] = {}
-    for name, logprobs_NV in _students(stage, examples, ids):
-        signal = answers[name].signal
-        if signal is not None:
-            nats_N = divergence(logprobs_NV, signal)
-            sums[name] = [float(nats_N.sum()), float(len(nats_N))]
+    for name, start, logprobs_NV in _students(stage, examples, ids):
+        if (signal := answers[name].signal) is not None:
+            nats_N = divergence(logprobs_NV, cut(signal, start, start + len(logprobs_NV)))
+            nats, number = sums.get(name, (0.0, 0.0))
+            sums[name] = [nats + float(nats_N.sum()), number + len(nats_N)]
     return sums
 
 
 def _students(
     stage: Stage, examples: list[Example], ids: dict[str, list[int]]
-) -> Iterator[tuple[str, Doubles]]:
-    """Yields the student's log-probabilities at each token of the given answers, (N, V)."""
+) -> Iterator[tuple[str, int, Doubles]]:
+    """Yields the student's log-probabilities at the tokens of the given answers, (N, V), some of an
+    answer's at a time: its id, the first of these tokens, and they."""
     with lean_imports():
         import torch
         import transformers
@@ -92,7 +95,9 @@ def _students(
                 continue
             ids_1T = torch.tensor([prompt + answer], device=device)
             logits_NV = model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            yield example.id, torch.log_softmax(logits_NV.double(), dim=-1).cpu().numpy()
+            for start in range(0, len(logits_NV), MOST_TOKENS):
+                some_NV = logits_NV[start : start + MOST_TOKENS].double()
+                yield example.id, start, torch.log_softmax(some_NV, dim=-1).cpu().numpy()
 
 
 def divergence(logprobs_NV: Doubles, signal: Signal) -> Doubles:
