@@ -34,6 +34,19 @@ class Header:
         return int(self.values[f"{self.values['general.architecture']}.vocab_size"])
 
     @property
+    def numbers_of_token(self) -> int:
+        """How many numbers are kept of a token as keys and values, in all layers."""
+        name = self.values["general.architecture"]
+
+        def of(key: str, default: int) -> int:
+            return int(self.values.get(f"{name}.{key}", default))
+
+        heads = of("attention.head_count", 1)
+        width = of("embedding_length", 0) // heads
+        lengths = of("attention.key_length", width) + of("attention.value_length", width)
+        return of("block_count", 1) * of("attention.head_count_kv", heads) * lengths
+
+    @property
     def quantization(self) -> str:
         """The quantization's name in small letters: f16, q8_0, q4_k_m."""
         import gguf

@@ -5,7 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+from retort.engines._gguf_header import read_header
+
 KEY = "RETORT_SERVE_KEY"
+# How many chats are answered at a time, and the longest of them with its answer, in tokens.
+NUM_SLOTS, CONTEXT = 4, 4096
 
 
 def main() -> None:
@@ -20,6 +24,8 @@ def main() -> None:
     given = flags.parse_args()
     params = xllamacpp.CommonParams()
     params.model.path = str(given.folder / "model.gguf")
+    context = min(read_header(given.folder / "model.gguf").context, CONTEXT)
+    params.n_parallel, params.n_ctx = NUM_SLOTS, NUM_SLOTS * context
     params.hostnames, params.port = [given.host], given.port
     params.model_alias, params.use_jinja = {given.name}, True
     if key := os.environ.get(KEY):

@@ -20,13 +20,11 @@ import numpy as np
 
 from retort.data import encoding
 from retort.engines import Answer, Request, Settings, Timing, cut_at, take_requests
-from retort.engines._gguf_header import read_header
-from retort.engines._kv_cache import numbers_of_token
+from retort.engines._gguf_header import Header, read_header
 from retort.engines._llama_server import Completion, LlamaServer
 from retort.engines._local import TokenizedRequest, local_raw, parse_local, tokenize
 from retort.errors import SpecError
 from retort.processes.libraries import stay_offline
-from retort.store import model_folder
 from retort.store.signals import Signal, captured
 
 GIVES_SIGNAL = True
@@ -56,7 +54,7 @@ class LlamaCppEngine:
         header = read_header(path)
         limit = header.context
         self._max_length = min(settings.max_model_len or limit, limit)
-        self._num_slots = _num_slots(settings, self._max_length)
+        self._num_slots = _num_slots(settings, self._max_length, header)
         self._tokenizer = encoding.load_tokenizer(settings.model)
         self._end_ids = _end_ids(settings.model, self._tokenizer)
         self._server = LlamaServer(
@@ -218,21 +216,21 @@ def _end_ids(model: str, tokenizer: Any) -> list[int]:
 
 def _num_threads(settings: Settings) -> int:
     given = settings.runtime.get("num_threads") or os.environ.get("OMP_NUM_THREADS")
-    return int(given or len(os.sched_getaffinity(0)))
+    return int(given or os.cpu_count() or 1)
 
 
-def _num_slots(settings: Settings, context: int) -> int:
+def _num_slots(settings: Settings, context: int, header: Header) -> int:
     """Returns how many sequences are answered at a time: as many as the memory holds.
 
     Raises `SpecError` where it does not hold one.
     """
     runtime = settings.runtime
     most = min(int(runtime["max_num_seqs"]), MOST_SLOTS)
-    each = 4 * (numbers_of_token(model_folder.text_config(Path(settings.model))) or 0)
+    each = header.numbers_of_token * (4 if header.quantization == "f32" else 2)
     room = int(runtime["kv_cache_gib"]) << 30
     if each * context > room:
         raise SpecError(
             f"the keys and values of {context:,} tokens take {each * context / 2**30:.1f} GiB, "
             "more than runtime.kv_cache_gib; raise it, or lower max_model_len"
         )
-    return max(1, min(most, room // (each * context))) if each else most
+    return max(1, min(most, room // (each * context)))

@@ -28,6 +28,8 @@ SCORES = CONTINUES = REMOTE = False
 PENALTIES = False
 parse = parse_local
 
+# The runtime gives the logits of all tokens of the prompts at once, 4 bytes each.
+MOST_LOGITS = 1 << 28
 MOST_SEQUENCES = 32  # the runtime refuses larger batches
 Floats = npt.NDArray[np.float32]
 
@@ -46,7 +48,7 @@ class _Row:
     request: TokenizedRequest
     room: int
     ids: list[int] = field(default_factory=list)
-    logits: list[Floats] = field(default_factory=list)  # [V] of each token, if a signal is wanted
+    signal: list[tuple[Any, ...]] = field(default_factory=list)  # of each token, if it is wanted
     reason: str = ""
 
 
@@ -71,6 +73,7 @@ class OnnxEngine:
         self._context = int(described["context_length"])
         self._max_length = min(settings.max_model_len or self._context, self._context)
         self._pad_id = int(described["pad_token_id"])
+        self._vocabulary = int(described["vocab_size"])
         ends = described["eos_token_id"]
         self._end_ids = {*(ends if isinstance(ends, list) else [ends])}
         if self._tokenizer.eos_token_id is not None:
@@ -80,7 +83,7 @@ class OnnxEngine:
             "engine_version": onnxruntime_genai.__version__,
             "dtype": _quantization(settings.model),
             "max_model_len": self._max_length,
-            "vocabulary": int(described["vocab_size"]),
+            "vocabulary": self._vocabulary,
             "logprobs_mode": "raw_logprobs",
         }
 
@@ -134,7 +137,8 @@ class OnnxEngine:
         width = max(len(row.request.prompt_ids) for row in batch)
         room = max(row.room for row in batch)
         padding = any(self._pad_id in row.request.prompt_ids for row in batch)
-        return not padding and width + room <= self._context
+        is_small = len(batch) * width * self._vocabulary <= MOST_LOGITS
+        return not padding and width + room <= self._context and is_small
 
     def _fill(self, batch: list[_Row]) -> None:
         """Answers rows together: each step gives every row a token."""
@@ -145,14 +149,13 @@ class OnnxEngine:
             self.steps += 1
             if self._first_token_at is None:
                 self._first_token_at = time.monotonic()
-            for row, token, logits_V in zip(
-                batch, generator.get_next_tokens().tolist(), logits_BV, strict=True
-            ):
+            tokens = generator.get_next_tokens().tolist()
+            for row, token, logits_V in zip(batch, tokens, logits_BV, strict=True):
                 if not row.reason:
                     row.ids.append(token)
                     row.reason = self._reason(row)
                     if self._settings.top_k:
-                        row.logits.append(logits_V.astype(np.float32))
+                        row.signal.append(_top_k(logits_V, token, self._settings.top_k))
 
     def _started(self, batch: list[_Row]) -> Any:
         """Returns the runtime's generator with all prompts read."""
@@ -193,7 +196,7 @@ class OnnxEngine:
         raw = local_raw(row.request.prompt_ids, row.ids, row.reason, text)
         signal = None
         if self._settings.top_k:
-            signal = captured(*_top_k(np.stack(row.logits), row.ids, self._settings.top_k))
+            signal = captured(*map(np.stack, zip(*row.signal, strict=True)))
         return Answer(row.request.request.id, raw, signal)
 
 
@@ -207,11 +210,10 @@ def _quantization(folder: str) -> str:
     return f"int{min(bits)}" if bits else "float32"
 
 
-def _top_k(logits_TV: Floats, ids: list[int], k: int) -> tuple[Any, ...]:
-    """Returns the arrays of a signal: the K largest log-probabilities, and those of the answer."""
-    logits_TV = logits_TV - logits_TV.max(axis=1, keepdims=True)
-    logprobs_TV = logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
-    top_TK = np.argsort(-logprobs_TV, axis=1, kind="stable")[:, :k].astype(np.int32)
-    target_T = np.asarray(ids, dtype=np.int32)
-    chosen_T = np.take_along_axis(logprobs_TV, target_T[:, None], axis=1)[:, 0]
-    return top_TK, np.take_along_axis(logprobs_TV, top_TK, axis=1), target_T, chosen_T
+def _top_k(logits_V: Any, token: int, k: int) -> tuple[Any, ...]:
+    """Returns what a signal has of one token: the K largest log-probabilities, and its own."""
+    logprobs_V = logits_V.astype(np.float32) - logits_V.max()
+    logprobs_V -= np.log(np.exp(logprobs_V).sum())
+    top_K = np.argpartition(-logprobs_V, min(k, len(logprobs_V)) - 1)[:k]
+    top_K = top_K[np.argsort(-logprobs_V[top_K], kind="stable")].astype(np.int32)
+    return top_K, logprobs_V[top_K], np.int32(token), logprobs_V[token]

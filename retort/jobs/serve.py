@@ -8,6 +8,7 @@ into a list of processes.
 import contextlib
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,12 +19,15 @@ from pathlib import Path
 
 from retort.engines.vllm import ENVIRONMENT
 from retort.errors import SpecError, StageError
+from retort.processes import machine
 from retort.spec.export import role_of
-from retort.store import MANIFEST, Folder
+from retort.store import MANIFEST, Folder, model_folder
 
 KEY, HOST, PORT = "RETORT_SERVE_KEY", "127.0.0.1", 8000
 # The memory for keys and values on a CPU, where it would be a share of all; and warnings only.
 QUIETLY = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
+# The longest chat with its answer, in tokens.
+CONTEXT = 8192
 LOOK_SECONDS, START_SECONDS, END_SECONDS = 0.2, 600.0, 20.0
 
 
@@ -38,7 +42,12 @@ class Address:
     @property
     def url(self) -> str:
         """The address that a client of OpenAI's takes."""
-        return f"http://{self.host}:{self.port}/v1"
+        return f"http://{self.shown}/v1"
+
+    @property
+    def shown(self) -> str:
+        """Host and port, as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @contextlib.contextmanager
@@ -61,8 +70,11 @@ def folder_of(student: str, form: str | None) -> Iterator[Path]:
                 "tokenizer; serve the student itself (leave --format out)"
             )
         if form not in known:
-            listed = ", ".join(known) or "none: name some in export.formats, or use `retort export`"
-            raise SpecError(f"{student}: no export {form} that passed; there are: {listed}")
+            listed = ", ".join(known) or "none"
+            raise SpecError(
+                f"{student}: no export {form} that passed; there are: {listed}. Name the version "
+                "whose tag retort.exports has it, as NAME/VERSION, or run `retort export`"
+            )
         prefix = f"exports/{role_of(form)}"
     if not is_release:
         yield Path(student)
@@ -87,6 +99,7 @@ def serving(folder: Path, form: str | None, address: Address) -> Iterator[subpro
     Raises `StageError` where it ends before that, and `SpecError` for a format without a server.
     """
     check(address)
+    _check_port(address)
     key = os.environ.get(KEY, "")
     environment = {**ENVIRONMENT, **QUIETLY, **os.environ, **({"VLLM_API_KEY": key} if key else {})}
     with subprocess.Popen(_command(folder, form, address), env=environment) as process:
@@ -97,9 +110,23 @@ def serving(folder: Path, form: str | None, address: Address) -> Iterator[subpro
             _end(process)
 
 
+def _check_port(address: Address) -> None:
+    """Raises `SpecError` where another server answers already, which clients would then ask."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+    except OSError as error:
+        raise SpecError(
+            f"--port {address.port}: {address.host} cannot be listened at ({error}); another "
+            "server may be there, so give another port"
+        ) from None
+
+
 def _command(folder: Path, form: str | None, address: Address) -> list[str]:
     at = ["--host", address.host, "--port", str(address.port)]
-    at_vllm = ["--served-model-name", address.name, *at]
+    at_vllm = ["--served-model-name", address.name, *at, *_vllm_options(folder)]
     kind = (form or "").partition(":")[0]
     if kind == "gguf":
         return [
@@ -117,15 +144,24 @@ def _command(folder: Path, form: str | None, address: Address) -> list[str]:
     return [sys.executable, "-m", module, "--model", str(folder), *at_vllm]
 
 
+def _vllm_options(folder: Path) -> list[str]:
+    """Returns how vLLM opens a folder as the comparison did: in the weights' own precision, with
+    room for chats of a usual length, and on a CPU without compiling."""
+    limit = int(model_folder.text_config(folder).get("max_position_embeddings") or CONTEXT)
+    options = ["--max-model-len", str(min(limit, CONTEXT))]
+    options += ["--dtype", model_folder.stored_dtype(str(folder))]
+    on_cpu = machine.version_of("vllm-cpu") is not None
+    return [*options, *(["--enforce-eager"] if on_cpu else [])]
+
+
 def _wait(process: subprocess.Popen[bytes], address: Address) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
             raise StageError(f"the server ended with code {process.returncode} before it answered")
-        with contextlib.suppress(OSError):
-            host = f"[{address.host}]" if ":" in address.host else address.host
-            with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=2):
-                return
+        health = f"http://{address.shown}/health"
+        with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
+            return
         time.sleep(LOOK_SECONDS)
     raise StageError(f"the server did not answer within {START_SECONDS:.0f} s")
 

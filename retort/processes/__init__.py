@@ -63,7 +63,8 @@ def run(
     `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
     `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
     one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
-    alive, and `loads_model` says that it will need torch. Several processes are started by
+    alive, `loads_model` says that it will need torch, and `is_measured` that it may be no
+    fork, which shares memory with others. Several processes are started by
     torchrun; the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
@@ -128,7 +129,8 @@ def _start(
     environment = {**os.environ, "TMPDIR": str(scratch), **plan.variables}
     given = [function, str(log), str(path)]
     with disk.open_log(log) as stream:
-        is_plain, loads_model = words == Plan().words(), bool(runtime.get("loads_model"))
+        is_plain = words == Plan().words() and not runtime.get("is_measured")
+        loads_model = bool(runtime.get("loads_model"))
         if is_plain and (fork := forks.start(given, environment, stream.fileno(), loads_model)):
             return fork
         return subprocess.Popen(

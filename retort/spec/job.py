@@ -119,6 +119,15 @@ class JobSpec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_bound_of_kl_needs_the_kl(self) -> "JobSpec":
+        if self.report.gate.export.max_kl is not None and not self.evaluate.likelihood:
+            raise ValueError(
+                "report.gate.export.max_kl bounds what evaluate.likelihood: false leaves "
+                "unmeasured; set that to true, or take max_kl out"
+            )
+        return self
+
     @property
     def registered_name(self) -> str:
         """The name under which the job's students are registered."""

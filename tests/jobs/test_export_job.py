@@ -145,13 +145,45 @@ def test_what_passed_is_released_with_its_card_and_digests_and_named_by_the_vers
 
 
 def test_an_export_that_loses_more_than_allowed_is_refused_and_the_student_is_not(run, report):
-    knobs = ["report.gate.export.max_loss=0", "report.gate.min_retention=0"]
-    knobs += ["report.gate.beat_base=false", 'export.formats=["gguf:q4_0"]']
+    knobs = ["report.gate.export.max_kl=1e-6", "report.gate.min_retention=0"]
+    knobs += ["report.gate.beat_base=false", 'export.formats=["gguf:f32", "gguf:q4_0"]']
     done = run("run", *(f"--set={knob}" for knob in knobs), "--json")
     found = json.loads(done.stdout)
-    loss = found["exports"]["gguf-q4_0"]["against"]["student"]["low"]
-    assert found["gate"]["passed"] == (done.returncode == 0)
-    assert found["exports"]["gguf-q4_0"]["check"]["passed"] == (loss >= 0)
+    checks = {role: each["check"] for role, each in found["exports"].items()}
+    assert {role: check["passed"] for role, check in checks.items()} == {
+        "gguf-f32": True,
+        "gguf-q4_0": False,
+    }
+    assert checks["gguf-q4_0"]["name"] == "kl"
+    assert done.returncode == 0 and found["gate"]["passed"]
+    assert folder_of(found, "release").read_manifest()["facts"]["exports"] == ["gguf:f32"]
+
+
+BROKEN = """
+QUANTIZATIONS, WEIGHS, ENGINE = ("q",), (), "transformers"
+
+
+def check(student, quantization):
+    pass
+
+
+def write(student, quantization, out):
+    raise RuntimeError("this format has no luck")
+"""
+
+
+def test_a_format_that_fails_ends_no_job_and_is_tried_again(home, run, report):
+    (home / "mine").mkdir()
+    (home / "mine/broken.py").write_text(BROKEN)
+    formats = 'export.formats=["gguf:f32", "mine.broken:q"]'
+    for _ in range(2):
+        done = run("run", f"--set={formats}", "--json", "--trust")
+        found = json.loads(done.stdout)
+        assert found["exports"]["gguf-f32"]["check"]["passed"]
+        check = found["exports"]["mine-broken-q"]["check"]
+        assert not check["passed"] and "this format has no luck" in check["reason"]
+        assert "export-mine-broken-q: started" in done.stderr
+        assert "export-gguf-f32: cached" in done.stderr
 
 
 def test_a_gguf_is_served_to_a_client_of_openai_with_the_key(report, monkeypatch):

@@ -1,9 +1,11 @@
 """Exports: what their names mean, what is measured of them, and which may go out."""
 
 import math
+import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,3 +211,13 @@ def test_the_comparison_of_runs_has_a_row_for_each_format():
     size = formatting.count_bytes(plain.models["student"].weights_bytes // 4)
     assert rows["gguf:q4_0"] == ["", f"{size}, {score} (+0.0)"]
     assert rows["onnx:int4"] == ["", f"{size}, {score} (-20.0), refused"]
+
+
+def test_a_port_that_another_server_has_is_refused():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = serve.Address("x", port=other.getsockname()[1])
+        refused = pytest.raises(SpecError, match=f"--port {address.port}.*give another port")
+        with refused, serve.serving(Path("nowhere"), None, address):
+            pass

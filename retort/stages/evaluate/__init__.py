@@ -8,10 +8,11 @@ are kept.
 from typing import Any
 
 from retort import processes
-from retort.errors import EngineDiedError
+from retort.errors import EngineDiedError, StoreError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
 from retort.processes import machine
+from retort.spec import export_of
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import on_cluster
 from retort.stages.evaluate import fidelity, measure
@@ -45,8 +46,22 @@ LIKELIHOOD = "likelihood.json"
 def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes each model's answers, measures and statistics, then `scores.json`; returns the scores.
 
-    A killed run continues with the turns that are missing.
+    A killed run continues with the turns that are missing. An exported student that cannot be
+    measured ends no job: the facts say why, and the next run tries again.
     """
+    if not (roles := exported(stage)):
+        return _evaluate(stage)
+    failed = stage.facts(export_of(roles[0])).get("failed")
+    try:
+        return {"failed": failed, "num_unreached": 1} if failed else _evaluate(stage)
+    except StoreError:
+        raise
+    except Exception as error:  # of whatever kind its runtime raises
+        stage.report.note(f"warning: {roles[0]} cannot be measured: {error}")
+        return {"failed": f"it cannot be measured: {error}", "num_unreached": 1}
+
+
+def _evaluate(stage: Stage) -> dict[str, Any]:
     take_turns(stage)
     likelihood = _fidelity(stage) if exported(stage) else _likelihood(stage)
     facts = _compared(stage, likelihood)
@@ -62,8 +77,9 @@ def _fidelity(stage: Stage) -> dict[str, Any]:
     more process."""
     if stage.spec.evaluate.likelihood and not stage.out.has(LIKELIHOOD):
         (role,) = exported(stage)
-        runtime = on_cluster(stage.spec, stage.spec.evaluate.runtime)
+        runtime = stage.spec.evaluate.runtime.model_dump()
         arguments = {"arguments": stage.arguments(), "role": role}
+        processes.run(fidelity.answer, arguments, stage.report, stage.log, runtime)
         measured = processes.run(fidelity.measure, arguments, stage.report, stage.log, runtime)
         stage.out.write_json(LIKELIHOOD, measured)
     facts: dict[str, Any] = stage.out.read_json(LIKELIHOOD) if stage.out.has(LIKELIHOOD) else {}
@@ -114,7 +130,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
     for role, values in statistics.items():
         stage.out.write_json(f"statistics-{role}.json", values)
     models, differences = models_of(stage, held_out, statistics), differences_of(statistics, knobs)
-    main = next(iter(statistics.get("teacher") or next(iter(statistics.values()))))
+    main = next(iter(statistics.get("teacher") or next(iter(statistics.values()))), "agreement")
     stage.report.metrics(flat(models, differences, main), step=0)
     return {
         "split": held_out_split(stage.spec),

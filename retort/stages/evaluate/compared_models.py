@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from retort.data import encoding
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
 from retort.records import Example, Response, State, read_lines
@@ -19,6 +20,7 @@ from retort.store import InputFolder, model_folder
 # The models that no stage of this job makes.
 GIVEN = ("teacher", "base")
 CHAMPION = "champion"
+LENGTH_STEP = 64
 # The states of a prompt that the model could not take or did not answer.
 UNANSWERED: tuple[State, ...] = ("too_long", "failed")
 
@@ -106,6 +108,21 @@ def settings_of(spec: JobSpec, model: str) -> Settings:
         endpoint=spec.generate.endpoint,
         api_key_env=spec.generate.api_key_env,
     )
+
+
+def fitting_length(stage: Stage, model: str) -> int | None:
+    """Returns the longest prompt and answer together that an exported student is asked, in tokens:
+    its runtime keeps room for as many, whatever the model could take; else the spec's."""
+    knobs = settings_of(stage.spec, model)
+    if knobs.max_model_len is not None:
+        return knobs.max_model_len
+    tokenizer, examples = encoding.load_tokenizer(model), asked_examples(stage)
+    chats, tools = [e.messages for e in examples], [e.tools for e in examples]
+    rendered = encoding.render_each(tokenizer, chats, tools)
+    longest = max((len(ids) for ids in rendered if not isinstance(ids, str)), default=0)
+    wanted = -(-(longest + knobs.max_tokens) // LENGTH_STEP) * LENGTH_STEP
+    most = model_folder.text_config(Path(model)).get("max_position_embeddings")
+    return min(wanted, int(most)) if most else wanted
 
 
 def check_template(stage: Stage, student: Path, role: str = "student") -> None:

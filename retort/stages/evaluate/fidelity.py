@@ -13,69 +13,69 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.data import encoding
-from retort.engines import Answer
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports, resolve_device
-from retort.records import Example
-from retort.stages.engine_settings import open_engine
+from retort.records import Response, read_lines, write_lines
 from retort.stages.evaluate.compared_models import (
     answered_examples,
-    engine_name,
+    asked_examples,
     engine_of,
-    home_of,
+    fitting_length,
     model_of,
     requests_of,
     settings_of,
 )
 from retort.stages.stage import Stage, from_arguments
+from retort.store import signals
 from retort.store.signals import Signal
 from retort.store.signals.signal import cut
 
 # Of how many answers, and over how many ids at each token, beside one bucket for all others.
 MOST_ANSWERS, TOP_K = 64, 64
-MOST_TOKENS = 256  # at a time: a row of all ids takes a megabyte
+MOST_TOKENS = 64  # at a time: a row of all ids takes a megabyte
 LEAST = 1e-12  # the least probability of that bucket, as signals store it
+# What the one process leaves for the other.
+SIGNALS, ANSWERS = "scratch/signals", "scratch/answers.jsonl"
 Doubles = npt.NDArray[np.float64]
+
+
+def answer(arguments: dict[str, Any], role: str, report: Reporter) -> None:
+    """Leaves the export's answers and their signals in the artifact's scratch folder."""
+    stage = from_arguments(arguments, report)
+    examples = answered_examples(stage, role)[:MOST_ANSWERS]
+    config = stage.input("train").read_json("student/config.json")
+    vocabulary = config.get("vocab_size") or TOP_K
+    with model_of(stage, role) as model:
+        length, top_k = fitting_length(stage, model), min(TOP_K, vocabulary)
+        settings = replace(settings_of(stage.spec, model), top_k=top_k, max_model_len=length)
+        module = engine_of(stage, role)
+        answers = list(module.open_engine(settings).generate(requests_of(examples)))
+    rows = [(answer.id, answer.signal) for answer in answers if answer.signal is not None]
+    responses = [module.parse(answer.id, answer.raw) for answer in answers]
+    stage.out.write(SIGNALS, signals.pack(rows, 1 << 31))
+    stage.out.write(ANSWERS, write_lines(responses))
 
 
 def measure(arguments: dict[str, Any], role: str, report: Reporter) -> dict[str, Any]:
     """Returns `statistics` (by role, metric and example: summed nats, tokens) and `notes`.
 
-    KL(student || export) is taken at every token of the export's own answers.
+    KL(student || export) is taken at every token of the export's own answers, which `answer` left.
+    It runs in another process, because no engine gives back all of its memory.
     """
     stage = from_arguments(arguments, report)
-    examples = answered_examples(stage, role)[:MOST_ANSWERS]
-    with model_of(stage, role) as model:
-        config = stage.input("train").read_json("student/config.json")
-        top_k = min(TOP_K, config.get("vocab_size", TOP_K))
-        settings = replace(settings_of(stage.spec, model), top_k=top_k, home=home_of(stage, role))
-        engine = open_engine(stage.spec, engine_name(stage, role), settings, report)
-        answers = {answer.id: answer for answer in engine.generate(requests_of(examples))}
-        del engine
-    module = engine_of(stage, role)
-    ids = {name: module.parse(name, answer.raw).token_ids for name, answer in answers.items()}
-    return {
-        "statistics": {role: {"kl_to_student": _sums(stage, examples, answers, ids)}},
-        "notes": [],
+    found = signals.unpack(stage.out.read(SIGNALS))
+    ids = {
+        r.id: r.token_ids for r in read_lines(Response, stage.out.read(ANSWERS)) if r.id in found
     }
-
-
-def _sums(
-    stage: Stage, examples: list[Example], answers: dict[str, Answer], ids: dict[str, list[int]]
-) -> dict[str, list[float]]:
-    """Returns the summed nats and the number of tokens of each answer."""
     sums: dict[str, list[float]] = {}
-    for name, start, logprobs_NV in _students(stage, examples, ids):
-        if (signal := answers[name].signal) is not None:
-            nats_N = divergence(logprobs_NV, cut(signal, start, start + len(logprobs_NV)))
-            nats, number = sums.get(name, (0.0, 0.0))
-            sums[name] = [nats + float(nats_N.sum()), number + len(nats_N)]
-    return sums
+    for name, start, logprobs_NV in _students(stage, ids):
+        some = cut(found[name], start, start + len(logprobs_NV))
+        nats, number = sums.get(name, (0.0, 0.0))
+        sums[name] = [nats + float(divergence(logprobs_NV, some).sum()), number + len(logprobs_NV)]
+    return {"statistics": {role: {"kl_to_student": sums}}, "notes": []}
 
 
-def _students(
-    stage: Stage, examples: list[Example], ids: dict[str, list[int]]
-) -> Iterator[tuple[str, int, Doubles]]:
+def _students(stage: Stage, ids: dict[str, list[int]]) -> Iterator[tuple[str, int, Doubles]]:
     """Yields the student's log-probabilities at the tokens of the given answers, (N, V), some of an
     answer's at a time: its id, the first of these tokens, and they."""
     with lean_imports():
@@ -87,6 +87,7 @@ def _students(
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         model.to(device).eval()
         tokenizer = encoding.load_tokenizer(str(folder))
+        examples = [example for example in asked_examples(stage) if example.id in ids]
         chats, tools = [e.messages for e in examples], [e.tools for e in examples]
         prompts = encoding.render_each(tokenizer, chats, tools)
         for example, prompt in zip(examples, prompts, strict=True):
@@ -94,7 +95,8 @@ def _students(
             if isinstance(prompt, str) or not answer:
                 continue
             ids_1T = torch.tensor([prompt + answer], device=device)
-            logits_NV = model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            kept = len(answer) + 1
+            logits_NV = model(ids_1T, use_cache=False, logits_to_keep=kept).logits[0, :-1]
             for start in range(0, len(logits_NV), MOST_TOKENS):
                 some_NV = logits_NV[start : start + MOST_TOKENS].double()
                 yield example.id, start, torch.log_softmax(some_NV, dim=-1).cpu().numpy()

@@ -33,6 +33,7 @@ from retort.stages.evaluate.compared_models import (
     engine_name,
     engine_of,
     exported,
+    fitting_length,
     generated,
     home_of,
     is_answered,
@@ -131,6 +132,8 @@ class EvaluatedModel:
         stage.report.progress(0, len(self._requests), "answers", "loading")
         started = time.monotonic()
         settings = replace(settings_of(stage.spec, model), home=home_of(stage, role))
+        if role in exported(stage):
+            settings = replace(settings, max_model_len=fitting_length(stage, model))
         name = engine_name(stage, role)
         self._engine = open_engine(stage.spec, name, settings, stage.report)
         self._load_seconds = time.monotonic() - started

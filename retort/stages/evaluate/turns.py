@@ -106,7 +106,8 @@ class OpenModel:
         self._closing.close()
 
     def _run(self, arguments: dict[str, Any]) -> None:
-        runtime = self._stage.spec.evaluate.runtime.model_dump()
+        # What a fork takes is not what the model would take in a process that began as its own.
+        runtime = {**self._stage.spec.evaluate.runtime.model_dump(), "is_measured": True}
         arguments |= {"turns": str(self._turns)}
         try:
             processes.run(

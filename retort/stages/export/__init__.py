@@ -7,14 +7,25 @@ Whether the file is as good as the student is not said here: evaluate measures i
 from typing import Any
 
 from retort import processes
+from retort.errors import StoreError
 from retort.stages.export.writing import write
 from retort.stages.stage import Stage
 
 
 def export(stage: Stage) -> dict[str, Any]:
-    """Writes `model/` in the one format that the stage's spec names; returns its facts."""
-    runtime = stage.spec.evaluate.runtime.model_dump()
-    facts = processes.run(write, {"arguments": stage.arguments()}, stage.report, stage.log, runtime)
+    """Writes `model/` in the one format that the stage's spec names; returns its facts.
+
+    A format that cannot be written ends no job: the facts say why, and the next run tries again.
+    """
+    (name,) = stage.spec.export.formats
+    runtime, arguments = stage.spec.evaluate.runtime.model_dump(), {"arguments": stage.arguments()}
+    try:
+        facts = processes.run(write, arguments, stage.report, stage.log, runtime)
+    except StoreError:
+        raise
+    except Exception as error:  # of whatever kind the format's library raises
+        stage.report.note(f"warning: {name} cannot be written: {error}")
+        return {"format": name, "failed": f"it cannot be written: {error}", "num_unreached": 1}
     for text in filter(None, (facts[part]["difference"] for part in ("tokenizer", "template"))):
         stage.report.note(f"warning: {facts['format']}: {text}; it is measured, and not released")
     stage.report.note(f"{facts['format']}: {facts['weights_bytes'] / 1e6:,.2f} MB")

@@ -95,7 +95,11 @@ def compared_templates(
 ) -> dict[str, Any]:
     """Returns on how many of the job's chats the runtime's rendering was compared with the
     student's, and what the first was that the two write otherwise."""
-    ours = encoding.render_texts(encoding.load_tokenizer(str(folder)), chats)
+    tokenizer = encoding.load_tokenizer(str(folder))
+    ids = encoding.render_each(tokenizer, chats, [None] * len(chats))
+    # A chat that the template refuses is asked nowhere.
+    chats = [chat for chat, found in zip(chats, ids, strict=True) if not isinstance(found, str)]
+    ours = encoding.render_texts(tokenizer, chats)
     try:
         theirs = module.prompts(out, chats)
     except Exception as error:  # a runtime's own engine of templates may refuse this one

@@ -71,7 +71,11 @@ def judge_export(
     bound = f", {BOUND}" if gate.on_bound else ""
     required = f"at most {gate.max_loss:g} below the student's {metric}{bound}"
     of_tokens = "difference" if gate.tokenizer == "all_texts" else "own_difference"
-    for name, key in (("tokenizer", of_tokens), ("template", "difference")):
+    for name, key in (
+        ("tokenizer", of_tokens),
+        ("template", "difference"),
+        ("answers", "difference"),
+    ):
         if other := facts.get(name, {}).get(key):
             needed = f"the student's {name}"
             return shapes.GateCheck(name, needed, None, passed=False, reason=other)

@@ -75,7 +75,7 @@ def statistics_of(stage: Stage, role: str) -> Statistics:
     """Returns the statistics of a model's answers; the champion was evaluated without the teacher,
     so that its agreement is computed here."""
     statistics: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
-    if role == CHAMPION:
+    if role == CHAMPION or role in stage.spec.exports:
         task_type = task_types.load(stage.spec.prepare.task_type)
         own, teachers = answers_of(stage, role), answers_of(stage, "teacher")
         held_out = read_examples(stage.input("prepare"), held_out_split(stage.spec))
@@ -118,8 +118,18 @@ def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
     """Returns the exported students by role, each against student and teacher."""
     knobs = stage.spec.evaluate
     others = {role: statistics_of(stage, role).get(metric, {}) for role in ("student", "teacher")}
-    found = {}
+    found: dict[str, shapes.ExportedStudent] = {}
+    if not stage.spec.exports:
+        return found
+    own_facts = stage.facts("evaluate")["models"]["student"]
+    num_unanswered = own_facts.get("num_unanswered", 0)
     for role, name in stage.spec.exports.items():
+        facts = stage.facts(export_of(role))
+        if failed := stage.facts(evaluation_of(role)).get("failed"):
+            nothing = shapes.MeasuredModel(name, str(facts.get("engine", "none")), {})
+            check = shapes.GateCheck("failed", "an answer", None, passed=False, reason=failed)
+            found[role] = shapes.ExportedStudent(name, nothing, check, facts=facts)
+            continue
         own = statistics_of(stage, role).get(metric, {})
         against = {
             other: shapes.Difference.of(
@@ -128,9 +138,11 @@ def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
             for other, values in others.items()
             if own.keys() & values.keys()
         }
-        facts = stage.facts(export_of(role))
         measured = shapes.read_evaluated(stage.facts(evaluation_of(role))).models[role]
         gate, kl = stage.spec.report.gate.export, measured.metrics.get("kl_to_student")
+        if (missed := measured.others.get("num_unanswered", 0)) > num_unanswered:
+            text = f"it leaves {missed:,} prompts unanswered, and the student {num_unanswered:,}"
+            facts = {**facts, "answers": {"difference": text}}
         check = judge_export(against.get("student"), kl, gate, metric, facts)
         found[role] = shapes.ExportedStudent(name, measured, check, against, facts)
     return found

@@ -103,7 +103,7 @@ def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     added = {token["id"]: token for token in raw.get("added_tokens", [])}
     texts = {index: token for token, index in vocabulary.items()}
     texts |= {index: token["content"] for index, token in added.items()}
-    num = max(size, max(texts) + 1)
+    num = size or max(texts) + 1  # llama.cpp takes no token without a row in the embedding
     types = []
     for index in range(num):
         special = added.get(index)

@@ -45,11 +45,12 @@ EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 def check(student: Path, quantization: str) -> None:
     """Raises `SpecError` where the format cannot hold a model, or this machine cannot run it."""
     where = f"export compressed_tensors:{quantization}"
-    if importlib.util.find_spec("compressed_tensors") is None:
-        raise SpecError(
-            f"{where} needs the package compressed-tensors, which comes with vLLM; "
-            "pip install compressed-tensors"
-        )
+    for package in ("compressed_tensors", "vllm"):
+        if importlib.util.find_spec(package) is None:
+            raise SpecError(
+                f"{where} needs {package}: vLLM answers, and brings both; install it, or leave "
+                "this format out"
+            )
     config = model_folder.text_config(student)
     family = (model_folder.read_config(student).get("architectures") or ["?"])[0]
     cause = None
@@ -71,6 +72,9 @@ def check(student: Path, quantization: str) -> None:
 def _has_groups(config: dict[str, Any]) -> bool:
     """Whether a model has layers for w4a16: those between its hidden state and a wider or narrower
     one, which are in multiples of a group both."""
+    names = ("hidden_size", "num_attention_heads", "intermediate_size")
+    if not all(config.get(name) for name in names):
+        return False
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     attention = heads * (config.get("head_dim") or hidden // heads)
     return not hidden % GROUP and not (attention % GROUP and config["intermediate_size"] % GROUP)
