@@ -172,8 +172,9 @@ def test_a_log_is_its_owners_alone(tmp_path):
 
 
 @pytest.fixture
-def described(tmp_path):
-    """Runs `describe` in a child, and returns what that one tells."""
+def described(tmp_path, monkeypatch):
+    """Runs `describe` in a child, and returns what that one tells; its fork server is a new one."""
+    monkeypatch.setattr(forks, "_server", None)
 
     def run(**runtime: int) -> dict:
         return processes.run(describe, {}, SILENT, tmp_path / "log", {**RUNTIME, **runtime})
@@ -207,6 +208,7 @@ def test_a_child_whose_libraries_would_be_others_is_a_process_of_its_own(describ
 
 def test_a_fork_server_that_was_killed_is_started_again(described):
     first = described(num_threads=1)
+    assert first["parent"] != os.getpid()
     psutil.Process(first["parent"]).kill()
     assert gone([first["parent"]])
     again = described(num_threads=1)
