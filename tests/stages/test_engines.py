@@ -167,5 +167,7 @@ def test_an_engine_that_gives_no_signal_is_refused_where_one_is_asked_for():
     assert resolve("echo", 0) == "echo"
     with pytest.raises(SpecError, match="gives no signal"):
         resolve("echo", 16)
-    with pytest.raises(SpecError, match="anthropic, echo, llamacpp, onnx, openai, transformers, vllm"):
+    with pytest.raises(
+        SpecError, match="anthropic, echo, llamacpp, onnx, openai, transformers, vllm"
+    ):
         find_engine("nothing")

@@ -5,6 +5,7 @@ step; the student reads the same answers in one plain forward pass in 32-bit flo
 """
 
 # N tokens of one answer, V vocabulary, K most probable ids of the export
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,6 @@ from retort.stages.evaluate.compared_models import (
     settings_of,
 )
 from retort.stages.stage import Stage, from_arguments
-from retort.store import signals
 from retort.store.signals import Signal
 from retort.store.signals.signal import cut
 
@@ -35,7 +35,7 @@ MOST_ANSWERS, TOP_K = 64, 64
 MOST_TOKENS = 64  # at a time: a row of all ids takes a megabyte
 LEAST = 1e-12  # the least probability of that bucket, as signals store it
 # What the one process leaves for the other.
-SIGNALS, ANSWERS = "scratch/signals", "scratch/answers.jsonl"
+SIGNALS, ANSWERS = "scratch/signals.npz", "scratch/answers.jsonl"
 Doubles = npt.NDArray[np.float64]
 
 
@@ -50,10 +50,12 @@ def answer(arguments: dict[str, Any], role: str, report: Reporter) -> None:
         settings = replace(settings_of(stage.spec, model), top_k=top_k, max_model_len=length)
         module = engine_of(stage, role)
         answers = list(module.open_engine(settings).generate(requests_of(examples)))
-    rows = [(answer.id, answer.signal) for answer in answers if answer.signal is not None]
-    responses = [module.parse(answer.id, answer.raw) for answer in answers]
-    stage.out.write(SIGNALS, signals.pack(rows, 1 << 31))
-    stage.out.write(ANSWERS, write_lines(responses))
+    answers = [answer for answer in answers if answer.signal is not None]
+    stage.out.write(ANSWERS, write_lines([module.parse(a.id, a.raw) for a in answers]))
+    # Not as a teacher's signal is stored, whose probabilities are rounded.
+    arrays, packed = [vars(answer.signal) for answer in answers], io.BytesIO()
+    np.savez(packed, **{f"{at}.{k}": v for at, each in enumerate(arrays) for k, v in each.items()})
+    stage.out.write(SIGNALS, packed.getvalue())
 
 
 def measure(arguments: dict[str, Any], role: str, report: Reporter) -> dict[str, Any]:
@@ -63,10 +65,10 @@ def measure(arguments: dict[str, Any], role: str, report: Reporter) -> dict[str,
     It runs in another process, because no engine gives back all of its memory.
     """
     stage = from_arguments(arguments, report)
-    found = signals.unpack(stage.out.read(SIGNALS))
-    ids = {
-        r.id: r.token_ids for r in read_lines(Response, stage.out.read(ANSWERS)) if r.id in found
-    }
+    responses = read_lines(Response, stage.out.read(ANSWERS))
+    ids = {response.id: response.token_ids for response in responses}
+    packed, names = np.load(io.BytesIO(stage.out.read(SIGNALS))), Signal.__dataclass_fields__
+    found = {r.id: Signal(*(packed[f"{at}.{k}"] for k in names)) for at, r in enumerate(responses)}
     sums: dict[str, list[float]] = {}
     for name, start, logprobs_NV in _students(stage, ids):
         some = cut(found[name], start, start + len(logprobs_NV))
