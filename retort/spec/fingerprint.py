@@ -110,8 +110,11 @@ def recipes(
     made: dict[str, Recipe] = {}
     for stage in STAGES:
         if stage == "export":
+            # The user's own formats count for none but themselves.
+            ours = {key: digest for key, digest in sources.items() if key != "export.plug_ins"}
             for role, name in spec.exports.items():
-                found = _recipe(stage, spec.exporting(name), sources, made)
+                known = sources if "." in name.partition(":")[0] else ours
+                found = _recipe(stage, spec.exporting(name), known, made)
                 made[export_of(role)] = found
             continue
         made[stage] = _recipe(stage, spec, sources, made)

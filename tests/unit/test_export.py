@@ -221,3 +221,10 @@ def test_a_port_that_another_server_has_is_refused():
         refused = pytest.raises(SpecError, match=f"--port {address.port}.*give another port")
         with refused, serve.serving(Path("nowhere"), None, address):
             pass
+
+
+def test_a_format_of_the_users_own_makes_no_other_export_anew():
+    spec = build(changed(export={"formats": ["gguf:q8_0", "mine.own:q"]}))
+    one, two = (recipes(spec, {"export.plug_ins": digest}) for digest in ("a", "b"))
+    differing = {name for name in one if one[name].name != two[name].name}
+    assert differing == {"export-mine-own-q", "evaluate-mine-own-q", "report", "release"}
