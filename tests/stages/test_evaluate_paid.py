@@ -117,12 +117,14 @@ def test_kill_9_asks_again_what_was_in_flight_and_another_knob_asks_nobody(folde
         teacher.answers, teacher.timed = 10_000, 5
         kill_at(folder, raw, url, NUM_ROWS + 5)
         assert texts(seen).total() == NUM_ROWS + AT_ONCE
-        assert texts(seen, stream=True).total() == 5 + 1
+        # The kill may come before the next one is asked.
+        timed = texts(seen, stream=True).total()
+        assert timed in (5, 5 + 1)
         teacher.timed = 10_000
         facts = evaluate(staged(folder, raw))
         assert texts(seen).total() == NUM_ROWS + AT_ONCE and len(texts(seen)) == NUM_ROWS
-        # Two rounds of eight, and the one that was under way.
-        assert texts(seen, stream=True).total() == 2 * 8 + 1
+        # Two rounds of eight, and the one that was under way, if any.
+        assert texts(seen, stream=True).total() == 2 * 8 + timed - 5
         num = len(seen.bodies)
         again = evaluate(staged(folder, spec(folder, url, latency_samples=8, num_bootstrap=200)))
         assert len(seen.bodies) == num
