@@ -123,7 +123,7 @@ def test_a_family_that_llama_cpp_computes_otherwise_is_refused_by_name(student, 
 
 def test_a_missing_package_is_named_with_what_to_do(student, monkeypatch):
     said = refusal(student, "q4_k_m")
-    assert "pip install llama-cpp-python" in said and "q8_0, q4_0" in said
+    assert "pip install 'retort[export-k]'" in said and "q8_0, q4_0" in said
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     assert "pip install 'retort[export]'" in refusal(student)
     with pytest.raises(SpecError, match="unknown quantization of gguf 'q4_1'"):

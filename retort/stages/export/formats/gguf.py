@@ -58,8 +58,8 @@ def check(student: Path, quantization: str) -> None:
     if quantization in LLAMA_CPP and not find_spec("llama_cpp"):
         raise SpecError(
             f"gguf:{quantization} is written by llama.cpp itself, from the package "
-            "llama-cpp-python, which needs a C compiler: pip install llama-cpp-python; without it "
-            f"there are {', '.join(OURS)}"
+            "llama-cpp-python, which needs a C compiler: pip install 'retort[export-k]'; without "
+            f"it there are {', '.join(OURS)}"
         )
     read_family(student)
     if not (student / "tokenizer.json").is_file():
