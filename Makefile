@@ -56,6 +56,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.quickstart
+	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.signal_store
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.duplicates

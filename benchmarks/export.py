@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def agreement(folder: Path, out: Path, asked: Asked) -> tuple[float, float]:
     wanted = ids_of(asked.answers("transformers", folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     num_others = num_ties = 0
-    with LlamaServer(out / "model.gguf", context=asked.max_length) as server:
+    with closing(LlamaServer(out / "model.gguf", context=asked.max_length)) as server:
         for prompt, answer in zip(encoding.render(tokenizer, chats), wanted, strict=True):
             others = _disagreements(server, prompt, answer)
             with torch.inference_mode():

@@ -23,7 +23,7 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
         help="FORMAT:QUANTIZATION, such as gguf:q4_0; may be given several times",
     )
     it.add_argument("--json", action="store_true", help="print report.json, and nothing else")
-    it.set_defaults(command=run, force=(), retry=None)
+    it.set_defaults(command=run, force=())
 
 
 def run(options: argparse.Namespace) -> int:

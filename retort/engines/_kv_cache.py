@@ -23,7 +23,7 @@ def cache_bytes(settings: Settings, dtype: str) -> int:
     most = int(runtime["kv_cache_gib"]) << 30
     config = model_folder.text_config(folder)
     length = settings.max_model_len or config.get("max_position_embeddings")
-    numbers = numbers_of_token(config)
+    numbers = _numbers_of_token(config)
     if not length or not numbers:
         return most
     blocks = runtime["max_num_seqs"] * -(-length // BLOCK_TOKENS) + 1
@@ -31,7 +31,7 @@ def cache_bytes(settings: Settings, dtype: str) -> int:
     return min(most, int(SPARE * blocks * BLOCK_TOKENS * numbers * of_number))
 
 
-def numbers_of_token(config: dict[str, Any]) -> int | None:
+def _numbers_of_token(config: dict[str, Any]) -> int | None:
     """Returns how many numbers are kept of a token, in all layers; None where that is not known."""
     kinds = [*config, *(config.get("layer_types") or [])]
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")

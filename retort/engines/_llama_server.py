@@ -11,7 +11,6 @@ import secrets
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from retort.errors import SpecError
@@ -88,17 +87,6 @@ class LlamaServer:
     def close(self) -> None:
         """Ends the server and frees the model."""
         self._server = None
-
-    def __enter__(self) -> "LlamaServer":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _post(self, place: str, body: dict[str, Any]) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self._address)

@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retort.engines._llama_endpoint import KEY
 from retort.engines.vllm import ENVIRONMENT
 from retort.errors import SpecError, StageError
 from retort.processes import machine
 from retort.spec.export import role_of
 from retort.store import MANIFEST, Folder, model_folder
 
-KEY, HOST, PORT = "RETORT_SERVE_KEY", "127.0.0.1", 8000
+HOST, PORT = "127.0.0.1", 8000
 # The memory for keys and values on a CPU, where it would be a share of all; and warnings only.
 QUIETLY = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
 # The longest chat with its answer, in tokens.
@@ -126,22 +127,15 @@ def _check_port(address: Address) -> None:
 
 def _command(folder: Path, form: str | None, address: Address) -> list[str]:
     at = ["--host", address.host, "--port", str(address.port)]
-    at_vllm = ["--served-model-name", address.name, *at, *_vllm_options(folder)]
     kind = (form or "").partition(":")[0]
     if kind == "gguf":
-        return [
-            sys.executable,
-            "-m",
-            "retort.engines._llama_endpoint",
-            str(folder),
-            "--name",
-            address.name,
-            *at,
-        ]
+        named = [str(folder), "--name", address.name, *at]
+        return [sys.executable, "-m", "retort.engines._llama_endpoint", *named]
     if kind not in ("", "compressed_tensors"):
         raise SpecError(f"--format {form}: {kind} has no server of its own; serve a gguf, or none")
     module = "vllm.entrypoints.openai.api_server"
-    return [sys.executable, "-m", module, "--model", str(folder), *at_vllm]
+    named = ["--model", str(folder), "--served-model-name", address.name, *at]
+    return [sys.executable, "-m", module, *named, *_vllm_options(folder)]
 
 
 def _vllm_options(folder: Path) -> list[str]:

@@ -73,8 +73,8 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
 
 
 def _fidelity(stage: Stage) -> dict[str, Any]:
-    """Returns how far an exported student's distributions are from the student's, measured in one
-    more process."""
+    """Returns how far an exported student's distributions are from the student's: one more process
+    has the export answer, and another reads its answers with the student."""
     if stage.spec.evaluate.likelihood and not stage.out.has(LIKELIHOOD):
         (role,) = exported(stage)
         runtime = stage.spec.evaluate.runtime.model_dump()

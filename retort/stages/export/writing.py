@@ -11,7 +11,7 @@ from retort.events import Reporter
 from retort.processes.libraries import lean_imports
 from retort.records import Message
 from retort.stages.export import texts
-from retort.stages.export.formats import FormatModule, Student, find_format
+from retort.stages.export.formats import FormatModule, Importance, Student, find_format
 from retort.stages.stage import Stage, from_arguments
 from retort.store import model_folder
 
@@ -37,7 +37,8 @@ def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
             report.progress(2, 3, "steps", "tokenizer")
             tokenizer = compared_tokenizers(module, folder, out, texts.of_job(stage))
             template = compared_templates(module, folder, out, texts.chats_of_job(stage))
-            sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+            weights = [path for path in out.rglob("*") if path.suffix in WEIGHTS]
+            size = sum(path.stat().st_size for path in weights)
             stage.out.put_tree(out, MODEL)
         report.progress(3, 3, "steps", "")
         return {
@@ -45,16 +46,13 @@ def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
             "format": name,
             "engine": module.ENGINE,
             "parameters": model_folder.size(folder)["parameters"],
-            "weights_bytes": sum(size for path, size in sizes.items() if path.suffix in WEIGHTS),
-            "whole_bytes": sum(sizes.values()),
+            "weights_bytes": size,
             "tokenizer": tokenizer,
             "template": template,
         }
 
 
-def _importance(
-    stage: Stage, module: FormatModule, quantization: str, folder: Path
-) -> dict[str, Any]:
+def _importance(stage: Stage, module: FormatModule, quantization: str, folder: Path) -> Importance:
     if not stage.spec.export.importance or quantization not in module.WEIGHS:
         return {}
     from retort.stages.export.importance import measured

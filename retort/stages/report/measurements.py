@@ -72,8 +72,8 @@ def answers_of(stage: Stage, role: str) -> dict[str, str]:
 
 
 def statistics_of(stage: Stage, role: str) -> Statistics:
-    """Returns the statistics of a model's answers; the champion was evaluated without the teacher,
-    so that its agreement is computed here."""
+    """Returns the statistics of a model's answers; champion and exported students were evaluated
+    without the teacher, so that their agreement is computed here."""
     statistics: Statistics = _folder(stage, role).read_json(f"statistics-{role}.json")
     if role == CHAMPION or role in stage.spec.exports:
         task_type = task_types.load(stage.spec.prepare.task_type)
@@ -116,11 +116,10 @@ def _with_champion(stage: Stage, evaluated: shapes.Evaluated) -> shapes.Evaluate
 
 def exported(stage: Stage, metric: str) -> dict[str, shapes.ExportedStudent]:
     """Returns the exported students by role, each against student and teacher."""
-    knobs = stage.spec.evaluate
-    others = {role: statistics_of(stage, role).get(metric, {}) for role in ("student", "teacher")}
-    found: dict[str, shapes.ExportedStudent] = {}
+    knobs, found = stage.spec.evaluate, dict[str, shapes.ExportedStudent]()
     if not stage.spec.exports:
         return found
+    others = {role: statistics_of(stage, role).get(metric, {}) for role in ("student", "teacher")}
     own_facts = stage.facts("evaluate")["models"]["student"]
     num_unanswered = own_facts.get("num_unanswered", 0)
     for role, name in stage.spec.exports.items():

@@ -4,9 +4,9 @@ Up to q4_0 all is written here, by numpy. The K and IQ quantizations are llama.c
 the package llama-cpp-python, which compiles it.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from retort.engines._gguf_header import read_header
 from retort.errors import SpecError
 from retort.records import Message
 from retort.stages.export.formats import Importance, Student
+from retort.stages.export.formats._files import copy_small_files
 from retort.stages.export.formats._gguf_blocks import (
     Q6_BLOCK,
     Bytes,
@@ -44,8 +45,6 @@ QUANTIZATIONS = (*OURS, *LLAMA_CPP)
 WEIGHS = ("q4_0", *LLAMA_CPP)
 ENGINE = "llamacpp"
 FILE = "model.gguf"
-# What an engine needs beside the file: to render chats, and to know where an answer ends.
-COPIED = ("tokenizer*", "*.jinja", "special_tokens_map.json", "*config.json")
 
 
 def check(student: Path, quantization: str) -> None:
@@ -72,9 +71,7 @@ def check(student: Path, quantization: str) -> None:
 def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
     """Writes the GGUF file and the student's tokenizer; returns facts about the file."""
     family = read_family(student.folder)
-    for pattern in COPIED:
-        for path in student.folder.glob(pattern):
-            shutil.copy(path, out / path.name)
+    copy_small_files(student.folder, out)
     if quantization in OURS:
         facts = _write_file(family, student, quantization, out / FILE)
     else:
@@ -94,7 +91,7 @@ def token_ids(out: Path, texts: list[str]) -> list[list[int]] | None:
 
     if not read_vocabulary(out).readable:
         return None
-    with LlamaServer(out / FILE) as server:
+    with closing(LlamaServer(out / FILE)) as server:
         return [server.tokenize(text) for text in texts]
 
 
@@ -102,7 +99,7 @@ def prompts(out: Path, chats: list[list[Message]]) -> list[str] | None:
     """Returns the chats as llama.cpp renders them by the file's own template."""
     from retort.engines._llama_server import LlamaServer
 
-    with LlamaServer(out / FILE) as server:
+    with closing(LlamaServer(out / FILE)) as server:
         return [server.render(chat) for chat in chats]
 
 
