@@ -6,7 +6,6 @@ a process of its own, against 10,000 held-out rows, and then 20,000 rows beside 
 
 import importlib
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import Measure, show
+from retort import processes
 from retort.spec.prepare import Decontaminate, Deduplicate
 from retort.stages.prepare.duplicates import Texts, find_duplicates, find_leaks
 
@@ -121,7 +121,7 @@ def run(num_rows: int) -> dict[str, float]:
     copies, leaking = {pair.index for pair in duplicates}, {pair.index for pair in leaks}
     # Two rows may leak the same held-out row, which makes the second a copy too.
     clean = set(range(num_rows)).difference(*planted.values())
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_kib = processes.peak_host_memory_bytes() // 1024
     return {
         "near_found": len(copies & planted["near"]) / len(planted["near"]),
         "verbatim_found": len(leaking & planted["verbatim"]) / len(planted["verbatim"]),

@@ -8,7 +8,6 @@ tokens a second by the clock are shown beside it.
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import Measure, http_engine, show
+from retort import processes
 from retort.data import encoding
 from retort.engines import vllm
 from retort.events import SILENT
@@ -237,7 +237,7 @@ def echo_rows(arguments: dict[str, Any]) -> None:
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     facts = capture.capture(arguments, "benchmark", 128, SILENT)
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = processes.peak_host_memory_bytes()
     print(json.dumps({"seconds": seconds, "above": peak - before, "rows": facts["num_responses"]}))
 
 

@@ -6,7 +6,6 @@ is its own; what was planted is known, so what is found can be counted.
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -101,6 +100,7 @@ def _save(path: Path, rows: Iterator[tuple[str, list[str]]]) -> None:
 
 def measured(folder: Path) -> dict[str, float]:
     """Prepares the job of a folder in this process; returns seconds and the most memory held."""
+    from retort import processes
     from retort.events import SILENT
     from retort.spec import build
     from retort.stages.prepare import prepare
@@ -122,7 +122,7 @@ def measured(folder: Path) -> dict[str, float]:
     facts = prepare(Stage("prepare", spec, store, {}, out, SILENT, folder / "log"))
     out.commit({"facts": facts})
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = processes.peak_host_memory_bytes()
     return {"seconds": seconds, "peak_bytes": peak}
 
 

@@ -171,6 +171,13 @@ def test_a_log_is_its_owners_alone(tmp_path):
     assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
 
 
+def test_the_memory_of_a_process_is_not_that_of_the_one_which_started_it():
+    mine = bytearray(os.urandom(1 << 20) * 400)
+    code = "from retort import processes; print(processes.peak_host_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert 0 < int(done.stdout) < len(mine) // 2
+
+
 @pytest.fixture
 def described(tmp_path, monkeypatch):
     """Runs `describe` in a child, and returns what that one tells; its fork server is a new one."""
