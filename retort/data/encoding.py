@@ -1,5 +1,6 @@
 """From chats to token ids and labels. Labels are shifted here and nowhere else."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,17 @@ def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
+
+
+def end_ids(model: str, tokenizer: Any) -> list[int]:
+    """Returns the ids that end an answer of a model, by its generation config and tokenizer."""
+    from transformers import GenerationConfig
+
+    configured = None
+    with contextlib.suppress(OSError):
+        configured = GenerationConfig.from_pretrained(model).eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(i for i in [*ids, tokenizer.eos_token_id] if i is not None))
 
 
 def render(

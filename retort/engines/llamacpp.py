@@ -56,7 +56,11 @@ class LlamaCppEngine:
         self._max_length = min(settings.max_model_len or limit, limit)
         self._num_slots = _num_slots(settings, self._max_length, header)
         self._tokenizer = encoding.load_tokenizer(settings.model)
-        self._end_ids = _end_ids(settings.model, self._tokenizer)
+        self._end_ids = encoding.end_ids(settings.model, self._tokenizer)
+        if not self._end_ids:
+            raise SpecError(
+                f"{settings.model} has no end token; name one in its generation_config.json"
+            )
         self._server = LlamaServer(
             path,
             num_slots=self._num_slots,
@@ -195,23 +199,6 @@ class LlamaCppEngine:
             whole = ask(n_probs=self.facts["vocabulary"]).logprobs[0]["top_logprobs"]
         logprob = next(entry["logprob"] for entry in whole if entry["id"] == target)
         return {"id": target, "logprob": logprob, "top_logprobs": top}
-
-
-def _end_ids(model: str, tokenizer: Any) -> list[int]:
-    """Returns the ids that end an answer, from the generation config and the tokenizer.
-
-    Raises `SpecError` where there is none.
-    """
-    from transformers import GenerationConfig
-
-    configured = None
-    with contextlib.suppress(OSError):
-        configured = GenerationConfig.from_pretrained(model).eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    found = list(dict.fromkeys(i for i in [*ids, tokenizer.eos_token_id] if i is not None))
-    if not found:
-        raise SpecError(f"{model} has no end token; name one in its generation_config.json")
-    return found
 
 
 def _num_threads(settings: Settings) -> int:

@@ -11,6 +11,11 @@ the tail's single probabilities are unknown, and both tails are tempered as if t
 an approximation whose error goes to 0 as the top k's mass nears 1, and which is still zero for a
 perfect student.
 
+Where the teacher has another tokenizer, its ids are events, sets of the student's ids
+(`retort.stages.train.translation`), and the tail is all other ids: the losses run on those buckets
+as on the others. A token that begins inside one of the teacher's has one bucket alone, and counts
+nothing.
+
 Every function of this file whose name has no leading underscore can be named in a spec.
 """
 
@@ -19,11 +24,24 @@ Every function of this file whose name has no leading underscore can be named in
 import torch
 from torch import Tensor
 
-from retort.losses.distributions import Target, exact, head_share, kl, label_pair, mixture, pair
+from retort.losses.distributions import (
+    Chunks,
+    Ranges,
+    Target,
+    exact,
+    head_share,
+    kl,
+    label_pair,
+    mixture,
+    pair,
+)
 
 __all__ = [
+    "Chunks",
+    "Ranges",
     "Target",
     "adaptive_kl",
+    "chunk_likelihood",
     "cross_entropy",
     "forward_kl",
     "jsd",
@@ -155,6 +173,34 @@ def label_distribution(logits_NV: Tensor, target: Target, temperature: float = 1
     """
     teacher_MC, student_MC = label_pair(logits_NV, target, temperature)
     return kl(teacher_MC, student_MC).sum() * temperature**2
+
+
+def chunk_likelihood(logits_NV: Tensor, target: Target, temperature: float = 1.0) -> Tensor:
+    """Returns the sum over chunks of v - u + u log(u / v), nats: 0 for a perfect student.
+
+    u and v are the surprisals, -log p and -log q, of the same stretch of text, which teacher and
+    student spell each with its own tokens: the likelihoods of chunks are made equal, whatever their
+    tokens are. It is for a teacher with another tokenizer. The gradient by v is 1 - u / v.
+    `temperature` is not used. Source: ALM, Minixhofer et al. 2025 (arXiv:2503.20083), in the limit
+    of an infinite temperature. Raises `ValueError` where the target holds no chunks.
+    """
+    if target.chunks is None:
+        raise ValueError("chunk_likelihood compares chunks; teacher and student share their tokens")
+    surprisal_N = target.chunks.surprisal_N
+    own_N = torch.nn.functional.cross_entropy(exact(logits_NV), target.labels_N, reduction="none")
+    ends_N = target.chunks.ends_N.to(own_N.device)
+    chunk_N = ends_N.cumsum(0) - ends_N.long()
+    own_C = own_N.new_zeros(len(own_N)).index_add(0, chunk_N, own_N)
+    v_N = own_C[chunk_N].clamp(min=_LEAST_SURPRISAL)
+    u_N = surprisal_N.to(v_N.dtype)
+    is_learned_N = ends_N & ~u_N.isnan()
+    u_N = torch.where(is_learned_N, u_N, v_N.detach()).clamp(min=0)
+    gap_N = v_N - u_N + torch.xlogy(u_N, u_N) - u_N * v_N.log()
+    return torch.where(is_learned_N, gap_N, 0.0).sum()
+
+
+# Below this a chunk is certain, and its surprisal rounds to 0 in fp32.
+_LEAST_SURPRISAL = 1e-7
 
 
 def _check_share(name: str, value: float) -> None:

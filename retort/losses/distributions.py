@@ -7,11 +7,61 @@ tail, and its gradient.
 # N supervised tokens of a batch, V vocabulary, K teacher top-k, H the teacher's width
 # B buckets: the V ids of a dense teacher, or the K stored ids and the tail
 # C labels of a closed set, M tokens at which one is decided, R ids ranked by probability
+# I ids of a block's events, one after the other; E events
+from bisect import bisect_right
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Events in place of ids, for a teacher with another tokenizer: each a set of ids, of which the
+    text goes on with one.
+
+    Event k are the ids `order_V[first_NK:end_NK]`; those of a token have no id in common, and an
+    empty one has no mass on either side.
+    """
+
+    first_NK: Tensor
+    end_NK: Tensor
+    order_V: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, K)."""
+        return self.first_NK.shape
+
+    def __getitem__(self, part: slice) -> "Ranges":
+        """Returns those of some tokens, as views."""
+        return Ranges(self.first_NK[part], self.end_NK[part], self.order_V)
+
+    def holding(self, ids_N: Tensor) -> Tensor:
+        """Returns which event holds each token's id, as a mask, (N, K)."""
+        places = torch.arange(len(self.order_V), device=self.order_V.device)
+        size = int(self.order_V.max()) + 1
+        rank_V = torch.full((size + 1,), -1, dtype=torch.long, device=places.device)
+        rank_V[self.order_V] = places
+        rank_N1 = rank_V[ids_N.clamp(min=-1, max=size)][..., None]
+        return (self.first_NK <= rank_N1) & (rank_N1 < self.end_NK)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Stretches of tokens that teacher and student both spell, each with its own tokens.
+
+    One ends after each token of which `ends_N` (on the CPU) is true; `surprisal_N` is there the
+    teacher's -log p of the whole stretch, nats, and NaN elsewhere and where it is not learned.
+    """
+
+    surprisal_N: Tensor
+    ends_N: Tensor
+
+    def __getitem__(self, part: slice) -> "Chunks":
+        """Returns those of some tokens, as views."""
+        return Chunks(self.surprisal_N[part], self.ends_N[part])
 
 
 @dataclass(frozen=True)
@@ -23,16 +73,36 @@ class Target:
     dense one counts where both are there. `teacher_hidden_NH` are a live teacher's last hidden
     states, of which `retort.stages.train.head` makes dense logits a chunk at a time. `choices_NC`
     are the ids with which the labels of a closed set begin, at the token where the label is
-    decided, and -1 elsewhere (see `retort.losses.choices`). A row holds no id twice.
+    decided, and -1 elsewhere (see `retort.losses.choices`). A row holds no id twice. Of a teacher
+    with another tokenizer `ids_NK` are `Ranges` of the student's ids, and `chunks` are known.
     """
 
     labels_N: Tensor
-    ids_NK: Tensor | None = None
+    ids_NK: Tensor | Ranges | None = None
     logprobs_NK: Tensor | None = None
     tail_N: Tensor | None = None
     teacher_logits_NV: Tensor | None = None
     teacher_hidden_NH: Tensor | None = None
     choices_NC: Tensor | None = None
+    chunks: Chunks | None = None
+
+    def spans(self, size: int) -> list[tuple[int, int]]:
+        """Returns the tokens in parts of about `size`, of which none ends inside a chunk.
+
+        There is one part at least, which may be empty.
+        """
+        number = len(self.labels_N)
+        if self.chunks is None:
+            return [(at, min(at + size, number)) for at in range(0, max(number, 1), size)]
+        ends = (self.chunks.ends_N.nonzero()[:, 0] + 1).tolist()
+        found, at = [], 0
+        while at < number or not found:
+            place = bisect_right(ends, at + size)
+            before = ends[place - 1] if place else 0
+            after = before if before > at else (ends[place] if place < len(ends) else number)
+            found.append((at, after))
+            at = after
+        return found
 
     def part(self, start: int, end: int) -> "Target":
         """Returns the tokens from `start` to before `end`, as views."""
@@ -63,7 +133,10 @@ def pair(logits_NV: Tensor, target: Target, temperature: float) -> tuple[Tensor,
     ids_NK, top_NK, tail_N = target.ids_NK, target.logprobs_NK, target.tail_N
     if ids_NK is None or top_NK is None or tail_N is None:
         raise ValueError("the loss compares with a teacher, but the target holds no signal")
-    if ids_NK.shape[1] == logits_NV.shape[1]:  # every id is stored: there is no tail
+    if isinstance(ids_NK, Ranges):
+        teacher_NB = torch.cat([top_NK, tail_N[:, None]], dim=1)
+        student_NB = _Events.apply(logits_NV, ids_NK.first_NK, ids_NK.end_NK, ids_NK.order_V)
+    elif ids_NK.shape[1] == logits_NV.shape[1]:  # every id is stored: there is no tail
         teacher_NB, student_NB = top_NK, exact(logits_NV).gather(1, ids_NK)
     else:
         teacher_NB = torch.cat([top_NK, tail_N[:, None]], dim=1)
@@ -106,6 +179,48 @@ class _Buckets(torch.autograd.Function):  # type: ignore[misc]
         grad_NV = others_NV * (grad_NB[:, -1:] / sum_N1)
         grad_NV.scatter_(1, ids_NK, grad_NB[:, :-1])
         return grad_NV.to(ctx.dtype), None
+
+
+class _Events(torch.autograd.Function):  # type: ignore[misc]
+    """The logsumexp of the ids of each event, -inf for an empty one, and of all others: (N, K + 1).
+
+    The events' ids stand one after the other, so that no (N, K, V) or (V, N) copy is made: I is at
+    most N V, and about N K where most events are one id.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: Tensor, first_NK: Tensor, end_NK: Tensor, order_V: Tensor
+    ) -> Tensor:
+        lengths_E = (end_NK - first_NK).flatten()
+        number, width = logits_NV.shape
+        starts_E = lengths_E.cumsum(0) - lengths_E
+        event_I = torch.repeat_interleave(lengths_E)
+        places_I = torch.arange(len(event_I), device=logits_NV.device) - starts_E[event_I]
+        ids_I = order_V[first_NK.flatten()[event_I] + places_I]
+        at_I = event_I.div(max(first_NK.shape[1], 1), rounding_mode="floor") * width + ids_I
+        others_NV = torch.empty_like(logits_NV, dtype=exact(logits_NV[:0]).dtype).copy_(logits_NV)
+        flat_ = others_NV.view(-1)
+        own_I = flat_[at_I]
+        highest_E = torch.segment_reduce(own_I, "max", lengths=lengths_E, unsafe=True)
+        own_I = own_I.sub_(highest_E[event_I]).exp_()
+        sum_E = torch.segment_reduce(own_I, "sum", lengths=lengths_E, unsafe=True, initial=0)
+        flat_[at_I] = torch.finfo(others_NV.dtype).min
+        highest_N1 = others_NV.amax(dim=1, keepdim=True)
+        sum_N1 = others_NV.sub_(highest_N1).exp_().sum(dim=1, keepdim=True)
+        ctx.save_for_backward(others_NV, sum_N1, own_I, sum_E, event_I, at_I)
+        ctx.dtype = logits_NV.dtype
+        events_NK = torch.where(lengths_E > 0, highest_E + sum_E.log(), -torch.inf)
+        return torch.cat([events_NK.view(number, -1), highest_N1 + sum_N1.log()], dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_NB: Tensor) -> tuple[Tensor, None, None, None]:
+        others_NV, sum_N1, own_I, sum_E, event_I, at_I = ctx.saved_tensors
+        grad_NV = others_NV * (grad_NB[:, -1:] / sum_N1)
+        grad_E = grad_NB[:, :-1].flatten() / sum_E
+        grad_NV.view(-1)[at_I] = own_I * grad_E[event_I]
+        return grad_NV.to(ctx.dtype), None, None, None
 
 
 def kl(first_NB: Tensor, second_NB: Tensor) -> Tensor:
@@ -188,6 +303,12 @@ def _teacher_of(target: Target, choices_NC: Tensor) -> Tensor:
         teacher_NC = exact(target.teacher_logits_NV.gather(1, ids_NC))
     elif target.ids_NK is None or target.logprobs_NK is None:
         raise ValueError("the loss compares with a teacher, but the target holds no signal")
+    elif isinstance(target.ids_NK, Ranges):
+        # Labels that one event holds share its mass, for it does not tell them apart.
+        holds_NCK = torch.stack([target.ids_NK.holding(ids_N) for ids_N in choices_NC.T], dim=1)
+        num_N1K = holds_NCK.sum(dim=1, keepdim=True).clamp(min=1)
+        shared_N1K = exact(target.logprobs_NK)[:, None, :] - num_N1K.log()
+        teacher_NC = torch.where(holds_NCK, shared_N1K, -torch.inf).amax(dim=2)
     else:
         same_NCK = ids_NC[:, :, None] == target.ids_NK[:, None, :]
         stored_N1K = exact(target.logprobs_NK)[:, None, :]

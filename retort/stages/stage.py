@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retort.data import token_bytes
+from retort.data.token_bytes import TokenBytes
 from retort.events import Reporter
 from retort.records import Decision, Example, Response, Split, read_lines
 from retort.spec import JobSpec, StageName
-from retort.store import Artifact, Folder, InputFolder, Store, signals
+from retort.store import Artifact, Folder, InputFolder, Store, model_folder, signals
 from retort.store.signals import Signal
+
+# The file of a generate artifact with the bytes of its signals' tokens.
+TOKENS = "tokens.json"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,16 @@ def read_signals(generated: Folder) -> dict[str, Signal]:
         if name.startswith("signals-"):
             found.update(signals.unpack(generated.read(name)))
     return found
+
+
+def read_token_bytes(generated: Folder, spec: JobSpec) -> TokenBytes:
+    """Returns the bytes of the tokens of the stored signals.
+
+    Artifacts of version 0.1 lack them; then they are those of the teacher's folder.
+    """
+    if generated.has(TOKENS):
+        return TokenBytes.from_json(generated.read(TOKENS))
+    return token_bytes.load(model_folder.locate(spec.generate.teacher, "generate.teacher"))
 
 
 def read_decisions(curated: Folder) -> dict[str, Decision]:

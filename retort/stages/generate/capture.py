@@ -1,14 +1,18 @@
 """The child: opens the teacher, asks what the ledger lacks, commits answers as they finish."""
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
+from retort.data import token_bytes
+from retort.errors import SpecError
 from retort.events import Reporter
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import write_artifact
 from retort.stages.generate.capture_session import CaptureSession
-from retort.stages.stage import Stage, from_arguments
+from retort.stages.stage import TOKENS, Stage, from_arguments
 from retort.stages.teacher_requests import ledger_name, request_context
+from retort.store import model_folder
 from retort.store.ledger import Ledger
 
 
@@ -22,6 +26,8 @@ def capture(
     progress = session.progress
     ledger, knobs = session.ledger, stage.spec.generate
     counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
+    if counts["num_signals"] and not engine_of(stage.spec).REMOTE:
+        _write_token_bytes(stage)
     return {
         **request_context(stage.spec),
         **ledger.engine(),
@@ -32,6 +38,16 @@ def capture(
         "forecast": asdict(progress.forecast) if progress.forecast else {},
         "top_k_mass": progress.top_k_mass,
     }
+
+
+def _write_token_bytes(stage: Stage) -> None:
+    """Writes the bytes of the teacher's tokens, for a student with another tokenizer.
+
+    A teacher of which they cannot be recovered has none; a student with its tokenizer needs none.
+    """
+    folder = model_folder.locate(stage.spec.generate.teacher, "generate.teacher")
+    with contextlib.suppress(SpecError):
+        stage.out.write(TOKENS, token_bytes.load(folder).to_json().encode())
 
 
 def _loaded(stage: Stage, run: str, max_num_seqs: int) -> CaptureSession:

@@ -6,24 +6,19 @@ Note: a top k can hold ids that no tokenizer knows, because models pad their emb
 # T tokens, K teacher top-k
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retort.data.encoding import EncodedRow
 from retort.errors import DataError
-from retort.records import State
+from retort.records import Decision, Response, State
 from retort.store import model_folder
 from retort.store.signals import Signal
 
 
-def check_pairing(shared: bool, template_sha256: str, base: Path) -> None:
-    """Raises `DataError` when the teacher's distribution cannot be used with this student."""
-    if not shared:
-        raise DataError(
-            "teacher and student have different token maps, so the teacher's distribution is not "
-            "one over the student's tokens; set generate.top_k: 0 and train.losses: "
-            "[{name: cross_entropy}], or take a student of the same family"
-        )
+def check_pairing(template_sha256: str, base: Path) -> None:
+    """Raises `DataError` where teacher and student share their tokens and not their template."""
     if template_sha256 != model_folder.template_sha256(base):
         raise DataError(
             "teacher and student have different chat templates, so the signal follows another "
@@ -38,6 +33,16 @@ def ends_well(row: EncodedRow, end_ids: list[int], state: State) -> bool:
     labels = row.labels[row.first :]
     num_ends, is_whole = sum(label in end_ids for label in labels), state == "accepted"
     return num_ends == is_whole and (not is_whole or labels[-1] in end_ids)
+
+
+def learned(
+    tokenizer: Any, response: Response, decision: Decision, own_ids: bool
+) -> tuple[str, list[int]]:
+    """Returns the text that is learned and its ids: the response's own ids, unless curation rewrote
+    the text; without `own_ids` (another token map, or a cut text) it is tokenized again."""
+    text = response.text if decision.target_text is None else decision.target_text
+    ids = response.token_ids if own_ids and decision.target_text is None else []
+    return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def aligned(row: EncodedRow, signal: Signal | None) -> Signal:

@@ -7,7 +7,7 @@ items that share a row are separated by their positions, which begin at 0 in eac
 
 # B batch, T time, N supervised tokens of a batch, K teacher top-k, C labels
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from retort.data.encoding import IGNORED, EncodedRow
 from retort.errors import StageError
-from retort.losses import Target
+from retort.losses import Chunks, Ranges, Target
+from retort.stages.train.translation import TranslatedSignal
 from retort.store.signals import Signal
 
-TrainingItem = tuple[EncodedRow, Signal | None]
+TrainingItem = tuple[EncodedRow, Signal | TranslatedSignal | None]
 
 # The row width, in tokens, at which a layer's attention costs as much as the rest of it where items
 # share rows; without a mask attention costs half. Measured at 5 to 6 times the hidden size: this is
@@ -182,16 +183,36 @@ def _target(items: list[TrainingItem], labels_N: np.ndarray[Any, Any], device: s
     signals = [signal for _, signal in items if signal is not None]
     if any(row.choices for row, _ in items):
         target = replace(target, choices_NC=_tensor(_choices_of(items), device))
-    if signals:
-        if sum(len(s.target_ids_T) for s in signals) != len(labels_N):
-            raise StageError("a micro-batch mixes items with and without a signal")
-        target = replace(
+    return with_signals(target, signals) if signals else target
+
+
+def with_signals(target: Target, signals: Sequence[Signal | TranslatedSignal]) -> Target:
+    """Returns a target with the signals of its items, in their order, all of one kind."""
+    device = str(target.labels_N.device)
+
+    def tensor(name: str, dtype: Any) -> Tensor:
+        whole = np.concatenate([getattr(signal, name) for signal in signals])
+        return _tensor(whole.astype(dtype), device)
+
+    if sum(len(signal.tail_T) for signal in signals) != len(target.labels_N):
+        raise StageError("a micro-batch mixes items with and without a signal")
+    first = signals[0]
+    if not isinstance(first, TranslatedSignal):
+        return replace(
             target,
-            ids_NK=_tensor(np.concatenate([s.ids_TK for s in signals]).astype(np.int64), device),
-            logprobs_NK=_tensor(np.concatenate([s.logprobs_TK for s in signals]), device),
-            tail_N=_tensor(np.concatenate([s.tail_T for s in signals]), device),
+            ids_NK=tensor("ids_TK", np.int64),
+            logprobs_NK=tensor("logprobs_TK", np.float32),
+            tail_N=tensor("tail_T", np.float32),
         )
-    return target
+    ends_N = torch.from_numpy(np.concatenate([s.ends_T for s in signals]))  # type: ignore[union-attr]
+    order_V = torch.from_numpy(first.order_V).to(device)
+    return replace(
+        target,
+        ids_NK=Ranges(tensor("first_TK", np.int64), tensor("end_TK", np.int64), order_V),
+        logprobs_NK=tensor("logprobs_TK", np.float32),
+        tail_N=tensor("tail_T", np.float32),
+        chunks=Chunks(tensor("surprisal_T", np.float32), ends_N),
+    )
 
 
 def _tensor(array: np.ndarray[Any, Any], device: str) -> Tensor:

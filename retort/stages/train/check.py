@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from retort.data import token_bytes
 from retort.errors import SpecError
 from retort.plugins import check_function, check_options
 from retort.spec import JobSpec
@@ -30,8 +31,7 @@ def check(spec: JobSpec) -> list[str]:
         lines.append(_check_live(spec))
     if spec.distils and not engine_of(spec).REMOTE:
         teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-        check_pair(spec, teacher, student)
-        lines.append("teacher and student share their token map and chat template")
+        lines.append(check_pair(spec, teacher, student))
     return [*lines, *_check_nodes(spec)]
 
 
@@ -103,9 +103,12 @@ def _check_live(spec: JobSpec) -> str:
     return f"train.teacher: live; the teacher is asked while the student learns, in {where}"
 
 
-def check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
-    """Raises `SpecError` where the student cannot read the teacher's distribution: their token maps
-    or chat templates differ, or the signal would be the whole vocabulary."""
+def check_pair(spec: JobSpec, teacher: Path, student: Path) -> str:
+    """Returns a line on how the student can read the teacher's distribution.
+
+    Raises `SpecError` where it cannot: their tokens cannot be compared by bytes, they share a token
+    map and not their chat template, or the signal would be the whole vocabulary.
+    """
     (teacher_map, size), (student_map, _) = (
         model_folder.token_map(teacher),
         model_folder.token_map(student),
@@ -115,14 +118,30 @@ def check_pair(spec: JobSpec, teacher: Path, student: Path) -> None:
         f"the student cannot learn from the teacher's signal; set {text_alone} to learn from its "
         "text alone, or take a student of the same family"
     )
-    if teacher_map != student_map:
-        raise SpecError(f"{teacher} and {student} have different tokenizers, so {way_out}")
-    if model_folder.template_sha256(teacher) != model_folder.template_sha256(student):
-        raise SpecError(f"{teacher} and {student} have different chat templates, so {way_out}")
     if spec.uses_signal and spec.generate.top_k >= size:
         raise SpecError(
             f"generate.top_k: {spec.generate.top_k} is not below the vocabulary's {size} tokens"
         )
+    if teacher_map != student_map:
+        try:
+            theirs, ours = token_bytes.load(teacher), token_bytes.load(student)
+        except SpecError as error:
+            raise SpecError(f"{error}; so {way_out}") from None
+        known = {*filter(None, ours.spelled)}
+        shared = sum(spelled in known for spelled in theirs.spelled)
+        return (
+            f"teacher and student have different tokenizers ({shared:,} of the teacher's {size:,} "
+            "tokens are the student's too): the signal is learned by bytes, with chunk_likelihood "
+            "and every loss that compares distributions"
+        )
+    if model_folder.template_sha256(teacher) != model_folder.template_sha256(student):
+        raise SpecError(f"{teacher} and {student} have different chat templates, so {way_out}")
+    if any(loss.name == "chunk_likelihood" for loss in spec.losses):
+        raise SpecError(
+            "train.losses: chunk_likelihood is for a teacher with another tokenizer, and this one "
+            "has the student's; name forward_kl, which learns from every token"
+        )
+    return "teacher and student share their token map and chat template"
 
 
 def _check_nodes(spec: JobSpec) -> list[str]:

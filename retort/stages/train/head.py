@@ -138,15 +138,13 @@ class _ChunkJob:
 
 
 def _checkpointed(hidden_NH: Tensor, job: _ChunkJob) -> Sums:
-    size = job.head.chunk_tokens
-
-    def sums(hidden_CH: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        chunk = sums_of(job.head.logits(hidden_CH), job.part(start, start + size), job.terms)
+    def sums(hidden_CH: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+        chunk = sums_of(job.head.logits(hidden_CH), job.part(start, end), job.terms)
         return chunk.total_, chunk.values_L
 
     parts = [  # one chunk at least, so that there is a graph without any token
-        checkpoint(sums, hidden_NH[start : start + size], start, use_reentrant=False)
-        for start in range(0, max(1, len(hidden_NH)), size)
+        checkpoint(sums, hidden_NH[start:end], start, end, use_reentrant=False)
+        for start, end in job.target.spans(job.head.chunk_tokens)
     ]
     totals, values = zip(*parts, strict=True)
     return Sums(torch.stack(totals).sum(), torch.stack(values).sum(dim=0))
@@ -189,7 +187,7 @@ def _walk(
     gradient, are fp32 at least; only the factors of the products have the dtype of `_narrow`.
     """
     hidden_NH, weight_WH, bias_W = inputs
-    size, num_ids = job.head.chunk_tokens, job.head.vocabulary
+    spans, num_ids = job.target.spans(job.head.chunk_tokens), job.head.vocabulary
     dtype, wide = _narrow(hidden_NH), exact(hidden_NH[:0]).dtype
     work_NH, work_VH = hidden_NH.to(dtype), weight_WH[:num_ids].to(dtype)
     gradients = [
@@ -198,17 +196,18 @@ def _walk(
     ]
     grad_NH, grad_WH, grad_W = gradients
     values_L = torch.zeros(len(job.terms), dtype=torch.float64, device=hidden_NH.device)
-    buffer_CV = work_NH.new_empty((min(size, len(work_NH)), num_ids), dtype=wide)
-    for start in range(0, len(work_NH), size):
-        hidden_CH = work_NH[start : start + size]
+    most = max(end - start for start, end in spans)
+    buffer_CV = work_NH.new_empty((most, num_ids), dtype=wide)
+    for start, end in spans if len(work_NH) else ():
+        hidden_CH = work_NH[start:end]
         logits_CV = buffer_CV[: len(hidden_CH)]
         _multiply(hidden_CH, work_VH.T, logits_CV, adds=False)
         if bias_W is not None:
             logits_CV += bias_W[:num_ids]
-        values_L += _differentiated(job, logits_CV, job.part(start, start + size), any(wanted))
+        values_L += _differentiated(job, logits_CV, job.part(start, end), any(wanted))
         slope_CV = logits_CV.to(dtype)
         if grad_NH is not None:
-            _multiply(slope_CV, work_VH, grad_NH[start : start + size], adds=False)
+            _multiply(slope_CV, work_VH, grad_NH[start:end], adds=False)
         if grad_WH is not None:
             _multiply(slope_CV.T, hidden_CH, grad_WH[:num_ids], adds=True)
         if grad_W is not None:
@@ -244,13 +243,12 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, adds: bool) -> None:
 def _differentiated(job: _ChunkJob, logits_CV: Tensor, target: Target, is_training: bool) -> Tensor:
     """Returns the terms' sums (float64); in training it replaces the logits by their gradient."""
     values_L = torch.zeros(len(job.terms), dtype=torch.float64, device=logits_CV.device)
-    num_tokens, num_ids = logits_CV.shape
-    size = max(1, BLOCK_ELEMENTS[logits_CV.device.type] // num_ids)
-    for start in range(0, num_tokens, size):
-        block_RV = logits_CV[start : start + size]
+    size = max(1, BLOCK_ELEMENTS[logits_CV.device.type] // logits_CV.shape[1])
+    for start, end in target.spans(size) if len(logits_CV) else ():
+        block_RV = logits_CV[start:end]
         with torch.set_grad_enabled(is_training):
             leaf_RV = block_RV.detach().requires_grad_(is_training)
-            part = target.part(start, start + size)
+            part = target.part(start, end)
             sums = sums_of(job.head.finish(leaf_RV), part, job.terms)
         values_L += sums.values_L
         if is_training:

@@ -59,7 +59,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     data = training_rows.build(stage, base, end_ids(model, tokenizer))
     if ranks.is_first:
         stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
-    trainer = _trainer(stage, model, ranks, data.train[0])
+    trainer = _trainer(stage, model, ranks, data)
     with contextlib.closing(trainer.teacher) if trainer.teacher else contextlib.nullcontext():
         last = trainer.run(data)
     weights = checkpoint.trained(model) if ranks.layout.shards else None
@@ -69,6 +69,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_too_long": data.num_too_long,
+        "share_aligned": data.by_bytes.share_aligned,
         "num_steps": trainer.num_steps,
         "device": ranks.device,
         "num_processes": ranks.size,
@@ -78,19 +79,21 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     }
 
 
-def _trainer(stage: Stage, model: Any, ranks: Ranks, first: TrainingItem) -> "Trainer":
+def _trainer(stage: Stage, model: Any, ranks: Ranks, data: training_rows.TrainingData) -> "Trainer":
     """Returns the trainer of a model; what its head and packing may do is tried on one item."""
     base = model_folder.locate(stage.spec.train.student, "train.student")
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
-    probe = batches.collate([first], "cpu" if ranks.layout.shards else ranks.device)
+    probe = batches.collate(data.train[:1], "cpu" if ranks.layout.shards else ranks.device)
     head, note = trusted_head(model, vocabulary, probe.input_ids_BT)
     stage.report.note(note)
     packs = stage.spec.train.runtime.packing
     if packs:
         packs, note = packs_exactly(model, probe.input_ids_BT)
         stage.report.note(note)
-    teacher = open_teacher(stage, vocabulary, ranks.device) if stage.spec.is_live else None
+    teacher = None
+    if stage.spec.is_live:
+        teacher = open_teacher(stage, vocabulary, ranks.device, data.by_bytes.live)
     objective = Objective(
         model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
     )
@@ -193,8 +196,8 @@ class Trainer:
         # Seeded by step, so that dropout is the same after a resume.
         torch.manual_seed(self.knobs.seed * 1_000_003 + step)
         num_valid = training_rows.supervised(items)
-        # M: the terms, and the teacher's mass in its top k.
-        sums_M = torch.zeros(len(self.terms) + 1, dtype=torch.float64)
+        # M: the terms, the teacher's mass in its top k, and the tokens of which it is known.
+        sums_M = torch.zeros(len(self.terms) + 2, dtype=torch.float64)
         parts = self._parts(items)
         for number, part in enumerate(parts, start=1):
             batch = self._batch(part)
@@ -202,9 +205,9 @@ class Trainer:
                 sums = self._losses(batch)
                 # DDP and FSDP average the processes' gradients; this makes it their sum.
                 (sums.total_ * (self.ranks.size / max(num_valid, 1))).backward()
-            sums_M[:-1] += sums.values_L.cpu()
+            sums_M[:-2] += sums.values_L.cpu()
             if batch.target.tail_N is not None:
-                sums_M[-1] += (1 - batch.target.tail_N.exp()).sum().cpu()
+                sums_M[-2:] += _top_k_mass(batch.target.tail_N)
         norm = self._clipped_norm(self.knobs.max_grad_norm)
         if not math.isfinite(norm):
             raise StageError(
@@ -216,9 +219,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         sums_M = self.ranks.sum(sums_M)
-        record = self._record(sums_M[:-1], num_valid)
+        record = self._record(sums_M[:-2], num_valid)
         if sums_M[-1]:
-            record["teacher_top_k_mass"] = float(sums_M[-1]) / num_valid
+            record["teacher_top_k_mass"] = float(sums_M[-2] / sums_M[-1])
         return record | {
             "gradient_norm": norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -291,7 +294,8 @@ class Trainer:
         if not training_rows.supervised(self._probe):
             raise StageError("the first batch has no supervised token; nothing would be learned")
         if batch.target.tail_N is not None:
-            mass = (1 - batch.target.tail_N.exp()).mean().item()
+            total, number = _top_k_mass(batch.target.tail_N).tolist()
+            mass = total / max(number, 1)
             if mass < 0.5:
                 self.report.note(f"warning: the top k holds only {mass:.0%} of the teacher's mass")
         for name, norm in self._gradient_norms(self._probe).items():
@@ -316,3 +320,9 @@ class Trainer:
     def _clipped_norm(self, most: float) -> float:
         """Clips the gradient to an L2 norm of `most`; returns its norm before."""
         return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)))
+
+
+def _top_k_mass(tail_N: Tensor) -> Tensor:
+    """Returns the mass in the top k, and the number of tokens that have one."""
+    mass_N = 1 - tail_N.exp()
+    return torch.stack([mass_N.sum(), (mass_N > 0).sum()]).double().cpu()

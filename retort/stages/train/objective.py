@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retort.losses import Target
+from retort.losses import Ranges, Target
 from retort.plugins import find_function
 from retort.spec import JobSpec, Loss
 from retort.stages.train.head import (
@@ -276,10 +276,17 @@ def _leak(model: Any, first: Tensor, second: Tensor) -> float:
 def agreement(logits_NV: Tensor, target: Target) -> Tensor:
     """Returns the number of tokens at which the student's most probable id is the teacher's.
 
-    It is a term of weight 0. Raises `ValueError` where the target holds no teacher.
+    It is a term of weight 0. Of a teacher with another tokenizer it is one of the ids of its most
+    probable event, and the label where there is no event. Raises `ValueError` where the target
+    holds no teacher.
     """
     if target.teacher_logits_NV is not None:
         teacher_N = target.teacher_logits_NV.argmax(dim=1)
+    elif isinstance(target.ids_NK, Ranges) and target.logprobs_NK is not None:
+        own_N, best_N1 = logits_NV.argmax(dim=1), target.logprobs_NK.argmax(dim=1, keepdim=True)
+        agrees_N = target.ids_NK.holding(own_N).gather(1, best_N1)[:, 0]
+        has_event_N = target.logprobs_NK.isfinite().any(dim=1)
+        return torch.where(has_event_N, agrees_N, own_N == target.labels_N).sum().float()
     elif target.ids_NK is not None and target.logprobs_NK is not None:
         first_N1 = target.logprobs_NK.argmax(dim=1, keepdim=True)
         teacher_N = target.ids_NK.gather(1, first_N1)[:, 0]

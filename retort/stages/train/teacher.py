@@ -17,19 +17,22 @@ import transformers
 from torch import Tensor, nn
 
 from retort.data import encoding
+from retort.data.encoding import EncodedRow
 from retort.errors import SpecError
 from retort.losses import Target
 from retort.processes import machine
 from retort.records import Example
 from retort.spec import JobSpec
 from retort.stages.stage import Stage, stream_examples
-from retort.stages.train.batches import Batch, TrainingItem, collate
+from retort.stages.train.batches import Batch, TrainingItem, collate, with_signals
 from retort.stages.train.check import check_pair
 from retort.stages.train.endpoint_teacher import EndpointTeacher, is_remote
-from retort.stages.train.head import Head
+from retort.stages.train.head import CHUNK_TOKENS, Head
 from retort.stages.train.layout import layout_of
 from retort.stages.train.objective import last_hidden, packs_exactly, trusted_head
+from retort.stages.train.translation import OtherTokens, TranslatedSignal
 from retort.store import model_folder
+from retort.store.signals import Signal, captured, joined
 
 # The number of chats on which an endpoint's tokens are compared with the student's.
 CHECKED_CHATS = 3
@@ -57,17 +60,26 @@ class LiveTeacher(Protocol):
         """Frees the teacher."""
 
 
-def open_teacher(stage: Stage, vocabulary: int, device: str) -> LiveTeacher:
+def open_teacher(
+    stage: Stage, vocabulary: int, device: str, other: OtherTokens | None = None
+) -> LiveTeacher:
     """Returns the teacher of a spec that `is_live`; only the first `vocabulary` ids count.
 
-    Raises `SpecError` where its tokens are not the student's, where it does not fit in memory, and
-    where an endpoint does not score ids; `StageError` where an endpoint does not answer.
+    `other` is for a teacher in memory with another tokenizer. Raises `SpecError` where an
+    endpoint's tokens are not the student's or it does not score ids, and where a teacher does not
+    fit in memory; `StageError` where an endpoint does not answer.
     """
     spec = stage.spec
     examples = list(islice(stream_examples(stage.input("prepare"), "train"), CHECKED_CHATS))
     tokenizer = encoding.load_tokenizer(spec.train.student)
     if not is_remote(spec):
-        return _open_in_memory(stage, vocabulary, device, _probe(examples[0], tokenizer, device))
+        if other:
+            tokenizer = encoding.load_tokenizer(spec.generate.teacher)
+            vocabulary = len(other.translator.teacher.spelled)
+        probe_BT = _probe(examples[0], tokenizer, device)
+        teacher = _open_in_memory(stage, vocabulary, device, probe_BT)
+        k = min(spec.train.live_top_k, vocabulary - 1)
+        return Translated(teacher, other, k) if other else teacher
     endpoint = EndpointTeacher(spec, vocabulary)
     try:
         endpoint.check(examples, tokenizer)
@@ -120,6 +132,65 @@ class InMemory:
         self.model = self.head = None
 
 
+class Translated:
+    """A teacher in memory with another tokenizer: the k most probable ids of each of its tokens,
+    translated to the student's. Each item is computed once: 12 k bytes a token are kept."""
+
+    head: Head | None = None
+
+    def __init__(self, teacher: InMemory, other: OtherTokens, k: int):
+        self.teacher, self.translator, self.rows, self.k = teacher, other.translator, other.rows, k
+        self._signals: dict[str, TranslatedSignal] = {}
+
+    def targets(self, batch: Batch) -> Target:
+        """Returns the batch's target with the teacher's events and chunks."""
+        return with_signals(batch.target, [self._signal(row) for row, _ in batch.items])
+
+    def _signal(self, row: EncodedRow) -> TranslatedSignal:
+        if row.first == len(row.labels):
+            return self.translator.nothing(0, self.k)
+        if row.id not in self._signals:
+            theirs, text = self.rows.get(row.id, (None, ""))
+            signal = theirs and self._own(theirs)
+            (made,), _ = self.translator.translate([(row, signal, text)])
+            # One that the teacher's template refuses has no signal, of the same width.
+            self._signals[row.id] = (
+                made if signal else self.translator.nothing(len(made.tail_T), self.k)
+            )
+        return self._signals[row.id]
+
+    def _own(self, row: EncodedRow) -> Signal:
+        """Returns the signal of a row over the teacher's own ids."""
+        items: list[TrainingItem] = [(row, None)]
+        batch = collate(items, str(next(self.teacher.model.parameters()).device))
+        target = self.teacher.targets(batch)
+        parts = []
+        for start, end in target.spans(CHUNK_TOKENS):
+            logits_NV = target.teacher_logits_NV
+            if target.teacher_hidden_NH is not None and self.teacher.head:
+                with torch.no_grad():
+                    logits_NV = self.teacher.head.logits(target.teacher_hidden_NH[start:end])
+            elif logits_NV is not None:
+                logits_NV = logits_NV[start:end]
+            assert logits_NV is not None
+            all_NV = torch.log_softmax(logits_NV.float(), dim=1)
+            top = all_NV.topk(self.k, dim=1)
+            labels_N = target.labels_N[start:end]
+            own_N = all_NV.gather(1, labels_N[:, None])[:, 0]
+            columns = (top.indices, top.values, labels_N, own_N)
+            dtypes = (np.int32, np.float32, np.int32, np.float32)
+            arrays = (t.cpu().numpy().astype(d) for t, d in zip(columns, dtypes, strict=True))
+            parts.append(captured(*arrays))
+        return joined(parts)
+
+    def expect(self, items: list[TrainingItem]) -> None:
+        """Does nothing: this teacher computes when it is asked."""
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        self.teacher.close()
+
+
 class AtEndpoint:
     """A teacher behind an endpoint: gives the k most probable ids of each token; each item is
     requested once."""
@@ -134,17 +205,7 @@ class AtEndpoint:
         signals = self.endpoint.signals([row for row, _ in batch.items])
         labels_N = np.concatenate([signal.target_ids_T for signal in signals])
         assert np.array_equal(labels_N, batch.target.labels_N.cpu().numpy())
-
-        def tensor(name: str, dtype: Any) -> Tensor:
-            whole = np.concatenate([getattr(signal, name) for signal in signals])
-            return torch.from_numpy(whole.astype(dtype)).to(batch.input_ids_BT.device)
-
-        return replace(
-            batch.target,
-            ids_NK=tensor("ids_TK", np.int64),
-            logprobs_NK=tensor("logprobs_TK", np.float32),
-            tail_N=tensor("tail_T", np.float32),
-        )
+        return with_signals(batch.target, signals)
 
     def expect(self, items: list[TrainingItem]) -> None:
         """Requests the items that were not requested before, without waiting."""

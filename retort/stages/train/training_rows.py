@@ -18,12 +18,21 @@ from retort.errors import DataError
 from retort.losses.choices import label_choices
 from retort.records import Decision, Example, Response, Split, ids_sha256
 from retort.spec import JobSpec
-from retort.stages.stage import Stage, read_decisions, read_examples, read_responses, read_signals
+from retort.stages.stage import (
+    Stage,
+    read_decisions,
+    read_examples,
+    read_responses,
+    read_signals,
+)
 from retort.stages.teacher_requests import instruction_of
-from retort.stages.train.alignment import aligned, check_pairing, ends_well, within
+from retort.stages.train import other_tokens
+from retort.stages.train.alignment import aligned, check_pairing, ends_well, learned, within
 from retort.stages.train.batches import TrainingItem
+from retort.stages.train.other_tokens import ByBytes
+from retort.stages.train.translation import TranslatedSignal
 from retort.store import model_folder
-from retort.store.signals import Signal
+from retort.store.signals import cut
 
 ODD_END = "they have an end token before their end, which a text may spell out"
 # The choices of an answer without a label, in a job with a loss over labels.
@@ -34,7 +43,8 @@ NO_CHOICES: tuple[int, list[int]] = (0, [])
 class TrainingData:
     """The training and validation items, and how many were left out.
 
-    `weights` says how often a pass shows each training item, on average.
+    `weights` says how often a pass shows each training item, on average. `by_bytes` is
+    what was found where the teacher has another tokenizer.
     """
 
     train: list[TrainingItem]
@@ -42,6 +52,7 @@ class TrainingData:
     num_too_long: int
     weights: list[float]
     warnings: list[str] = field(default_factory=list)
+    by_bytes: ByBytes = field(default_factory=ByBytes)
 
     @property
     def num_draws(self) -> int:
@@ -53,17 +64,17 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     """Returns the items of both splits, encoded for the student.
 
     Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
-    its text is tokenized again, which excludes a signal. Raises `DataError` where rows and signals
-    do not belong together, and where no row is left.
+    its text is tokenized again, and its signal translated. Raises `DataError` where rows and
+    signals do not belong together, and where no row is left.
     """
     tokenizer = encoding.load_tokenizer(stage.spec.train.student)
     captured = stage.facts("generate")
     token_map, vocabulary = model_folder.token_map(base)
     shared = captured.get("token_map_sha256") == token_map
     uses_signal, chooses = stage.spec.uses_signal, _chooses(stage.spec)
-    # The tokens of a teacher behind an endpoint are unknown here; its live teacher compares them.
-    if stage.spec.distils and "token_map_sha256" in captured:
-        check_pairing(shared, captured["template_sha256"], base)
+    # Each has a template of its own where the tokenizers differ.
+    if stage.spec.distils and shared:
+        check_pairing(captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
     kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
@@ -75,6 +86,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     prompts = encoding.render_each(tokenizer, chats, [example.tools for example in own])
     table = min(vocabulary, int(model_folder.text_config(base).get("vocab_size") or vocabulary))
     items: dict[Split, list[TrainingItem]] = {"train": [], "validation": [], "test": []}
+    texts: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     num_too_long, num_other, weights = 0, 0, []
     for response, prompt_ids in zip(kept, prompts, strict=True):
@@ -84,7 +96,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         if isinstance(row, str):
             left_out[row] += 1
             continue
-        num_other += uses_signal and _differs(row, response)
+        num_other += uses_signal and shared and _differs(row, response)
         if chooses:
             answer_ids = row.labels[row.first :]
             decided = choices(tokenizer, examples[response.example_id], text, answer_ids)
@@ -92,21 +104,29 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         if len(row.input_ids) >= stage.spec.train.max_length:
             num_too_long += 1
             continue
-        signal = None
-        if uses_signal:
+        signal, texts[row.id] = None, text
+        if uses_signal and shared:
             signal = within(vocabulary, aligned(row, signals.get(response.id)))
         split = examples[response.example_id].split
         items[split].append((row, signal))
         if split == "train":
             weights.append(decision.weight)
-    warnings = _warnings(num_other if instruction_of(stage.spec) is None else 0, left_out)
+    by_bytes = ByBytes()
+    if not shared and (other := other_tokens.translator(stage, tokenizer, table, end_ids)):
+        pairs = [(r, e) for r, e in zip(kept, own, strict=True) if r.id in texts]
+        by_bytes = other_tokens.by_bytes(stage, items, other, signals, (texts, pairs, decisions))
+    warnings = _warnings(
+        num_other if instruction_of(stage.spec) is None else 0, left_out, by_bytes.text_alone
+    )
     _check(stage.spec, items["train"], warnings)
     for text in warnings:
         stage.report.note(f"warning: {text}")
-    return TrainingData(items["train"], items["validation"], num_too_long, weights, warnings)
+    return TrainingData(
+        items["train"], items["validation"], num_too_long, weights, warnings, by_bytes
+    )
 
 
-def _warnings(num_other: int, left_out: Counter[str]) -> list[str]:
+def _warnings(num_other: int, left_out: Counter[str], text_alone: Counter[str]) -> list[str]:
     """Returns a line for each thing about the rows that a person should know."""
     lines = []
     if num_other:
@@ -117,6 +137,8 @@ def _warnings(num_other: int, left_out: Counter[str]) -> list[str]:
         )
     for reason, number in left_out.most_common():
         lines.append(f"{number:,} responses are not learned from: {reason}")
+    for reason, number in text_alone.most_common():
+        lines.append(f"{number:,} responses are learned from by their text alone: {reason}")
     return lines
 
 
@@ -135,16 +157,6 @@ def with_own_answers(
             answered.append(replace(response, state="accepted"))
             target_texts[response.id] = replace(decisions[response.id], target_text=own)
     return answered, target_texts
-
-
-def learned(
-    tokenizer: Any, response: Response, decision: Decision, own_ids: bool
-) -> tuple[str, list[int]]:
-    """Returns the text that is learned and its ids: the response's own ids, unless curation rewrote
-    the text; without `own_ids` (another token map, or a cut text) it is tokenized again."""
-    text = response.text if decision.target_text is None else decision.target_text
-    ids = response.token_ids if own_ids and decision.target_text is None else []
-    return text, ids or tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _row(
@@ -233,7 +245,9 @@ def blank(item: TrainingItem) -> TrainingItem:
     row, signal = item
     choices = row.choices and NO_CHOICES
     row = replace(row, labels=[IGNORED] * len(row.labels), first=len(row.labels), choices=choices)
-    return row, signal and Signal(*(column[:0] for column in vars(signal).values()))
+    if isinstance(signal, TranslatedSignal):
+        return row, signal.part(0)
+    return row, signal and cut(signal, 0, 0)
 
 
 def draws(weights: list[float], random: np.random.Generator) -> Any:

@@ -7,14 +7,16 @@ what is read back is quantized, sums to one, and is in ascending order of id.
 
 from retort.store.signals.file import SignalFile, pack, repack, unpack
 from retort.store.signals.record import StoredTokens
-from retort.store.signals.signal import Signal, captured, join, tail_logprob
+from retort.store.signals.signal import Signal, captured, cut, join, joined, tail_logprob
 
 __all__ = [
     "Signal",
     "SignalFile",
     "StoredTokens",
     "captured",
+    "cut",
     "join",
+    "joined",
     "pack",
     "repack",
     "tail_logprob",
