@@ -69,6 +69,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_train": len(data.train),
         "num_validation": len(data.validation),
         "num_too_long": data.num_too_long,
+        "share_known": data.by_bytes.share_known,
         "share_aligned": data.by_bytes.share_aligned,
         "num_steps": trainer.num_steps,
         "device": ranks.device,

@@ -19,9 +19,10 @@ from retort.store.signals import Signal
 
 @dataclass(frozen=True)
 class ByBytes:
-    """What is learned by bytes: the share of the tokens with a distribution, why some rows have
-    none, and what a live teacher needs."""
+    """What is learned by bytes: the share of tokens with a distribution, and that of those that
+    begin where one of the teacher's does; why rows have none, and what a live teacher needs."""
 
+    share_known: float | None = None
     share_aligned: float | None = None
     text_alone: Counter[str] = field(default_factory=Counter)
     live: OtherTokens | None = None
@@ -64,21 +65,22 @@ def by_bytes(
     by_id = {row.id: signal for (row, _, _), signal in zip(rows, made, strict=True)}
     for split, part in items.items():
         items[split] = [(row, by_id[row.id]) for row, _ in part]
-    num_aligned = sum(signal.num_aligned for signal in made)
-    if made and not num_aligned:
+    number = max(1, sum(len(signal.tail_T) for signal in made))
+    known = sum(signal.num_known for signal in made) / number
+    aligned = sum(int(signal.aligned_T.sum()) for signal in made) / number
+    if made and not known:
         reason = "; ".join(reasons) or "no token begins where one of the teacher's does"
         raise DataError(
             f"train: nothing can be learned from the teacher's signal ({reason}); set "
             "train.losses: [{name: cross_entropy}] to learn from its text alone"
         )
-    share = num_aligned / max(1, sum(len(signal.tail_T) for signal in made))
     stage.report.note(
-        "teacher and student have different tokenizers: its signal is learned by bytes, at "
-        f"{share:.1%} of the tokens, where tokens of both begin"
-        if not translator.is_exact
-        else "the teacher's tokenizer is not known, and splits every answer as the student's does"
+        "the teacher's tokenizer is not known, and splits every answer as the student's does"
+        if translator.is_exact
+        else "teacher and student have different tokenizers: its signal is learned by bytes, at "
+        f"{known:.1%} of the tokens; {aligned:.1%} begin where one of the teacher's does"
     )
-    return ByBytes(share, reasons)
+    return ByBytes(known, aligned, reasons)
 
 
 def _for_live_teacher(

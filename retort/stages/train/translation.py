@@ -1,15 +1,19 @@
 """A teacher's signal for a student with another tokenizer, by the bytes of one answer.
 
-Where tokens of both begin at the same byte, the teacher's strings become events over the student's
-vocabulary: "the text goes on with these bytes", a range of the tokens in the order of their bytes.
-Between two such places lies a chunk, which both spell, each with its own tokens.
+The teacher's strings become events over the student's vocabulary: "the text goes on with these
+bytes", a range of the tokens in the order of their bytes. Where tokens of both begin at the same
+byte that is the teacher's distribution there; where the student's begins inside one of the
+teacher's, it is the one given the bytes before, of the strings that begin with them, without which
+such tokens would be learned by their label alone. Between two common places lies a chunk, which
+both spell, each with its own tokens.
 
-**Events.** A teacher's string stands for the longest student's token that it begins with, for that
-is what the student would write; the answer's own string and the student's label, of which one
-begins with the other, for the shorter. Events of which one begins with another are one, so that no
-token is counted twice. What no token begins with, and special tokens, is tail. It is approximate in
-one way: the teacher's mass of an event is that of its stored strings, and another way to write the
-same bytes, with a shorter token, is tail unless that token is stored too.
+**Events.** A string that is a student's token stands for all tokens that begin with it, for more
+may follow. Another stands for the longest token that it begins with, for that is what the student
+writes; the answer's own, for the student's label. Where the label is longer than it, the teacher's
+distribution at the next place says how the string goes on. Events of which one contains another are
+one, so that no token is counted twice; of more than k the most probable are kept. What no token
+begins with, special tokens, and what is not stored is tail. It is approximate in one way: another
+way to write the same bytes, with a shorter token of the teacher's, is tail unless that is stored.
 **Chunks.** A chunk ends only where the teacher could begin a new word or end, by its stored
 strings, for a token inside a word says nothing of the word's other splits (Minixhofer et al. 2025,
 arXiv:2503.20083, which merges by the same threshold).
@@ -32,6 +36,8 @@ from retort.store.signals.signal import Floats, Ints
 BOUNDARY = 0.1
 # Chunks are not joined beyond the first number of student tokens, nor learned beyond the second.
 JOINED_TOKENS, LONGEST_TOKENS = 16, 64
+# First rank, rank after the last, log-probability.
+Event = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,9 @@ class TranslatedSignal:
     """A signal over events, and the chunks; of a row's supervised tokens.
 
     Event k of token t are the ranks from `first_TK` to before `end_TK` in the student's byte order;
-    an empty range has the log-probability -inf. Where the token begins inside one of the teacher's,
-    all are empty, and `tail_T` is 0: such a token has no divergence. `ends_T` says after which
+    an empty range has the log-probability -inf. Where nothing is known all are empty, and `tail_T`
+    is 0: such a token has no divergence. `aligned_T` says which tokens begin where one of the
+    teacher's does, `ends_T` after which
     tokens a chunk ends, and `surprisal_T` the teacher's -log p of the chunk that ends there, nats,
     NaN where it is not learned. `order_V` are the student's ids by rank.
     """
@@ -49,6 +56,7 @@ class TranslatedSignal:
     end_TK: Ints
     logprobs_TK: Floats
     tail_T: Floats
+    aligned_T: npt.NDArray[np.bool_]
     ends_T: npt.NDArray[np.bool_]
     surprisal_T: Floats
     order_V: npt.NDArray[np.int64]
@@ -59,7 +67,7 @@ class TranslatedSignal:
         return TranslatedSignal(*(column[:end] for column in columns), order_V)
 
     @property
-    def num_aligned(self) -> int:
+    def num_known(self) -> int:
         """The number of tokens with a distribution."""
         return int((self.first_TK < self.end_TK).any(axis=1).sum())
 
@@ -127,11 +135,16 @@ class Translator:
         ours = _Side.of(self.student.table, row.labels[row.first :], text)
         return "the student's tokens do not spell the text" if ours is None else (theirs, ours)
 
-    def _range(self, event: bytes) -> tuple[int, int]:
-        """Returns the ranks of an event, of none for an event without a byte."""
-        if not event:
+    def _event(self, text: bytes, own: bytes | None = None) -> tuple[int, int]:
+        """Returns the ranks of the tokens with which the student goes on, where the text does so
+        with `text`: all that begin with it, where it is a token; else the longest one within it,
+        or `own`, which the student is known to write."""
+        if own is not None and len(own) < len(text):
+            return self.student.range_of(own, whole=True)
+        token = self.student.longest(text)
+        if not token:
             return (0, 0)
-        return self.student.range_of(event, whole=self.is_exact)
+        return self.student.range_of(token, whole=self.is_exact or token != text)
 
     def nothing(self, num_tokens: int, k: int) -> TranslatedSignal:
         """Returns the signal of tokens of which nothing is known."""
@@ -142,6 +155,7 @@ class Translator:
             np.zeros((num_tokens, k), np.int32),
             np.full((num_tokens, k), -np.inf, np.float32),
             np.zeros(num_tokens, np.float32),
+            np.zeros(num_tokens, np.bool_),
             ends_T,
             np.full(num_tokens, np.nan, np.float32),
             self._order_V,
@@ -154,45 +168,103 @@ class Translator:
         sides: tuple["_Side", "_Side"],
         places: tuple[Ints, npt.NDArray[np.bool_]],
     ) -> None:
-        """Writes the events of every token that begins where one of the teacher's begins."""
+        """Writes the events of every token."""
         (theirs, ours), (at_T, is_same_T) = sides, places
-        num_labels, num_rows = len(made.tail_T), len(signal.tail_T)
-        tokens_N = np.flatnonzero((is_same_T & (at_T < num_rows))[:num_labels])
+        at_T, is_same_T = at_T[: len(made.tail_T)], is_same_T[: len(made.tail_T)]
+        tokens_N = np.flatnonzero(at_T < len(signal.tail_T))
         rows_N = at_T[tokens_N]
         ids_NK = np.minimum(signal.ids_TK[rows_N], len(self.teacher.spelled))
-        ranges_NK2 = self._ranges(ids_NK)
+        logprobs_NK, ranges_NK2 = signal.logprobs_TK[rows_N], self._ranges(ids_NK)
         if len(tokens_N) and tokens_N[0] == 0 and (theirs.has_lead or ours.has_lead):
             ranges_NK2[0] = [self._first(i, theirs.has_lead, ours.has_lead) for i in ids_NK[0]]
+        for n in np.flatnonzero(~is_same_T[tokens_N]).tolist():
+            known = theirs.starts[rows_N[n]], ours.starts[tokens_N[n]]
+            inside = theirs.text(rows_N[n])[: known[1] - known[0]]
+            ranges_NK2[n], goes_on_K = self._inside(ids_NK[n], inside)
+            logprobs_NK[n] = _given(logprobs_NK[n], goes_on_K, signal.tail_T[rows_N[n]])
+        further: dict[int, list[Event]] = {}
         is_target_NK = ids_NK == signal.target_ids_T[rows_N][:, None]
-        for n, k in np.argwhere(is_target_NK):
+        for n, k in np.argwhere(is_target_NK).tolist():
             token, place = int(tokens_N[n]), int(rows_N[n])
             if token < len(ours.parts) and place < len(theirs.parts):
-                own, other = ours.parts[token], theirs.parts[place]
-                if place == 0 and theirs.has_lead:
-                    other = other[1:]
+                own, other = ours.parts[token], theirs.text(place)
+                other = other[ours.starts[token] - theirs.starts[place] :]
                 if token == 0 and ours.has_lead:
                     other = b" " + other
-                ranges_NK2[n, k] = self._range(min(own, other, key=len))
-        merged = _merged(ranges_NK2, signal.logprobs_TK[rows_N], signal.tail_T[rows_N])
+                if len(other) < len(own):
+                    begun = (other, float(logprobs_NK[n, k]), place + 1)
+                    further[n] = self._further(begun, own, signal, theirs)
+                    ranges_NK2[n, k], logprobs_NK[n, k] = 0, -np.inf
+                else:
+                    ranges_NK2[n, k] = self._event(other, own)
+        merged = _merged(*_widened(ranges_NK2, logprobs_NK, further), signal.tail_T[rows_N])
+        merged = _largest(*merged, signal.ids_TK.shape[1])
         made.first_TK[tokens_N], made.end_TK[tokens_N] = merged[0], merged[1]
         made.logprobs_TK[tokens_N], made.tail_T[tokens_N] = merged[2], merged[3]
+        is_empty_N = (merged[0] >= merged[1]).all(axis=1)
+        made.tail_T[tokens_N[is_empty_N]] = 0
+        made.aligned_T[tokens_N] = is_same_T[tokens_N]
+
+    def _inside(self, ids_K: Ints, inside: bytes) -> tuple[list[tuple[int, int]], list[bool]]:
+        """Returns the ranges of what is left of each string after its first bytes, and which
+        strings begin with these."""
+        strings = [self._spelled(index) for index in ids_K.tolist()]
+        rest = [b[len(inside) :] if b and b.startswith(inside) else None for b in strings]
+        return [self._event(b or b"") for b in rest], [b is not None for b in rest]
+
+    def _further(
+        self, begun: tuple[bytes, float, int], own: bytes, signal: Signal, theirs: "_Side"
+    ) -> list[Event]:
+        """Returns the events of a label that is longer than the teacher's string.
+
+        `begun` are the string, its log-probability and the place after it, whose distribution says
+        how the text goes on; and so on until the label is spelt.
+        """
+        events: list[Event] = []
+        said, logprob, place = begun
+        while place < len(signal.tail_T):
+            target, begun_logprob = int(signal.target_ids_T[place]), None
+            events.append((0, 0, logprob + float(signal.tail_T[place])))
+            row = zip(
+                signal.ids_TK[place].tolist(), signal.logprobs_TK[place].tolist(), strict=True
+            )
+            for index, more in row:
+                spelled = self._spelled(index)
+                if index in self.teacher.ends:
+                    whole = self.student.range_of(self.student.longest(said), whole=True)
+                    events.append((*whole, logprob + more))
+                elif spelled is None:
+                    events.append((0, 0, logprob + more))
+                elif index == target and len(said + spelled) < len(own):
+                    begun_logprob = logprob + more
+                else:
+                    known = own if index == target else None
+                    events.append((*self._event(said + spelled, known), logprob + more))
+            if begun_logprob is None:
+                return events
+            said, logprob, place = said + theirs.text(place), begun_logprob, place + 1
+        return [*events, (*self._event(said), logprob)]
+
+    def _spelled(self, index: int) -> bytes | None:
+        """Returns what an id spells; None for an end token and for one that the table lacks."""
+        is_known = index < len(self.teacher.spelled) and index not in self.teacher.ends
+        return self.teacher.spelled[index] if is_known else None
 
     def _ranges(self, ids_NK: Ints) -> Ints:
         """Returns the range of ranks of each of the teacher's ids, (N, K, 2)."""
         for index in np.unique(ids_NK[self._ranges_V2[ids_NK, 0] < 0]).tolist():
-            event = self.student.longest(self.teacher.spelled[index] or b"")
-            self._ranges_V2[index] = self._range(event)
+            self._ranges_V2[index] = self._event(self._spelled(index) or b"")
         ranges_NK2: Ints = self._ranges_V2[ids_NK]
         return ranges_NK2
 
     def _first(self, index: int, strips: bool, adds: bool) -> tuple[int, int]:
         """Returns the range of an id at the start of a text, where a space may be no part of it."""
-        own = self.teacher.spelled[index] if index < len(self.teacher.spelled) else None
-        if own is None or index in self.teacher.ends:
+        own = self._spelled(index)
+        if own is None:
             first, end = self._ranges_V2[index]
             return int(first), int(end)
         own = own[1:] if strips and own.startswith(b" ") else own
-        return self._range(self.student.longest(b" " + own if adds else own))
+        return self._event(b" " + own if adds else own)
 
     def _chunk(
         self,
@@ -253,6 +325,10 @@ class _Side:
     starts: Ints
     has_lead: bool
 
+    def text(self, place: int) -> bytes:
+        """Returns what a token adds to the text."""
+        return self.parts[place][1:] if place == 0 and self.has_lead else self.parts[place]
+
     @classmethod
     def of(cls, table: TokenBytes, ids: Sequence[int], text: str) -> "_Side | None":
         """Returns the side of an answer; None where its tokens do not spell the text."""
@@ -267,6 +343,50 @@ class _Side:
 def _begins(spelled: bytes | None) -> bool:
     """Whether a token begins a new word: with anything but a letter, a digit or a mark of them."""
     return bool(spelled) and spelled[0] < 128 and not chr(spelled[0]).isalnum()
+
+
+def _given(logprobs_K: Floats, goes_on_K: list[bool], tail: float) -> Floats:
+    """Returns the log-probabilities of strings given that the text goes on as some of them do.
+
+    What is not stored is taken to go on so as often as what is.
+    """
+    mass_K = np.where(goes_on_K, np.exp(logprobs_K.astype(np.float64)), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        given_K = np.log(mass_K * -np.expm1(tail) / mass_K.sum())
+    return np.nan_to_num(given_K, nan=-np.inf, neginf=-np.inf).astype(np.float32)
+
+
+def _widened(
+    ranges_NK2: Ints, logprobs_NK: Floats, further: dict[int, list[Event]]
+) -> tuple[Ints, Floats]:
+    """Returns the events with those that some tokens have besides."""
+    width = max(map(len, further.values()), default=0)
+    if not width:
+        return ranges_NK2, logprobs_NK
+    number = len(ranges_NK2)
+    more_NW2 = np.zeros((number, width, 2), np.int32)
+    more_NW = np.full((number, width), -np.inf, np.float32)
+    for n, events in further.items():
+        for at, (first, end, logprob) in enumerate(events):
+            more_NW2[n, at], more_NW[n, at] = (first, end), logprob
+    return np.concatenate([ranges_NK2, more_NW2], axis=1), np.concatenate(
+        [logprobs_NK, more_NW], axis=1
+    )
+
+
+def _largest(
+    first_NW: Ints, end_NW: Ints, logprobs_NW: Floats, tail_N: Floats, k: int
+) -> tuple[Ints, Ints, Floats, Floats]:
+    """Returns the k most probable events; the others are tail."""
+    if first_NW.shape[1] <= k:
+        return first_NW, end_NW, logprobs_NW, tail_N
+    order_NW = np.argsort(-logprobs_NW, axis=1, kind="stable")
+    first_NW, end_NW, logprobs_NW = (
+        np.take_along_axis(x, order_NW, axis=1) for x in (first_NW, end_NW, logprobs_NW)
+    )
+    rest_N = np.exp(logprobs_NW[:, k:].astype(np.float64)).sum(axis=1)
+    tail_N = np.log(np.exp(tail_N.astype(np.float64)) + rest_N).astype(np.float32)
+    return first_NW[:, :k], end_NW[:, :k], logprobs_NW[:, :k], tail_N
 
 
 def _merged(
