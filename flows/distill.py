@@ -20,6 +20,7 @@ from flows import embedded
 from retort.events import shown
 from retort.jobs.run import JobRun
 from retort.metrics.comparison import ReportContent, table, verdict
+from retort.processes.libraries import parse_one_at_a_time
 from retort.spec import JobSpec, StageName
 from retort.store import open_store
 from retort.store.urls import public
@@ -36,6 +37,8 @@ from tasks import (
     train_all,
 )
 from tasks.listeners import forgiving, leave, markdown, outbox, tell
+
+parse_one_at_a_time()
 
 FLOW_RUN = "prefect.flow_run_id"
 # How long a flow waits at its end for its last artifacts to be sent.

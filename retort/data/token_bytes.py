@@ -7,6 +7,7 @@ nothing. Whether a text's tokens spell that text is seen on the text itself (`sp
 
 import base64
 import functools
+import itertools
 import json
 import re
 from bisect import bisect_left, bisect_right
@@ -213,3 +214,28 @@ def load(folder: Path) -> TokenBytes:
     """
     tokenizer = encoding.load_tokenizer(str(folder))
     return token_bytes(tokenizer, str(folder), encoding.end_ids(str(folder), tokenizer))
+
+
+def share_aligned(teacher: Path, student: Path, texts: Sequence[str]) -> float:
+    """Returns the share of the student's tokens that begin where one of the teacher's does.
+
+    Texts that either does not spell exactly count as texts without such a token. Raises `SpecError`
+    where the bytes of a tokenizer cannot be recovered.
+    """
+    starts = []
+    for folder in (teacher, student):
+        tokenizer, table = encoding.load_tokenizer(str(folder)), load(folder)
+        rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        starts.append([_starts(table.of(ids), text) for ids, text in zip(rows, texts, strict=True)])
+    pairs = list(zip(*starts, strict=True))
+    number = sum(len(ours or ()) for _, ours in pairs)
+    return sum(len({*(theirs or ())} & {*(ours or ())}) for theirs, ours in pairs) / max(number, 1)
+
+
+def _starts(parts: list[bytes] | None, text: str) -> list[int] | None:
+    """Returns where each token begins in a text; None where they do not spell it."""
+    lead = None if parts is None else without_lead(parts, text)
+    if parts is None or lead is None:
+        return None
+    starts = itertools.accumulate((len(part) for part in parts[:-1]), initial=0)
+    return [max(0, start - lead) for start in starts]

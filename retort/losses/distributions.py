@@ -95,7 +95,8 @@ class Target:
         if self.chunks is None:
             return [(at, min(at + size, number)) for at in range(0, max(number, 1), size)]
         ends = (self.chunks.ends_N.nonzero()[:, 0] + 1).tolist()
-        found, at = [], 0
+        found: list[tuple[int, int]] = []
+        at = 0
         while at < number or not found:
             place = bisect_right(ends, at + size)
             before = ends[place - 1] if place else 0

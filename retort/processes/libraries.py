@@ -1,10 +1,14 @@
 """How a process imports the heavy libraries, and the device that it computes on."""
 
+import ast
+import functools
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # transformers and vLLM import these wherever they are installed, for functions that Retort never
 # calls (assisted generation, detection losses, audio): a sixth of all modules of such a process.
@@ -31,6 +35,27 @@ def lean_imports() -> Iterator[None]:
             del sys.modules[name]
         if collects:
             gc.enable()
+
+
+def parse_one_at_a_time() -> None:
+    """Lets no two threads of this process parse Python at once, where Python cannot do that.
+
+    Before 3.11.8 and 3.12.2 a parse counts its depth in a variable of all threads: where the
+    garbage collector lets another thread parse within it, it ends with SystemError (CPython's issue
+    106905). Prefect, numpy and `inspect` parse, and a flow has threads.
+    """
+    if (3, 11, 8) <= sys.version_info[:3] < (3, 12) or sys.version_info[:3] >= (3, 12, 2):
+        return
+    if hasattr(ast.parse, "__wrapped__"):
+        return
+    lock, parse = threading.RLock(), ast.parse
+
+    @functools.wraps(parse)
+    def one_at_a_time(*arguments: Any, **options: Any) -> Any:
+        with lock:
+            return parse(*arguments, **options)
+
+    ast.parse = one_at_a_time  # `ast.literal_eval` and `inspect` look it up there
 
 
 def resolve_device(name: str) -> str:

@@ -186,6 +186,16 @@ def test_a_format_that_fails_ends_no_job_and_is_tried_again(home, run, report):
         assert "export-gguf-f32: cached" in done.stderr
 
 
+def test_an_export_that_is_killed_says_nothing_of_its_format(home, run, report):
+    (home / "mine").mkdir(exist_ok=True)
+    kill = "import os, signal\n" + BROKEN.replace(
+        'raise RuntimeError("this format has no luck")', "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    (home / "mine/killed.py").write_text(kill)
+    done = run("run", '--set=export.formats=["mine.killed:q"]', "--json", "--trust")
+    assert done.returncode == 1 and "was killed (signal 9)" in done.stderr
+
+
 def test_a_gguf_is_served_to_a_client_of_openai_with_the_key(report, monkeypatch):
     student = f"{report['artifacts']['release']}/model"
     address = serve.Address("mine", port=free_port())

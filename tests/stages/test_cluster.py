@@ -80,7 +80,7 @@ def asked_by(folder: Path) -> list[tuple[int, str]]:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

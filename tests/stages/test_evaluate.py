@@ -3,6 +3,7 @@
 Where what counts is who is asked when, the engine is `echo`, and no model is loaded.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -158,8 +159,10 @@ class CutError(Exception):
 
 def open_processes() -> list[str]:
     """The processes of models that this one has open."""
-    children = psutil.Process().children(recursive=True)
-    commands = [" ".join(child.cmdline()) for child in children if child.is_running()]
+    commands = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            commands.append(" ".join(child.cmdline()))
     return [command for command in commands if "measure_turns" in command]
 
 

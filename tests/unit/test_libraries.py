@@ -64,3 +64,40 @@ def test_a_hub_library_that_is_loaded_already_stays_offline_too(monkeypatch, tmp
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with libraries.lean_imports():
         assert is_offline_mode()
+
+
+RACE = """
+import ast, gc, threading, time
+from retort.processes.libraries import parse_one_at_a_time
+
+class Late:
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        time.sleep(0.0001)
+
+parse_one_at_a_time()
+gc.set_threshold(2000)
+source = "\\n".join(f"def f{i}(a, b=[1, (2, {{3: 4}})]): return [a + b * (1 - (2 + (3 * 4)))]" for i in range(30))
+failed = []
+
+def work():
+    for _ in range(60):
+        made = [Late() for _ in range(3)]
+        try:
+            ast.parse(source)
+        except SystemError as error:
+            failed.append(error)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+raise SystemExit(str(failed[0]) if failed else 0)
+"""
+
+
+def test_threads_that_parse_python_at_once_do_not_fail():
+    subprocess.run([sys.executable, "-c", RACE], check=True, timeout=100)

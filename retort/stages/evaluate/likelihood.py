@@ -248,7 +248,7 @@ def _keep(teacher: TeacherTargets, name: str, logits_NV: Tensor) -> None:
 
 def _on(target: Target, labels_N: Tensor) -> Target:
     """Returns a kept target with the labels of its row, on their device."""
-    assert target.ids_NK is not None and target.logprobs_NK is not None
+    assert isinstance(target.ids_NK, Tensor) and target.logprobs_NK is not None
     assert target.tail_N is not None
     device = labels_N.device
     parts = (target.ids_NK, target.logprobs_NK, target.tail_N)

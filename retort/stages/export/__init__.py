@@ -7,7 +7,7 @@ Whether the file is as good as the student is not said here: evaluate measures i
 from typing import Any
 
 from retort import processes
-from retort.errors import StoreError
+from retort.errors import EngineDiedError, StoreError
 from retort.stages.export.writing import write
 from retort.stages.stage import Stage
 
@@ -16,12 +16,14 @@ def export(stage: Stage) -> dict[str, Any]:
     """Writes `model/` in the one format that the stage's spec names; returns its facts.
 
     A format that cannot be written ends no job: the facts say why, and the next run tries again.
+    Raises `EngineDiedError` where the process was killed or had too little memory, as other stages
+    do: that says nothing of the format.
     """
     (name,) = stage.spec.export.formats
     runtime, arguments = stage.spec.evaluate.runtime.model_dump(), {"arguments": stage.arguments()}
     try:
         facts = processes.run(write, arguments, stage.report, stage.log, runtime)
-    except StoreError:
+    except (StoreError, EngineDiedError):
         raise
     except Exception as error:  # of whatever kind the format's library raises
         stage.report.note(f"warning: {name} cannot be written: {error}")

@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from retort.data import chat_templates, sources, task_types
+from retort.data import chat_templates, sources, task_types, token_bytes
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.plugins import check_function
@@ -61,7 +61,7 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
-    return [*lines, *losses, *_refused_chats(spec, some_examples)]
+    return [*lines, *losses, *_refused_chats(spec, some_examples), *_by_bytes(spec, some_examples)]
 
 
 def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
@@ -81,6 +81,25 @@ def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
                 f"rows ({reason}); it will {done} them"
             )
     return lines
+
+
+def _by_bytes(spec: JobSpec, examples: list[Example]) -> list[str]:
+    """Returns a line on tokens that begin together, where the signal is learned by bytes.
+
+    It is measured on the first rows' own answers, or on what the user says where they have none.
+    """
+    if not spec.distils or find_engine(resolve(spec.generate.engine, 0)).REMOTE:
+        return []
+    teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+    student = model_folder.locate(spec.train.student, "train.student")
+    if model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]:
+        return []
+    answers = [e.reference or str(e.messages[-1]["content"]) for e in examples[:COUNTED_ROWS]]
+    share = token_bytes.share_aligned(teacher, student, answers)
+    return [
+        f"tokens: {share:.1%} of the student's begin where one of the teacher's does, in the first "
+        f"{len(answers):,} rows"
+    ]
 
 
 def _losses(spec: JobSpec, selection: Selection) -> list[str]:

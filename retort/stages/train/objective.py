@@ -287,7 +287,7 @@ def agreement(logits_NV: Tensor, target: Target) -> Tensor:
         agrees_N = target.ids_NK.holding(own_N).gather(1, best_N1)[:, 0]
         has_event_N = target.logprobs_NK.isfinite().any(dim=1)
         return torch.where(has_event_N, agrees_N, own_N == target.labels_N).sum().float()
-    elif target.ids_NK is not None and target.logprobs_NK is not None:
+    elif isinstance(target.ids_NK, Tensor) and target.logprobs_NK is not None:
         first_N1 = target.logprobs_NK.argmax(dim=1, keepdim=True)
         teacher_N = target.ids_NK.gather(1, first_N1)[:, 0]
     else:

@@ -151,7 +151,7 @@ class Translated:
             return self.translator.nothing(0, self.k)
         if row.id not in self._signals:
             theirs, text = self.rows.get(row.id, (None, ""))
-            signal = theirs and self._own(theirs)
+            signal = self._own(theirs) if theirs else None
             (made,), _ = self.translator.translate([(row, signal, text)])
             # One that the teacher's template refuses has no signal, of the same width.
             self._signals[row.id] = (

@@ -22,7 +22,7 @@ arXiv:2503.20083, which merges by the same threshold).
 # T tokens of the student, S of the teacher, K teacher top-k
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,8 @@ class TranslatedSignal:
 
     def part(self, end: int) -> "TranslatedSignal":
         """Returns the signal of the tokens before `end`, as views."""
-        *columns, order_V = vars(self).values()
-        return TranslatedSignal(*(column[:end] for column in columns), order_V)
+        columns = {name: column[:end] for name, column in vars(self).items() if name != "order_V"}
+        return replace(self, **columns)
 
     @property
     def num_known(self) -> int:
@@ -108,7 +108,7 @@ class Translator:
             assert signal is not None
             # Of tokens that begin at one byte the last counts: those before it spell nothing.
             at_T = np.searchsorted(sides[0].starts, sides[1].starts, side="right") - 1
-            places = at_T, sides[0].starts[at_T] == sides[1].starts
+            places = at_T.astype(np.int32), sides[0].starts[at_T] == sides[1].starts
             self._fill(made[-1], signal, sides, places)
             self._chunk(made[-1], signal, sides, places)
         return made, reasons
@@ -342,7 +342,7 @@ class _Side:
 
 def _begins(spelled: bytes | None) -> bool:
     """Whether a token begins a new word: with anything but a letter, a digit or a mark of them."""
-    return bool(spelled) and spelled[0] < 128 and not chr(spelled[0]).isalnum()
+    return spelled is not None and spelled[:1].isascii() and not spelled[:1].isalnum()
 
 
 def _given(logprobs_K: Floats, goes_on_K: list[bool], tail: float) -> Floats:
@@ -353,7 +353,8 @@ def _given(logprobs_K: Floats, goes_on_K: list[bool], tail: float) -> Floats:
     mass_K = np.where(goes_on_K, np.exp(logprobs_K.astype(np.float64)), 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         given_K = np.log(mass_K * -np.expm1(tail) / mass_K.sum())
-    return np.nan_to_num(given_K, nan=-np.inf, neginf=-np.inf).astype(np.float32)
+    found: Floats = np.nan_to_num(given_K, nan=-np.inf, neginf=-np.inf).astype(np.float32)
+    return found
 
 
 def _widened(
@@ -381,12 +382,15 @@ def _largest(
     if first_NW.shape[1] <= k:
         return first_NW, end_NW, logprobs_NW, tail_N
     order_NW = np.argsort(-logprobs_NW, axis=1, kind="stable")
-    first_NW, end_NW, logprobs_NW = (
-        np.take_along_axis(x, order_NW, axis=1) for x in (first_NW, end_NW, logprobs_NW)
+    mass_NW = np.exp(np.take_along_axis(logprobs_NW, order_NW, axis=1).astype(np.float64))
+    tail_N = np.log(np.exp(tail_N.astype(np.float64)) + mass_NW[:, k:].sum(axis=1))
+    kept_NK = order_NW[:, :k]
+    return (
+        np.take_along_axis(first_NW, kept_NK, axis=1),
+        np.take_along_axis(end_NW, kept_NK, axis=1),
+        np.take_along_axis(logprobs_NW, kept_NK, axis=1),
+        tail_N.astype(np.float32),
     )
-    rest_N = np.exp(logprobs_NW[:, k:].astype(np.float64)).sum(axis=1)
-    tail_N = np.log(np.exp(tail_N.astype(np.float64)) + rest_N).astype(np.float32)
-    return first_NW[:, :k], end_NW[:, :k], logprobs_NW[:, :k], tail_N
 
 
 def _merged(
