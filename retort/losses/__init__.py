@@ -180,9 +180,10 @@ def chunk_likelihood(logits_NV: Tensor, target: Target, temperature: float = 1.0
 
     u and v are the surprisals, -log p and -log q, of the same stretch of text, which teacher and
     student spell each with its own tokens: the likelihoods of chunks are made equal, whatever their
-    tokens are. It is for a teacher with another tokenizer. The gradient by v is 1 - u / v.
-    `temperature` is not used. Source: ALM, Minixhofer et al. 2025 (arXiv:2503.20083), in the limit
-    of an infinite temperature. Raises `ValueError` where the target holds no chunks.
+    tokens are. It is for a teacher with another tokenizer. The gradient by v is 1 - u / v. No tail
+    is needed, and `temperature` is not used. Source: ALM, Minixhofer et al. 2025
+    (arXiv:2503.20083), in the limit of an infinite temperature. Raises `ValueError` where the
+    target holds no chunks.
     """
     if target.chunks is None:
         raise ValueError("chunk_likelihood compares chunks; teacher and student share their tokens")

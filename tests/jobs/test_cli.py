@@ -110,16 +110,15 @@ def test_a_model_that_is_not_there(job, fails):
     assert "train.student: no folder" in said
 
 
-def test_different_tokenizers_are_refused_where_a_signal_is_asked_for(job, fails, tmp_path):
+def test_a_tokenizer_that_changes_the_text_is_refused_where_a_signal_is_asked_for(job, fails):
     settings = job.parent / "models/base/tokenizer.json"
     tokenizer = json.loads(settings.read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    (one, first), (two, second) = list(vocabulary.items())[-2:]
-    vocabulary[one], vocabulary[two] = second, first
-    settings.write_text(json.dumps(tokenizer))
+    vocabulary["\u00e9"] = vocabulary.pop("'")
+    settings.write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
     code, said = fails("run", job)
     assert code == 2
-    assert "different tokenizers" in said
+    assert "base: its tokenizer changes the text ('Hello ' becomes 'hello ')" in said
     assert "top_k: 0" in said
 
 

@@ -102,16 +102,11 @@ def test_a_teacher_whose_head_is_not_all_gives_dense_logits(folder, monkeypatch)
     torch.testing.assert_close(target.teacher_logits_NV, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_teacher_of_other_tokens_or_too_large_is_refused_with_the_reason(
+def test_a_teacher_of_another_template_or_too_large_is_refused_with_the_reason(
     folder, tmp_path, monkeypatch
 ):
     other = shutil.copytree(folder / "student", tmp_path / "other")
-    text = (other / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(text.replace('"a": 6', '"ä": 6'))
     stage = staged(folder, folder / "teacher", train={"student": str(other)})
-    with pytest.raises(SpecError, match=r"different tokenizers.*cross_entropy"):
-        open_teacher(stage, size_of(folder), "cpu")
-    (other / "tokenizer.json").write_text(text)
     with (other / "chat_template.jinja").open("a") as stream:
         stream.write(" ")
     with pytest.raises(SpecError, match="different chat templates"):

@@ -79,7 +79,8 @@ class Late:
 
 parse_one_at_a_time()
 gc.set_threshold(2000)
-source = "\\n".join(f"def f{i}(a, b=[1, (2, {{3: 4}})]): return [a + b * (1 - (2 + (3 * 4)))]" for i in range(30))
+line = "def f(a, b=[1, (2, {3: 4})]): return [a + b * (1 - (2 + (3 * 4)))]"
+source = "\\n".join([line] * 30)
 failed = []
 
 def work():

@@ -282,4 +282,8 @@ def test_what_is_asked_wrongly_is_refused_in_words():
 
 def test_every_loss_of_the_list_can_be_named_in_a_spec():
     named = {name.rpartition("_0")[0] if "_0" in name else name for name in LOSSES}
-    assert set(function_names("retort.losses")) == named | {"cross_entropy", "label_distribution"}
+    assert set(function_names("retort.losses")) == named | {
+        "chunk_likelihood",
+        "cross_entropy",
+        "label_distribution",
+    }

@@ -100,6 +100,13 @@ def event_of(text, own, student):
     return frozenset(i for i, t in enumerate(student) if t == longest)
 
 
+def is_open(said, own, student):
+    """Whether the label is not told apart from the tokens that begin with it."""
+    return len(said) < len(own) or (
+        said == own and any(t != own and t.startswith(own) for t in student)
+    )
+
+
 def events_of(steps, own, student, end):
     """The events of a position: every path through the teacher's next places, one by one.
 
@@ -116,7 +123,7 @@ def events_of(steps, own, student, end):
         for string, more in strings.items():
             if string is None:
                 event = frozenset([end]) if not said else event_of(said + b"\0", None, student)
-            elif string == target and own is not None and len(said + string) < len(own):
+            elif string == target and own is not None and is_open(said + string, own, student):
                 paths.append((said + string, mass * more, at + 1))
                 continue
             else:

@@ -9,11 +9,12 @@ both spell, each with its own tokens.
 
 **Events.** A string that is a student's token stands for all tokens that begin with it, for more
 may follow. Another stands for the longest token that it begins with, for that is what the student
-writes; the answer's own, for the student's label. Where the label is longer than it, the teacher's
-distribution at the next place says how the string goes on. Events of which one contains another are
-one, so that no token is counted twice; of more than k the most probable are kept. What no token
-begins with, special tokens, and what is not stored is tail. It is approximate in one way: another
-way to write the same bytes, with a shorter token of the teacher's, is tail unless that is stored.
+writes; the answer's own, for the student's label. Where that leaves the label open, being shorter
+than it or what longer tokens begin with too, the teacher's distribution at the next place says how
+it goes on. Events of which one contains another are one, so that no token is counted twice; of more
+than k the most probable are kept. What no token begins with, special tokens, and what is not stored
+is tail. It is approximate in one way: another way to write the same bytes, with a shorter token of
+the teacher's, is tail unless that is stored.
 **Chunks.** A chunk ends only where the teacher could begin a new word or end, by its stored
 strings, for a token inside a word says nothing of the word's other splits (Minixhofer et al. 2025,
 arXiv:2503.20083, which merges by the same threshold).
@@ -191,7 +192,7 @@ class Translator:
                 other = other[ours.starts[token] - theirs.starts[place] :]
                 if token == 0 and ours.has_lead:
                     other = b" " + other
-                if len(other) < len(own):
+                if self._is_open(other, own) and place + 1 < len(signal.tail_T):
                     begun = (other, float(logprobs_NK[n, k]), place + 1)
                     further[n] = self._further(begun, own, signal, theirs)
                     ranges_NK2[n, k], logprobs_NK[n, k] = 0, -np.inf
@@ -215,10 +216,10 @@ class Translator:
     def _further(
         self, begun: tuple[bytes, float, int], own: bytes, signal: Signal, theirs: "_Side"
     ) -> list[Event]:
-        """Returns the events of a label that is longer than the teacher's string.
+        """Returns the events of a label that the teacher's string leaves open.
 
         `begun` are the string, its log-probability and the place after it, whose distribution says
-        how the text goes on; and so on until the label is spelt.
+        how the text goes on; and so on until the label and all that it begins are told apart.
         """
         events: list[Event] = []
         said, logprob, place = begun
@@ -235,7 +236,7 @@ class Translator:
                     events.append((*whole, logprob + more))
                 elif spelled is None:
                     events.append((0, 0, logprob + more))
-                elif index == target and len(said + spelled) < len(own):
+                elif index == target and self._is_open(said + spelled, own):
                     begun_logprob = logprob + more
                 else:
                     known = own if index == target else None
@@ -244,6 +245,13 @@ class Translator:
                 return events
             said, logprob, place = said + theirs.text(place), begun_logprob, place + 1
         return [*events, (*self._event(said), logprob)]
+
+    def _is_open(self, said: bytes, own: bytes) -> bool:
+        """Whether what the teacher said leaves open if the student goes on with its label: it is
+        shorter, or it is the label, with which longer tokens begin, too."""
+        if self.is_exact or len(said) != len(own):
+            return len(said) < len(own)
+        return self.student.range_of(own) != self.student.range_of(own, whole=True)
 
     def _spelled(self, index: int) -> bytes | None:
         """Returns what an id spells; None for an end token and for one that the table lacks."""
