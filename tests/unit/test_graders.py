@@ -9,11 +9,14 @@ from nltk.translate.gleu_score import sentence_gleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from retort.errors import SpecError
+from retort.jobs.source_digests import source_digests
 from retort.metrics import form, graders
 from retort.metrics.graders import formula, templates
 from retort.metrics.graders.grading import Case, chat_of, grade
 from retort.records import Example, Response, content_id
+from retort.spec import load, recipes
 
+QUICKSTART = Path(__file__).parents[2] / "examples/quickstart/job.yaml"
 CHECK = {"type": "string_check", "name": "Right", "operation": "eq"}
 CHECK |= {"input": "{{sample.output_text}}", "reference": "{{item.truth}}"}
 SCORE = {"type": "score_model", "name": "Help", "model": "o3", "range": [1, 7]}
@@ -283,3 +286,18 @@ def test_a_grader_that_cannot_score_is_refused_with_its_place(tmp_path, raw, rea
     (tmp_path / "graders.json").write_text("{")
     with pytest.raises(SpecError, match="is no JSON"):
         graders.read(str(tmp_path / "graders.json"))
+
+
+def test_the_content_of_graders_names_the_evaluation_and_their_place_does_not(tmp_path):
+    def named(folder: str, raw: object, *more: str) -> dict[str, str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = written(tmp_path / folder, raw)
+        spec, _ = load(QUICKSTART, [f"evaluate.graders.file={path}", *more])
+        return {name: recipe.name for name, recipe in recipes(spec, source_digests(spec)).items()}
+
+    one, moved, other = named("a", CHECK), named("b", CHECK), named("a", SCORE)
+    assert one == moved
+    changed = {"evaluate", "report", "release"}
+    assert {name for name in one if one[name] != other[name]} == changed
+    decided = named("a", CHECK, "evaluate.graders.main=Right")
+    assert {name for name in one if one[name] != decided[name]} == changed

@@ -92,7 +92,7 @@ def grade(grader: Grader, case: Case, outside: Outside) -> float | None:
     try:
         return _grade(grader, case, outside)
     except MissingError as error:
-        return None if str(error).startswith("no item") else 0.0
+        return None if error.namespace == "item" else 0.0
 
 
 def _grade(grader: Grader, case: Case, outside: Outside) -> float | None:

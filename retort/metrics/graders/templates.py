@@ -16,7 +16,11 @@ Namespaces = dict[str, dict[str, Any]]
 
 
 class MissingError(ValueError):
-    """What a path leads to is not there."""
+    """What a path leads to is not there; `namespace` is item or sample."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"no {'.'.join(path)}")
+        self.namespace = path[0]
 
 
 def check(template: str) -> None:
@@ -93,7 +97,7 @@ def _value(values: Namespaces, path: Path) -> Any:
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
             value = value[int(step)]
         else:
-            raise MissingError(f"no {'.'.join(path)}")
+            raise MissingError(path)
     return value
 
 
