@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from retort.errors import SpecError, StageError
 from retort.events import SILENT
@@ -14,7 +15,9 @@ from retort.spec import build
 from retort.stages.evaluate import check as evaluate_check
 from retort.stages.evaluate import evaluate, grading
 from retort.stages.prepare import check as prepare_check
+from retort.stages.stage import Stage
 from tests.stages.test_evaluate import ROLES, folder, job, stage
+from tests.support.misbehaving import SECRET, bad, endpoint, openai_body
 
 __all__ = ["folder"]
 OUTPUT = "{{sample.output_text}}"
@@ -28,6 +31,7 @@ LENGTH = {"type": "python", "name": "Length", "pass_threshold": 9.5}
 LENGTH["source"] = "def grade(sample, item):\n    return len(sample['output_text'])"
 KEYS = {**LENGTH, "name": "Keys", "source": "import os\ngrade = lambda s, i: len(s) / 'PATH' in os"}
 BOTH = {"type": "multi", "name": "Both", "calculate_output": "min(says, 0.5) + long / 100"}
+REPLY = [{"message": {"role": "assistant", "content": '{"result": 5}'}, "finish_reason": "stop"}]
 BOTH["graders"] = {"says": REPEATS, "long": LENGTH}
 
 
@@ -37,12 +41,19 @@ def graded(folder: Path, tmp_path: Path, graders: list[Any], **knobs: Any) -> di
     return {"rounds": 1, "graders": {"file": str(path), **knobs}}
 
 
-def test_graders_are_metrics_with_intervals_and_differences_and_one_decides(folder, tmp_path):
+@pytest.fixture(scope="module")
+def answered(folder, tmp_path_factory) -> tuple[Stage, dict[str, Any]]:
+    """A stage with graders of every kind, and its facts."""
+    place = tmp_path_factory.mktemp("answered")
     judge = {"model": str(folder / "base"), "engine": "echo"}
     every = [REPEATS, SEVEN, POINTS, LENGTH, KEYS, BOTH]
-    knobs = graded(folder, tmp_path, every, main="Points", judge=judge, python=True)
-    asked = stage(folder, "echo", tmp_path / "out", **knobs)
-    facts = evaluate(asked)
+    knobs = graded(folder, place, every, main="Points", judge=judge, python=True)
+    asked = stage(folder, "echo", place / "out", **knobs)
+    return asked, evaluate(asked)
+
+
+def test_graders_are_metrics_with_intervals_and_differences_and_one_decides(answered):
+    _, facts = answered
     assert facts["main_metric"] == "score.Points"
     for role in ROLES:
         found = facts["models"][role]["metrics"]
@@ -61,6 +72,10 @@ def test_graders_are_metrics_with_intervals_and_differences_and_one_decides(fold
     gap = facts["differences"]["base"]["score.Points"]
     assert (gap["value"], gap["n"]) == (0.0, 10)
     assert facts["retention"]["score.Points"]["value"] == 1.0
+
+
+def test_nothing_is_asked_again_and_what_scores_nothing_cannot_decide(answered, folder, tmp_path):
+    asked, _ = answered
     said = [path.read_text() for path in (folder / "store/ledger").rglob("*.jsonl")]
     assert sum(text.count('{"key":') for text in said) == 10  # thirty answers, ten of them others
     by_role, num_unreached = grading.graded(asked)
@@ -68,13 +83,46 @@ def test_graders_are_metrics_with_intervals_and_differences_and_one_decides(fold
     assert again == said and num_unreached == 0
     stored = asked.out.read_json("statistics-base.json")
     assert by_role["base"].items() <= stored.items()
-    # Of the same answers one that scores nothing cannot decide.
     lacks = {**REPEATS, "reference": "{{item.nothing}}"}
-    other = stage(
-        folder, "echo", tmp_path / "out", **graded(folder, tmp_path, [lacks], main="Repeats")
-    )
+    knobs = graded(folder, tmp_path, [lacks], main="Repeats")
+    other = stage(folder, "echo", Path(asked.out.uri), **knobs)
     with pytest.raises(StageError, match="'Repeats' scored no answer of teacher, base, student"):
         grading.deciding_first(other, {role: {} for role in grading.graded(other)[0]})
+
+
+def test_a_judge_at_an_endpoint_has_a_budget_and_who_was_not_reached_is_counted(
+    answered, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    away = {"0 + 7", "1 + 7"}
+
+    async def behave(seen, request, text):
+        if any(sum_of in text for sum_of in away):
+            return bad(503)
+        return web.json_response({**openai_body(text), "choices": REPLY})
+
+    with endpoint(behave) as (seen, url):
+
+        def scored(**spending: int) -> tuple[dict[str, Any], int]:
+            judge = {"model": "j", "engine": "openai", "endpoint": url, "max_tokens": 20}
+            judge |= {"spending": spending, "runtime": {"max_attempts": 1}}
+            knobs = graded(folder, tmp_path, [POINTS], judge=judge)
+            by_role, num = grading.graded(stage(folder, "echo", Path(answered[0].out.uri), **knobs))
+            return by_role["base"]["score.Points"], num
+
+        with pytest.raises(
+            StageError, match=r"evaluate\.graders\.judge\.spending\.max_tokens_total"
+        ):
+            scored(max_tokens_total=1_000)
+        scores, num_unreached = scored(max_tokens_total=100_000)
+        assert num_unreached == 2 and len(scores) == 8
+        assert set(map(tuple, scores.values())) == {(5.0, 1.0)}
+        away.clear()
+        scores, num_unreached = scored(max_tokens_total=100_000)
+        assert num_unreached == 0 and len(scores) == 10
+        finished = [text for _, text in seen.seen]
+        assert max(finished.count(text) for text in finished if "7 + 7" in text) == 1
+    assert SECRET not in "".join(p.read_text() for p in (folder / "store/ledger").rglob("*.json*"))
 
 
 def test_code_of_a_grader_sees_no_key_and_is_stopped_and_what_it_does_wrong_scores_nothing(
