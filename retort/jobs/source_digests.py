@@ -29,6 +29,9 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
         digests |= _filter_files(spec) if stage == "curate" else {}
         if digests:
             found[f"{stage}.plug_ins"] = sha256_of(digests)
+    if graders := spec.evaluate.graders:
+        where = "evaluate.graders.file"
+        found[where] = sources.digest(graders.file, where)
     for where, model in spec.consulted_models.items():
         engine = resolve(model.engine, 0)
         name = engine_settings.model_digest(find_engine(engine), model.model, model.endpoint, where)

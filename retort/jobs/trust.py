@@ -27,6 +27,7 @@ def check(spec: JobSpec, folder: Path, trusts: bool) -> list[str]:
     folder = Path(given or folder).resolve()
     plugins.look_in(folder)
     beside = sorted(name for name in _named(spec) if plugins.is_beside(name))
+    beside += _graders(spec, folder)
     if trusts and not given:
         _add(folder)
     if beside and not given and not is_trusted(folder):
@@ -37,6 +38,20 @@ def check(spec: JobSpec, folder: Path, trusts: bool) -> list[str]:
             "this folder"
         )
     return [f"plug-in {name}: code of {folder}" for name in beside]
+
+
+def _graders(spec: JobSpec, folder: Path) -> list[str]:
+    """Returns what to call the python graders of a job. Raises `SpecError` where their file lies
+    outside the folder that is to be trusted."""
+    graders = spec.evaluate.graders
+    if graders is None or not graders.python:
+        return []
+    if not Path(graders.file).resolve().is_relative_to(folder):
+        raise SpecError(
+            f"evaluate.graders.file: {graders.file} holds code that evaluate.graders.python lets "
+            f"run, but lies outside {folder}; put it there"
+        )
+    return [f"the python graders of {graders.file}"]
 
 
 def look_in_own(folder: Path) -> None:

@@ -87,11 +87,13 @@ KINDS = {
     "kl_to_student": Kind(lower_is_better=True),
 }
 OWN = Kind()
+# How the names begin of graders whose scores are shares.
+GRADED = "grader."
 
 
 def kind(metric: str) -> Kind:
-    """Returns the properties of a metric; a user's own metric is a mean."""
-    return KINDS.get(metric, OWN)
+    """Returns the properties of a metric; a user's own metric and a grader's are means."""
+    return KINDS.get(metric, SHARE if metric.startswith(GRADED) else OWN)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -1,8 +1,27 @@
 """The knobs of the comparison: how teacher, base and student are measured."""
 
-from retort.spec.curate import Judge
+from retort.spec.curate import ConsultedModel, Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import MAX_SEED, Section, knob
+
+
+class Graders(Section):
+    """Graders of OpenAI's Evals and fine-tuning API, each of which is a metric."""
+
+    file: str = knob(
+        ...,
+        "path",
+        "JSON as the API gives it: an eval with its testing_criteria, a list of graders, or one.",
+    )
+    main: str | None = knob(
+        None, "name", "The grader that decides, in place of the task type's first metric."
+    )
+    judge: ConsultedModel | None = knob(
+        None, "section", "The model that label_model and score_model ask, whichever they name."
+    )
+    python: bool = knob(
+        False, "yes or no", "Run the code of python graders, with your rights; needs --trust."
+    )
 
 
 class Evaluate(Section):
@@ -19,6 +38,9 @@ class Evaluate(Section):
     limit: int | None = knob(None, "examples", "Use only the first test examples.", ge=1)
     metrics: tuple[str, ...] = knob(
         (), "names", "Further metrics beside the task type's own, yours as package.module:name."
+    )
+    graders: Graders | None = knob(
+        None, "section", "Further metrics: graders of OpenAI's Evals.", added_later=True
     )
     judge: Judge | None = knob(None, "section", "A model that rates every answer of every model.")
     likelihood: bool = knob(

@@ -68,6 +68,11 @@ ADDRESSES = {
     ("evaluate", "judge", "engine"),
     ("evaluate", "judge", "endpoint"),
     ("evaluate", "judge", "api_key_env"),
+    ("evaluate", "graders", "file"),
+    ("evaluate", "graders", "judge", "model"),
+    ("evaluate", "graders", "judge", "engine"),
+    ("evaluate", "graders", "judge", "endpoint"),
+    ("evaluate", "graders", "judge", "api_key_env"),
 }
 
 
@@ -254,6 +259,6 @@ def _sources_of(stage: StageName) -> set[str]:
     if stage == "curate":
         own |= {"curate.judge", "curate.second_teacher"}
     if stage == "evaluate":
-        own.add("evaluate.judge")
+        own |= {"evaluate.judge", "evaluate.graders.judge"}
     # The teacher and the base are evaluated too.
     return own | ({"generate.teacher", "train.student"} if stage == "evaluate" else set())

@@ -141,10 +141,12 @@ class JobSpec(Section):
     @property
     def consulted_models(self) -> dict[str, ConsultedModel]:
         """The judges and the second teacher, by their knobs."""
+        graders = self.evaluate.graders
         found = {
             "curate.judge": self.curate.judge,
             "curate.second_teacher": self.curate.second_teacher,
             "evaluate.judge": self.evaluate.judge,
+            "evaluate.graders.judge": graders.judge if graders else None,
         }
         return {where: who for where, who in found.items() if who is not None}
 

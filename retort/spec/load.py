@@ -23,6 +23,7 @@ DATA_PATHS = (
     ("prepare", "validation"),
     ("prepare", "test"),
     ("prepare", "decontaminate", "against"),
+    ("evaluate", "graders", "file"),
 )
 MODEL_PATHS = (
     ("generate", "teacher"),
@@ -30,6 +31,7 @@ MODEL_PATHS = (
     ("curate", "judge", "model"),
     ("curate", "second_teacher", "model"),
     ("evaluate", "judge", "model"),
+    ("evaluate", "graders", "judge", "model"),
 )
 # The variable that names a folder of models; jobs name them by their folders or hub ids.
 MODELS_FOLDER = "RETORT_MODELS_FOLDER"

@@ -108,6 +108,12 @@ class Prepare(Section):
     columns: dict[str, str] = knob(
         {}, "names", "Our name of a column to the file's: {question: Frage, answer: Antwort}."
     )
+    keep_columns: tuple[str, ...] = knob(
+        (),
+        "names",
+        "Columns of the rows that are kept as metadata, for report.slices and evaluate.graders.",
+        added_later=True,
+    )
     system_prompt: str | None = knob(
         None, "text", "System message of rows that have none of their own."
     )

@@ -42,6 +42,24 @@ def test_what_a_row_has_besides_travels_with_it():
     assert read_row({"question": "q", "metadata": '{"a": 1}'}, "auto", {})[1].metadata == {"a": 1}
 
 
+def test_a_row_of_openais_evals_is_the_row_inside_with_its_columns_as_metadata():
+    item = {"question": "2 + 3?", "truth": "5", "metadata": {"a": 1}}
+    for row in ({"item": item}, {"item": item, "sample": {"output_text": "6"}}):
+        form, read = read_row(row, "auto", {})
+        assert (form, read.metadata) == ("question_answer", item)
+        assert read.fields["question"] == "2 + 3?" and read.fields["truth"] == "5"
+    _, read = read_row({"item": {"ask": "q"}}, "auto", {"question": "ask"})
+    assert read.fields["question"] == "q"
+    said = {"input": ASKED, "output": [{"role": "assistant", "content": "5"}]}
+    run = {"id": "o-1", "object": "eval.run.output_item", "datasource_item": {"truth": "5"}}
+    form, read = read_row({**run, "sample": said, "results": []}, "auto", {})
+    assert (form, read.id, read.messages) == ("messages", "o-1", CHAT[1:])
+    assert read.metadata == {"truth": "5"}
+    # A column of that name in any other row stays one.
+    other = read_row({"question": "q", "item": {"a": 1}}, "auto", {})[1]
+    assert other.fields["item"] == {"a": 1}
+
+
 BAD_CHATS = {
     "at least one turn": [],
     "messages must be a list": {"role": "user"},

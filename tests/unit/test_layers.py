@@ -48,6 +48,7 @@ PLACES = {
     "compressed_tensors": ("retort.stages.export.formats.compressed_tensors",),
     "onnx": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
+    "rapidfuzz": ("retort.metrics.graders",),
     "lm_eval": ("retort.jobs.benchmark",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
     "torch": (

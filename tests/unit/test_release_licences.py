@@ -19,6 +19,7 @@ from retort.stages.report import licences
         ("microsoft/Phi-4-mini-instruct", "mit", "allowed"),
         ("openai/gpt-oss-20b", "apache-2.0", "allowed"),
         ("gpt-4o-mini", "OpenAI's terms", "forbidden"),
+        ("ft:gpt-4o-mini-2024-07-18:org::id", "OpenAI's terms", "forbidden"),
         ("o3-mini", "OpenAI's terms", "forbidden"),
         ("claude-sonnet-4-5", "Anthropic's terms", "forbidden"),
         ("gemini-2.5-pro", "Google's terms", "forbidden"),

@@ -18,6 +18,7 @@ JOB = {
     "generate": {"teacher": "t", "engine": "echo", "top_k": 0},
     "train": {"student": "s"},
 }
+PLAIN = {"train": "train.jsonl", "test": "test.jsonl"}
 SHOUT = """
 import pathlib
 pathlib.Path(__file__).with_suffix(".ran").touch()
@@ -115,3 +116,16 @@ def test_what_a_plug_in_raises_while_it_is_loaded_is_an_error_of_the_spec(folder
     monkeypatch.setenv(FOLDER, str(folder))
     with pytest.raises(SpecError, match=r"'broken_filter:f' cannot be loaded: ZeroDivisionError"):
         outside("broken_filter:f")
+
+
+def test_python_graders_are_code_that_lies_beside_the_job_and_is_trusted_once(folder):
+    def job(path: str) -> object:
+        graders = {"file": path, "python": True}
+        return build_at({**JOB, "prepare": PLAIN, "evaluate": {"graders": graders}}, folder)
+
+    with pytest.raises(SpecError, match=r"the python graders of .*graders.json in .*--trust once"):
+        trust.check(job("graders.json"), folder, trusts=False)
+    (line,) = trust.check(job("graders.json"), folder, trusts=True)
+    assert "the python graders of" in line
+    with pytest.raises(SpecError, match="lies outside"):
+        trust.check(job("../graders.json"), folder, trusts=True)

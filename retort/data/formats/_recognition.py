@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from retort.data.formats import _columns as names
+from retort.data.formats._replies import of_evals
 from retort.errors import SpecError
 from retort.plugins import find_function
 from retort.records import Row
@@ -36,6 +37,7 @@ def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -
     `format_name` is a format's name or "auto"; `columns` maps our names of columns to the file's.
     Raises ValueError with the reason if the row has no known format or cannot be read in it.
     """
+    value = of_evals(value)
     shown = value
     if columns:
         value, shown = _renamed(value, columns)

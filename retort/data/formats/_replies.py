@@ -1,6 +1,7 @@
-"""Requests and replies of OpenAI's two endpoints, read as turns of one chat.
+"""Requests and replies of OpenAI's two endpoints, read as turns of one chat; rows of its Evals.
 
-Source: the API reference of Chat Completions and of Responses. Items of `reasoning` are left out.
+Source: the API reference of Chat Completions, of Responses and of Evals. Items of `reasoning` are
+left out.
 """
 
 from typing import Any
@@ -8,6 +9,26 @@ from typing import Any
 from retort.data.formats._columns import first
 
 Turn = dict[str, Any]
+# Where a row of Evals' data files, or an output item of one of its runs, holds the row itself.
+ITEMS = ("item", "datasource_item")
+
+
+def of_evals(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row inside a row of OpenAI's Evals, with its columns as metadata too, so that
+    graders find them; any other row unchanged.
+
+    What a run's `sample` was asked and answered becomes the chat of a row that has none.
+    """
+    item = next((row[name] for name in ITEMS if isinstance(row.get(name), dict)), None)
+    if item is None or not ("sample" in row or row.keys() <= {*ITEMS, "id"}):
+        return row
+    sample = row["sample"] if isinstance(row.get("sample"), dict) else {}
+    asked, replied = sample.get("input"), sample.get("output")
+    chat = {}
+    if isinstance(asked, list) and isinstance(replied, list) and "messages" not in item:
+        chat = {"messages": [*asked, *replied]}
+    identity = {"id": row["id"]} if "id" in row and "id" not in item else {}
+    return {**identity, **item, **chat, "metadata": item}
 
 
 def request_of(body: dict[str, Any]) -> tuple[list[Any], Any]:

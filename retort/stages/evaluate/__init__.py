@@ -24,6 +24,7 @@ from retort.stages.evaluate.compared_models import (
     roles_of,
     settings_of,
 )
+from retort.stages.evaluate.grading import deciding_first, graded
 from retort.stages.evaluate.judging import judged
 from retort.stages.evaluate.scores import (
     differences_of,
@@ -118,15 +119,16 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
     """Scores all answers and writes the statistics; returns the stage's facts."""
     knobs, held_out = stage.spec.evaluate, read_held_out(stage)
     ratings, num_unrated = judged(stage)
+    grades, num_ungraded = graded(stage)
     unanswered = unanswered_notes(stage, held_out)
     for text in unanswered:
         stage.report.note(f"warning: {text}")
     measured: dict[str, Statistics] = likelihood.get("statistics", {})
     further = {
-        role: {"judge": ratings.get(role, {}), **measured.get(role, {})}
+        role: {**grades.get(role, {}), "judge": ratings.get(role, {}), **measured.get(role, {})}
         for role in held_out.responses
     }
-    statistics = statistics_of(stage, held_out, further)
+    statistics = deciding_first(stage, statistics_of(stage, held_out, further))
     for role, values in statistics.items():
         stage.out.write_json(f"statistics-{role}.json", values)
     models, differences = models_of(stage, held_out, statistics), differences_of(statistics, knobs)
@@ -136,7 +138,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
         "split": held_out_split(stage.spec),
         "num_examples": len(held_out.examples),
         "num_held_out": len(asked_examples(stage)),
-        "num_unreached": num_unreached(stage) + num_unrated,
+        "num_unreached": num_unreached(stage) + num_unrated + num_ungraded,
         "main_metric": main,
         "hardware": machine.hardware(),
         "versions": machine.versions(),

@@ -5,11 +5,14 @@ from itertools import islice
 from retort.data import chat_templates, sources, task_types, token_bytes
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
+from retort.metrics import graders
+from retort.metrics.graders import templates
 from retort.plugins import check_function
 from retort.records import SPLITS, Example
 from retort.spec import JobSpec
 from retort.stages.prepare.rows import Read, Reader, preview
 from retort.stages.prepare.selection import Selection
+from retort.stages.stage import held_out_split
 from retort.store import model_folder
 
 # Rows of each source that are read before a run; prepare reads all.
@@ -45,6 +48,7 @@ def _check_data(spec: JobSpec) -> list[str]:
         selection.close()
     _check_labels(spec)
     _check_gold(spec)
+    graded = _check_graders(spec)
     _check_length(spec)
     lines = []
     for split in SPLITS:
@@ -61,7 +65,8 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
-    return [*lines, *losses, *_refused_chats(spec, some_examples), *_by_bytes(spec, some_examples)]
+    told = [*losses, *_refused_chats(spec, some_examples), *_by_bytes(spec, some_examples)]
+    return [*lines, *graded, *told]
 
 
 def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
@@ -110,6 +115,33 @@ def _losses(spec: JobSpec, selection: Selection) -> list[str]:
     selection.add_all_foreign(Reader(spec))
     selection.find_repeats()
     return list(selection.losses())
+
+
+def _check_graders(spec: JobSpec) -> list[str]:
+    """Returns a line for each column that a grader names and some held-out rows lack. Raises
+    `SpecError` for one that all of the first rows lack."""
+    if spec.evaluate.graders is None:
+        return []
+    wanted = graders.item_variables(graders.read(spec.evaluate.graders.file))
+    split = held_out_split(spec)
+    rows = (r.example for r in Reader(spec).rows() if r.split == split and r.example)
+    items = [templates.item_of(example) for example in islice(rows, COUNTED_ROWS)]
+    lines = []
+    for name, grader in wanted.items():
+        number = sum(name not in item for item in items)
+        if items and number == len(items):
+            known = ", ".join(dict.fromkeys(key for item in items for key in item))
+            raise SpecError(
+                f"evaluate.graders: grader '{grader}' names {{{{item.{name}}}}}, which no row of "
+                f"prepare.{split} has; known: {known}. A column of the rows is kept by "
+                f"prepare.keep_columns: [{name}]; else name another in the graders' file"
+            )
+        if number:
+            lines.append(
+                f"grader '{grader}' names {{{{item.{name}}}}}, which {number:,} of the first "
+                f"{len(items):,} rows of prepare.{split} lack; it will not score these"
+            )
+    return lines
 
 
 def _check_length(spec: JobSpec) -> None:

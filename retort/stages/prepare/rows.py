@@ -124,6 +124,8 @@ class Reader:
         messages = prompt.messages
         if self._knobs.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._knobs.system_prompt}, *messages]
+        columns = self._knobs.keep_columns
+        kept = {name: row.fields[name] for name in columns if name in row.fields}
         return Example(
             id=self._id(row, messages, split),
             split=split,
@@ -131,7 +133,7 @@ class Reader:
             expected=prompt.expected,
             reference=prompt.reference,
             tools=row.tools,
-            metadata=row.metadata,
+            metadata={**kept, **row.metadata},
             options=prompt.options,
             answers=prompt.answers,
         )
