@@ -12,7 +12,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,46 +163,53 @@ def _byte_of_letter() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-@dataclass(frozen=True)
 class ByteOrder:
-    """A vocabulary in the order of its bytes: the tokens that begin with given bytes are a range.
+    """A student's vocabulary in an order in which what a teacher says is a range of it.
 
-    `ids` are the ids that spell something, in that order, and then the end tokens.
+    Tokens are sorted by the longest of the teacher's strings with which each begins, and then by
+    their bytes. A teacher that says "2" and knows no "27" leaves "27" open; one that knows it does
+    not, for it would have said that. `ids` are those that spell something, and then the ends.
     """
 
-    table: TokenBytes
-    ids: list[int] = field(init=False)
-    sorted: list[bytes] = field(init=False)
-    end_ranks: dict[int, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        pairs = [(b, i) for i, b in enumerate(self.table.spelled) if b and i not in self.table.ends]
-        pairs.sort()
-        set_ = functools.partial(object.__setattr__, self)
-        ends = sorted(self.table.ends)
-        set_("sorted", [b for b, _ in pairs])
-        set_("ids", [i for _, i in pairs] + ends)
-        set_("end_ranks", {i: len(pairs) + n for n, i in enumerate(ends)})
-        set_("_known", {b for b, _ in pairs})
-        set_("_longest", max((len(b) for b, _ in pairs), default=0))
+    def __init__(self, table: TokenBytes, teacher: TokenBytes):
+        self.table = table
+        self._theirs = _Prefixes(b for i, b in enumerate(teacher.spelled) if i not in teacher.ends)
+        kept = [(b, i) for i, b in enumerate(table.spelled) if b and i not in table.ends]
+        self._ours = _Prefixes(b for b, _ in kept)
+        order = sorted((self._theirs.longest(b), b, i) for b, i in kept)
+        self._keys = [(begin, b) for begin, b, _ in order]
+        ends = sorted(table.ends)
+        self.ids = [i for _, _, i in order] + ends
+        self.ends = (len(order), len(order) + len(ends))
 
     def range_of(self, prefix: bytes, whole: bool = False) -> tuple[int, int]:
-        """Returns the ranks, from and to before, of the tokens that begin with these bytes; or of
-        those that are these bytes, with `whole`."""
-        first = bisect_left(self.sorted, prefix)
+        """Returns the ranks, from and to before, of the tokens that begin with these bytes, and
+        with the same string of the teacher's; or of those that are these bytes, with `whole`."""
+        begin = self._theirs.longest(prefix)
+        first = bisect_left(self._keys, (begin, prefix))
         if whole:
-            return first, bisect_right(self.sorted, prefix, first)
+            return first, bisect_right(self._keys, (begin, prefix), first)
         head = prefix.rstrip(b"\xff")
-        if not head:
-            return first, len(self.sorted)
-        after = head[:-1] + bytes([head[-1] + 1])
-        return first, bisect_left(self.sorted, after, first)
+        after = head[:-1] + bytes([head[-1] + 1]) if head else None
+        if after is None or not after.startswith(begin):  # up to the end of the teacher's string
+            return first, bisect_left(self._keys, (begin + b"\0", b""), first)
+        return first, bisect_left(self._keys, (begin, after), first)
 
     def longest(self, text: bytes) -> bytes:
         """Returns the longest token with which a text begins; empty where there is none."""
-        known: set[bytes] = self._known  # type: ignore[attr-defined]
-        for length in range(min(len(text), self._longest), 0, -1):  # type: ignore[attr-defined]
-            if text[:length] in known:
+        return self._ours.longest(text)
+
+
+class _Prefixes:
+    """Strings, of which the longest that a text begins with is found."""
+
+    def __init__(self, strings: Iterable[bytes | None]):
+        self._known = {*filter(None, strings)}
+        self._most = max(map(len, self._known), default=0)
+
+    def longest(self, text: bytes) -> bytes:
+        for length in range(min(len(text), self._most), 0, -1):
+            if text[:length] in self._known:
                 return text[:length]
         return b""
 

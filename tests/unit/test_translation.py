@@ -61,7 +61,7 @@ def test_chunks_spell_the_same_bytes_on_both_sides(theirs):
     num_chunks = 0
     for ours in NAMES:
         student, own = family(ours)
-        translator = Translator(table, ByteOrder(own))
+        translator = Translator(table, ByteOrder(own, table))
         for text in TEXTS:
             weights = np.random.default_rng(len(text)).random(len(text.encode()) + 1) + 0.5
             parts = table.of(ids_of(teacher, text)[:-1])
@@ -90,24 +90,31 @@ def test_chunks_spell_the_same_bytes_on_both_sides(theirs):
 VOCABULARY = [b"a", b"b", b"ab", b"abc", b"ba", b"c", b"bca", b"ca", b"aa"]
 
 
-def event_of(text, own, student):
+def begins(token, text, teacher):
+    """Whether a token begins with a text, and with no longer string of the teacher's than it."""
+    return token.startswith(text) and all(
+        text.startswith(string) for string in teacher if token.startswith(string)
+    )
+
+
+def event_of(text, own, student, teacher):
     """The ids with which a student goes on, by definition."""
     if own is not None and len(own) < len(text):
         return frozenset(i for i, t in enumerate(student) if t == own)
     if text in student:
-        return frozenset(i for i, t in enumerate(student) if t.startswith(text))
+        return frozenset(i for i, t in enumerate(student) if begins(t, text, teacher))
     longest = max((t for t in student if text.startswith(t)), key=len, default=None)
     return frozenset(i for i, t in enumerate(student) if t == longest)
 
 
-def is_open(said, own, student):
+def is_open(said, own, student, teacher):
     """Whether the label is not told apart from the tokens that begin with it."""
     return len(said) < len(own) or (
-        said == own and any(t != own and t.startswith(own) for t in student)
+        said == own and any(t != own and begins(t, own, teacher) for t in student)
     )
 
 
-def events_of(steps, own, student, end):
+def events_of(steps, own, student, teacher):
     """The events of a position: every path through the teacher's next places, one by one.
 
     `steps` are, of each place from this one on, the masses of its strings and the one it chose.
@@ -117,17 +124,22 @@ def events_of(steps, own, student, end):
     while paths:
         said, mass, at = paths.pop()
         if at == len(steps):
-            found[event_of(said, None, student)] = mass
+            found[event_of(said, None, student, teacher)] = mass
             continue
         strings, target = steps[at]
         for string, more in strings.items():
             if string is None:
-                event = frozenset([end]) if not said else event_of(said + b"\0", None, student)
-            elif string == target and own is not None and is_open(said + string, own, student):
+                end = frozenset([len(student)])
+                event = event_of(said + b"\0", None, student, teacher) if said else end
+            elif (
+                string == target
+                and own is not None
+                and is_open(said + string, own, student, teacher)
+            ):
                 paths.append((said + string, mass * more, at + 1))
                 continue
             else:
-                event = event_of(said + string, own if string == target else None, student)
+                event = event_of(said + string, own if string == target else None, student, teacher)
             found[event] = found.get(event, 0) + mass * more
     merged: dict[frozenset, float] = {}
     for event, mass in found.items():
@@ -159,7 +171,7 @@ def test_events_are_those_of_the_definition(seed):
         ids_TK[:, 0].astype(np.int32),
         np.log(masses_TK[:, 0]),
     )
-    order = ByteOrder(student)
+    order = ByteOrder(student, teacher)
     row = encoding.encode("a", [0], [*mine, len(ours)])
     (made,), _ = Translator(teacher, order).translate([(row, signal, text)])
     their_starts = [0, *np.cumsum([len(theirs[i]) for i in yours])]
@@ -188,7 +200,7 @@ def test_events_are_those_of_the_definition(seed):
             }
             last = place == len(ids_TK) - 1
             steps.append((strings, None if last else theirs[yours[place]][len(consumed) :]))
-        wanted = events_of(steps, None if is_end else ours[mine[t]], ours, len(ours))
+        wanted = events_of(steps, None if is_end else ours[mine[t]], ours, theirs)
         assert is_end or any(mine[t] in event for event in wanted)
         wanted = dict(sorted(wanted.items(), key=lambda pair: -pair[1])[: ids_TK.shape[1]])
         assert found.keys() == wanted.keys()
@@ -214,7 +226,7 @@ def test_a_chunk_ends_only_where_the_teacher_may_begin_a_word_or_end():
     masses = np.array([[0.8, 0.1], [0.9, 0.05], [0.7, 0.2], [0.6, 0.3]], np.float32)
     signal = captured(likely, np.log(masses), ids, np.log(masses[:, 0]))
     row = encoding.encode("a", [0], ids.tolist())
-    (made,), _ = Translator(table, ByteOrder(table)).translate([(row, signal, "12 x")])
+    (made,), _ = Translator(table, ByteOrder(table, table)).translate([(row, signal, "12 x")])
     assert made.ends_T.tolist() == [False, True, True, True]
     assert made.surprisal_T[1] == pytest.approx(-np.log(0.8 * 0.9), rel=1e-5)
     assert np.isnan(made.surprisal_T[0])
@@ -229,7 +241,7 @@ def test_a_stretch_without_a_common_place_is_cut_and_not_learned():
         ids[:, None], np.log(np.full((3, 1), 0.5, np.float32)), ids, np.full(3, -0.7, np.float32)
     )
     row = encoding.encode("a", [0], [0] * number + [1, 2])
-    (made,), _ = Translator(teacher, ByteOrder(student)).translate(
+    (made,), _ = Translator(teacher, ByteOrder(student, teacher)).translate(
         [(row, signal, "a" * number + " b")]
     )
     ends = np.flatnonzero(made.ends_T)
@@ -248,7 +260,7 @@ def test_a_stretch_without_a_common_place_is_cut_and_not_learned():
 
 def test_rows_whose_tokens_do_not_spell_the_text_have_no_signal_and_say_why():
     table = TokenBytes((b"a", None, b"\xff", None), frozenset([3]))
-    translator = Translator(table, ByteOrder(table))
+    translator = Translator(table, ByteOrder(table, table))
     row = encoding.encode("a", [0], [0, 3])
     good = Signal(
         *(np.zeros((2, 1), t) for t in (np.int32, np.float32)),
@@ -291,10 +303,13 @@ def test_the_tokens_that_begin_with_given_bytes_are_a_range():
     table = TokenBytes(
         (b"\xff", b"a", b"ab", b"\xff\xff", b"b", b"a\xff", None, b"a"), frozenset([6])
     )
-    order = ByteOrder(table)
-    for prefix in (b"a", b"ab", b"\xff", b"\xff\xff", b"c", b"a\xff", b""):
-        first, end = order.range_of(prefix)
-        wanted = {i for i, b in enumerate(table.spelled) if b is not None and b.startswith(prefix)}
-        assert set(order.ids[first:end]) == wanted
-    assert {*order.ids[slice(*order.range_of(b"a", whole=True))]} == {1, 7}
-    assert order.longest(b"abc") == b"ab" and order.longest(b"zz") == b"" and order.ids[-1] == 6
+    for strings in ((), (b"a",), (b"a", b"ab", b"\xff"), (b"ab", b"\xff\xff", b"b")):
+        teacher = TokenBytes(strings)
+        order = ByteOrder(table, teacher)
+        for prefix in (b"a", b"ab", b"\xff", b"\xff\xff", b"c", b"a\xff", b""):
+            first, end = order.range_of(prefix)
+            wanted = {i for i, b in enumerate(table.spelled) if b and begins(b, prefix, strings)}
+            assert set(order.ids[first:end]) == wanted
+        assert {*order.ids[slice(*order.range_of(b"a", whole=True))]} == {1, 7}
+        assert order.longest(b"abc") == b"ab" and order.longest(b"zz") == b""
+        assert order.ids[slice(*order.ends)] == [6]

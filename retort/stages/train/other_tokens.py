@@ -37,10 +37,9 @@ def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> 
     if not stage.spec.distils or (stage.spec.is_live and is_remote(stage.spec)):
         return None
     student = token_bytes.token_bytes(tokenizer, stage.spec.train.student, end_ids)
-    return Translator(
-        read_token_bytes(stage.input("generate"), stage.spec),
-        ByteOrder(replace(student, spelled=student.spelled[:table])),
-    )
+    teacher = read_token_bytes(stage.input("generate"), stage.spec)
+    ours = replace(student, spelled=student.spelled[:table])
+    return Translator(teacher, ByteOrder(ours, teacher))
 
 
 def by_bytes(
@@ -59,8 +58,6 @@ def by_bytes(
     if stage.spec.is_live:
         return ByBytes(live=_for_live_teacher(stage.spec, translator, responses, decisions))
     rows = [(r, signals.get(r.id), texts[r.id]) for part in items.values() for r, _ in part]
-    if "token_map_sha256" not in stage.facts("generate"):  # it could be the student's own
-        translator.is_exact = translator.splits_alike(rows)
     made, reasons = translator.translate(rows)
     by_id = {row.id: signal for (row, _, _), signal in zip(rows, made, strict=True)}
     for split, part in items.items():
@@ -75,9 +72,7 @@ def by_bytes(
             "train.losses: [{name: cross_entropy}] to learn from its text alone"
         )
     stage.report.note(
-        "the teacher's tokenizer is not known, and splits every answer as the student's does"
-        if translator.is_exact
-        else "teacher and student have different tokenizers: its signal is learned by bytes, at "
+        "the teacher's tokens are not the student's: its signal is learned by bytes, at "
         f"{known:.1%} of the tokens; {aligned:.1%} begin where one of the teacher's does"
     )
     return ByBytes(known, aligned, reasons)

@@ -7,14 +7,15 @@ teacher's, it is the one given the bytes before, of the strings that begin with 
 such tokens would be learned by their label alone. Between two common places lies a chunk, which
 both spell, each with its own tokens.
 
-**Events.** A string that is a student's token stands for all tokens that begin with it, for more
-may follow. Another stands for the longest token that it begins with, for that is what the student
-writes; the answer's own, for the student's label. Where that leaves the label open, being shorter
-than it or what longer tokens begin with too, the teacher's distribution at the next place says how
-it goes on. Events of which one contains another are one, so that no token is counted twice; of more
-than k the most probable are kept. What no token begins with, special tokens, and what is not stored
-is tail. It is approximate in one way: another way to write the same bytes, with a shorter token of
-the teacher's, is tail unless that is stored.
+**Events.** A string that is a student's token stands for all tokens that begin with it and with no
+longer string of the teacher's, for more may follow (`ByteOrder`). Another stands for the longest
+token that it begins with, for that is what the student writes; the answer's own, for the student's
+label. Where that leaves the label open, being shorter than it or what longer tokens begin with too,
+the teacher's distribution at the next place says how it goes on. Events of which one contains
+another are one, so that no token is counted twice; of more than k the most probable are kept. What
+no token begins with, special tokens, and what is not stored is tail. It is approximate in one way:
+another way to write the same bytes, with a shorter token of the teacher's, is tail unless that is
+stored.
 **Chunks.** A chunk ends only where the teacher could begin a new word or end, by its stored
 strings, for a token inside a word says nothing of the word's other splits (Minixhofer et al. 2025,
 arXiv:2503.20083, which merges by the same threshold).
@@ -74,24 +75,18 @@ class TranslatedSignal:
 
 
 class Translator:
-    """From one teacher's tokens to one student's; keeps what it has looked up.
-
-    With `is_exact` an event is a token, not all that begin with it: for tokenizers that are one.
-    """
+    """From one teacher's tokens to one student's; keeps what it has looked up."""
 
     def __init__(self, teacher: TokenBytes, student: ByteOrder):
         self.teacher, self.student = teacher, student
         self._order_V = np.array(student.ids, np.int64)
-        self.is_exact = False
         size = len(teacher.spelled)
         # One more row, empty, for ids past the table, which a padded embedding has.
         self._ranges_V2 = np.full((size + 1, 2), -1, np.int32)
         self._ranges_V2[size] = 0
         begins = [i in teacher.ends or _begins(b) for i, b in enumerate(teacher.spelled)]
         self._begins_V = np.array([*begins, False])
-        ranks = sorted(student.end_ranks.values())
-        for index in teacher.ends:
-            self._ranges_V2[index] = (ranks[0], ranks[-1] + 1) if ranks else 0
+        self._ranges_V2[sorted(teacher.ends)] = student.ends
 
     def translate(
         self, rows: Sequence[tuple[EncodedRow, Signal | None, str]]
@@ -114,16 +109,6 @@ class Translator:
             self._chunk(made[-1], signal, sides, places)
         return made, reasons
 
-    def splits_alike(self, rows: Sequence[tuple[EncodedRow, Signal | None, str]]) -> bool:
-        """Whether the student knows all the teacher's strings and splits every row as it does: then
-        both have one tokenizer, as far as can be seen, and an event may be one token."""
-        known = set(self.student.sorted)
-        others = (b for i, b in enumerate(self.teacher.spelled) if i not in self.teacher.ends)
-        if not all(b is None or b in known for b in others):
-            return False
-        sides = (self._sides(*row) for row in rows)
-        return all(isinstance(both, str) or both[0].parts == both[1].parts for both in sides)
-
     def _sides(
         self, row: EncodedRow, signal: Signal | None, text: str
     ) -> "tuple[_Side, _Side] | str":
@@ -145,7 +130,7 @@ class Translator:
         token = self.student.longest(text)
         if not token:
             return (0, 0)
-        return self.student.range_of(token, whole=self.is_exact or token != text)
+        return self.student.range_of(token, whole=token != text)
 
     def nothing(self, num_tokens: int, k: int) -> TranslatedSignal:
         """Returns the signal of tokens of which nothing is known."""
@@ -249,7 +234,7 @@ class Translator:
     def _is_open(self, said: bytes, own: bytes) -> bool:
         """Whether what the teacher said leaves open if the student goes on with its label: it is
         shorter, or it is the label, with which longer tokens begin, too."""
-        if self.is_exact or len(said) != len(own):
+        if len(said) != len(own):
             return len(said) < len(own)
         return self.student.range_of(own) != self.student.range_of(own, whole=True)
 
