@@ -1,5 +1,7 @@
 """Losses: pure functions from student logits to a sum over tokens, in nats and in fp32.
 
+Those of features.py compare hidden states and attention, and have no unit.
+
 The caller divides once, by the valid tokens of the whole optimizer step; so splitting a batch
 never changes the loss. Rows handed in are supervised tokens only: masking happened before.
 
@@ -11,7 +13,8 @@ the tail's single probabilities are unknown, and both tails are tempered as if t
 an approximation whose error goes to 0 as the top k's mass nears 1, and which is still zero for a
 perfect student.
 
-Every function of this file whose name has no leading underscore can be named in a spec.
+Every function of this file whose name has no leading underscore can be named in a spec, and so can
+those of features.py.
 """
 
 # N supervised tokens of a batch, V student vocabulary, K teacher top-k, M tokens with a label
@@ -20,12 +23,15 @@ import torch
 from torch import Tensor
 
 from retort.losses.distributions import Target, exact, head_share, kl, label_pair, mixture, pair
+from retort.losses.features import attention_relations, hidden_states
 
 __all__ = [
     "Target",
     "adaptive_kl",
+    "attention_relations",
     "cross_entropy",
     "forward_kl",
+    "hidden_states",
     "jsd",
     "label_distribution",
     "reverse_kl",
