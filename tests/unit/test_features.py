@@ -8,7 +8,6 @@ from torch import Tensor
 
 from retort.losses import attention_relations, features, hidden_states
 from retort.losses.features import Vectors
-from retort.plugins import function_names
 
 # Two rows of 7 tokens: an item of 7, then items of 3 and 2 and two tokens of padding.
 ITEMS = ((0, 0, 7), (1, 0, 3), (1, 3, 2))
@@ -118,8 +117,3 @@ def test_hidden_states_are_compared_by_the_equation_with_its_gradient(distance):
             assert slope == pytest.approx(expected, rel=1e-9)
     assert found.item() == pytest.approx(total, rel=1e-12)
     assert hidden_states(teacher, teacher, distance=distance).item() == pytest.approx(0, abs=1e-12)
-
-
-def test_both_are_losses_that_a_spec_can_name():
-    assert {"hidden_states", "attention_relations", "jsd"} <= set(function_names("retort.losses"))
-    assert not {"pair", "kl", "exact"} & set(function_names("retort.losses"))
