@@ -11,6 +11,7 @@ retort/stages/train/features.py.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,14 +69,13 @@ def attention_relations(
     """
     parts = [x[:, :0].sum() for x in student.vectors]  # 0, with a graph where there is no token
     tokens = _Grid.of(student)
-    size = max(1, _block(student, int(relation_heads)))
-    for start in range(0, tokens.times_BQ.shape[1], size):
-        arguments = (student.vectors, teacher.vectors, tokens.part(start, start + size))
-        if size >= tokens.times_BQ.shape[1]:
-            parts.append(_relations_apart(*arguments, int(relation_heads)))
-        else:  # otherwise the backward pass would hold all chunks' relations
-            more = (*arguments, int(relation_heads))
-            parts.append(checkpoint(_relations_apart, *more, use_reentrant=False))
+    most, size = tokens.times_BQ.shape[1], max(1, _block(student, int(relation_heads)))
+    apart = _relations_apart
+    if size < most:  # the backward pass would hold the relations of all chunks
+        apart = partial(checkpoint, _relations_apart, use_reentrant=False)
+    for start in range(0, most, size):
+        chunk = tokens.part(start, start + size)
+        parts.append(apart(student.vectors, teacher.vectors, chunk, int(relation_heads)))
     # Three vectors a pair of layers, of which the three are added.
     return torch.stack([exact(part) for part in parts]).sum() / (len(student.vectors) / 3)
 
