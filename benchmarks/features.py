@@ -37,9 +37,11 @@ from retort.stages.train.batches import Batch, TrainingItem
 from retort.store import Artifact, Folder, open_store
 
 NUM_PROBLEMS, NUM_EPOCHS = 1600, 8
-# At these weights the gradient of each is about a tenth of that of forward_kl; at 0.1 hidden_states
-# has as large a one, and validation loss and accuracy are much worse.
+# What is claimed: neither is told from no gain, and a larger gain than this is ruled out.
+MOST_GAIN = 0.03
 PLAIN = {"name": "forward_kl", "temperature": 2}
+# At these weights the gradient of each is about a tenth of that of forward_kl. At 0.1 hidden_states
+# has as large a one; with one seed and 7 passes, forward_kl in validation was 0.92 then, not 0.77.
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "plain": [PLAIN],
     "hidden_states": [PLAIN, {"name": "hidden_states", "weight": 0.01}],
@@ -153,8 +155,10 @@ def main() -> None:
             tell(str(seed), [scores], name)
     for name in names[1:]:
         gain = tell("pooled", runs, name)
-        measures.append((f"features.{name}_gain", gain["value"], 0.0, gain["high"] > 0))
-        measures.append((f"features.{name}_gain_low", gain["low"], 0.0, gain["low"] > 0))
+        is_none = gain["low"] <= 0 <= gain["high"]
+        measures.append((f"features.{name}_gain", gain["value"], 0.0, is_none))
+        high = gain["high"]
+        measures.append((f"features.{name}_gain_high", high, MOST_GAIN, high <= MOST_GAIN))
     show(measures)
 
 

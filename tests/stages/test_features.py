@@ -234,7 +234,8 @@ def test_a_teacher_that_shows_nothing_other_tokens_and_an_unknown_family_are_ref
     with pytest.raises(SpecError, match=r"hidden_states, which compares.*set train\.teacher: live"):
         build(raw)
     url = "http://127.0.0.1:9/v1"
-    found = refused(ready, LOSSES[1:], engine="openai", endpoint=url, teacher="tiny", mode="answer")
+    served = {"engine": "openai", "endpoint": url, "teacher": "tiny", "mode": "answer", "top_k": 0}
+    found = refused(ready, LOSSES[1:], **served)
     assert "at an endpoint, which shows none; load it in memory" in found
     other = save_model(tmp_path / "other", hidden=64)
     text = (other / "tokenizer.json").read_text()
