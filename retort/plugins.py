@@ -126,15 +126,33 @@ def function_names(module_name: str) -> list[str]:
 
 @cache
 def functions(module_name: str) -> list[ast.FunctionDef]:
-    """Returns the syntax trees of the public functions of one of our modules, in their order.
+    """Returns the syntax trees of the public functions of one of our modules, in their order, and
+    of those that it hands on by naming them in `__all__`, from a file of its own without a leading
+    underscore.
 
-    They are read from the file: importing the module may be slow.
+    They are read from the files: importing the module may be slow.
     """
     module = importlib.util.find_spec(module_name)
     assert module and module.origin
-    body = ast.parse(Path(module.origin).read_text(encoding="utf-8")).body
-    found = (node for node in body if isinstance(node, ast.FunctionDef))
+    path = Path(module.origin)
+    body, own = _body(path), f"{module_name}."
+    lists = (
+        n for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+    )
+    passed_on = {name for node in lists for name in ast.literal_eval(node.value)}
+    found = [node for node in body if isinstance(node, ast.FunctionDef)]
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(own):
+            file = (node.module or "").removeprefix(own)
+            names = {alias.name for alias in node.names} & passed_on
+            if names and not file.startswith("_"):
+                others = _body(path.with_name(f"{file}.py"))
+                found += [n for n in others if isinstance(n, ast.FunctionDef) and n.name in names]
     return [node for node in found if not node.name.startswith("_")]
+
+
+def _body(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def find_file(kind: str, name: str, package: ModuleType) -> Any:

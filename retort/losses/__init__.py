@@ -1,5 +1,7 @@
 """Losses: pure functions from student logits to a sum over tokens, in nats and in fp32.
 
+Those of features.py compare hidden states and attention, and have no unit.
+
 The caller divides once, by the valid tokens of the whole optimizer step; so splitting a batch
 never changes the loss. Rows handed in are supervised tokens only: masking happened before.
 
@@ -13,10 +15,10 @@ perfect student.
 
 Where the teacher has another tokenizer, its ids are events, sets of the student's ids
 (`retort.stages.train.translation`), and the tail is all other ids: the losses run on those buckets
-as on the others. A token that begins inside one of the teacher's has one bucket alone, and counts
-nothing.
+as on the others. A token of which nothing is known has one bucket alone, and counts nothing.
 
-Every function of this file whose name has no leading underscore can be named in a spec.
+Every function of this file whose name has no leading underscore can be named in a spec, and so can
+those of features.py.
 """
 
 # N supervised tokens of a batch, V student vocabulary, K teacher top-k, M tokens with a label
@@ -35,15 +37,18 @@ from retort.losses.distributions import (
     mixture,
     pair,
 )
+from retort.losses.features import attention_relations, hidden_states
 
 __all__ = [
     "Chunks",
     "Ranges",
     "Target",
     "adaptive_kl",
+    "attention_relations",
     "chunk_likelihood",
     "cross_entropy",
     "forward_kl",
+    "hidden_states",
     "jsd",
     "label_distribution",
     "reverse_kl",

@@ -84,6 +84,12 @@ class JobSpec(Section):
             where = f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
             if loss.name == "cross_entropy":
                 continue
+            if loss.compares_features:
+                raise ValueError(
+                    f"train.losses[{index}] is {loss.name}, which compares the insides of teacher "
+                    "and student, but train.teacher: stored keeps only what the teacher gave out; "
+                    "set train.teacher: live, with a teacher in memory, or drop the loss"
+                )
             if self.generate.top_k == 0:
                 raise ValueError(
                     f"{where}but generate.top_k is 0; set generate.top_k to 16, drop the loss, or "
@@ -191,6 +197,11 @@ class JobSpec(Section):
     def distils(self) -> bool:
         """Whether any term of the objective reads the teacher's distribution."""
         return any(loss.name != "cross_entropy" for loss in self.losses)
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether any term of the objective compares the insides of teacher and student."""
+        return any(loss.compares_features and loss.weight > 0 for loss in self.losses)
 
     @property
     def uses_signal(self) -> bool:

@@ -1,10 +1,13 @@
 """The knobs of the student: what it learns from the kept responses, and how."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, field_validator
 
 from retort.spec.section import MAX_SEED, Section, knob
+
+# The losses that compare what lies inside teacher and student, and not only what they give out.
+FEATURE_LOSSES = ("attention_relations", "hidden_states")
 
 
 class Loss(Section):
@@ -18,9 +21,14 @@ class Loss(Section):
     )
 
     @property
-    def options(self) -> dict[str, float]:
-        """The options of its function besides: alpha, beta or mu."""
+    def options(self) -> dict[str, Any]:
+        """The options of its function besides: alpha, beta, mu, layers ..."""
         return dict(self.model_extra or {})
+
+    @property
+    def compares_features(self) -> bool:
+        """Whether it compares hidden states or attention, for which both models must be there."""
+        return self.name in FEATURE_LOSSES
 
 
 class TrainRuntime(Section):

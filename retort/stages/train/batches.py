@@ -42,7 +42,7 @@ class Batch:
 
     `items` are in the order of their tokens, row by row, and so is the target. `position_ids_BT` is
     None where no row holds two items, and 0 at each padding token, which makes each of them a
-    sequence of its own.
+    sequence of its own. `states` are what features.py keeps of a live teacher's forward pass.
     """
 
     input_ids_BT: Tensor
@@ -52,6 +52,7 @@ class Batch:
     target: Target
     position_ids_BT: Tensor | None
     items: list[TrainingItem]
+    states: dict[str, Tensor] | None = None
 
 
 def micro_batches(

@@ -29,6 +29,7 @@ def check(spec: JobSpec) -> list[str]:
         lines.append(_check_lora(spec, spec.train.lora, student))
     if spec.is_live:
         lines.append(_check_live(spec))
+        lines += _check_features(spec, student)
     if spec.distils and not engine_of(spec).REMOTE:
         teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
         lines.append(check_pair(spec, teacher, student))
@@ -101,6 +102,34 @@ def _check_live(spec: JobSpec) -> str:
     else:
         where = "memory beside it"
     return f"train.teacher: live; the teacher is asked while the student learns, in {where}"
+
+
+def _check_features(spec: JobSpec, student: Path) -> list[str]:
+    """Returns a line for each loss over hidden states or attention. Raises `SpecError` where the
+    models or the options do not allow it."""
+    from retort.stages.train.endpoint_teacher import is_remote
+
+    losses = [loss for loss in spec.losses if loss.compares_features]
+    for index, loss in enumerate(losses):
+        where = f"train.losses: {loss.name} compares the insides of both models"
+        if is_remote(spec):
+            raise SpecError(
+                f"{where}, but the teacher is at an endpoint, which shows none; load it in memory "
+                "(generate.engine: transformers or vllm), or take the loss out"
+            )
+        teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+        if model_folder.token_map(teacher) != model_folder.token_map(student):
+            raise SpecError(
+                f"{where} token by token, but {teacher} and {student} have different tokenizers; "
+                "take the loss out, or take a student of the same family"
+            )
+        if loss.temperature != 1 or loss.name in [other.name for other in losses[:index]]:
+            raise SpecError(f"{where}; it has no temperature, and is named once at most")
+    if not spec.compares_features:
+        return []
+    from retort.stages.train.features import feature_terms
+
+    return [str(term) for term in feature_terms(spec)]
 
 
 def check_pair(spec: JobSpec, teacher: Path, student: Path) -> str:

@@ -29,11 +29,12 @@ from retort.stages.train import batches, checkpoint, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
 from retort.stages.train.curve import Curve
 from retort.stages.train.distributed import Ranks, accumulating, join, whole
+from retort.stages.train.features import FeatureObjective, feature_terms
 from retort.stages.train.head import Sums, Term
 from retort.stages.train.objective import Objective, packs_exactly, terms_of, trusted_head
 from retort.stages.train.optimizer import lr_factor, optimizer_of
 from retort.stages.train.student import open_student, save_student
-from retort.stages.train.teacher import LiveTeacher, open_teacher
+from retort.stages.train.teacher import InMemory, LiveTeacher, open_teacher
 from retort.store import model_folder
 
 # The number of coming steps whose rows a teacher behind an endpoint is asked for.
@@ -98,6 +99,11 @@ def _trainer(stage: Stage, model: Any, ranks: Ranks, data: training_rows.Trainin
     objective = Objective(
         model, head, terms_of(stage.spec), vocabulary, teacher.head if teacher else None
     )
+    if stage.spec.compares_features:
+        assert isinstance(teacher, InMemory)  # `check` refuses another
+        packs = packs and teacher.packs  # both have the same rows, then
+        terms, seed = feature_terms(stage.spec), stage.spec.train.seed
+        objective = FeatureObjective(objective, terms, teacher.model, seed)
     return Trainer(stage, objective, ranks, teacher, packs)
 
 
@@ -116,16 +122,19 @@ class Trainer:
         self.ranks, self.device, self.teacher, self.packs = ranks, ranks.device, teacher, packs
         self.objective = ranks.wrap(objective)
         self.model = objective.model
+        # What trains, and is in the checkpoints: the student, and projectors beside it.
+        self.features = objective if isinstance(objective, FeatureObjective) else None
+        self.learner = self.features or self.model
         self.terms: list[Term] = objective.parts[1]
         self.num_steps = 0
-        self.optimizer = optimizer_of(self.model, self.knobs)
+        self.optimizer = optimizer_of(self.learner, self.knobs)
 
     def run(self, data: training_rows.TrainingData) -> dict[str, Any]:
         """Trains to the end, from the newest checkpoint if any; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = per_epoch * knobs.num_epochs
-        step = checkpoint.resume(out, self.model, self.optimizer)
+        step = checkpoint.resume(out, self.learner, self.optimizer)
         self.ranks.meet(step)
         if step:
             self.report.note(f"continuing after step {step} of {self.num_steps}")
@@ -142,7 +151,7 @@ class Trainer:
             curve.write()
         best = curve.best_step
         if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
-            checkpoint.load_best(out, self.model)
+            checkpoint.load_best(out, self.learner)
             self.report.note(f"kept the student after step {best}, of the lowest validation loss")
         self.report.note(curve.outcome())
         for text in curve.warnings():
@@ -178,14 +187,14 @@ class Trainer:
                     note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {knobs.num_epochs}"
                     self.report.progress(step, self.num_steps, "steps", note)
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
-                    checkpoint.write_best(out, self.model, self.ranks.is_first)
+                    checkpoint.write_best(out, self.learner, self.ranks.is_first)
                 due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
                 due, stops = self.ranks.agree(due, bool(interrupted))
                 if due or stops:
                     saved = now
                     if self.ranks.is_first:
                         curve.write()
-                    checkpoint.write(out, step, self.model, self.optimizer, self.ranks.is_first)
+                    checkpoint.write(out, step, self.learner, self.optimizer, self.ranks.is_first)
                 if stops:
                     self.ranks.meet(step)  # torchrun ends all once one has left
                     raise KeyboardInterrupt
@@ -243,6 +252,7 @@ class Trainer:
                 batch.target,
                 terms,
                 batch.position_ids_BT,
+                *([batch.states] if self.features else []),
             )
         return sums
 
@@ -254,7 +264,12 @@ class Trainer:
     def _batch(self, part: list[TrainingItem]) -> Batch:
         """Returns a micro-batch, with a live teacher's distribution in its target."""
         batch = batches.collate(part, self.device, self.packs)
-        return replace(batch, target=self.teacher.targets(batch)) if self.teacher else batch
+        if self.teacher is None:
+            return batch
+        if self.features is None:
+            return replace(batch, target=self.teacher.targets(batch))
+        with self.features.teacher.recording() as states:
+            return replace(batch, target=self.teacher.targets(batch), states=states)
 
     def _parts(self, items: list[TrainingItem]) -> list[list[TrainingItem]]:
         """Returns this process's micro-batches of a step's items; each process has equally many."""
@@ -320,7 +335,7 @@ class Trainer:
 
     def _clipped_norm(self, most: float) -> float:
         """Clips the gradient to an L2 norm of `most`; returns its norm before."""
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.learner.parameters(), most)))
 
 
 def _top_k_mass(tail_N: Tensor) -> Tensor:

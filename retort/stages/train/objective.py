@@ -28,9 +28,10 @@ from retort.stages.train.head import (
 
 
 def terms_of(spec: JobSpec) -> list[Term]:
-    """Returns the objective's terms; with a teacher's distribution `agreement`, of weight 0, is the
-    last."""
-    terms = [term_of(loss) for loss in spec.losses if loss.weight > 0]
+    """Returns the objective's terms over logits; with a teacher's distribution `agreement`, of
+    weight 0, is the last. Those over features are of features.py."""
+    losses = [loss for loss in spec.losses if loss.weight > 0 and not loss.compares_features]
+    terms = [term_of(loss) for loss in losses]
     return [*terms, Term("agreement", agreement, 0.0)] if spec.distils else terms
 
 
