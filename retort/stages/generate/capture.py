@@ -20,17 +20,17 @@ def capture(
     session = _loaded(stage, run, max_num_seqs)
     _ask(session)
     progress = session.progress
-    ledger, knobs = session.ledger, stage.spec.generate
-    counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
+    ledger = session.ledger
+    counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), stage.spec)
     return {
         **request_context(stage.spec),
         **ledger.engine(),
         "ledger": ledger.folder.name,
+        "top_k_mass": progress.top_k_mass,
         **counts,
         "num_asked": session.num_requests,
         "spending": session.budget.facts(),
         "forecast": asdict(progress.forecast) if progress.forecast else {},
-        "top_k_mass": progress.top_k_mass,
     }
 
 
