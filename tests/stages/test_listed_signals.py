@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 from aiohttp import web
+from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from retort.data.encoding import load_tokenizer, render_one
 from retort.data.token_bytes import TokenBytes
 from retort.errors import SpecError, StageError
 from retort.events import Reporter
@@ -21,13 +26,13 @@ from retort.stages.export.formats import Student, find_format
 from retort.stages.generate.check import check
 from retort.stages.stage import read_signals
 from retort.store.signals import Signal, SignalFile
+from tests.support import zoo
 from tests.support.listing import completion, entry, token, words
 from tests.support.misbehaving import SECRET, bad, endpoint, openai_body, running
 from tests.support.providers import OpenAIProvider
 from tests.support.servers import free_port
 from tests.support.stages import RUNTIME, job, run, stage_of
 from tests.support.tiny import save_model, write_rows
-from tests.support.zoo import save_family
 
 
 @pytest.fixture(autouse=True)
@@ -279,27 +284,41 @@ def test_vllms_server_gives_what_is_captured_here(servers_folder, vllm_url, tmp_
     assert len(found.signals) + found.facts["num_text_only"] == 24
 
 
-def test_llama_cpps_server_gives_what_is_captured_here(tmp_path):
+def test_llama_cpps_server_gives_what_is_captured_here(tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")
-    model = save_family("llama-3.1", tmp_path)
+    size = len(zoo.train_tokenizer(zoo.LLAMA))  # a model that is trained samples no padding
+    monkeypatch.setattr(zoo, "VOCABULARY", size)
+    model, questions = zoo.save_family("llama-3.1", tmp_path), [f"Ada has {n}?" for n in range(60)]
+    end = often_ending(model, questions)
     form, name = find_format("gguf:f32")
     (tmp_path / "gguf").mkdir()
     form.write(Student(model), name, tmp_path / "gguf")
-    rows = asking(tmp_path / "train.jsonl", *[f"Ada has {n} books?" for n in range(60)])
-    knobs = {"max_tokens": 3, "min_success_ratio": 0.0}
+    rows = asking(tmp_path / "train.jsonl", *questions)
     address = serve.Address("tiny", port=free_port())
     with serve.serving(tmp_path / "gguf", "gguf:f32", address):
-        found = captured(at(address.url, rows, top_k=8, **knobs), tmp_path / "there")
-    local = local_capture(model, rows, tmp_path / "here", **knobs)
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    assert agrees(found, local, pieces_of(tokenizer), end=0) > 100
-
-
-def pieces_of(tokenizer: dict[str, Any]) -> list[bytes]:
-    """The bytes of a byte-level vocabulary, by id."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    vocabulary = tokenizer["model"]["vocab"]
+        found = captured(at(address.url, rows, top_k=8, max_tokens=3), tmp_path / "there")
+    local = local_capture(model, rows, tmp_path / "here", max_tokens=3)
+    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     names = sorted(vocabulary, key=vocabulary.get)
-    return [bytes(byte_of.get(c, 32) for c in name) for name in names]
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    pieces = [bytes(byte_of[c] for c in name) for name in names]
+    assert agrees(found, local, pieces, end) > 200
+    # Parts of characters, of which a model of random weights says many, are the rest.
+    assert 10 < len(found.signals) < 60
+    assert len(found.signals) + found.facts["num_text_only"] == 60
+
+
+def often_ending(folder: Path, questions: list[str]) -> int:
+    """Lets the model end where its most frequent second token was; returns the end token."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(str(folder))
+    second = Counter[int]()
+    for question in questions:
+        ids = render_one(tokenizer, [{"role": "user", "content": question}])
+        with torch.inference_mode():
+            made = model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)
+        second[int(made[0, -1])] += 1
+    end, weights = tokenizer.eos_token_id, model.lm_head.weight.data
+    often = second.most_common(1)[0][0]
+    weights[[end, often]] = weights[[often, end]]
+    model.save_pretrained(folder)
+    return end
