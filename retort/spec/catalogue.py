@@ -107,7 +107,7 @@ def why_text_alone(teacher: Any, student: Any) -> str | None:
         return None
     by, to = (model for model in found if model)
     if by.hub is None:
-        return f"{by.name} gives its text alone"
+        return f"{by.name} is asked for its text alone"
     if by.tokenizer != to.tokenizer:
         return f"{by.name} and {to.name} have different tokenizers"
     return None
