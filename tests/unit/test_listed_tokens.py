@@ -144,6 +144,22 @@ def test_only_the_k_most_probable_are_kept_in_any_order_of_the_list():
     assert [t.spelled for t in place.tokens] == [b"1", b"o"]
 
 
+def test_parts_of_a_character_that_spell_nothing_are_one_place_with_the_whole():
+    """As vLLM's server lists them: two parts of which the last spells the character."""
+    first = entry(token("", 0.5), token("o", 0.25), token("é!", 0.125))
+    last = entry(token("é!", 0.5), token("ë", 0.25))
+    n, whole, end = read("né!", [*words("n"), first, last, *words("<|im_end|>")])
+    assert spelled([n, whole, end]) == [b"n", "é!".encode(), b"<|im_end|>"]
+    assert {t.spelled: p for t, p in zip(whole.tokens, whole.logprobs, strict=True)} == {
+        "é!".encode(): pytest.approx(math.log(0.5 * 0.5 + 0.125)),
+        b"o": pytest.approx(math.log(0.25)),
+    }
+    with pytest.raises(TextOnlyError, match="spells nothing"):  # no part of a character
+        read("no", [*words("n", "", "o")])
+    with pytest.raises(TextOnlyError, match="is not told"):
+        read("né!", [*words("n"), {**first, "logprob": -9999.0}, last])
+
+
 def test_a_server_that_numbers_tokens_says_in_the_list_what_a_token_spells():
     """llama.cpp's own bytes are what it sent just then: held back, or a whole character."""
     held = entry(token("<", 0.6, id=7), bytes=[], token="")

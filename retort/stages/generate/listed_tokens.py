@@ -7,8 +7,10 @@ The bytes of an answer's tokens are exactly its text's, or it is text only, for 
 - Where a server numbers its tokens, as llama.cpp's does, a sampled token spells what its list says
   under its number: its own bytes are what the server sent at that moment. Such a server leaves
   tokens out that end amid a character; then the answer has more tokens than are listed.
-- Bytes that are missing are the token's text, if that has no broken characters. vLLM's server has
-  no bytes of a part of a character: such a token spells nothing, and its answer is text only.
+- Bytes that are missing are the token's text, if that has no broken characters.
+- vLLM's server has no bytes of a part of a character: such a token spells nothing, and the last
+  part spells it all. They are one place, which has the product of their probabilities, and of the
+  first part's list what spells something.
 
 A string that is twice in a list is one token with the mass of both. The probability of a sampled
 token that is not in its list is the one told or, where that is -9999.0, the most that it can be.
@@ -83,22 +85,45 @@ def read_places(raw: dict[str, Any], response: Response, k: int) -> list[Place]:
     if not entries:
         raise TextOnlyError(NONE_LISTED)
     try:
-        spelled = [_sampled(entry) for entry in entries]
-        num_text, skipped = _spelling(spelled, response)
         if entries[0].get("id") is not None and response.num_tokens > len(entries):
             raise TextOnlyError("tokens that end amid a character are not listed")
+        entries, spelled = _characters(entries)
+        num_text, skipped = _spelling(spelled, response)
         places = []
         for at, entry in enumerate(entries):
             prefix = skipped if at == 0 else b""
             own = spelled[at].removeprefix(prefix)
             if at < num_text and not own:
-                raise TextOnlyError("a token in it spells nothing, or a part of a character")
+                raise TextOnlyError("a token in it spells nothing")
             number = None if own else entry.get("id")
             places.append(_place(entry, Token(own, number, at < num_text), prefix, k))
     except (*UNREADABLE, ArithmeticError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise TextOnlyError(f"its log-probabilities have an odd shape ({cause})") from None
     return places
+
+
+def _characters(entries: list[Any]) -> tuple[list[Any], list[bytes]]:
+    """Returns the entries, parts of a character as one, and what each spells."""
+    found: list[tuple[Any, bytes]] = []
+    parts: list[Any] = []
+    for entry in entries:
+        spelled = _sampled(entry)
+        if not spelled and entry.get("id") is None:
+            parts.append(entry)
+        elif parts and spelled[:1] >= b"\x80":
+            told = [_logprob(part) for part in (*parts, entry)]
+            if min(told) <= UNKNOWN:
+                raise TextOnlyError("the probability of a part of a character is not told")
+            whole = {"bytes": list(spelled), "logprob": sum(told)}
+            others = [other for other in parts[0].get("top_logprobs") or () if _bytes(other)]
+            found.append(({**whole, "top_logprobs": [whole, *others]}, spelled))
+            parts = []
+        else:
+            found += [(part, b"") for part in parts] + [(entry, spelled)]
+            parts = []
+    found += [(part, b"") for part in parts]
+    return [entry for entry, _ in found], [spelled for _, spelled in found]
 
 
 def _spelling(spelled: list[bytes], response: Response) -> tuple[int, bytes]:
