@@ -125,7 +125,9 @@ class Engine(Protocol):
 class EngineModule(Protocol):
     """What an engine's file offers."""
 
-    GIVES_SIGNAL: bool  # generates answers with the teacher's distribution
+    GIVES_SIGNAL: (
+        bool  # generates answers with the teacher's distribution; if REMOTE, in the raw ones
+    )
     SCORES: bool  # gives the distribution of existing answers
     CONTINUES: bool  # continues a truncated answer from its ids
     REMOTE: bool  # the model is behind a network: no folder, no tokenizer

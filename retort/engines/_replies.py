@@ -94,7 +94,9 @@ def read_error(status: int, body: bytes, connection: Connection) -> EndpointErro
 def refusal(status: int, body: bytes, headers: Mapping[str, str], connection: Connection) -> Reply:
     """Returns the reply in an HTTP error. Raises `StageError` if the key is refused."""
     error = read_error(status, body, connection)
-    if status in DENIED or error["code"] == "insufficient_quota":
+    # OpenAI's way to say that a model gives no log-probabilities is the status of a refused key.
+    is_denied = status in DENIED and "logprobs" not in error["message"]
+    if is_denied or error["code"] == "insufficient_quota":
         raise StageError(
             f"{connection.shown} refused the key in {connection.key_env}: {cause_of(error)}"
         )

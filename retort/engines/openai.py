@@ -1,6 +1,7 @@
 """Chats answered by an endpoint that speaks OpenAI's protocol: OpenAI, Azure, vLLM's server.
 
-Live or in batches. Text only: the teacher's distribution stays behind the endpoint.
+Live or in batches. Where a signal is wanted, answers list their tokens with log-probabilities;
+they are stored as they are, and read by the stage that wants the signal.
 """
 
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
-GIVES_SIGNAL = False
+GIVES_SIGNAL = True
 SCORES = False
 CONTINUES = False
 REMOTE = True
+
+# As many tokens as OpenAI lists at each place, and vLLM's server unless it is told otherwise.
+MOST_LISTED = 20
 
 # In a batch and its rows.
 CHATS_URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -47,6 +51,8 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
         body["seed"] = settings.seed if request.seed is None else request.seed
     if request.tools:
         body["tools"] = request.tools
+    if settings.top_k:
+        body |= {"logprobs": True, "top_logprobs": min(settings.top_k, MOST_LISTED)}
     return body
 
 

@@ -240,7 +240,7 @@ def _signal(made: Expansion) -> None:
     remote = made.sections.get("generate", {}).get("engine") == "openai"
     if remote or "curate" in made.sections:
         put(made.sections, "generate.top_k", 0)
-        why = "an endpoint gives no distribution" if remote else "the rationale is dropped"
+        why = "an endpoint is asked for text" if remote else "the rationale is dropped"
         made.notes.append(f"generate.top_k is 0: {why}, so the student learns from text alone")
 
 

@@ -73,8 +73,9 @@ def resolve(section: dict[str, Any], key: str, where: str, folder: Path) -> str 
     on that, or None where the value is a path (from `folder`), a hub id, a name at an endpoint or
     unknown.
 
-    A model at an endpoint brings its engine; a teacher there gives no signal. Raises `SpecError`
-    where such a model cannot be used, as for a student.
+    A model at an endpoint brings its engine; a teacher there is asked for its text alone, unless
+    the section says otherwise. Raises `SpecError` where such a model cannot be used, as for a
+    student.
     """
     written = section.get(key)
     is_at_endpoint = section.get("endpoint") or section.get("engine", "auto") not in ("auto", None)
@@ -106,7 +107,7 @@ def why_text_alone(teacher: Any, student: Any) -> str | None:
         return None
     by, to = (model for model in found if model)
     if by.hub is None:
-        return f"{by.name} gives its text alone"
+        return f"{by.name} is asked for its text alone"
     if by.tokenizer != to.tokenizer:
         return f"{by.name} and {to.name} have different tokenizers"
     return None

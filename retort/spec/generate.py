@@ -88,7 +88,8 @@ class Generate(Section):
     top_k: int = knob(
         16,
         "tokens",
-        "Teacher log-probabilities stored for each generated token; 0 stores text only.",
+        "Teacher log-probabilities stored for each generated token, of an endpoint at most 20; 0 "
+        "stores text only.",
         ge=0,
         le=100,
     )

@@ -86,6 +86,22 @@ def test_an_uncommitted_answer_can_be_read_at_once(tmp_path):
     ledger.close()
 
 
+@pytest.mark.parametrize(("most", "num_read"), [(1 << 30, 2), (1, 6)])
+def test_segments_in_memory_are_bounded_by_their_bytes(most, num_read, tmp_path, monkeypatch):
+    ledger = opened(Folder(str(tmp_path)))
+    ledger.start(FACTS)
+    for name in "ab":
+        ledger.add(entry(name), None)
+        ledger.commit()
+    ledger.close()
+    again, read, plain = opened(Folder(str(tmp_path))), [], Folder.read
+    monkeypatch.setattr("retort.store.ledger.CACHED_BYTES", most)
+    monkeypatch.setattr(Folder, "read", lambda self, name: read.append(name) or plain(self, name))
+    for name in "ababab":
+        assert again.response(again.read(again.find(key(name)))[0]).text == f"said {name}"
+    assert len(read) == num_read
+
+
 def test_several_writers_add_to_one_ledger(tmp_path):
     folder = Folder(str(tmp_path))
     writers = [opened(folder) for _ in range(3)]

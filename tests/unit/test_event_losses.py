@@ -9,11 +9,13 @@ import torch
 
 from retort import losses
 from retort.losses import Chunks, Ranges, Target
+from retort.spec.train import FEATURE_LOSSES
 from retort.stages.train.head import Head, Term, losses_of, sums_of
 from retort.stages.train.objective import agreement
 
 NUM_TOKENS, NUM_IDS, K = 11, 40, 4
-NAMES = sorted({*losses.__all__} - {"Chunks", "Ranges", "Target", "chunk_likelihood"})
+OTHERS = {"Chunks", "Ranges", "Target", "chunk_likelihood", *FEATURE_LOSSES}
+NAMES = sorted({*losses.__all__} - OTHERS)
 
 
 @pytest.fixture

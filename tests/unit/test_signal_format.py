@@ -249,3 +249,17 @@ def test_damaged_records_are_refused_when_they_are_read():
 def test_equal_signals_are_equal_bytes():
     rows = [("a", random_signal(4, 5, 100))]
     assert len({pack(rows, 100) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("k", [3, 16, 50])
+def test_a_signal_that_was_stored_is_stored_the_same_in_a_vocabulary_of_another_size(k):
+    ids = np.random.default_rng(k).permuted(np.tile(np.arange(300), (40, 1)), axis=1)[:, : k + 1]
+    logprobs = np.log(np.random.default_rng(1).dirichlet(np.full(k + 1, 0.1), 40) + 1e-12)
+    plain = captured(
+        ids[:, :k].astype(np.int32),
+        logprobs[:, :k].astype(np.float32),
+        ids[:, 0].astype(np.int32),
+        logprobs[:, 0].astype(np.float32),
+    )
+    wide = unpack(pack([("a", plain)], 1 << 24))
+    assert pack([*wide.items()], 300) == pack([("a", plain)], 300)

@@ -16,6 +16,7 @@ from retort.metrics.comparison.shapes import Comparison, Difference, MeasuredMod
 from retort.plugins import function_names
 from retort.records import Decision, Response
 from retort.spec import Gate
+from retort.spec.train import FEATURE_LOSSES
 from retort.stages.report.gate import judge
 from retort.stages.train import training_rows
 from retort.stages.train.batches import collate
@@ -206,7 +207,9 @@ def test_the_teachers_own_ids_are_learned_where_tokenizers_agree(tmp_path):
     assert training_rows.learned(tokenizer, response, decision, own_ids=False)[1] == whole
 
 
-@pytest.mark.parametrize("name", sorted({*function_names("retort.losses")} - {"cross_entropy"}))
+@pytest.mark.parametrize(
+    "name", sorted({*function_names("retort.losses")} - {"cross_entropy", *FEATURE_LOSSES})
+)
 def test_every_loss_says_what_it_assumes_of_the_tail(name):
     said = " ".join(getattr(losses, name).__doc__.split())
     assert "The tail at T != 1: as one token" in said or "No tail is needed" in said

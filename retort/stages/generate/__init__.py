@@ -5,9 +5,11 @@ A dead engine is started again on what is missing, with half the sequences.
 """
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from retort import processes
+from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import engine_of, on_cluster
@@ -27,12 +29,8 @@ def generate(stage: Stage) -> dict[str, Any]:
     _check_success(stage, facts)
     facts["parity"] = _parity(stage, facts)
     stage.report.metrics(_flat(facts), step=facts["num_responses"])
-    mass = facts["top_k_mass"]
-    if mass is not None and mass < MIN_TOP_K_MASS:
-        stage.report.note(
-            f"warning: the teacher's top {stage.spec.generate.top_k} hold only {mass:.1%} of its "
-            "mass; raise generate.top_k for a truer signal"
-        )
+    for text in _signal_notes(stage, facts):
+        stage.report.note(f"warning: {text}")
     if text := usage_note(facts["spending"]):
         stage.report.note(f"warning: {text}")
     stage.report.note(_outcome(facts))
@@ -88,7 +86,7 @@ def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
 def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
     """Has a plain forward pass confirm some signals; returns the distances, None if none were."""
     runtime = stage.spec.generate.runtime
-    if not (facts["num_signals"] and runtime.parity_samples):
+    if not (facts["num_signals"] and runtime.parity_samples) or engine_of(stage.spec).REMOTE:
         return None
     return processes.run(
         parity.parity,
@@ -97,6 +95,22 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
         stage.log,
         {**on_cluster(stage.spec, runtime), "stall_seconds": None},
     )
+
+
+def _signal_notes(stage: Stage, facts: dict[str, Any]) -> Iterator[str]:
+    """Yields what people should know of the signal."""
+    k, mass = stage.spec.generate.top_k, facts["top_k_mass"]
+    is_most = engine_of(stage.spec).REMOTE and k >= MOST_LISTED
+    if mass is not None and mass < MIN_TOP_K_MASS:
+        yield (
+            f"the teacher's top {MOST_LISTED if is_most else k} hold only {mass:.1%} of "
+            f"its mass{'' if is_most else '; raise generate.top_k for a truer signal'}"
+        )
+    if number := facts.get("num_text_only"):
+        yield (
+            f"{number:,} of {number + facts['num_signals']:,} answers have no signal and are "
+            f"learned from their text alone, most because: {facts['text_only_for']}"
+        )
 
 
 def _outcome(facts: dict[str, Any]) -> str:

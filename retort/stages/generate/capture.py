@@ -24,19 +24,19 @@ def capture(
     session = _loaded(stage, run, max_num_seqs)
     _ask(session)
     progress = session.progress
-    ledger, knobs = session.ledger, stage.spec.generate
-    counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), knobs)
+    ledger = session.ledger
+    counts = write_artifact.write(stage.out, session.plan, ledger, session.examples(), stage.spec)
     if counts["num_signals"] and not engine_of(stage.spec).REMOTE:
         _write_token_bytes(stage)
     return {
         **request_context(stage.spec),
         **ledger.engine(),
         "ledger": ledger.folder.name,
+        "top_k_mass": progress.top_k_mass,
         **counts,
         "num_asked": session.num_requests,
         "spending": session.budget.facts(),
         "forecast": asdict(progress.forecast) if progress.forecast else {},
-        "top_k_mass": progress.top_k_mass,
     }
 
 

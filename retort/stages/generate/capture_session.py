@@ -12,11 +12,15 @@ from retort.stages.budget import Budget, forecast
 from retort.stages.engine_settings import engine_of, open_teacher, settings_of
 from retort.stages.generate import pilot
 from retort.stages.generate.heartbeat import heartbeat
+from retort.stages.generate.listed_signals import check_first
 from retort.stages.generate.progress import Progress
 from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, stream_examples
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest
 from retort.store.ledger import Ledger, StoredAnswer
+
+# Answers that show whether an endpoint lists log-probabilities.
+FEW = 4
 
 
 class CaptureSession:
@@ -80,7 +84,7 @@ class CaptureSession:
         self.progress.engine = engine
         self.budget.start()
         with heartbeat(engine, self._stage.report):
-            self._ask_pilot(engine)
+            self._ask_first(engine)
             self._ask(engine, self.examples())
         self._show(force=True)
         if self._loop.refused_by:
@@ -98,18 +102,37 @@ class CaptureSession:
         is_scored = self._knobs.mode == "score"
         self._loop.run(engine.score if is_scored else engine.generate, examples)
 
-    def _ask_pilot(self, engine: Engine) -> None:
-        rows = self._knobs.spending.pilot_rows
-        if 0 < rows < self.progress.num_total:
-            first = list(islice(self.examples(), rows))
+    def _ask_first(self, engine: Engine) -> None:
+        """Asks the pilot, where there is one; else, before many are under way to an endpoint that
+        must list log-probabilities, a few."""
+        rows, num_total = self._knobs.spending.pilot_rows, self.progress.num_total
+        is_pilot, is_live = 0 < rows < num_total, not self._knobs.runtime.batch
+        if not is_pilot:
+            rows = FEW if self._wants_list and is_live and num_total > FEW else 0
+        first = list(islice(self.examples(), rows))
+        if first:
             self._ask(engine, first)
-            self.ledger.commit()
+            self._check_signal(first)
+        if is_pilot:
             pilot.judge(self.spec, self.plan, self.ledger, first, self._stage.report)
             remote = engine_of(self.spec).REMOTE
             at_once = self._knobs.runtime.max_concurrency if remote else self._max_num_seqs
             if self.spec.cluster.ray and not remote:
                 at_once *= self._knobs.runtime.replica_range[0]
             self.progress.foresee(forecast(self.budget, self.progress.num_to_ask, at_once))
+
+    @property
+    def _wants_list(self) -> bool:
+        return self._knobs.top_k > 0 and engine_of(self.spec).REMOTE
+
+    def _check_signal(self, examples: list[Example]) -> None:
+        """Commits the answers. Raises `StageError` where they should list log-probabilities, and do
+        not."""
+        self.ledger.commit()
+        if self._wants_list:
+            walked = [pair for example in examples for pair in self.plan.walk(example)]
+            found = [(request, self.ledger.read(entry)[0]) for request, entry in walked if entry]
+            check_first(self.spec, [(self.plan.response(*pair), pair[1]) for pair in found])
 
     def _received(self, request: TeacherRequest, answer: Answer, response: Response) -> None:
         self.progress.count(answer, response)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from retort.engines import resolve
+from retort.engines.openai import MOST_LISTED
 from retort.errors import SpecError
 from retort.spec import JobSpec
 from retort.stages import teacher_requests
@@ -24,7 +25,13 @@ def check(spec: JobSpec) -> list[str]:
             raise SpecError(f"generate.{name}: this engine does not know it; set it to 0")
     name = f"engine {resolve(spec.generate.engine, spec.generate.top_k)} for the teacher"
     if engine.REMOTE:
-        return [name, engine.check(settings_of(spec, ""))]
+        lines = [name, engine.check(settings_of(spec, ""))]
+        if spec.generate.top_k > MOST_LISTED:
+            lines.append(
+                f"generate.top_k: {spec.generate.top_k}; an endpoint lists at most {MOST_LISTED} "
+                f"log-probabilities a token, so {MOST_LISTED} are asked for"
+            )
+        return lines
     teacher = model_folder.check(spec.generate.teacher, "generate.teacher")
     _check_length(spec, teacher)
     return [name, model_line("generate.teacher", spec.generate.teacher, teacher)]

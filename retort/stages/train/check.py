@@ -33,6 +33,9 @@ def check(spec: JobSpec) -> list[str]:
     if spec.distils and not engine_of(spec).REMOTE:
         teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
         lines.append(check_pair(spec, teacher, student))
+    elif spec.uses_signal:
+        token_bytes.load(student)
+        lines.append("the signal of the teacher's endpoint is learned by bytes")
     return [*lines, *_check_nodes(spec)]
 
 

@@ -31,7 +31,8 @@ __all__ = ["CONTEXT_FILE", "MAX_UNCOMMITTED", "NO_LIMIT", "Ledger", "LedgerEntry
 # What the requests of a ledger have in common; the file has this name since the first ledgers.
 CONTEXT_FILE = "manner.json"
 ENGINE_FILE = "engine.json"
-CACHED_SEGMENTS = 256
+# Answers that list log-probabilities take a thousand times the room of others.
+CACHED_SEGMENTS, CACHED_BYTES = 256, 1 << 30
 NO_LIMIT = (1 << 31) - 1
 TRANSIENT = 0x80  # the bit beside a state in the index
 
@@ -71,6 +72,7 @@ class Ledger:
         self._last_attempt, self._of_this_run = array("I"), array("B")
         self._names: list[str] = []
         self._open_segments: OrderedDict[int, tuple[list[bytes], SignalFile | None]] = OrderedDict()
+        self._num_cached = 0  # bytes of their lines
         self._writer: Writer | None = None
 
     def load(self, seen: Callable[[StoredAnswer, Response], None] | None = None) -> None:
@@ -211,8 +213,12 @@ class Ledger:
             self._writer.flush()
         found = open_segment(self.folder, name)
         self._open_segments[number] = found
-        if len(self._open_segments) > CACHED_SEGMENTS:
-            self._open_segments.popitem(last=False)
+        self._num_cached += sum(map(len, found[0]))
+        while len(self._open_segments) > 1 and (
+            len(self._open_segments) > CACHED_SEGMENTS or self._num_cached > CACHED_BYTES
+        ):
+            lines, _ = self._open_segments.popitem(last=False)[1]
+            self._num_cached -= sum(map(len, lines))
         return found
 
 
