@@ -22,9 +22,14 @@ from retort.events import Reporter
 from retort.jobs import serve
 from retort.records import Response
 from retort.spec import build
+from retort.stages.curate import curate
 from retort.stages.export.formats import Student, find_format
+from retort.stages.generate import generate
 from retort.stages.generate.check import check
+from retort.stages.prepare import prepare
 from retort.stages.stage import read_signals
+from retort.stages.train import loop
+from retort.stages.train.check import check as train_check
 from retort.store.signals import Signal, SignalFile
 from tests.support import zoo
 from tests.support.listing import completion, entry, token, words
@@ -322,3 +327,25 @@ def often_ending(folder: Path, questions: list[str]) -> int:
     weights[[end, often]] = weights[[often, end]]
     model.save_pretrained(folder)
     return end
+
+
+def test_a_student_learns_what_an_endpoint_listed_and_the_text_of_other_rows(tmp_path):
+    rows, notes = asking(tmp_path / "train.jsonl", "plain", "short", "cut", "odd"), []
+    store, inputs = str(tmp_path / "store"), {}
+    with endpoint(listing) as (_, url):
+        raw = at(url, rows, max_tokens=4)
+        raw["train"] |= {"num_epochs": 4, "learning_rate": 0.01, "batch_size": 4}
+        assert "the signal of the teacher's endpoint is learned by bytes" in train_check(build(raw))
+        for name, function in (("prepare", prepare), ("generate", generate), ("curate", curate)):
+            stage = stage_of(name, raw, store, inputs)
+            stage.out.commit({"facts": function(stage)})
+            inputs[name] = stage.out.finished()
+    stage = stage_of("train", raw, store, inputs)
+    facts = loop.fit(stage.arguments(), Reporter(notes.append))
+    # Known: a, the space, b and the end of "a b"; c; a cut "a". Not: the end of c; a and its end.
+    assert facts["share_known"] == pytest.approx(6 / 9)
+    assert facts["warnings"] == [
+        "1 responses are learned from by their text alone: the teacher's answer has no signal"
+    ]
+    curve = stage.out.read_json("history.json")
+    assert curve[-1]["forward_kl"] < curve[0]["forward_kl"]
