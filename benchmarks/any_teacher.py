@@ -35,7 +35,7 @@ from retort.spec import JobSpec, build, load
 from retort.stages.stage import Stage, from_arguments, read_examples
 from retort.stages.train.head import Head, Term, losses_of
 from retort.stages.train.translation import Translator
-from retort.store import Folder, open_store
+from retort.store import Artifact, Folder, open_store
 from retort.store.signals import Signal, captured
 from tests.support import tokenizers_of
 from tests.support.stages import stage_of
@@ -189,7 +189,7 @@ def steps() -> list[Measure]:
 def prepared(folder: Path, base: Path) -> dict[str, str]:
     """Returns the folders of the quickstart's rows, the teacher's answers and curation, made."""
     spec = job_of(base, "student", 0)
-    raw, inputs = spec.model_dump(mode="json"), {}
+    raw, inputs = spec.model_dump(mode="json"), dict[str, Artifact]()
     from retort.stages.curate import curate
     from retort.stages.generate import generate
     from retort.stages.prepare import prepare
@@ -197,7 +197,9 @@ def prepared(folder: Path, base: Path) -> dict[str, str]:
     for name, function in (("prepare", prepare), ("generate", generate), ("curate", curate)):
         stage = stage_of(name, raw, str(folder / "store"), inputs)
         stage.out.commit({"facts": function(stage)})
-        inputs[name] = stage.out.finished()
+        made = stage.out.finished()
+        assert made
+        inputs[name] = made
     return {name: artifact.uri for name, artifact in inputs.items()}
 
 
@@ -220,7 +222,8 @@ def trained(folder: str, base: str, role: str, seed: int) -> Scores:
         job_of(Path(base), role, seed),
         json.loads(Path(folder, "inputs.json").read_text()),
     )
-    artifacts = {name: Folder(uri).finished() for name, uri in inputs.items()}
+    found = {name: Folder(uri).finished() for name, uri in inputs.items()}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact}
     out = Folder(f"{folder}/{role}-{seed}")
     store = open_store(f"{folder}/store")
     stage = Stage("train", spec, store, artifacts, out, SILENT, Path(folder, "log"))
