@@ -18,7 +18,8 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, Response, State, chat_text, read_lines, write_lines
 from retort.spec import ConsultedModel, JobSpec, StageName
-from retort.spec.generate import Generate, GenerateRuntime
+from retort.spec.engine import GenerateRuntime
+from retort.spec.generate import Generate
 from retort.spec.spending import TeacherSpending
 from retort.stages.budget import Budget
 from retort.stages.engine_settings import engine_of, model_line, open_teacher, settings_of

@@ -9,6 +9,7 @@ from retort.plugins import check_function, check_options
 from retort.spec import JobSpec
 from retort.spec.train import Lora
 from retort.stages.engine_settings import engine_of, model_line
+from retort.stages.teachers import each_job
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
 
@@ -28,10 +29,12 @@ def check(spec: JobSpec) -> list[str]:
         lines.append(_check_lora(spec, spec.train.lora, student))
     if spec.is_live:
         lines.append(_check_live(spec))
-    if spec.distils and not engine_of(spec).REMOTE:
-        teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-        check_pair(spec, teacher, student)
-        lines.append("teacher and student share their token map and chat template")
+    for name, taught in each_job(spec).items() if spec.distils else ():
+        if not engine_of(taught).REMOTE:
+            teacher = model_folder.locate(taught.generate.teacher, "generate.teacher")
+            check_pair(spec, teacher, student)
+            who = f"teacher {name}" if name else "teacher"
+            lines.append(f"{who} and student share their token map and chat template")
     return [*lines, *_check_nodes(spec)]
 
 

@@ -34,7 +34,8 @@ NO_CHOICES: tuple[int, list[int]] = (0, [])
 class TrainingData:
     """The training and validation items, and how many were left out.
 
-    `weights` says how often a pass shows each training item, on average.
+    `weights` says how often a pass shows each training item, on average; `teachers` who wrote a
+    response, by its id, where there are several.
     """
 
     train: list[TrainingItem]
@@ -42,6 +43,7 @@ class TrainingData:
     num_too_long: int
     weights: list[float]
     warnings: list[str] = field(default_factory=list)
+    teachers: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_draws(self) -> int:
@@ -66,7 +68,13 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         check_pairing(shared, captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
-    kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
+    left_out_of = stage.spec.train.without_teacher
+    kept = [
+        response
+        for response in read_responses(stage.input("generate"))
+        if decisions[response.id].kept and not (left_out_of and response.teacher == left_out_of)
+    ]
+    teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
     signals = read_signals(stage.input("generate")) if uses_signal else {}
@@ -103,7 +111,8 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     _check(stage.spec, items["train"], warnings)
     for text in warnings:
         stage.report.note(f"warning: {text}")
-    return TrainingData(items["train"], items["validation"], num_too_long, weights, warnings)
+    both = items["train"], items["validation"]
+    return TrainingData(*both, num_too_long, weights, warnings, teachers)
 
 
 def _warnings(num_other: int, left_out: Counter[str]) -> list[str]:
