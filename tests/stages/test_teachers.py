@@ -13,10 +13,12 @@ from retort.jobs import inspection
 from retort.jobs.preflight import check
 from retort.jobs.source_digests import source_digests
 from retort.spec import build, recipes
+from retort.stages.curate import curate
 from retort.stages.generate.fusion import fuse
-from retort.stages.stage import read_signals
+from retort.stages.stage import read_responses, read_signals
+from retort.stages.train.training_rows import build as build_rows
 from retort.store import Folder, open_store
-from tests.support.stages import RUNTIME, job, num_files, run, run_captures, segments
+from tests.support.stages import RUNTIME, job, num_files, run, run_captures, segments, stage_of
 from tests.support.tiny import save_model
 
 TOPICS = ("sums", "words", "sums", "names")
@@ -179,10 +181,30 @@ def test_one_pass_over_the_first_ones_tokens_by_each_other_teacher_is_fused(mode
         assert read.target_ids_T.tolist() == response.token_ids
         gap = np.abs(np.exp(exact.target_logprobs_T) - np.exp(read.target_logprobs_T))
         assert gap.max() < 0.02  # the store rounds
+    assert_learned(raw, store, {r.id: r.token_ids for r in responses})
     raw["generate"]["route"] = {"by": "all", "fusion": "min_ce"}
     again, _ = run_captures(raw, store)
     assert set(again) == {"generate"}  # another fusion asks nobody
     assert again["generate"]["fusion"]["largest_bound"] == 0
+
+
+def assert_learned(raw, store, answers) -> None:
+    """The student's rows are the first teacher's ids, each with the fused distributions."""
+    signal = {"train": {**raw["train"], "losses": [{"name": "forward_kl"}]}}
+    spec, opened = build({**raw, **signal}), open_store(store)
+    wanted = recipes(spec, source_digests(spec))
+    inputs = {
+        name: opened.artifact(name, wanted[name].name).finished()
+        for name in ("prepare", "generate")
+    }
+    curated = stage_of("curate", {**raw, **signal}, store, inputs)
+    inputs["curate"] = curated.out.commit({"facts": curate(curated)})
+    stage = stage_of("train", {**raw, **signal}, store, inputs)
+    data = build_rows(stage, Path(spec.train.student), [2])
+    learned = {row.id: row.labels[row.first :] for row, _ in data.train}
+    assert learned and all(ids == answers[name] for name, ids in learned.items())
+    assert all(signal is not None for _, signal in data.train)
+    assert set(data.teachers.values()) == {"a"}
 
 
 def test_signals_of_two_tokenizers_are_refused_and_their_text_is_not(models, rows, store, tmp_path):
@@ -209,6 +231,4 @@ def test_the_artifact_of_a_single_teacher_is_read_as_before(models, rows, store)
     del old["teacher"]
     folder = Folder(f"{store}/old")
     folder.write("responses-00000.jsonl", json.dumps(old).encode() + b"\n")
-    from retort.stages.stage import read_responses
-
     assert read_responses(folder)[0].id == responses[0].id
