@@ -2,6 +2,9 @@
 artifact that says who wrote what."""
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from retort.stages.generate.fusion import fuse
 from retort.stages.stage import read_responses, read_signals
 from retort.stages.train.training_rows import build as build_rows
 from retort.store import Folder, open_store
+from tests.conftest import environment
+from tests.stages.test_generate_killed import kill
 from tests.support.stages import RUNTIME, job, num_files, run, run_captures, segments, stage_of
 from tests.support.tiny import save_model
 
@@ -139,6 +144,38 @@ def test_a_capture_that_its_budget_ended_continues_with_what_is_missing(models, 
     assert len(responses) == 12
     spent = facts["generate"]["teachers"]
     assert spent["a"]["spending"]["cost"] == 0 < spent["b"]["spending"]["cost"]
+
+
+RUN = """
+import json, sys
+from tests.support.stages import run_captures
+run_captures(json.loads(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_capture_killed_at_the_second_teacher_keeps_the_first_and_asks_nothing_twice(
+    models, rows, store
+):
+    topics = {n: "sums" if n < 300 else "words" for n in range(4_000)}
+    lines = (
+        {"id": f"r{n}", "question": f"{n} ?", "metadata": {"topic": topic}}
+        for n, topic in topics.items()
+    )
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    raw = taught(models, rows, by_topic({"sums": "a", "words": "b"}), spending={"pilot_rows": 0})
+    command = [sys.executable, "-c", RUN, json.dumps(raw), store]
+    process = subprocess.Popen(command, env=environment(), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while num_files(store) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill(process, store)
+    num_paid = len(segments(store))
+    assert 300 < num_paid < 4_000
+    facts, responses = run_captures(raw, store)
+    assert set(facts) == {"generate-b", "generate"}
+    assert facts["generate-b"]["num_asked"] == 4_000 - num_paid
+    assert len({entry["key"] for entry in segments(store)}) == 4_000
+    assert Counter(r.teacher for r in responses) == {"a": 300, "b": 3_700}
 
 
 def test_rows_and_why_tell_what_each_teacher_has(models, rows, store):
