@@ -164,7 +164,9 @@ def as_teacher(spec: JobSpec, who: ConsultedModel, retry: tuple[State, ...] = RE
     asked = who.model_dump(include=set(ConsultedModel.model_fields) - own)
     asked["spending"] = TeacherSpending(**who.spending.model_dump())
     generate = Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
-    train = spec.train.model_copy(update={"losses": ()})  # none may need the signal that is not
+    # None may need the signal that is not, nor name one of several teachers.
+    alone = {"losses": (), "controls": (), "without_teacher": None}
+    train = spec.train.model_copy(update=alone)
     return spec.model_copy(update={"generate": generate, "train": train})
 
 

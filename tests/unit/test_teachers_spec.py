@@ -5,7 +5,8 @@ import json
 import pytest
 
 from retort.errors import SpecError
-from retort.spec import JobSpec, build, recipes
+from retort.spec import JobSpec, Judge, build, recipes
+from retort.stages.judge import as_teacher
 
 DIGESTS = {
     **{f"generate.teachers.{name}": f"content of {name}" for name in "abc"},
@@ -100,3 +101,11 @@ def test_a_control_without_a_teacher_is_a_training_of_the_student_on_fewer_rows(
         spec(by, train={"controls": ["without_c"]})
     with pytest.raises(SpecError, match=r"allowed: fine_tuning, gold$"):
         spec("all", top_k=4, train={"controls": ["without_a"]})
+
+
+def test_a_judge_is_asked_in_a_job_that_has_no_other_teachers():
+    job = spec({"by": "metadata.t", "default": "b"}, train={"controls": ["without_b"]})
+    for own in (job, job.control("without_b")):
+        alone = as_teacher(own, Judge(model="m", engine="echo"))
+        assert JobSpec.model_validate(json.loads(alone.model_dump_json())) == alone
+        assert (alone.generate.teacher, alone.generate.teachers) == ("m", {})
