@@ -90,6 +90,8 @@ def test_the_report_shows_what_each_teacher_was_worth(report, job):
     assert [even["num_validation"], odd["num_validation"]] == [6, 2]
     assert even["gain"] is None
     assert odd["gain"] == report["comparison"]["differences"]["without_odd"]
+    first = "the teacher of the comparison is even alone"
+    assert [text for text in report["warnings"] if text.startswith(first)]
     page = (job.parent / "store/jobs/tiny/report.md").read_text()
     assert "## Teachers" in page and "| even |" in page
     assert "itself without the rows of odd" in page

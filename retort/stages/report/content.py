@@ -57,6 +57,7 @@ def content_of(
             *_endpoint_warning(evaluated),
             *filter(None, [usage_note(asdict(ran.money)) if ran.money else ""]),
             *_licence_warnings(ran.licences),
+            *_first_teacher_warning(stage),
             *_fusion_warning(stage),
             *evaluated.notes,
             *training.warnings,
@@ -211,6 +212,17 @@ def _licence_warnings(by_role: dict[str, shapes.Licence]) -> list[str]:
         f"{licence.note}"
         for role, licence in by_role.items()
         if licence.distillation == "forbidden"
+    ]
+
+
+def _first_teacher_warning(stage: Stage) -> list[str]:
+    """Returns which of several teachers the comparison is with."""
+    route = stage.spec.generate.route
+    if not (route and route.order[1:]):
+        return []
+    return [
+        f"the teacher of the comparison is {route.order[0]} alone, for all rows: what is kept of "
+        f"its score says nothing of {', '.join(route.order[1:])}"
     ]
 
 
