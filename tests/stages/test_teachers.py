@@ -225,6 +225,33 @@ def test_one_pass_over_the_first_ones_tokens_by_each_other_teacher_is_fused(mode
     assert again["generate"]["fusion"]["largest_bound"] == 0
 
 
+def test_signals_of_routed_rows_are_those_of_their_teachers_however_they_pad(
+    models, rows, store, tmp_path
+):
+    padded = save_model(tmp_path / "padded", seed=8, vocabulary=88)
+    runtime = {**RUNTIME, "parity_samples": 0}
+    knobs = {"top_k": 3, "max_tokens": 6, "max_model_len": 64, "runtime": runtime}
+    route = by_topic({"sums": "a"}, default="b")
+    raw = taught({**models, "b": padded}, rows, route, engine="transformers", **knobs)
+    facts, responses = run_captures(raw, store)
+    sizes = [facts[f"generate-{name}"]["vocabulary"] for name in "ab"]
+    assert sizes[0] < sizes[1] == 88
+    opened, spec = open_store(store), build(raw)
+    wanted = recipes(spec, source_digests(spec))
+    of = {
+        name: read_signals(opened.artifact("generate", wanted[name].name))
+        for name in ("generate-a", "generate-b", "generate")
+    }
+    assert facts["generate"]["num_signals"] == len(of["generate"]) == 12
+    for response in responses:
+        own = of[f"generate-{response.teacher}"][response.id]
+        both = of["generate"][response.id]
+        assert own.target_ids_T.tolist() == both.target_ids_T.tolist() == response.token_ids
+        assert own.ids_TK.tolist() == both.ids_TK.tolist()
+        gap = np.abs(np.exp(own.logprobs_TK) - np.exp(both.logprobs_TK))
+        assert gap.max() < 0.02  # one of them is stored a second time
+
+
 def assert_learned(raw, store, answers) -> None:
     """The student's rows are the first teacher's ids, each with the fused distributions."""
     signal = {"train": {**raw["train"], "losses": [{"name": "forward_kl"}]}}

@@ -25,20 +25,25 @@ def _check_tokens(spec: JobSpec) -> None:
     if not (spec.generate.teachers and spec.generate.top_k):
         return
     maps = {
-        name: model_folder.token_map(model_folder.locate(own.generate.teacher, "generate.teacher"))
+        name: f"unknown of {name}"
+        if engine_of(own).REMOTE
+        else model_folder.token_map(model_folder.locate(own.generate.teacher, "generate.teacher"))[
+            0
+        ]
         for name, own in each_job(spec).items()
-        if not engine_of(own).REMOTE
     }
-    if len({digest for digest, _ in maps.values()}) > 1:
+    if len(set(maps.values())) > 1:
         raise SpecError(f"generate.teachers: {DIFFERENT.format(', '.join(maps))}")
 
 
 def _check(spec: JobSpec) -> list[str]:
     engine = engine_of(spec)
     teacher_requests.instruction_of(spec)
+    route = spec.generate.route
     if spec.generate.mode == "score" and not engine.SCORES:
+        who = f"route: all, in which teacher {route.order[0]} scores," if route else "mode: score"
         raise SpecError(
-            "generate.mode: score needs the teacher's distribution of given text, which this "
+            f"generate.{who} needs the teacher's distribution of given text, which this "
             "engine does not give; use vllm or transformers"
         )
     for name in ("frequency_penalty", "presence_penalty"):

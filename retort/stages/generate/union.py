@@ -79,6 +79,7 @@ class _Union:
         self.captured = {name: stage.facts(capture_of(name)) for name in self.route.order}
         self.k, self.vocabulary = _layout(self.captured)
         self.fused = Fused()
+        self.num_tokens = self.num_signals = 0
 
     def write(self) -> Facts:
         """Writes the shards and returns the facts."""
@@ -89,9 +90,16 @@ class _Union:
             self._write(f"{number:05d}", written)
             for each in written:
                 counted[str(each.response.teacher)][each.response.state] += 1
+                self.num_tokens += each.response.num_tokens
             number += 1
         more = {"fusion": asdict(self.fused)} if self.route.by == "all" else {}
-        return {**_facts(self.captured, counted), "num_shards": number, **more}
+        return {
+            **_facts(self.captured, counted),
+            "num_shards": number,
+            "num_tokens": self.num_tokens,
+            "num_signals": self.num_signals,
+            **more,
+        }
 
     def _rows(self) -> Iterator[list[Written]]:
         """Yields the responses to each example, those of the first teacher first."""
@@ -112,19 +120,18 @@ class _Union:
         answers, count = found.get(self.route.order[0], []), self.fused
         parts = [own[0].signal for own in found.values() if len(own) == 1]
         known = [signal for signal in parts if signal is not None]
-        if len(answers) != 1 or len(known) < len(self.route.order):
+        is_whole = len(answers) == 1 and len(known) == len(self.route.order)
+        if not (is_whole and len({signal.target_ids_T.tobytes() for signal in known}) == 1):
             count.num_alone += len(answers)
             return answers
         count.num_fused += 1
+        count.num_tokens += len(known[0].tail_T)
         if self.route.fusion == "min_ce":
             return [replace(answers[0], fused=fusion.best_of_each(known))]
         weights = [self.route.weights.get(name, 1.0) for name in found]
         sizes = [int(self.captured[name]["vocabulary"]) for name in found]
         fused, bound_T = fusion.fuse(known, weights, sizes, self.k)
-        count.num_tokens += len(bound_T)
-        count.mean_bound += (float(bound_T.sum()) - len(bound_T) * count.mean_bound) / max(
-            count.num_tokens, 1
-        )
+        count.mean_bound += float((bound_T - count.mean_bound).sum()) / max(count.num_tokens, 1)
         count.largest_bound = max(count.largest_bound, float(bound_T.max(initial=0.0)))
         return [replace(answers[0], fused=fused)]
 
@@ -132,16 +139,19 @@ class _Union:
         """Writes a shard. Signals are copied as they lie in the captures where they can be."""
         if len({each.response.id for each in written}) < len(written):
             raise StageError(f"two responses of shard {name} share an id; rename an example")
-        out, layout = self.stage.out, (self.k, self.vocabulary)
-        raw = [
-            (each.response.id, each.file.raw(each.id))
-            for each in written
-            if each.file and not each.fused and each.file.vocabulary == self.vocabulary
-        ]
-        decoded = [(e.response.id, signal) for e in written if (signal := e.signal) is not None]
-        if decoded:
-            is_plain = len(raw) == len(decoded)
-            data = signals.repack(raw, *layout) if is_plain else signals.pack(decoded, layout[1])
+        out, own = self.stage.out, [(each.response.id, each) for each in written if each.file]
+        self.num_signals += len(own)
+        if own:
+            plain = [
+                (new, each.file.raw(each.id))
+                for new, each in own
+                if each.file and each.fused is None and each.file.vocabulary == self.vocabulary
+            ]
+            if len(plain) == len(own):
+                data = signals.repack(plain, self.k, self.vocabulary)
+            else:
+                decoded = ((new, each.signal) for new, each in own)
+                data = signals.pack([(new, s) for new, s in decoded if s], self.vocabulary)
             out.write(f"signals-{name}.safetensors", data)
         out.write(f"responses-{name}.jsonl", write_lines([each.response for each in written]))
 
@@ -192,17 +202,16 @@ def _facts(captured: dict[str, Facts], counted: dict[str, Counter[str]]) -> Fact
         states.update(counted[name])
         spending.update(facts["spending"])
     sums = {
-        key: sum(facts[key] for facts in captured.values())
-        for key in ("num_tokens", "num_signals", "num_asked", "num_restarts")
+        key: sum(facts[key] for facts in captured.values()) for key in ("num_asked", "num_restarts")
     }
     total = states.total()
     teachers = {
         name: {
             "model": facts["model"],
             "engine": facts["engine"],
-            "num_responses": counted[name].total(),
+            "num_responses": facts["num_responses"],
             "share": counted[name].total() / max(total, 1),
-            "num_accepted": counted[name]["accepted"],
+            "num_accepted": facts["states"].get("accepted", 0),
             "num_tokens": facts["num_tokens"],
             "num_asked": facts["num_asked"],
             "spending": facts["spending"],
@@ -214,7 +223,7 @@ def _facts(captured: dict[str, Facts], counted: dict[str, Counter[str]]) -> Fact
 
 
 def _outcome(facts: Facts) -> Iterator[str]:
-    """Yields in a line each what the teachers answered, and how well their signals were fused."""
+    """Yields lines on what each teacher answered or scored, and how well signals were fused."""
     for name, own in facts["teachers"].items():
         cost = own["spending"]["cost"]
         money = f", {cost:,.2f} money" if cost else ""
