@@ -136,7 +136,8 @@ def what_is_asked(spec: JobSpec, store: Store) -> str:
     try:
         plan, ledger, examples = _plan(spec, store)
     except DataError:
-        return "every row is sent to the teacher"
+        has_own = spec.generate.route is not None and spec.generate.route.key is not None
+        return f"every row {'of its own ' * has_own}is sent to the teacher"
     counts: Counter[str] = Counter()
     for example in examples:
         for request, entry in plan.walk(example):
