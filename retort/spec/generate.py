@@ -17,7 +17,11 @@ from retort.spec.teachers import NAME, OneTeacher, Route, complete
 class Generate(Section):
     """The teacher answers every train and validation example."""
 
-    teacher: str = knob(..., "path, hub id or name at the endpoint", "The model to imitate.")
+    teacher: str = knob(
+        ...,
+        "path, hub id or name at the endpoint",
+        "The model to imitate; not given where there are several teachers.",
+    )
     engine: str = knob("auto", "name", "What runs the teacher; auto: vllm if installed.")
     endpoint: str | None = knob(
         None,
