@@ -30,7 +30,7 @@ from tasks import (
     evaluate_champion,
     evaluate_exports,
     export_all,
-    generate,
+    generate_all,
     prepare,
     release,
     report,
@@ -61,7 +61,7 @@ def distill(
     """
     with open_job(spec, store, force) as job:
         examples = prepare(job)
-        responses = generate(job, prepare=examples)
+        responses = generate_all(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
         students = train_all(job, prepare=examples, generate=responses, curate=kept)
         learned = {"prepare": examples, "train": students["train"]}

@@ -106,7 +106,8 @@ class Response:
     `token_ids` are exactly the sampled ids, empty if the engine does not give them; `num_tokens`
     and `num_prompt_tokens` are the engine's counts. An example may have several responses, told
     apart by `sample` and `turn`; `messages` is the chat that was answered if it is not the
-    example's own. `cause` says why a response is not accepted.
+    example's own. `cause` says why a response is not accepted. `teacher` is the name of the one who
+    wrote it, where there are several.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Response:
     sample: int = 0
     turn: int = 0
     messages: list[Message] | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prefect.states import Completed
 from retort import processes
 from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
-from retort.spec import CONTROLS, StageName, evaluation_of, export_of, training_of
+from retort.spec import StageName, evaluation_of, export_of, training_of
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
 from retort.store import Artifact
 from tasks.slots import slot
@@ -91,11 +91,19 @@ prepare = stage_task("prepare")
 generate = stage_task("generate")
 curate = stage_task("curate")
 train = stage_task("train")
-_controls = {control: stage_task("train", training_of(control)) for control in CONTROLS}
 evaluate = stage_task("evaluate")
 _evaluate_champion = stage_task("evaluate", EVALUATE_CHAMPION)
 report = stage_task("report")
 release = stage_task("release")
+
+
+def generate_all(job: JobRun, **inputs: Artifact) -> Artifact:
+    """Returns the artifact of the teacher's responses; of several teachers, whose captures are
+    made one after the other, their union. Those who score the first one's answers read them."""
+    for name in (each for each in job.recipes["generate"].inputs if each not in inputs):
+        read = {each: inputs[each] for each in job.recipes[name].inputs}
+        inputs[name] = stage_task("generate", name)(job, **read)
+    return generate(job, **inputs)
 
 
 def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
@@ -104,7 +112,8 @@ def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
     They are made side by side where the machine has room. One that fails does not end the others,
     so that their work is kept.
     """
-    trainings = {"train": train, **{training_of(n): _controls[n] for n in job.spec.controls}}
+    controls = {name: stage_task("train", name) for name in map(training_of, job.spec.controls)}
+    trainings = {"train": train, **controls}
     at_once, names = trainings_at_once(job.spec), list(trainings)
     if at_once == 1 or len(names) == 1:
         return {name: training(job, **inputs) for name, training in trainings.items()}

@@ -35,12 +35,12 @@ def why(options: argparse.Namespace) -> int:
 
     spec, _ = load_spec(options)
     store = open_store(options)
-    reasons = inspection.why(spec, store)
+    reasons, asking = inspection.why(spec, store), inspection.asking(spec)
     width = max(map(len, reasons))
     for name, lines in reasons.items():
         print(f"{name:{width}}", "cached" if not lines else f"runs: {'; '.join(lines)}")
-        if name == "generate" and lines:
-            print(f"{'':{width}} {inspection.what_is_asked(spec, store)}")
+        if name in asking and lines:
+            print(f"{'':{width}} {inspection.what_is_asked(asking[name], store)}")
     return DONE
 
 

@@ -15,6 +15,7 @@ from retort.processes.ray_cluster import total_resources
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
 from retort.stages import engine_settings
+from retort.stages.teachers import each_job
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
 
@@ -68,17 +69,24 @@ def visible_gpus() -> int | None:
 
 def _uses(spec: JobSpec) -> Iterator[Use]:
     """Yields the places where vllm opens models."""
-    teacher = {"generate.teacher": spec.generate.teacher}
     compared = {"train.student": spec.train.student}
     if not engine_settings.engine_of(spec).REMOTE:
-        compared |= teacher
-    if resolve(spec.generate.engine, spec.generate.top_k) == "vllm":
-        yield Use("generate.runtime", spec.generate.runtime, teacher)
+        compared["generate.teacher"] = spec.generate.teacher
+    for where, own in _teachers(spec):
+        if resolve(own.generate.engine, own.generate.top_k) == "vllm":
+            teacher = {f"{where}.teacher": own.generate.teacher}
+            yield Use(f"{where}.runtime", own.generate.runtime, teacher)
     if resolve(spec.evaluate.engine, 0) == "vllm":
         yield Use("evaluate.runtime", spec.evaluate.runtime, compared)
     for where, who in spec.consulted_models.items():
         if resolve(who.engine, 0) == "vllm":
             yield Use(f"{where}.runtime", who.runtime, {f"{where}.model": who.model})
+
+
+def _teachers(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
+    """Yields the knobs of each teacher, and the job in which it is the teacher."""
+    for name, own in each_job(spec).items():
+        yield f"generate.teachers.{name}" if name else "generate", own
 
 
 def _is_spread(runtime: EngineRuntime) -> bool:
@@ -141,8 +149,9 @@ def _shown(nodes: list[dict[str, float]]) -> str:
 
 def _runtimes(spec: JobSpec) -> Iterator[tuple[str, EngineRuntime]]:
     """Yields the sections whose engines may be replicas: all but those of endpoints."""
-    if not engine_settings.engine_of(spec).REMOTE:
-        yield "generate.runtime", spec.generate.runtime
+    for where, own in _teachers(spec):
+        if not engine_settings.engine_of(own).REMOTE:
+            yield f"{where}.runtime", own.generate.runtime
     yield "evaluate.runtime", spec.evaluate.runtime
     for where, who in spec.consulted_models.items():
         if not find_engine(resolve(who.engine, 0)).REMOTE:

@@ -181,6 +181,8 @@ def _asks_for_token(address: str) -> bool:
 
 def _keys(spec: JobSpec) -> Iterator[Finding]:
     keys = {"generate": spec.generate.api_key_env}
+    several = spec.generate.teachers
+    keys = {f"generate.teachers.{n}": each.api_key_env for n, each in several.items()} or keys
     keys |= {where: who.api_key_env for where, who in spec.consulted_models.items()}
     for where, name in keys.items():
         if not name:

@@ -15,11 +15,12 @@ from retort.records import (
     Response,
     read_lines,
 )
-from retort.spec import INPUTS, JobSpec, Recipe, differences, recipes
+from retort.spec import INPUTS, JobSpec, Recipe, capture_of, differences, recipes
 from retort.spec.fingerprint import CHAMPION
 from retort.stages.engine_settings import engine_of
 from retort.stages.stage import read_decisions, read_responses, stream_examples
 from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
+from retort.stages.teachers import asked, each_job
 from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE, Ledger
 from retort.store.urls import public_json
@@ -73,14 +74,25 @@ def rows(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response]]:
 
     The job need not be finished; before its examples are prepared there are none.
     """
-    try:
-        plan, ledger, examples = _plan(spec, store)
-    except DataError:
-        return
-    for example in examples:
-        for request, entry in plan.walk(example):
-            if entry:
-                yield example, plan.response(request, ledger.read(entry)[0])
+    for own in asking(spec).values():
+        try:
+            plan, ledger, examples = _plan(own, store)
+        except DataError:
+            return
+        for example in examples:
+            for request, entry in plan.walk(example):
+                if entry:
+                    yield example, plan.response(request, ledger.read(entry)[0])
+
+
+def asking(spec: JobSpec) -> dict[str, JobSpec]:
+    """Returns the jobs of the teachers who write answers, by the names of their artifacts."""
+    jobs = each_job(spec).items()
+    return {
+        capture_of(name) if name else "generate": own
+        for name, own in jobs
+        if own.generate.mode == spec.generate.mode  # the others score what the first one wrote
+    }
 
 
 def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, Decision]]:
@@ -124,7 +136,8 @@ def what_is_asked(spec: JobSpec, store: Store) -> str:
     try:
         plan, ledger, examples = _plan(spec, store)
     except DataError:
-        return "every row is sent to the teacher"
+        has_own = spec.generate.route is not None and spec.generate.route.key is not None
+        return f"every row {'of its own ' * has_own}is sent to the teacher"
     counts: Counter[str] = Counter()
     for example in examples:
         for request, entry in plan.walk(example):
@@ -142,7 +155,9 @@ def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
     ledger now."""
     latest = store.job(spec.name)
     last = latest.read_json("artifacts.json") if latest.has("artifacts.json") else {}
-    folder = store.artifact("generate", last.get("generate", "none"))
+    route = spec.generate.route
+    name = capture_of(route.order[0]) if route else "generate"
+    folder = store.artifact("generate", last.get(name, "none"))
     manifest = folder.manifest()
     if len(ledger) or manifest is None:
         return ""
@@ -161,4 +176,4 @@ def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Ex
     ledger = Ledger(store.ledger(ledger_name(request_context(spec))), engine_of(spec).parse)
     ledger.load()
     examples = stream_examples(prepared.checked(), "train", "validation")
-    return RequestPlan(spec, ledger), ledger, examples
+    return RequestPlan(spec, ledger), ledger, asked(spec, examples)

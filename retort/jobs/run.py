@@ -67,7 +67,8 @@ class JobRun:
 
     def cached(self, name: str, inputs: dict[str, Artifact]) -> Artifact | None:
         """Returns a stage's artifact if it is cached; `name` is the stage's or a control's."""
-        asks_again = name == "generate" and self.spec.generate.runtime.retry
+        recipe = self.recipes[name]
+        asks_again = recipe.stage == "generate" and recipe.spec.generate.runtime.retry
         if name in self.force or (asks_again and name not in self.used):
             return None
         folder = self._folder(name)

@@ -39,6 +39,10 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
     found["generate.teacher"] = engine_settings.teacher_digest(spec)
+    for name in spec.generate.teachers:
+        own = spec.taught_by(name)
+        found[f"generate.engines.{name}"] = resolve(own.generate.engine, own.generate.top_k)
+        found[f"generate.teachers.{name}"] = engine_settings.teacher_digest(own)
     found["train.student"] = model_folder.digest(spec.train.student, "train.student")
     return found
 

@@ -68,6 +68,7 @@ def is_trusted(folder: Path) -> bool:
 def _named(spec: JobSpec) -> set[str]:
     """Returns the names of all plug-ins of a job, engines included."""
     engines = {spec.generate.engine, spec.evaluate.engine}
+    engines |= {teacher.engine for teacher in spec.generate.teachers.values()}
     engines |= {model.engine for model in spec.consulted_models.values()}
     return engines | {name for names in plug_ins(spec).values() for name in names}
 

@@ -9,8 +9,10 @@ from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
     STAGES,
+    WITHOUT,
     JobSpec,
     StageName,
+    capture_of,
     evaluation_of,
     export_of,
     training_of,
@@ -18,12 +20,14 @@ from retort.spec.job import (
 from retort.spec.load import build, build_at, load
 from retort.spec.prepare import HubDataset, Prepare, Source
 from retort.spec.report import Gate, Price, Report
+from retort.spec.teachers import OneTeacher, Route
 from retort.spec.train import Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",
     "INPUTS",
     "STAGES",
+    "WITHOUT",
     "ConsultedModel",
     "Curate",
     "EngineRuntime",
@@ -36,15 +40,18 @@ __all__ = [
     "Judge",
     "Lora",
     "Loss",
+    "OneTeacher",
     "Prepare",
     "Price",
     "Recipe",
     "Report",
+    "Route",
     "Source",
     "StageName",
     "Train",
     "build",
     "build_at",
+    "capture_of",
     "differences",
     "evaluation_of",
     "export_of",

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from retort.records import State
 from retort.spec.section import Section, knob
 
 MAX_REPLICAS = 1024
@@ -69,3 +70,22 @@ class EngineRuntime(Section):
     def replica_range(self) -> tuple[int, int]:
         """The least and the most replicas."""
         return self.replicas if isinstance(self.replicas, tuple) else (self.replicas,) * 2
+
+
+class GenerateRuntime(EngineRuntime):
+    """The knobs of every engine, and those of a long capture."""
+
+    stall_seconds: float = knob(
+        900.0, "seconds", "A local engine without progress for this time is restarted.", gt=0
+    )
+    max_restarts: int = knob(
+        3, "restarts", "Restarts of a dead engine, each with half of max_num_seqs.", ge=0
+    )
+    parity_samples: int = knob(
+        4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
+    )
+    retry: tuple[State, ...] = knob(
+        (),
+        "states",
+        "Rows in these states are sent to the teacher again although they were answered.",
+    )

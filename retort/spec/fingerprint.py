@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retort.spec.job import (
+    CONTROLS,
     STAGES,
     JobSpec,
     StageName,
+    capture_of,
     evaluation_of,
     export_of,
     training_of,
@@ -108,9 +110,10 @@ def recipes(
     job which trains nothing else, so that the two share an artifact. `sources` maps each address in
     the spec ("prepare.train", "generate.teacher" ...) to the digest of what it points to.
     `champion` is the digest of the champion's folder, which is then evaluated too
-    (`evaluate-champion`), or UNREADABLE, which the report tells. Each format has an export and an
-    evaluation of its own (`export-gguf-q4_0`, `evaluate-gguf-q4_0`), so that a further one costs
-    only these.
+    (`evaluate-champion`), or UNREADABLE, which the report tells. Of several teachers each has a
+    capture of its own (`generate-math`), and `generate` is their union. Each format has an export
+    and an evaluation of its own (`export-gguf-q4_0`, `evaluate-gguf-q4_0`), so that a further one
+    costs only these.
     """
     made: dict[str, Recipe] = {}
     for stage in STAGES:
@@ -122,12 +125,16 @@ def recipes(
                 found = _recipe(stage, spec.exporting(name), known, made)
                 made[export_of(role)] = found
             continue
+        if stage == "generate" and spec.generate.teachers:
+            _add_captures(spec, sources, made)
+            continue
         made[stage] = _recipe(stage, spec, sources, made)
         if stage == "train":
             # The user's own losses are the student's alone.
             plain = {key: digest for key, digest in sources.items() if key != "train.plug_ins"}
             for control in spec.controls:
-                found = _recipe("train", spec.control(control), plain, made)
+                own = plain if control in CONTROLS else sources
+                found = _recipe("train", spec.control(control), own, made)
                 made[training_of(control)] = found
         elif stage == "evaluate":
             for role in spec.exports:
@@ -137,6 +144,33 @@ def recipes(
         elif stage == "report" and champion:
             made[stage] = _beside_champion(made, champion)
     return made
+
+
+def _add_captures(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe]) -> None:
+    """Adds the recipe of each teacher's capture, which is that of a job with this teacher alone
+    where it answers every row, and the recipe of their union.
+
+    Those who score what the first one wrote read its capture.
+    """
+    route = spec.generate.route
+    assert route
+    for name in route.order:
+        own = spec.taught_by(name)
+        known = {key: sources[f"{key}s.{name}"] for key in ("generate.teacher", "generate.engine")}
+        found = _recipe("generate", own, {**sources, **known}, made)
+        knobs, inputs = found.ingredients["knobs"], found.ingredients["inputs"]
+        del knobs["teachers"], knobs["route"]
+        knobs |= route.rows_of(name)
+        if route.by == "all" and name != route.order[0]:
+            inputs[capture_of(route.order[0])] = made[capture_of(route.order[0])].name
+        made[capture_of(name)] = found
+    union = _recipe("generate", spec, {}, made).ingredients
+    union["knobs"] = {
+        "route": route.model_dump(mode="json"),
+        "shard_size": spec.generate.shard_size,
+    }
+    union["inputs"] |= {capture_of(name): made[capture_of(name)].name for name in route.order}
+    made["generate"] = Recipe("generate", union, spec)
 
 
 def _of_export(made: dict[str, Recipe], role: str) -> Recipe:

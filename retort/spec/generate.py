@@ -4,39 +4,24 @@
 fingerprint, so that a job on a larger machine keeps the answers that were paid for.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from retort.records import State
-from retort.spec.engine import EngineRuntime
+from retort.spec.engine import GenerateRuntime
 from retort.spec.section import MAX_SEED, Section, knob
 from retort.spec.spending import TeacherSpending
-
-
-class GenerateRuntime(EngineRuntime):
-    """The knobs of every engine, and those of a long capture."""
-
-    stall_seconds: float = knob(
-        900.0, "seconds", "A local engine without progress for this time is restarted.", gt=0
-    )
-    max_restarts: int = knob(
-        3, "restarts", "Restarts of a dead engine, each with half of max_num_seqs.", ge=0
-    )
-    parity_samples: int = knob(
-        4, "responses", "Responses whose signal a plain forward pass must confirm; 0: none.", ge=0
-    )
-    retry: tuple[State, ...] = knob(
-        (),
-        "states",
-        "Rows in these states are sent to the teacher again although they were answered.",
-    )
+from retort.spec.teachers import NAME, OneTeacher, Route, complete
 
 
 class Generate(Section):
     """The teacher answers every train and validation example."""
 
-    teacher: str = knob(..., "path, hub id or name at the endpoint", "The model to imitate.")
+    teacher: str = knob(
+        ...,
+        "path, hub id or name at the endpoint",
+        "The model to imitate; not given where there are several teachers.",
+    )
     engine: str = knob("auto", "name", "What runs the teacher; auto: vllm if installed.")
     endpoint: str | None = knob(
         None,
@@ -101,6 +86,24 @@ class Generate(Section):
     shard_size: int = knob(4096, "examples", "Examples in one file of the artifact.", ge=1)
     spending: TeacherSpending = TeacherSpending()
     runtime: GenerateRuntime = GenerateRuntime()
+    teachers: dict[Annotated[str, Field(pattern=NAME)], OneTeacher] = knob(
+        {},
+        "sections",
+        "Several teachers by their names, in place of `teacher`: what each does not set is this "
+        "section's. The first one's knobs are then this section's own.",
+        added_later=True,
+    )
+    route: Route | None = knob(
+        None,
+        "section",
+        "Whose answers are learned, where there are several teachers.",
+        added_later=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_teacher_is_the_teacher(cls, raw: Any) -> Any:
+        return complete(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Generate":
@@ -116,4 +119,20 @@ class Generate(Section):
             )
         if self.instruction and self.mode == "score":
             raise ValueError("mode: score asks nothing, so there is no place for an instruction")
+        if self.route and self.route.by == "all" and (self.n > 1 or not self.top_k):
+            raise ValueError(
+                "route: all fuses the distributions of one answer, and needs n: 1 and a top_k"
+            )
         return self
+
+    def taught_by(self, name: str) -> "Generate":
+        """Returns the section as it is for one of several teachers, which is its first.
+
+        With `route: all` every teacher but the first one scores that one's answers.
+        """
+        assert self.route
+        order = (name, *(other for other in self.route.order if other != name))
+        own = {key: getattr(self.teachers[name], key) for key in OneTeacher.model_fields}
+        route = self.route.model_copy(update={"order": order})
+        mode = "score" if self.route.by == "all" and name != self.route.order[0] else self.mode
+        return self.model_copy(update={**own, "route": route, "mode": mode})

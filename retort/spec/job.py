@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from retort.errors import did_you_mean
 from retort.spec import azure
 from retort.spec.cluster import Cluster
 from retort.spec.curate import ConsultedModel, Curate
@@ -31,11 +32,18 @@ STAGES: tuple[StageName, ...] = (
 )
 # A control is the same base on the same rows with the same budget, by plain fine-tuning on a text.
 CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher", "gold": "expected"}
+# A control of another kind learns as the student does, without the rows of one of several teachers.
+WITHOUT = "without_"
 
 
 def training_of(role: str) -> str:
     """Returns the name of the training that makes a role's model: train, train-fine_tuning ..."""
     return "train" if role == "student" else f"train-{role}"
+
+
+def capture_of(teacher: str) -> str:
+    """Returns the name of the capture of one of several teachers: generate-math."""
+    return f"generate-{teacher}"
 
 
 def export_of(role: str) -> str:
@@ -112,6 +120,8 @@ class JobSpec(Section):
     def _controls_are_others(self) -> "JobSpec":
         learns = {loss.name for loss in self.losses if loss.weight > 0}
         for control in self.controls:
+            if control not in CONTROLS:
+                continue
             if learns == {"cross_entropy"} and self.train.text == CONTROLS[control]:
                 raise ValueError(
                     f"train.controls: {control} would compare the student with itself, for "
@@ -123,6 +133,30 @@ class JobSpec(Section):
                 "report.gate.beat_fine_tuning compares the student with plain fine-tuning, which "
                 "this job does not train; add fine_tuning to train.controls, or take it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_leave_out_teachers(self) -> "JobSpec":
+        route = self.generate.route
+        known = [] if route is None or route.by == "all" else list(route.order)
+        allowed = [*CONTROLS, *(f"{WITHOUT}{name}" for name in known)]
+        if unknown := [name for name in self.train.controls if name not in allowed]:
+            raise ValueError(
+                f"train.controls: {unknown[0]} is no control{did_you_mean(unknown[0], allowed)}; "
+                f"allowed: {', '.join(allowed)}"
+            )
+        if self.train.without_teacher not in (None, *known):
+            raise ValueError(
+                f"train.without_teacher: {self.train.without_teacher} is none of several teachers "
+                f"that answer rows of their own ({', '.join(known) or 'there are none'})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_a_judge(self) -> "JobSpec":
+        route = self.generate.route
+        if route and route.by == "best_judged" and self.curate.judge is None:
+            raise ValueError("generate.route: best_judged needs curate.judge; name a model there")
         return self
 
     @model_validator(mode="after")
@@ -142,7 +176,8 @@ class JobSpec(Section):
     @property
     def controls(self) -> tuple[str, ...]:
         """The job's controls, each once, in the order in which they are trained."""
-        return tuple(name for name in CONTROLS if name in self.train.controls)
+        plain = [name for name in CONTROLS if name in self.train.controls]
+        return (*plain, *dict.fromkeys(n for n in self.train.controls if n not in CONTROLS))
 
     @property
     def consulted_models(self) -> dict[str, ConsultedModel]:
@@ -166,6 +201,10 @@ class JobSpec(Section):
         """The exported students: each one's format by its role, such as gguf-q4_0."""
         return {role_of(name): name for name in self.export.formats}
 
+    def taught_by(self, teacher: str) -> "JobSpec":
+        """Returns the job as it is for one of several teachers, which then is the teacher."""
+        return self.model_copy(update={"generate": self.generate.taught_by(teacher)})
+
     def exporting(self, *formats: str) -> "JobSpec":
         """Returns the job that exports its student to these formats alone."""
         return self.model_copy(
@@ -174,6 +213,9 @@ class JobSpec(Section):
 
     def control(self, name: str) -> "JobSpec":
         """Returns the job whose student is this one's control of that name."""
+        if name.startswith(WITHOUT):
+            less = {"controls": (), "without_teacher": name.removeprefix(WITHOUT)}
+            return self.model_copy(update={"train": self.train.model_copy(update=less)})
         plain = {
             "losses": (Loss(name="cross_entropy"),),
             "teacher": "stored",

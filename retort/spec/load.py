@@ -33,6 +33,8 @@ MODEL_PATHS = (
     ("evaluate", "judge", "model"),
     ("evaluate", "graders", "judge", "model"),
 )
+# Where a model at an endpoint is.
+ADDRESS = ("engine", "endpoint", "api_key_env")
 # The variable that names a folder of models; jobs name them by their folders or hub ids.
 MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
@@ -158,12 +160,15 @@ def _here(model: str) -> str:
 
 def _anchor(made: Expansion, folder: Path) -> None:
     """Makes the paths of a job absolute, except those of the command line, which are already."""
-    for *parents, key in DATA_PATHS + MODEL_PATHS:
+    for *parents, key in (*DATA_PATHS, *MODEL_PATHS, *_teachers(made.sections)):
         holder: Any = made.sections
         for parent in parents:
             holder = holder.get(parent) if isinstance(holder, dict) else None
         if not isinstance(holder, dict) or key not in holder:
             continue
+        if parents[1:2] == ["teachers"]:  # what it does not set is the section's
+            shared = made.sections["generate"]
+            holder |= {k: shared[k] for k in ADDRESS if k in shared and k not in holder}
         if (*parents, key) in DATA_PATHS:
             holder[key] = _data(holder[key], folder)
             continue
@@ -180,6 +185,14 @@ def _anchor(made: Expansion, folder: Path) -> None:
     for chosen in filters if isinstance(filters, list) else []:
         if isinstance(chosen, dict):
             chosen |= {k: _data(v, folder) for k, v in chosen.items() if k.endswith("_file")}
+
+
+def _teachers(sections: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the knobs that name one of several teachers."""
+    generate = sections.get("generate")
+    teachers = generate.get("teachers") if isinstance(generate, dict) else None
+    named = teachers if isinstance(teachers, dict) else {}
+    return [("generate", "teachers", name, "teacher") for name in named]
 
 
 def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, section: str) -> None:
@@ -286,7 +299,7 @@ def _named(location: tuple[Any, ...], names: dict[str, str]) -> str:
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     model: Any = JobSpec
     for part in location:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # a place in a list, or one of several teachers
             continue
         annotation = model.model_fields[part].annotation
         kinds = [annotation, *getattr(annotation, "__args__", ())]

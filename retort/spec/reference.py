@@ -58,7 +58,8 @@ def _parts(where: str, section: type[Section], shown: dict[type[Section], str]) 
         yield _table(where, plain)
     for name, found in inner.items():
         if found:
-            yield from _parts(f"{where}.{name}", found, shown)
+            many = get_origin(section.model_fields[name].annotation) is dict
+            yield from _parts(f"{where}.{name}{'.NAME' * many}", found, shown)
 
 
 def _table(where: str, fields: dict[str, FieldInfo]) -> str:
@@ -119,6 +120,8 @@ def _section_of(annotation: Any) -> type[Section] | None:
     """Returns the section that a field holds, directly, as an option or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
+    if get_origin(annotation) is dict:
+        return _section_of(get_args(annotation)[1])
     is_choice = get_origin(annotation) in (Union, tuple) or "UnionType" in type(annotation).__name__
     inner = [_section_of(part) for part in get_args(annotation)] if is_choice else []
     found = [section for section in inner if section]

@@ -96,11 +96,18 @@ class Train(Section):
     text: Literal["teacher", "expected"] = knob(
         "teacher", "name", "What is learned: the teacher's text, or the rows' own answers."
     )
-    controls: tuple[Literal["fine_tuning", "gold"], ...] = knob(
+    controls: tuple[str, ...] = knob(
         (),
         "names",
         "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
-        "the teacher's text (fine_tuning) or on the rows' own answers (gold).",
+        "the teacher's text (fine_tuning) or on the rows' own answers (gold); or the student "
+        "itself, without the rows of one of several teachers (without_NAME).",
+    )
+    without_teacher: str | None = knob(
+        None,
+        "name",
+        "One of several teachers whose answers are left out.",
+        added_later=True,
     )
     learning_rate: float = knob(
         2e-5, "1", "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual.", gt=0

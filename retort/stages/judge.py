@@ -18,7 +18,8 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, Response, State, chat_text, read_lines, write_lines
 from retort.spec import ConsultedModel, JobSpec, StageName
-from retort.spec.generate import Generate, GenerateRuntime
+from retort.spec.engine import GenerateRuntime
+from retort.spec.generate import Generate
 from retort.spec.spending import TeacherSpending
 from retort.stages.budget import Budget
 from retort.stages.engine_settings import engine_of, model_line, open_teacher, settings_of
@@ -163,7 +164,9 @@ def as_teacher(spec: JobSpec, who: ConsultedModel, retry: tuple[State, ...] = RE
     asked = who.model_dump(include=set(ConsultedModel.model_fields) - own)
     asked["spending"] = TeacherSpending(**who.spending.model_dump())
     generate = Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
-    train = spec.train.model_copy(update={"losses": ()})  # none may need the signal that is not
+    # None may need the signal that is not, nor name one of several teachers.
+    alone = {"losses": (), "controls": (), "without_teacher": None}
+    train = spec.train.model_copy(update=alone)
     return spec.model_copy(update={"generate": generate, "train": train})
 
 

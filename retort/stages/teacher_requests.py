@@ -102,10 +102,11 @@ class RequestPlan:
     """Every request of a job, and what its ledger has of it already.
 
     What the ledger's own run asked is not asked again: rows to retry are those of earlier runs.
+    `written` are the ids of the answers to score, by example, where they are not the rows' own.
     """
 
-    def __init__(self, spec: JobSpec, ledger: Ledger):
-        self._knobs, self._ledger = spec.generate, ledger
+    def __init__(self, spec: JobSpec, ledger: Ledger, written: dict[str, list[int]] | None = None):
+        self._knobs, self._ledger, self._written = spec.generate, ledger, written
         turns = self._knobs.turns
         is_conversation = spec.prepare.task_type == "conversation"
         self._all_turns = turns == "all" or (turns == "auto" and is_conversation)
@@ -190,7 +191,7 @@ class RequestPlan:
             max_tokens=max_tokens,
             seed=None if greedy else (knobs.seed + int(request.key[:8], 16)) % (1 << 31),
             continues=truncated.token_ids if truncated and self._continues and room > 0 else None,
-            response=request.example.reference if knobs.mode == "score" else None,
+            response=self._scored(request.example) if knobs.mode == "score" else None,
         )
         return engine_request, (max_tokens, length)
 
@@ -228,14 +229,19 @@ class RequestPlan:
         chat = with_instruction(messages, self._instruction)
         content: list[Any] = [chat, example.tools, sample]
         if self._knobs.mode == "score":
-            if not example.reference:
-                raise DataError(
-                    f"example {example.id} has no answer of its own to score; give every row one, "
-                    "or set generate.mode: answer"
-                )
-            content.append(example.reference)
+            content.append(self._scored(example))
         key, own = sha256_of(content)[:32], self._instruction
         return TeacherRequest(key, example, sample, turn, messages, rest, own)
+
+    def _scored(self, example: Example) -> str | list[int]:
+        """Returns the answer that is scored. Raises `DataError` where there is none."""
+        own = example.reference if self._written is None else self._written[example.id]
+        if not own:
+            raise DataError(
+                f"example {example.id} has no answer of its own to score; give every row one, "
+                "or set generate.mode: answer"
+            )
+        return own
 
     def _turns(self, example: Example) -> list[list[Message]]:
         """Returns the user's part of each turn without the row's own replies; or all in one."""

@@ -7,6 +7,7 @@ threads. A tracking server that fails is reported and never stops a job.
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout, suppress
 from functools import wraps
@@ -66,8 +67,9 @@ class Tracker:
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
         self._client: Any = None
         self._lock = threading.RLock()
-        self._buffer: list[Any] = []
-        self._curves: set[str] = set()
+        # By run: stages may run side by side, and several have the same metrics.
+        self._buffers: dict[str, list[Any]] = defaultdict(list)
+        self._curves: dict[str, set[str]] = defaultdict(set)
         self._refused: set[str] = set()
         self._flushed = 0.0
         self.experiment_id = self.parent_id = ""
@@ -146,13 +148,13 @@ class Tracker:
         from mlflow.entities import Metric
 
         now, named = int(time.time() * 1000), safe_names(values)
-        self._curves |= named.keys()
-        self._buffer += [Metric(name, float(v), now, step) for name, v in named.items()]
+        self._curves[run_id] |= named.keys()
+        self._buffers[run_id] += [Metric(name, float(v), now, step) for name, v in named.items()]
         if time.monotonic() - self._flushed > 1:
             self._flush(run_id)
 
     def _flush(self, run_id: str) -> None:
-        waiting, self._buffer, self._flushed = self._buffer, [], time.monotonic()
+        waiting, self._flushed = self._buffers.pop(run_id, []), time.monotonic()
         for start in range(0, len(waiting), 1000):
             batch = [m for m in waiting[start : start + 1000] if m.key not in self._refused]
             try:
@@ -192,7 +194,8 @@ class Tracker:
         flat = safe_names(_flat(facts))
         numbers = {name: float(v) for name, v in flat.items() if isinstance(v, int | float)}
         # A metric with a curve is left out: at step 0 it would become the first point.
-        self.metrics(run_id, {k: v for k, v in numbers.items() if k not in self._curves}, step=0)
+        curves = self._curves.pop(run_id, set())
+        self.metrics(run_id, {k: v for k, v in numbers.items() if k not in curves}, step=0)
         self._flush(run_id)
         for name, text in files.items():
             self._client.log_text(run_id, text, name)
@@ -237,7 +240,7 @@ class Tracker:
         self, numbers: dict[str, float], gate_passed: bool, files: dict[str, bytes]
     ) -> None:
         """Attaches the report's numbers and files to the job's run and ends it well."""
-        self._buffer = []
+        self._buffers.clear()
         self.metrics(self.parent_id, numbers, step=0)
         self._flush(self.parent_id)
         with temporary_folder() as scratch:

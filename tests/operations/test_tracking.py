@@ -83,7 +83,7 @@ def test_a_metric_that_mlflow_refuses_costs_that_metric_alone(tracker, monkeypat
     tracker, warned = tracker
     run_id = tracker.open_stage("train", {}, {})
     for step in range(5):  # a name that comes past the check, at every step
-        tracker._buffer.append(Metric("lo//ss", 1.0, 1, step))
+        tracker._buffers[run_id].append(Metric("lo//ss", 1.0, 1, step))
         tracker.metrics(run_id, {"loss": 1.0 / (step + 1)}, step)
         tracker._flush(run_id)
     tracker.close_stage(run_id, {"num": 3}, {"a.txt": "text"})
@@ -91,6 +91,23 @@ def test_a_metric_that_mlflow_refuses_costs_that_metric_alone(tracker, monkeypat
     client = MlflowClient(tracker.uri)
     assert len(client.get_metric_history(run_id, "loss")) == 5
     assert client.get_run(run_id).data.metrics["num"] == 3.0
+
+
+def test_stages_side_by_side_have_their_own_curves_and_facts(tracker):
+    tracker, _ = tracker
+    one, other = (tracker.open_stage(name, {}, {}) for name in ("train", "train-gold"))
+    tracker._flushed = float("inf")  # nothing is sent before a stage is closed
+    for step in range(3):
+        tracker.metrics(one, {"loss": 1.0 + step}, step)
+        tracker.metrics(other, {"loss": 5.0 + step, "num_train": step}, step)
+    tracker.close_stage(one, {"loss": 9.0, "num_train": 7}, {})
+    tracker.close_stage(other, {}, {})
+    client = MlflowClient(tracker.uri)
+    losses = {
+        run: [m.value for m in client.get_metric_history(run, "loss")] for run in (one, other)
+    }
+    assert losses == {one: [1.0, 2.0, 3.0], other: [5.0, 6.0, 7.0]}
+    assert client.get_run(one).data.metrics["num_train"] == 7.0
 
 
 def test_addresses_reach_mlflow_without_their_secrets(tracker):

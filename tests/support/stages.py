@@ -49,6 +49,28 @@ def run(
     return generate(stage), read_responses(stage.out)
 
 
+def run_captures(
+    raw: dict[str, Any], store: str, report: Reporter = SILENT
+) -> tuple[dict[str, dict[str, Any]], list[Response]]:
+    """Runs prepare, the capture of each of several teachers and their union, all but what is
+    finished; returns the facts of those that ran by their names, and the union's responses."""
+    spec, opened = build(raw), open_store(store)
+    wanted = recipes(spec, source_digests(spec))
+    made: dict[str, Any] = {}
+    ran = {}
+    for name in ("prepare", *wanted["generate"].inputs[1:], "generate"):
+        recipe = wanted[name]
+        folder = opened.artifact(recipe.stage, recipe.name)
+        if not folder.finished():
+            inputs = {each: made[each] for each in recipe.inputs}
+            log = opened.local_state() / "log"
+            stage = Stage(recipe.stage, recipe.spec, opened, inputs, folder, report, log)
+            ran[name] = {"prepare": prepare, "generate": generate}[recipe.stage](stage)
+            folder.commit({"facts": ran[name], "ingredients": recipe.ingredients})
+        made[name] = folder.finished()
+    return ran, read_responses(Folder(made["generate"].uri))
+
+
 def stage_of(
     name: Any, raw: dict[str, Any], store: str, inputs: dict[str, Any], report: Reporter = SILENT
 ) -> Stage:

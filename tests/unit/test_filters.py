@@ -71,7 +71,7 @@ def test_a_filter_keeps_what_holds_and_says_what_does_not(name, options, good, b
 def test_every_filter_is_a_function_of_an_item_with_checked_defaults():
     for name in plugins.function_names("retort.data.filters"):
         check(name, {})
-    assert len(plugins.function_names("retort.data.filters")) == 19
+    assert len(plugins.function_names("retort.data.filters")) == 20
 
 
 @needs_gsm8k
@@ -174,6 +174,14 @@ def test_the_majority_is_that_of_a_count_by_hand():
         most = max(given, key=lambda a: (given.count(a), -given.index(a)))
         wanted = [i for i, a in enumerate(given) if a == most and given.count(most) >= 2]
         assert kept("majority", group(*given)) == wanted
+
+
+def test_the_first_of_n_is_the_first_that_is_left():
+    peers = group("2", "3", "2")
+    assert kept("first_of_n", peers) == [0]
+    first = peers.pop(0)
+    assert kept("first_of_n", peers) == [0] and first not in peers
+    assert kept("first_of_n", [item("2")]) == [0]
 
 
 def test_the_best_of_n_is_right_then_well_judged_then_short_then_first():

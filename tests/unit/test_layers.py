@@ -24,7 +24,15 @@ FLOORS = (
 )
 # The nouns are four files of one box.
 NOUNS = set(FLOORS[0])
-SHARED = {"stage", "teacher_requests", "request_loop", "budget", "judge", "engine_settings"}
+SHARED = {
+    "stage",
+    "teacher_requests",
+    "request_loop",
+    "budget",
+    "judge",
+    "engine_settings",
+    "teachers",
+}
 # The one place of each heavy library: a box, or some files of it.
 PLACES = {
     "prefect": ("tasks", "flows", "retort.client.server"),

@@ -232,6 +232,12 @@ def best_of_n(item: Candidate) -> str | None:
     return None if best is item else "not the best of n"
 
 
+def first_of_n(item: Candidate) -> str | None:
+    """Rejects all answers to a question but the first that is left: of several teachers, the
+    answer of the one who comes first in their order."""
+    return None if item is (item.peers or [item])[0] else "not the first of n"
+
+
 def teachers_agree(item: Candidate) -> str | None:
     """Rejects answers that differ from those of the second teacher (`curate.second_teacher`)."""
     if item.answer is None:

@@ -14,17 +14,20 @@ from retort.metrics.comparison.ratios import (
 from retort.metrics.comparison.shapes import ReportContent, as_json, read_content
 from retort.metrics.comparison.tables import (
     EXPORT_CAPTION,
+    TEACHERS_CAPTION,
     caption,
     certainty,
     details,
     exports,
     table,
+    teachers,
 )
 from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdict
 
 __all__ = [
     "CONTROLS",
     "EXPORT_CAPTION",
+    "TEACHERS_CAPTION",
     "ReportContent",
     "as_json",
     "caption",
@@ -37,6 +40,7 @@ __all__ = [
     "main_metric",
     "read_content",
     "table",
+    "teachers",
     "too_few",
     "unsure",
     "verdict",

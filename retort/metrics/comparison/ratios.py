@@ -1,6 +1,7 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
 from retort.metrics.comparison import shapes
+from retort.spec import WITHOUT
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
@@ -12,6 +13,17 @@ WAYS_OUT = {
     "gold": "those answers taught more than the teacher did; learn them (train.text: expected, "
     "train.losses: [{name: cross_entropy}]), or look at train.losses and the teacher's own score",
 }
+WAY_OUT = "they cost more than they gave; take this teacher out, or route less to it"
+
+
+def is_control(role: str) -> bool:
+    """Whether a model is one of the job's controls."""
+    return role in CONTROLS or role.startswith(WITHOUT)
+
+
+def control_name(role: str) -> str:
+    """Returns what a control is, in words."""
+    return CONTROLS.get(role) or f"itself without the rows of {role.removeprefix(WITHOUT)}"
 
 
 def main_metric(models: shapes.ModelsByRole) -> str:
@@ -81,7 +93,7 @@ def flat_differences(differences: shapes.Differences) -> dict[str, float]:
 def warnings(comparison: shapes.Comparison) -> list[str]:
     """Returns what to do about each control that the student scores below."""
     return [
-        f"the student is below {CONTROLS[role]}: {WAYS_OUT[role]}"
+        f"the student is below {control_name(role)}: {WAYS_OUT.get(role, WAY_OUT)}"
         for role, difference in comparison.differences.items()
-        if role in CONTROLS and difference.outcome == "below"
+        if is_control(role) and difference.outcome == "below"
     ]

@@ -211,6 +211,27 @@ class ColumnSlices:
 
 
 @dataclass(frozen=True)
+class TeacherWorth:
+    """What one of several teachers gave, and took: responses, those learned from, `share` of all
+    that are learned from, the tokens of its answers, their cost where it has a price.
+
+    `student_loss` is the student's on the teacher's validation rows; `gain` the student minus the
+    one that was trained without its rows, where that is a control of the job.
+    """
+
+    model: str
+    engine: str
+    num_responses: int
+    num_kept: int
+    share: float
+    num_tokens: int
+    cost: float | None = None
+    num_validation: int = 0
+    student_loss: float | None = None
+    gain: Difference | None = None
+
+
+@dataclass(frozen=True)
 class TrainingContent:
     """What the trainings warned of, the controls' counts, and each one's records by step."""
 
@@ -272,8 +293,8 @@ class ReportContent:
     """All that a report says. The fields from `fingerprints` on belong to one run.
 
     `champion` says where it lies and whether it could be read, `exports` holds the student in other
-    formats by role, `registered` the student's name and version in the registry and the champion's
-    version.
+    formats by role, `teachers` several teachers by name, `registered` the student's name and
+    version in the registry and the champion's version.
     """
 
     name: str
@@ -290,6 +311,7 @@ class ReportContent:
     exports: dict[str, ExportedStudent] = field(default_factory=dict)
     slices: list[ColumnSlices] = field(default_factory=list)
     training: TrainingContent = field(default_factory=TrainingContent)
+    teachers: dict[str, TeacherWorth] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)

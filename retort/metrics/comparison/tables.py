@@ -24,6 +24,11 @@ EXPORT_CAPTION = (
     "over the tokens of up to 64 of its answers, student to export, the student in 32-bit floats. "
     "Times of runtimes are measured one after the other, not in turns."
 )
+TEACHERS_CAPTION = (
+    "Learned: the train and validation answers that curation kept, and their share of all kept; "
+    "cost: of the answers that this job asked for; student's loss: on the teacher's validation "
+    "rows, per token; the last column is measured where train.controls names without_NAME."
+)
 ANSWERS_OF = {"reference": "the rows' own answers", "teacher": "the teacher's answers"}
 
 
@@ -103,6 +108,29 @@ def exports(content: ReportContent, roles: Iterable[str] | None = None) -> list[
     runtimes = ["runtime", student.engine, *(each.model.engine for each in shown)]
     verdicts = ["may go out", "", *("yes" if each.check.passed else "refused" for each in shown)]
     return [["", *columns], *own[:2], *compared, *own[2:], runtimes, verdicts]
+
+
+def teachers(content: ReportContent) -> list[TableRow]:
+    """Returns the table of what several teachers were worth, a row each; [] where there is one."""
+    if not content.teachers:
+        return []
+    metric = content.comparison.metric
+    heading = ["model", "answers", "learned", "of all", "answer tokens", "cost", "student's loss"]
+    rows = [
+        [
+            name,
+            f"{each.model}, {each.engine}",
+            show.whole(each.num_responses),
+            show.whole(each.num_kept),
+            show.percent(each.share),
+            show.whole(each.num_tokens),
+            show.number(each.cost),
+            show.number(each.student_loss, 4),
+            show.difference(each.gain, metric, with_interval=True) if each.gain else "not measured",
+        ]
+        for name, each in content.teachers.items()
+    ]
+    return [["", *heading, "student minus itself without its rows"], *rows]
 
 
 def _against(export: ExportedStudent, role: str, metric: str) -> str:

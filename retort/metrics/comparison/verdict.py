@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from retort.metrics import examples_needed
 from retort.metrics.comparison import formatting as show
-from retort.metrics.comparison.ratios import CONTROLS, median_seconds
+from retort.metrics.comparison.ratios import CONTROLS, control_name, is_control, median_seconds
 from retort.metrics.comparison.shapes import Comparison, Difference, GateOutcome, ReportContent
 
 OTHERS = {**CONTROLS, "champion": "the champion of its name"}
-ALL = {"teacher": "the teacher", "base": "its base", **OTHERS}
+GIVEN = {"teacher": "the teacher", "base": "its base"}
 # Nobody looks for a difference that would take more than so many times the examples.
 MOST_TIMES = 100
 
@@ -25,8 +25,14 @@ def verdict(comparison: Comparison, gate: GateOutcome) -> str:
         f"The student keeps {kept} of the teacher's {metric}, {gain} against its base"
         f"{_savings(comparison)}; it {_judged(comparison, gate)}."
     )
-    against = [_against(role, others[role], metric) for role in OTHERS if role in others]
+    named = [role for role in (*OTHERS, *others) if role in others and role not in GIVEN]
+    against = [_against(role, others[role], metric) for role in dict.fromkeys(named)]
     return " ".join([outcome, *against])
+
+
+def _name(role: str) -> str:
+    """Returns what the student is compared with, in words."""
+    return control_name(role) if is_control(role) else {**GIVEN, **OTHERS}[role]
 
 
 def _savings(comparison: Comparison) -> str:
@@ -72,7 +78,7 @@ def unsure(comparison: Comparison) -> list[str]:
 
 def _against(role: str, difference: Difference, metric: str) -> str:
     """Returns how the student compares with a control or the champion, in one sentence."""
-    other, points = OTHERS[role], show.unit(metric)
+    other, points = _name(role), show.unit(metric)
     if difference.outcome == "unclear":
         return f"The test cannot tell it from {other} ({show.gaps(difference, metric)}{points})."
     near, far = (show.size(e, metric) for e in sorted((abs(difference.low), abs(difference.high))))
@@ -88,7 +94,7 @@ def too_few(comparison: Comparison) -> list[str]:
         if needed is not None and needed <= MOST_TIMES * each.n:
             ends = f"{show.gaps(each, metric)}{show.unit(metric)}"
             notes.append(
-                f"{each.n:,} examples are too few to tell the student from {ALL[role]} ({ends}): "
+                f"{each.n:,} examples are too few to tell the student from {_name(role)} ({ends}): "
                 "if the difference is as large as measured, about "
                 f"{max(needed, each.n + 1):,} would"
             )

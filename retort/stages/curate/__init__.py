@@ -20,6 +20,11 @@ from retort.spec import JobSpec
 from retort.stages.curate import data_card, judging
 from retort.stages.stage import Stage, read_examples
 
+# The filters that pick an answer among several teachers', added where the spec does not name them.
+OF_ROUTE: dict[str, dict[str, dict[str, Any]]] = {
+    "best_judged": {"judged": {"min_score": 1.0}, "best_of_n": {}},
+    "agreement": {"majority": {"at_least": 1}, "first_of_n": {}},
+}
 Chosen = list[tuple[str, Callable[[Candidate], str | None]]]
 
 
@@ -50,7 +55,17 @@ def curate(stage: Stage) -> dict[str, Any]:
         "num_unreached": num_unreached,
         "filters": [name for name, _ in chosen],
         **spread,
+        **_of_teachers(items, decisions),
     }
+
+
+def _of_teachers(items: list[Candidate], decisions: list[Decision]) -> dict[str, dict[str, int]]:
+    """Returns how many responses of each of several teachers are kept."""
+    names = [item.response.teacher for item in items]
+    pairs = zip(names, decisions, strict=True)
+    kept = Counter({name: 0 for name in names if name})
+    kept.update(name for name, decision in pairs if name and decision.kept)
+    return {"num_kept_of": dict(kept)} if kept else {}
 
 
 def _outcome(num_responses: int, rejected: Counter[str]) -> str:
@@ -77,6 +92,10 @@ def _chosen(spec: JobSpec, task_type: TaskType) -> Chosen:
     if spec.generate.reasoning != "none" or knobs.rationale != "keep":
         at = 1 + max((i for i, (name, _) in enumerate(filters) if name == "finished"), default=-1)
         filters.insert(at, ("rationale", partial(_no_answer, spec)))
+    of_route = OF_ROUTE.get(spec.generate.route.by, {}) if spec.generate.route else {}
+    for name, options in of_route.items():
+        if name not in (known for known, _ in filters):
+            filters.append((name, partial(candidate.check(name, options), **options)))
     return filters
 
 

@@ -209,7 +209,10 @@ class EndpointModel:
     def _of_generate(self) -> Budget:
         """Returns the teacher's budget after generate."""
         budget = Budget(self._spec.generate.spending, self._stage.out.name)
-        budget.charge(generated(self._stage).get("facts", {}).get("spending", {}))
+        facts, route = generated(self._stage).get("facts", {}), self._stage.spec.generate.route
+        if route:  # the first of several teachers is the one that is compared
+            facts = facts.get("teachers", {}).get(route.order[0], {})
+        budget.charge(facts.get("spending", {}))
         return budget
 
     def _counted(self) -> Budget:

@@ -13,7 +13,7 @@ from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import engine_of, on_cluster
-from retort.stages.generate import capture, parity
+from retort.stages.generate import capture, parity, union
 from retort.stages.stage import Stage
 
 MIN_TOP_K_MASS = 0.9
@@ -23,8 +23,11 @@ def generate(stage: Stage) -> dict[str, Any]:
     """Writes responses and signals; returns counts, the engine's facts and what it cost.
 
     Raises `StageError` when too few responses were accepted, when the pilot or the budget stopped
-    the run, or when a plain forward pass does not confirm the signal.
+    the run, or when a plain forward pass does not confirm the signal. Of several teachers each has
+    such a capture of its own; then it unites them.
     """
+    if union.is_union(stage):
+        return union.unite(stage)
     facts = _answers(stage)
     _check_success(stage, facts)
     facts["parity"] = _parity(stage, facts)

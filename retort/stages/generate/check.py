@@ -8,16 +8,43 @@ from retort.errors import SpecError
 from retort.spec import JobSpec
 from retort.stages import teacher_requests
 from retort.stages.engine_settings import engine_of, model_line, settings_of
+from retort.stages.teachers import DIFFERENT, each_job
 from retort.store import model_folder
 
 
 def check(spec: JobSpec) -> list[str]:
     """Returns a line for each thing that was checked and is well; raises `SpecError`."""
+    lines = []
+    for name, own in each_job(spec).items():
+        lines += [f"teacher {name}: {line}" if name else line for line in _check(own)]
+    _check_tokens(spec)
+    return lines
+
+
+def _check_tokens(spec: JobSpec) -> None:
+    """Raises `SpecError` where several teachers are to give signals of different tokens."""
+    if not (spec.generate.teachers and spec.generate.top_k):
+        return
+    maps = {
+        name: f"unknown of {name}"
+        if engine_of(own).REMOTE
+        else model_folder.token_map(model_folder.locate(own.generate.teacher, "generate.teacher"))[
+            0
+        ]
+        for name, own in each_job(spec).items()
+    }
+    if len(set(maps.values())) > 1:
+        raise SpecError(f"generate.teachers: {DIFFERENT.format(', '.join(maps))}")
+
+
+def _check(spec: JobSpec) -> list[str]:
     engine = engine_of(spec)
     teacher_requests.instruction_of(spec)
+    route = spec.generate.route
     if spec.generate.mode == "score" and not engine.SCORES:
+        who = f"route: all, in which teacher {route.order[0]} scores," if route else "mode: score"
         raise SpecError(
-            "generate.mode: score needs the teacher's distribution of given text, which this "
+            f"generate.{who} needs the teacher's distribution of given text, which this "
             "engine does not give; use vllm or transformers"
         )
     for name in ("frequency_penalty", "presence_penalty"):

@@ -1,5 +1,6 @@
 """The check of `prepare` before a run: names of plug-ins, and the first rows of each file."""
 
+from collections import Counter
 from itertools import islice
 
 from retort.data import chat_templates, sources, task_types, token_bytes
@@ -13,6 +14,7 @@ from retort.spec import JobSpec
 from retort.stages.prepare.rows import Read, Reader, preview
 from retort.stages.prepare.selection import Selection
 from retort.stages.stage import held_out_split
+from retort.stages.teachers import each_job, teacher_of
 from retort.store import model_folder
 
 # Rows of each source that are read before a run; prepare reads all.
@@ -35,9 +37,12 @@ def check(spec: JobSpec) -> list[str]:
 
 def _check_data(spec: JobSpec) -> list[str]:
     selection, some_examples = Selection(spec), list[Example]()
+    route, shares = spec.generate.route, Counter[str]()
 
     def take(read: Read) -> None:
         selection.add(read)
+        if route and route.key and read.example and read.split != "test":
+            shares[teacher_of(route, read.example)] += 1
         if read.example and len(some_examples) < RENDERED_ROWS:
             some_examples.append(read.example)
 
@@ -65,6 +70,8 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
+    for name in route.order if shares and route else ():
+        lines.append(f"teacher {name}: answers {shares[name] / shares.total():.0%} of these rows")
     told = [*losses, *_refused_chats(spec, some_examples), *_by_bytes(spec, some_examples)]
     return [*lines, *graded, *told]
 
@@ -72,15 +79,18 @@ def _check_data(spec: JobSpec) -> list[str]:
 def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
     """Returns a line for each reason for which the teacher's or the student's chat template refuses
     some of the first rows."""
-    models = {"train.student": spec.train.student}
-    if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
-        models = {"generate.teacher": spec.generate.teacher, **models}
+    teachers = {
+        f"generate.teachers.{name}" if name else "generate.teacher": own.generate.teacher
+        for name, own in each_job(spec).items()
+        if not find_engine(resolve(own.generate.engine, 0)).REMOTE
+    }
+    models = {**teachers, "train.student": spec.train.student}
     lines = []
     for where, model in models.items():
         template = model_folder.chat_template(model_folder.locate(model, where))
         refused = chat_templates.refusals(template, examples) if template else None
         for reason, number in (refused or {}).items():
-            done = "not answer" if where == "generate.teacher" else "neither learn nor answer"
+            done = "not answer" if where in teachers else "neither learn nor answer"
             lines.append(
                 f"{where}: its chat template refuses {number:,} of the first {len(examples):,} "
                 f"rows ({reason}); it will {done} them"

@@ -12,6 +12,7 @@ from retort.metrics.comparison import caption, details, formatting, pages, table
 from retort.metrics.comparison.shapes import ReportContent
 from retort.spec import JobSpec
 from retort.stages.stage import Stage
+from retort.stages.teachers import each_job
 
 USES = {
     "nli": "Saying whether a premise entails, contradicts or leaves open a hypothesis",
@@ -41,7 +42,7 @@ def model_card(stage: Stage, content: ReportContent) -> str:
         content=content,
         spec=spec,
         front=Markup(front_matter(spec, content)),
-        teacher=_name(spec.generate.teacher),
+        teachers=[_name(own.generate.teacher) for own in each_job(spec).values()],
         base=_name(spec.train.student),
         verdict=verdict(comparison, content.gate),
         use=spec.release.intended_use or use,

@@ -6,7 +6,7 @@ from typing import Any
 
 from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
-from retort.spec import training_of
+from retort.spec import CONTROLS, WITHOUT, JobSpec, training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.budget import usage_note
 from retort.stages.report import licences, slices
@@ -14,6 +14,7 @@ from retort.stages.report.gate import judge
 from retort.stages.report.measurements import Answered, exported
 from retort.stages.report.plots import Records
 from retort.stages.stage import Stage
+from retort.stages.teachers import each_job
 from retort.store import MODEL, urls
 
 MOST_POINTS = 200
@@ -50,11 +51,14 @@ def content_of(
         exports=exported(stage, comparison.metric),
         slices=columns,
         training=training,
+        teachers=_teachers(stage, comparison.differences),
         warnings=[
             *_comparison_warnings(comparison, columns),
             *_endpoint_warning(evaluated),
             *filter(None, [usage_note(asdict(ran.money)) if ran.money else ""]),
             *_licence_warnings(ran.licences),
+            *_first_teacher_warning(stage),
+            *_fusion_warning(stage),
             *evaluated.notes,
             *training.warnings,
         ],
@@ -95,7 +99,7 @@ def _training_warnings(stage: Stage) -> list[str]:
     for name in stage.spec.controls:
         control = stage.facts(training_of(name))
         notes += [f"{name}: {text}" for text in control.get("warnings", [])]
-        if control["num_train"] < own["num_train"]:
+        if name in CONTROLS and control["num_train"] < own["num_train"]:
             notes.append(
                 f"{name} learned from {control['num_train']:,} rows and the student from "
                 f"{own['num_train']:,}; the others have no answer that {name} could learn"
@@ -117,7 +121,10 @@ def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
         versions=evaluated.versions,
         hardware=evaluated.hardware,
         licences={
-            "teacher": licences.of(spec.generate.teacher),
+            **{
+                f"teacher {name}".strip(): licences.of(own.generate.teacher)
+                for name, own in each_job(spec).items()
+            },
             "base": licences.of(spec.train.student),
         },
         money=_teacher_cost(stage),
@@ -135,11 +142,40 @@ def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
     sums = Counter[str](stage.facts("generate").get("spending"))
     sums.update(stage.facts("evaluate").get("spending"))
     spending: dict[str, Any] = dict(sums)
-    prices = stage.spec.generate.spending.model_dump()
-    is_priced = any(value for name, value in prices.items() if name.startswith("price_"))
     if not spending:
         return None
+    is_priced = any(_is_priced(own) for own in each_job(stage.spec).values())
     return shapes.TeacherCost(**spending | ({} if is_priced else {"cost": None}))
+
+
+def _is_priced(spec: JobSpec) -> bool:
+    """Whether the teacher of a job has a price."""
+    prices = spec.generate.spending.model_dump()
+    return any(value for name, value in prices.items() if name.startswith("price_"))
+
+
+def _teachers(
+    stage: Stage, differences: dict[str, shapes.Difference]
+) -> dict[str, shapes.TeacherWorth]:
+    """Returns what each of several teachers was worth; nothing where there is one."""
+    jobs, learned = each_job(stage.spec), stage.facts("train").get("of_teachers", {})
+    kept = stage.facts("curate").get("num_kept_of", {})
+    found = {}
+    for name, own in stage.facts("generate").get("teachers", {}).items():
+        of_student = learned.get(name, {})
+        found[name] = shapes.TeacherWorth(
+            jobs[name].generate.teacher,
+            own["engine"],
+            own["num_responses"],
+            kept.get(name, 0),
+            kept.get(name, 0) / max(sum(kept.values()), 1),
+            own["num_tokens"],
+            own["spending"]["cost"] if _is_priced(jobs[name]) else None,
+            of_student.get("num_validation", 0),
+            of_student.get("validation_loss"),
+            differences.get(f"{WITHOUT}{name}"),
+        )
+    return found
 
 
 def _public(value: Any) -> Any:
@@ -176,6 +212,29 @@ def _licence_warnings(by_role: dict[str, shapes.Licence]) -> list[str]:
         f"{licence.note}"
         for role, licence in by_role.items()
         if licence.distillation == "forbidden"
+    ]
+
+
+def _first_teacher_warning(stage: Stage) -> list[str]:
+    """Returns which of several teachers the comparison is with."""
+    route = stage.spec.generate.route
+    if not (route and route.order[1:]):
+        return []
+    return [
+        f"the teacher of the comparison is {route.order[0]} alone, for all rows: what is kept of "
+        f"its score says nothing of {', '.join(route.order[1:])}"
+    ]
+
+
+def _fusion_warning(stage: Stage) -> list[str]:
+    """Returns how far fused signals may be off, where they are estimated."""
+    fused = stage.facts("generate").get("fusion", {})
+    if not fused.get("largest_bound"):
+        return []
+    return [
+        f"the signals of {fused['num_fused']:,} answers are fused from several teachers' top k: "
+        f"they are off by at most {fused['mean_bound']:.2g} in probability per token on average, "
+        f"and {fused['largest_bound']:.2g} at most; a larger generate.top_k narrows it"
     ]
 
 

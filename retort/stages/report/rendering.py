@@ -12,12 +12,14 @@ from markupsafe import Markup
 
 from retort.metrics.comparison import (
     EXPORT_CAPTION,
+    TEACHERS_CAPTION,
     caption,
     details,
     exports,
     headlines,
     pages,
     table,
+    teachers,
     verdict,
 )
 from retort.metrics.comparison import formatting as show
@@ -108,6 +110,8 @@ def _shared(content: ReportContent) -> dict[str, object]:
         "caption": caption(content),
         "exports": exports(content),
         "export_caption": EXPORT_CAPTION,
+        "teachers": teachers(content),
+        "teachers_caption": TEACHERS_CAPTION,
         "show": show,
     }
 

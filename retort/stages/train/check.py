@@ -10,6 +10,7 @@ from retort.plugins import check_function, check_options
 from retort.spec import JobSpec
 from retort.spec.train import Lora
 from retort.stages.engine_settings import engine_of, model_line
+from retort.stages.teachers import each_job
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
 
@@ -30,12 +31,14 @@ def check(spec: JobSpec) -> list[str]:
     if spec.is_live:
         lines.append(_check_live(spec))
         lines += _check_features(spec, student)
-    if spec.distils and not engine_of(spec).REMOTE:
-        teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-        lines.append(check_pair(spec, teacher, student))
-    elif spec.uses_signal:
-        token_bytes.load(student)
-        lines.append("the signal of the teacher's endpoint is learned by bytes")
+    for name, taught in each_job(spec).items() if spec.distils else ():
+        who = f"teacher {name}" if name else "teacher"
+        if not engine_of(taught).REMOTE:
+            teacher = model_folder.locate(taught.generate.teacher, "generate.teacher")
+            lines.append(f"{who} and student {check_pair(spec, teacher, student)}")
+        elif spec.uses_signal:
+            token_bytes.load(student)
+            lines.append(f"the signal of the {who}'s endpoint is learned by bytes")
     return [*lines, *_check_nodes(spec)]
 
 
@@ -136,7 +139,7 @@ def _check_features(spec: JobSpec, student: Path) -> list[str]:
 
 
 def check_pair(spec: JobSpec, teacher: Path, student: Path) -> str:
-    """Returns a line on how the student can read the teacher's distribution.
+    """Returns what teacher and student have, so that it can read the other's distribution.
 
     Raises `SpecError` where it cannot: their tokens cannot be compared by bytes, they share a token
     map and not their chat template, or the signal would be the whole vocabulary.
@@ -162,7 +165,7 @@ def check_pair(spec: JobSpec, teacher: Path, student: Path) -> str:
         known = {*filter(None, ours.spelled)}
         shared = sum(spelled in known for spelled in theirs.spelled)
         return (
-            f"teacher and student have different tokenizers ({shared:,} of the teacher's {size:,} "
+            f"have different tokenizers ({shared:,} of the teacher's {size:,} "
             "tokens are the student's too): the signal is learned by bytes, with chunk_likelihood "
             "and every loss that compares distributions"
         )
@@ -173,7 +176,7 @@ def check_pair(spec: JobSpec, teacher: Path, student: Path) -> str:
             "train.losses: chunk_likelihood is for a teacher with another tokenizer, and this one "
             "has the student's; name forward_kl, which learns from every token"
         )
-    return "teacher and student share their token map and chat template"
+    return "share their token map and chat template"
 
 
 def _check_nodes(spec: JobSpec) -> list[str]:

@@ -10,6 +10,7 @@ reports.
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,7 +63,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
     trainer = _trainer(stage, model, ranks, data)
     with contextlib.closing(trainer.teacher) if trainer.teacher else contextlib.nullcontext():
-        last = trainer.run(data)
+        last = trainer.run(data) | trainer.of_teachers(data)
     weights = checkpoint.trained(model) if ranks.layout.shards else None
     if ranks.is_first:
         save_student(stage, model, base, weights)
@@ -286,6 +287,25 @@ class Trainer:
         record = self._validate(data.validation) if data.validation else {}
         record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
         return record | {"peak_memory_bytes": float(processes.peak_memory_bytes())}
+
+    def of_teachers(self, data: training_rows.TrainingData) -> dict[str, Any]:
+        """Returns the counts of each teacher's items and the losses on those of validation, where
+        several teachers wrote them."""
+        counts: Counter[str] = Counter(
+            data.teachers[row.id] for row, _ in data.train if data.teachers
+        )
+        held_out: dict[str, list[TrainingItem]] = {name: [] for name in counts}
+        for item in data.validation if data.teachers else ():
+            held_out.setdefault(data.teachers[item[0].id], []).append(item)
+        found = {
+            name: {
+                "num_train": counts[name],
+                "num_validation": len(items),
+                **(self._validate(items) if items else {}),
+            }
+            for name, items in sorted(held_out.items())
+        }
+        return {"of_teachers": found} if found else {}
 
     def _validate(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""

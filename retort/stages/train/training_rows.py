@@ -43,8 +43,9 @@ NO_CHOICES: tuple[int, list[int]] = (0, [])
 class TrainingData:
     """The training and validation items, and how many were left out.
 
-    `weights` says how often a pass shows each training item, on average. `by_bytes` is
-    what was found where the teacher has another tokenizer.
+    `weights` says how often a pass shows each training item, on average; `teachers` who wrote a
+    response, by its id, where there are several. `by_bytes` is what was found where the teacher has
+    another tokenizer.
     """
 
     train: list[TrainingItem]
@@ -52,6 +53,7 @@ class TrainingData:
     num_too_long: int
     weights: list[float]
     warnings: list[str] = field(default_factory=list)
+    teachers: dict[str, str] = field(default_factory=dict)
     by_bytes: ByBytes = field(default_factory=ByBytes)
 
     @property
@@ -77,7 +79,8 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         check_pairing(captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
-    kept = [r for r in read_responses(stage.input("generate")) if decisions[r.id].kept]
+    kept = _kept(stage, decisions)
+    teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
     signals = read_signals(stage.input("generate")) if uses_signal else {}
@@ -118,12 +121,16 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
     warnings = _warnings(
         num_other if instruction_of(stage.spec) is None else 0, left_out, by_bytes.text_alone
     )
-    _check(stage.spec, items["train"], warnings)
-    for text in warnings:
-        stage.report.note(f"warning: {text}")
-    return TrainingData(
-        items["train"], items["validation"], num_too_long, weights, warnings, by_bytes
-    )
+    _check(stage, items["train"], warnings)
+    both = items["train"], items["validation"]
+    return TrainingData(*both, num_too_long, weights, warnings, teachers, by_bytes)
+
+
+def _kept(stage: Stage, decisions: dict[str, Decision]) -> list[Response]:
+    """Returns the kept responses, without those of a teacher that a control does without."""
+    responses, without = read_responses(stage.input("generate")), stage.spec.train.without_teacher
+    kept = (response for response in responses if decisions[response.id].kept)
+    return [response for response in kept if not (without and response.teacher == without)]
 
 
 def _warnings(num_other: int, left_out: Counter[str], text_alone: Counter[str]) -> list[str]:
@@ -182,8 +189,9 @@ def _differs(row: EncodedRow, response: Response) -> bool:
     return bool(response.prompt_sha256) and ids_sha256(prompt_ids) != response.prompt_sha256
 
 
-def _check(spec: JobSpec, train: list[TrainingItem], warnings: list[str]) -> None:
-    """Raises `DataError` when there is nothing to learn from."""
+def _check(stage: Stage, train: list[TrainingItem], warnings: list[str]) -> None:
+    """Says the warnings. Raises `DataError` when there is nothing to learn from."""
+    spec = stage.spec
     if not train:
         longest = f"train.max_length: {spec.train.max_length}"
         if warnings:
@@ -199,6 +207,8 @@ def _check(spec: JobSpec, train: list[TrainingItem], warnings: list[str]) -> Non
             "train.losses: label_distribution finds no label in any kept response; it is for nli "
             "and multiple choice, where the rows or prepare.labels name the possible answers"
         )
+    for text in warnings:
+        stage.report.note(f"warning: {text}")
 
 
 def has_choices(row: EncodedRow) -> bool:
