@@ -122,8 +122,15 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         num_other if instruction_of(stage.spec) is None else 0, left_out, by_bytes.text_alone
     )
     _check(stage, items["train"], warnings)
-    both = items["train"], items["validation"]
-    return TrainingData(*both, num_too_long, weights, warnings, teachers, by_bytes)
+    return TrainingData(
+        items["train"],
+        items["validation"],
+        num_too_long,
+        weights,
+        warnings,
+        teachers,
+        by_bytes,
+    )
 
 
 def _kept(stage: Stage, decisions: dict[str, Decision]) -> list[Response]:
