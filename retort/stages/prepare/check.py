@@ -101,7 +101,7 @@ def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
 def _by_bytes(spec: JobSpec, examples: list[Example]) -> list[str]:
     """Returns a line on tokens that begin together, where the signal is learned by bytes.
 
-    It is measured on the first rows' own answers, or on what the user says where they have none.
+    It is measured on what the user says in the first rows, and on their own answers.
     """
     if not spec.distils or find_engine(resolve(spec.generate.engine, 0)).REMOTE:
         return []
@@ -109,14 +109,15 @@ def _by_bytes(spec: JobSpec, examples: list[Example]) -> list[str]:
     student = model_folder.locate(spec.train.student, "train.student")
     if model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]:
         return []
-    answers = [e.reference or str(e.messages[-1]["content"]) for e in examples[:COUNTED_ROWS]]
+    some = examples[:COUNTED_ROWS]
+    texts = [str(e.messages[-1]["content"]) for e in some] + [e.reference or "" for e in some]
     try:
-        share = token_bytes.share_aligned(teacher, student, answers)
+        share = token_bytes.share_aligned(teacher, student, texts)
     except SpecError:  # train's check says what to do
         return []
     return [
         f"tokens: {share:.1%} of the student's begin where one of the teacher's does, in the first "
-        f"{len(answers):,} rows"
+        f"{len(some):,} rows"
     ]
 
 
