@@ -66,7 +66,8 @@ def request_context(spec: JobSpec) -> dict[str, Any]:
         "temperature": 0.0 if greedy else knobs.temperature,
         "top_p": 1.0 if greedy else knobs.top_p,
         "seed": None if greedy else knobs.seed,
-        "top_k": knobs.top_k,
+        # An endpoint lists no more than so many: beyond that the requests are the same.
+        "top_k": min(knobs.top_k, getattr(engine_of(spec), "MOST_LISTED", knobs.top_k)),
         "logprobs_mode": "raw_logprobs" if knobs.top_k else "none",
         "dtype": knobs.dtype,
     }

@@ -277,7 +277,11 @@ def test_rows_whose_tokens_do_not_spell_the_text_have_no_signal_and_say_why():
             good.tail_T,
         )
         (made,), reasons = translator.translate([(row, bad, text)])
-        assert made.num_known == 0 and reasons.total() == 1 and (made.tail_T == 0).all()
+        assert made.num_known == 0 and reasons.total() == 1
+        # It learns its labels: the letter, and the end.
+        ranks = made.first_TK[:, 0].tolist()
+        assert [translator.student.ids[rank] for rank in ranks] == [0, 3]
+        assert (made.logprobs_TK[:, 0] == 0).all() and (made.tail_T < -20).all()
     assert translator.translate([(row, None, "a")])[1] == {"the teacher's answer has no signal": 1}
     assert translator.translate([(row, good, "a")])[0][0].num_known == 2
 

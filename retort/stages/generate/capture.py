@@ -46,7 +46,7 @@ def _write_token_bytes(stage: Stage) -> None:
     A teacher of which they cannot be recovered has none; a student with its tokenizer needs none.
     """
     folder = model_folder.locate(stage.spec.generate.teacher, "generate.teacher")
-    with contextlib.suppress(SpecError):
+    with contextlib.suppress(SpecError, ValueError, KeyError):  # of odd tokenizers
         stage.out.write(TOKENS, token_bytes.load(folder).to_json().encode())
 
 

@@ -10,6 +10,7 @@ ends in all lists, and others are known by their form; one of another form count
 import re
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,10 @@ from retort.errors import StageError
 from retort.records import Response
 from retort.spec import JobSpec
 from retort.stages.generate.listed_tokens import (
-    NONE_LISTED,
     UNKNOWN,
     Place,
     TextOnlyError,
     Token,
-    listed_tokens,
     read_places,
 )
 from retort.stages.stage import TOKENS
@@ -67,7 +66,7 @@ class ListedSignals:
         except TextOnlyError as reason:
             self._reasons[str(reason)] += 1
             return
-        read = self._signal(places)
+        read = self._signal([_with_own_end(place) for place in places])
         self._rows.append((response.id, read))
         self._num_signals += 1
         self._num_tokens += len(places)
@@ -141,6 +140,16 @@ class ListedSignals:
         return TokenBytes(tuple(spelled), frozenset(ends)), np.array(final, np.int32)
 
 
+def _with_own_end(place: Place) -> Place:
+    """Returns a place whose end token spells nothing and has no number with one that no other has:
+    in other lists such an entry is a part of a character."""
+    if not place.is_end or place.token != Token(b""):
+        return place
+    own = Token(b"", -1)
+    tokens = [own if token == place.token else token for token in place.tokens]
+    return replace(place, token=own, tokens=tokens)
+
+
 def _is_special(token: Token) -> bool:
     text = token.spelled.decode(errors="replace")
     return not text or SPECIAL.fullmatch(text) is not None
@@ -163,9 +172,11 @@ def check_first(spec: JobSpec, answers: list[tuple[Response, StoredAnswer]]) -> 
         if response.state == "failed" and "logprob" in (response.cause or "").lower():
             cause = response.cause
         elif response.state in LEARNED and not response.tool_calls:
-            if listed_tokens(stored.raw):
+            try:
+                read_places(stored.raw, response, min(spec.generate.top_k, MOST_LISTED))
                 return
-            cause = cause or NONE_LISTED
+            except TextOnlyError as reason:
+                cause = cause or str(reason)
     if cause:
         raise StageError(refusal(spec, cause))
 
@@ -177,6 +188,7 @@ def refusal(spec: JobSpec, cause: str | None) -> str:
     return (
         f"{knobs.teacher} at {where} gives no log-probabilities that can be learned from "
         f"(generate.top_k: {knobs.top_k}): {cause}. Set generate.top_k: 0 to learn from its text "
-        "alone, or take a model that gives them (reasoning models do not). What was answered is "
-        "in the ledger"
+        "alone, or take a model that gives them (reasoning models do not); "
+        "where it lists fewer than it was asked for, lower generate.top_k. What was answered stays "
+        "in the ledger of this top_k"
     )

@@ -38,7 +38,8 @@ def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> 
         return None
     student = token_bytes.token_bytes(tokenizer, stage.spec.train.student, end_ids)
     teacher = read_token_bytes(stage.input("generate"), stage.spec)
-    ours = replace(student, spelled=student.spelled[:table])
+    ends = frozenset(index for index in student.ends if index < table)
+    ours = replace(student, spelled=student.spelled[:table], ends=ends)
     return Translator(teacher, ByteOrder(ours, teacher))
 
 
@@ -92,7 +93,8 @@ def _for_live_teacher(
     prompts = encoding.render_each(tokenizer, chats, [example.tools for _, example in responses])
     found = {}
     for (response, _), prompt in zip(responses, prompts, strict=True):
-        text, ids = learned(tokenizer, response, decisions[response.id], own_ids=True)
+        own_ids = not spec.generate.stop  # a text that was cut is no longer that of its ids
+        text, ids = learned(tokenizer, response, decisions[response.id], own_ids)
         if response.state == "accepted":
             ids = encoding.with_end(ids, ends)
         if ids and prompt and not isinstance(prompt, str):

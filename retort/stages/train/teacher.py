@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from retort.data import encoding
 from retort.data.encoding import EncodedRow
 from retort.errors import SpecError
+from retort.events import Reporter
 from retort.losses import Target
 from retort.processes import machine
 from retort.records import Example
@@ -79,7 +80,7 @@ def open_teacher(
         probe_BT = _probe(examples[0], tokenizer, device)
         teacher = _open_in_memory(stage, vocabulary, device, probe_BT)
         k = min(spec.train.live_top_k, vocabulary - 1)
-        return Translated(teacher, other, k) if other else teacher
+        return Translated(teacher, other, k, stage.report) if other else teacher
     endpoint = EndpointTeacher(spec, vocabulary)
     try:
         endpoint.check(examples, tokenizer)
@@ -138,7 +139,8 @@ class Translated:
 
     head: Head | None = None
 
-    def __init__(self, teacher: InMemory, other: OtherTokens, k: int):
+    def __init__(self, teacher: InMemory, other: OtherTokens, k: int, report: Reporter):
+        self._report, self._said = report, set[str]()
         self.teacher, self.translator, self.rows, self.k = teacher, other.translator, other.rows, k
         self._signals: dict[str, TranslatedSignal] = {}
 
@@ -148,15 +150,15 @@ class Translated:
 
     def _signal(self, row: EncodedRow) -> TranslatedSignal:
         if row.first == len(row.labels):
-            return self.translator.nothing(0, self.k)
+            return self.translator.nothing([], self.k)
         if row.id not in self._signals:
             theirs, text = self.rows.get(row.id, (None, ""))
             signal = self._own(theirs) if theirs else None
-            (made,), _ = self.translator.translate([(row, signal, text)])
-            # One that the teacher's template refuses has no signal, of the same width.
-            self._signals[row.id] = (
-                made if signal else self.translator.nothing(len(made.tail_T), self.k)
-            )
+            (made,), reasons = self.translator.translate([(row, signal, text)], self.k)
+            self._signals[row.id] = made
+            for reason in reasons.keys() - self._said:
+                self._said.add(reason)
+                self._report.note(f"warning: {row.id} is learned from its text alone: {reason}")
         return self._signals[row.id]
 
     def _own(self, row: EncodedRow) -> Signal:

@@ -13,9 +13,9 @@ token that it begins with, for that is what the student writes; the answer's own
 label. Where that leaves the label open, being shorter than it or what longer tokens begin with too,
 the teacher's distribution at the next place says how it goes on. Events of which one contains
 another are one, so that no token is counted twice; of more than k the most probable are kept. What
-no token begins with, special tokens, and what is not stored is tail. It is approximate in one way:
-another way to write the same bytes, with a shorter token of the teacher's, is tail unless that is
-stored.
+no token begins with, special tokens, rare and wide events, and what is not stored is tail. It is
+approximate in one way: another way to write the same bytes, with a shorter token of the teacher's,
+is tail unless that is stored.
 **Chunks.** A chunk ends only where the teacher could begin a new word or end, by its stored
 strings, for a token inside a word says nothing of the word's other splits (Minixhofer et al. 2025,
 arXiv:2503.20083, which merges by the same threshold).
@@ -38,6 +38,10 @@ from retort.store.signals.signal import Floats, Ints
 BOUNDARY = 0.1
 # Chunks are not joined beyond the first number of student tokens, nor learned beyond the second.
 JOINED_TOKENS, LONGEST_TOKENS = 16, 64
+# An event of more tokens than this is tail where its log-probability is below that: it says little,
+# and takes long.
+WIDE, RARE = 64, float(np.log(0.01))
+LEAST_TAIL = float(np.log(1e-12))
 # First rank, rank after the last, log-probability.
 Event = tuple[int, int, float]
 
@@ -47,8 +51,8 @@ class TranslatedSignal:
     """A signal over events, and the chunks; of a row's supervised tokens.
 
     Event k of token t are the ranks from `first_TK` to before `end_TK` in the student's byte order;
-    an empty range has the log-probability -inf. Where nothing is known all are empty, and `tail_T`
-    is 0: such a token has no divergence. `aligned_T` says which tokens begin where one of the
+    an empty range has the log-probability -inf. Where the teacher says nothing (not `known_T`) the
+    label is the one event, as in its text. `aligned_T` says which tokens begin where one of the
     teacher's does, `ends_T` after which
     tokens a chunk ends, and `surprisal_T` the teacher's -log p of the chunk that ends there, nats,
     NaN where it is not learned. `order_V` are the student's ids by rank.
@@ -58,6 +62,7 @@ class TranslatedSignal:
     end_TK: Ints
     logprobs_TK: Floats
     tail_T: Floats
+    known_T: npt.NDArray[np.bool_]
     aligned_T: npt.NDArray[np.bool_]
     ends_T: npt.NDArray[np.bool_]
     surprisal_T: Floats
@@ -71,7 +76,7 @@ class TranslatedSignal:
     @property
     def num_known(self) -> int:
         """The number of tokens with a distribution."""
-        return int((self.first_TK < self.end_TK).any(axis=1).sum())
+        return int(self.known_T.sum())
 
 
 class Translator:
@@ -80,23 +85,30 @@ class Translator:
     def __init__(self, teacher: TokenBytes, student: ByteOrder):
         self.teacher, self.student = teacher, student
         self._order_V = np.array(student.ids, np.int64)
+        self._ranks = {index: rank for rank, index in enumerate(student.ids)}
+        self._events: dict[bytes, tuple[int, int]] = {}
+        self._wholes: dict[bytes, tuple[int, int]] = {}
         size = len(teacher.spelled)
         # One more row, empty, for ids past the table, which a padded embedding has.
         self._ranges_V2 = np.full((size + 1, 2), -1, np.int32)
         self._ranges_V2[size] = 0
         begins = [i in teacher.ends or _begins(b) for i, b in enumerate(teacher.spelled)]
         self._begins_V = np.array([*begins, False])
-        self._ranges_V2[sorted(teacher.ends)] = student.ends
+        self._ranges_V2[[index for index in teacher.ends if index < size]] = student.ends
 
     def translate(
-        self, rows: Sequence[tuple[EncodedRow, Signal | None, str]]
+        self, rows: Sequence[tuple[EncodedRow, Signal | None, str]], k: int | None = None
     ) -> tuple[list[TranslatedSignal], Counter[str]]:
-        """Returns the signal of each row, with the text of its answer, and why some have none."""
-        k = next((signal.ids_TK.shape[1] for _, signal, _ in rows if signal is not None), 1)
+        """Returns the signal of each row, with the text of its answer, and why some have none.
+
+        `k` is the number of events, by default that of the signals' ids.
+        """
+        widths = (signal.ids_TK.shape[1] for _, signal, _ in rows if signal is not None)
+        k = k or next(widths, 1)
         reasons: Counter[str] = Counter()
         made = []
         for row, signal, text in rows:
-            made.append(self.nothing(len(row.labels) - row.first, k))
+            made.append(self.nothing(row.labels[row.first :], k))
             sides = self._sides(row, signal, text)
             if isinstance(sides, str):
                 reasons[sides] += 1
@@ -126,21 +138,38 @@ class Translator:
         with `text`: all that begin with it, where it is a token; else the longest one within it,
         or `own`, which the student is known to write."""
         if own is not None and len(own) < len(text):
-            return self.student.range_of(own, whole=True)
-        token = self.student.longest(text)
-        if not token:
-            return (0, 0)
-        return self.student.range_of(token, whole=token != text)
+            return self._whole(own)
+        event = self._events.get(text)
+        if event is None:
+            token = self.student.longest(text)
+            event = self.student.range_of(token, whole=token != text) if token else (0, 0)
+            self._events[text] = event
+        return event
 
-    def nothing(self, num_tokens: int, k: int) -> TranslatedSignal:
-        """Returns the signal of tokens of which nothing is known."""
-        ends_T = np.zeros(num_tokens, np.bool_)
+    def _whole(self, token: bytes) -> tuple[int, int]:
+        """Returns the ranks of the tokens that are these bytes."""
+        if token not in self._wholes:
+            self._wholes[token] = self.student.range_of(token, whole=True)
+        return self._wholes[token]
+
+    def nothing(self, labels: Sequence[int], k: int) -> TranslatedSignal:
+        """Returns the signal of labels of which the teacher says nothing: that they are right."""
+        num_tokens = len(labels)
+        ends_T, is_ranked_T = np.zeros(num_tokens, np.bool_), np.zeros(num_tokens, np.bool_)
         ends_T[-1:] = True
+        first_TK, end_TK = (np.zeros((num_tokens, k), np.int32) for _ in range(2))
+        logprobs_TK = np.full((num_tokens, k), -np.inf, np.float32)
+        for token, label in enumerate(labels):
+            rank = self._ranks.get(label)
+            if rank is not None:
+                first_TK[token, 0], end_TK[token, 0], logprobs_TK[token, 0] = rank, rank + 1, 0
+                is_ranked_T[token] = True
         return TranslatedSignal(
-            np.zeros((num_tokens, k), np.int32),
-            np.zeros((num_tokens, k), np.int32),
-            np.full((num_tokens, k), -np.inf, np.float32),
-            np.zeros(num_tokens, np.float32),
+            first_TK,
+            end_TK,
+            logprobs_TK,
+            np.where(is_ranked_T, LEAST_TAIL, 0).astype(np.float32),
+            np.zeros(num_tokens, np.bool_),
             np.zeros(num_tokens, np.bool_),
             ends_T,
             np.full(num_tokens, np.nan, np.float32),
@@ -166,7 +195,8 @@ class Translator:
         for n in np.flatnonzero(~is_same_T[tokens_N]).tolist():
             known = theirs.starts[rows_N[n]], ours.starts[tokens_N[n]]
             inside = theirs.text(rows_N[n])[: known[1] - known[0]]
-            ranges_NK2[n], goes_on_K = self._inside(ids_NK[n], inside)
+            strips = bool(rows_N[n] == 0 and theirs.has_lead)
+            ranges_NK2[n], goes_on_K = self._inside(ids_NK[n], inside, strips)
             logprobs_NK[n] = _given(logprobs_NK[n], goes_on_K, signal.tail_T[rows_N[n]])
         further: dict[int, list[Event]] = {}
         is_target_NK = ids_NK == signal.target_ids_T[rows_N][:, None]
@@ -185,16 +215,22 @@ class Translator:
                     ranges_NK2[n, k] = self._event(other, own)
         merged = _merged(*_widened(ranges_NK2, logprobs_NK, further), signal.tail_T[rows_N])
         merged = _largest(*merged, signal.ids_TK.shape[1])
-        made.first_TK[tokens_N], made.end_TK[tokens_N] = merged[0], merged[1]
-        made.logprobs_TK[tokens_N], made.tail_T[tokens_N] = merged[2], merged[3]
-        is_empty_N = (merged[0] >= merged[1]).all(axis=1)
-        made.tail_T[tokens_N[is_empty_N]] = 0
         made.aligned_T[tokens_N] = is_same_T[tokens_N]
+        is_known_N = (merged[0] < merged[1]).any(axis=1)
+        known_N = tokens_N[is_known_N]
+        columns = (made.first_TK, made.end_TK, made.logprobs_TK, made.tail_T)
+        for column, values in zip(columns, merged, strict=True):
+            column[known_N] = values[is_known_N]
+        made.known_T[known_N] = True
 
-    def _inside(self, ids_K: Ints, inside: bytes) -> tuple[list[tuple[int, int]], list[bool]]:
+    def _inside(
+        self, ids_K: Ints, inside: bytes, strips: bool
+    ) -> tuple[list[tuple[int, int]], list[bool]]:
         """Returns the ranges of what is left of each string after its first bytes, and which
-        strings begin with these."""
+        strings begin with these; `strips`: without the space before a text."""
         strings = [self._spelled(index) for index in ids_K.tolist()]
+        if strips:
+            strings = [b[1:] if b and b.startswith(b" ") else b for b in strings]
         rest = [b[len(inside) :] if b and b.startswith(inside) else None for b in strings]
         return [self._event(b or b"") for b in rest], [b is not None for b in rest]
 
@@ -217,8 +253,7 @@ class Translator:
             for index, more in row:
                 spelled = self._spelled(index)
                 if index in self.teacher.ends:
-                    whole = self.student.range_of(self.student.longest(said), whole=True)
-                    events.append((*whole, logprob + more))
+                    events.append((*self._whole(self.student.longest(said)), logprob + more))
                 elif spelled is None:
                     events.append((0, 0, logprob + more))
                 elif index == target and self._is_open(said + spelled, own):
@@ -236,7 +271,7 @@ class Translator:
         shorter, or it is the label, with which longer tokens begin, too."""
         if len(said) != len(own):
             return len(said) < len(own)
-        return self.student.range_of(own) != self.student.range_of(own, whole=True)
+        return self._event(own) != self._whole(own)
 
     def _spelled(self, index: int) -> bytes | None:
         """Returns what an id spells; None for an end token and for one that the table lacks."""
@@ -394,7 +429,8 @@ def _merged(
     Two ranges of prefixes are apart, or one contains the other. What has no range is tail.
     """
     first_NK, end_NK = ranges_NK2[..., 0].astype(np.int64), ranges_NK2[..., 1].astype(np.int64)
-    is_none_NK = first_NK >= end_NK
+    is_vague_NK = (end_NK - first_NK > WIDE) & (logprobs_NK < RARE)
+    is_none_NK = (first_NK >= end_NK) | is_vague_NK
     widest = int(end_NK.max(initial=0)) + 1
     keys_NK = np.where(is_none_NK, widest * (widest + 1), first_NK * widest + (widest - end_NK))
     order_NK = np.argsort(keys_NK, axis=1, kind="stable")
