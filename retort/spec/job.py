@@ -153,6 +153,17 @@ class JobSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_teacher_is_live(self) -> "JobSpec":
+        names = list(self.generate.teachers)
+        if len(names) > 1 and self.is_live:
+            raise ValueError(
+                "train.teacher: live has one teacher answer while the student learns, and "
+                f"generate.teachers has {', '.join(names)}; set train.teacher: stored, or name the "
+                "one model in generate.teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _best_needs_a_judge(self) -> "JobSpec":
         route = self.generate.route
         if route and route.by == "best_judged" and self.curate.judge is None:

@@ -15,6 +15,7 @@ from retort.errors import SpecError, did_you_mean
 from retort.spec import azure, catalogue, documents, flat
 from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
+from retort.spec.teachers import shared_knobs
 
 # Values that may be paths relative to the job file. A model may also be a hub id, or its name at
 # an endpoint.
@@ -167,7 +168,7 @@ def _anchor(made: Expansion, folder: Path) -> None:
         if not isinstance(holder, dict) or key not in holder:
             continue
         if parents[1:2] == ["teachers"]:  # what it does not set is the section's
-            shared = made.sections["generate"]
+            shared = shared_knobs(made.sections["generate"], holder)
             holder |= {k: shared[k] for k in ADDRESS if k in shared and k not in holder}
         if (*parents, key) in DATA_PATHS:
             holder[key] = _data(holder[key], folder)

@@ -17,7 +17,12 @@ class OneTeacher(Section):
 
     teacher: str = knob(..., "path, hub id or name at the endpoint", "The model.")
     engine: str = knob("auto", "name", "What runs it.")
-    endpoint: str | None = knob(None, "URL", "Its address.")
+    endpoint: str | None = knob(
+        None,
+        "URL",
+        "Its address. With another one, or another engine, than the section's, a teacher has "
+        "neither the section's endpoint nor its key.",
+    )
     api_key_env: str | None = knob(
         None,
         "name",
@@ -92,6 +97,11 @@ class Route(Section):
             )
         if any(weight < 0 for weight in self.weights.values()):
             raise ValueError("weights must not be negative")
+        if self.order and not sum(self.weights.get(name, 1.0) for name in self.order):
+            raise ValueError(
+                "weights are 0 for every teacher, so that nothing is mixed; give at least one of "
+                f"{', '.join(self.order)} a weight above 0"
+            )
         for knob_name, named in (
             ("to", self.to.values()),
             ("default", [self.default] if self.default else []),
@@ -140,12 +150,26 @@ def complete(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, **own, "teachers": teachers, "route": {**route, "order": order}}
 
 
+def shared_knobs(section: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+    """Returns the knobs of the section that a teacher has where it sets none.
+
+    A key belongs to its endpoint, and an endpoint to its engine: a teacher with another endpoint or
+    engine than the section's has neither of the section's.
+    """
+    knobs = OneTeacher.model_fields
+    hidden = {"teacher"}
+    for key in ("engine", "endpoint"):
+        of_section = section.get(key, knobs[key].default)
+        if teacher.get(key, of_section) != of_section:
+            hidden |= {"endpoint", "api_key_env"}
+    return {key: section[key] for key in knobs if key in section and key not in hidden}
+
+
 def _inherited(raw: dict[str, Any], teacher: Any) -> Any:
     """Returns a teacher with what it does not set from the section, or the section's default."""
     if not isinstance(teacher, dict):
         return teacher
-    shared = {key: _plain(raw[key]) for key in OneTeacher.model_fields if key in raw}
-    shared.pop("teacher", None)
+    shared = {key: _plain(value) for key, value in shared_knobs(raw, teacher).items()}
     inside = {
         key: {**shared[key], **teacher.get(key, {})}
         for key in ("spending", "runtime")

@@ -20,23 +20,25 @@ from retort.data.token_bytes import TokenBytes
 from retort.errors import SpecError, StageError
 from retort.events import Reporter
 from retort.jobs import serve
+from retort.jobs.source_digests import source_digests
 from retort.records import Response
-from retort.spec import build
+from retort.spec import build, recipes
 from retort.stages.curate import curate
 from retort.stages.export.formats import Student, find_format
 from retort.stages.generate import generate
 from retort.stages.generate.check import check
 from retort.stages.prepare import prepare
-from retort.stages.stage import read_signals
+from retort.stages.stage import TOKENS, read_signals
 from retort.stages.train import loop
 from retort.stages.train.check import check as train_check
+from retort.store import open_store
 from retort.store.signals import Signal, SignalFile
 from tests.support import zoo
 from tests.support.listing import completion, entry, token, words
 from tests.support.misbehaving import SECRET, bad, endpoint, openai_body, running
 from tests.support.providers import OpenAIProvider
 from tests.support.servers import free_port
-from tests.support.stages import RUNTIME, job, run, stage_of
+from tests.support.stages import RUNTIME, job, run, run_captures, stage_of
 from tests.support.tiny import save_model, write_rows
 
 
@@ -163,6 +165,36 @@ def test_what_is_stored_of_each_kind_of_token(tmp_path):
     assert math.exp(found.signals["outside"].target_logprobs_T[0]) == pytest.approx(0.25, **near)
     mass = np.concatenate([1 - np.exp(s.tail_T) for s in found.signals.values()]).mean()
     assert found.facts["top_k_mass"] == pytest.approx(mass, abs=0.005)
+
+
+def named(raw: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The job with its teacher once by each name."""
+    own = {key: raw["generate"][key] for key in ("teacher", "engine", "endpoint")}
+    knobs = {key: value for key, value in raw["generate"].items() if key not in own}
+    several = {"teachers": dict.fromkeys(names, own), "route": "agreement"}
+    return {**raw, "generate": {**knobs, **several}}
+
+
+def test_one_endpoint_among_teachers_keeps_its_tokens_and_several_are_refused(tmp_path):
+    rows, store = asking(tmp_path / "train.jsonl", *ORDER), str(tmp_path / "several")
+    with endpoint(listing) as (_, url):
+        alone = captured(at(url, rows), tmp_path / "alone")
+        raw = named(at(url, rows), "far")
+        check(build(raw))
+        run_captures(raw, store)
+        with pytest.raises(
+            SpecError, match=r"endpoint \(far, other\) is not known; set .*top_k: 0"
+        ):
+            check(build(named(at(url, rows), "far", "other")))
+        check(build(named(at(url, rows, top_k=0), "far", "other")))
+    spec = build(raw)
+    name = recipes(spec, source_digests(spec))["generate"].name
+    union = open_store(store).artifact("generate", name)
+    assert TokenBytes.from_json(union.read(TOKENS)) == alone.table
+    signals = read_signals(union)
+    assert {key: signal.target_ids_T.tolist() for key, signal in signals.items()} == {
+        key: signal.target_ids_T.tolist() for key, signal in alone.signals.items()
+    }
 
 
 class Listing(OpenAIProvider):

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retort.data import token_bytes
+from retort.data.token_bytes import TokenBytes
 from retort.errors import DataError, SpecError, StageError
 from retort.jobs import inspection
 from retort.jobs.preflight import check
@@ -18,7 +20,7 @@ from retort.jobs.source_digests import source_digests
 from retort.spec import build, recipes
 from retort.stages.curate import curate
 from retort.stages.generate.fusion import fuse
-from retort.stages.stage import read_responses, read_signals
+from retort.stages.stage import TOKENS, read_responses, read_signals
 from retort.stages.train.training_rows import build as build_rows
 from retort.store import Folder, open_store
 from tests.conftest import environment
@@ -129,6 +131,19 @@ def test_validate_names_each_teacher_with_its_engine_and_its_share(models, rows,
     assert "teacher b: answers 50% of these rows" in shown
 
 
+def test_validate_says_what_several_teachers_may_cost_together(models, rows, store):
+    def cost(*each) -> str:
+        raw = taught(models, rows, by_topic({"sums": "a"}, default="b"))
+        raw["generate"]["spending"] = {"price_per_hour": 1.0, "max_cost": each[0]}
+        for name, most in zip("ab", each, strict=False):
+            raw["generate"]["teachers"][name]["spending"] = {"max_cost": most}
+        return "".join(line for line in check(build(raw), open_store(store)) if "max_cost" in line)
+
+    assert "max_cost 10 for each of 2 teachers: 20 together" in cost(10)
+    assert "max_cost 10 for a, 2.5 for b: 12.5 together" in cost(10, 2.5)
+    assert cost(10, None) == ""
+
+
 def test_a_capture_that_its_budget_ended_continues_with_what_is_missing(models, rows, store):
     raw = taught(models, rows, by_topic({"sums": "a"}, default="b"))
     each, most = {"price_per_hour": 1.0, "pilot_rows": 0}, 880
@@ -229,6 +244,7 @@ def test_signals_of_routed_rows_are_those_of_their_teachers_however_they_pad(
     models, rows, store, tmp_path
 ):
     padded = save_model(tmp_path / "padded", seed=8, vocabulary=88)
+    (padded / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     runtime = {**RUNTIME, "parity_samples": 0}
     knobs = {"top_k": 3, "max_tokens": 6, "max_model_len": 64, "runtime": runtime}
     route = by_topic({"sums": "a"}, default="b")
@@ -250,6 +266,10 @@ def test_signals_of_routed_rows_are_those_of_their_teachers_however_they_pad(
         assert own.ids_TK.tolist() == both.ids_TK.tolist()
         gap = np.abs(np.exp(own.logprobs_TK) - np.exp(both.logprobs_TK))
         assert gap.max() < 0.02  # one of them is stored a second time
+    union = opened.artifact("generate", wanted["generate"].name)
+    spelled = TokenBytes.from_json(union.read(TOKENS))
+    assert spelled.spelled == token_bytes.load(models["a"]).spelled
+    assert spelled.ends == {2, 7}  # those of both
 
 
 def assert_learned(raw, store, answers) -> None:

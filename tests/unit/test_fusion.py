@@ -1,6 +1,8 @@
 """Fused signals: against a slow sum over the whole vocabulary, and never off by more than said."""
 
 # T tokens, K top-k, V vocabulary
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,22 @@ def test_where_the_teachers_share_their_top_k_the_mixture_is_exact():
     inside_T = (ids == targets[:, None]).any(axis=1)
     assert np.allclose(np.exp(fused.logprobs_TK)[inside_T], exact[inside_T], atol=1e-6)
     assert (bound_T[inside_T] == 0).all()
+
+
+def test_a_long_answer_is_fused_in_little_memory_and_as_a_short_one():
+    _, _, parts = teachers(2, seed=9)
+    short, bound_T = fuse(parts, [1.0, 2.0], [V, V], K)
+    number = 500
+    long = [Signal(*(np.concatenate([c] * number) for c in vars(part).values())) for part in parts]
+    tracemalloc.start()
+    fused, bounds_T = fuse(long, [1.0, 2.0], [V, V], K)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    num_candidates = 2 * K + 1
+    assert peak < number * T * num_candidates * K * 8 / 2  # half of what each of them once took
+    assert bounds_T.tolist() == bound_T.tolist() * number
+    for one, many in zip(vars(short).values(), vars(fused).values(), strict=True):
+        assert (many == np.concatenate([one] * number)).all()
 
 
 def test_min_ce_takes_the_teacher_that_finds_the_token_most_probable():

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import yaml
 
 from retort.errors import SpecError
-from retort.spec import JobSpec, Judge, build, recipes
+from retort.spec import JobSpec, Judge, build, load, recipes
 from retort.stages.judge import as_teacher
 
 DIGESTS = {
@@ -49,6 +50,43 @@ def test_a_teacher_has_the_sections_knobs_where_it_sets_none_and_the_first_is_th
         assert JobSpec.model_validate(json.loads(each.model_dump_json())) == each
 
 
+def test_a_key_stays_with_its_endpoint_and_an_endpoint_with_its_engine(tmp_path):
+    (tmp_path / "own").mkdir()
+    address = {"engine": "openai", "endpoint": "https://ours/v1", "api_key_env": "OUR_KEY"}
+    given = {
+        "same": {"teacher": "m", "engine": "openai"},
+        "elsewhere": {"teacher": "m", "endpoint": "https://theirs/v1"},
+        "keyed": {"teacher": "m", "endpoint": "https://theirs/v1", "api_key_env": "THEIR_KEY"},
+        "local": {"teacher": "own", "engine": "transformers"},
+    }
+    ours, theirs = "https://ours/v1", "https://theirs/v1"
+    wanted = {
+        "same": ("openai", ours, "OUR_KEY", "m"),
+        "elsewhere": ("openai", theirs, None, "m"),
+        "keyed": ("openai", theirs, "THEIR_KEY", "m"),
+        "local": ("transformers", None, None, str((tmp_path / "own").resolve())),
+    }
+    raw = spec(**address, teachers=given).model_dump(mode="json")
+    raw["generate"] = {"top_k": 0, "teachers": given, "route": "agreement", **address}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    found = load(tmp_path / "job.yaml")[0].generate.teachers
+    assert wanted == {
+        name: (own.engine, own.endpoint, own.api_key_env, own.teacher)
+        for name, own in found.items()
+    }
+    plain = spec(**address, teachers=given).generate.teachers
+    assert all(plain[name].api_key_env == key for name, (_, _, key, _) in wanted.items())
+
+
+def test_one_teacher_at_most_is_live():
+    live = {"teacher": "live", "losses": [{"name": "forward_kl"}]}
+    with pytest.raises(SpecError, match=r"train\.teacher: live .* has a, b; set train\.teacher"):
+        spec(train=live)
+    assert spec(names="a", train=live).is_live
+    plain = {**live, "losses": [{"name": "cross_entropy"}]}
+    assert not spec(train=plain).is_live
+
+
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
@@ -60,6 +98,10 @@ def test_a_teacher_has_the_sections_knobs_where_it_sets_none_and_the_first_is_th
         ({"route": {"by": "metadata.t", "to": {"x": "c"}}}, "to names c"),
         ({"route": {"by": "agreement", "default": "a"}}, "to and default are for a route by"),
         ({"route": {"by": "agreement", "weights": {"a": 1}}}, "fusion and weights are for"),
+        (
+            {"route": {"by": "all", "weights": {"a": 0, "b": 0}}, "top_k": 4},
+            "weights are 0 for every teacher.* at least one of a, b a weight above 0",
+        ),
         ({"route": {"by": "agreement", "order": ["a"]}}, "order must name each of a, b once"),
         ({"route": "all"}, "needs n: 1 and a top_k"),
         ({"route": "best_judged"}, "best_judged needs curate.judge"),

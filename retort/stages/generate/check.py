@@ -18,21 +18,38 @@ def check(spec: JobSpec) -> list[str]:
     for name, own in each_job(spec).items():
         lines += [f"teacher {name}: {line}" if name else line for line in _check(own)]
     _check_tokens(spec)
-    return lines
+    return [*lines, *_costs(spec)]
+
+
+def _costs(spec: JobSpec) -> list[str]:
+    """Returns a line with what several teachers may cost together."""
+    teachers = spec.generate.teachers
+    costs = {name: own.spending.max_cost for name, own in teachers.items()}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    if len(known) < 2:
+        return []
+    each = ", ".join(f"{cost:g} for {name}" for name, cost in known.items())
+    if known == costs and len(set(known.values())) == 1:
+        each = f"{next(iter(known.values())):g} for each of {len(known)} teachers"
+    return [f"generate.spending: max_cost {each}: {sum(known.values()):g} together"]
 
 
 def _check_tokens(spec: JobSpec) -> None:
     """Raises `SpecError` where several teachers are to give signals of different tokens."""
-    if not (spec.generate.teachers and spec.generate.top_k):
+    if len(spec.generate.teachers) < 2 or not spec.generate.top_k:
         return
-    maps = {
-        name: f"unknown of {name}"
-        if engine_of(own).REMOTE
-        else model_folder.token_map(model_folder.locate(own.generate.teacher, "generate.teacher"))[
-            0
-        ]
-        for name, own in each_job(spec).items()
+    jobs = each_job(spec)
+    if remote := [name for name, own in jobs.items() if engine_of(own).REMOTE]:
+        raise SpecError(
+            "generate.teachers: signals of several teachers need one known token map, and that of "
+            f"a model behind an endpoint ({', '.join(remote)}) is not known; set generate.top_k: 0 "
+            "to learn from their text alone"
+        )
+    folders = {
+        name: model_folder.locate(own.generate.teacher, "generate.teacher")
+        for name, own in jobs.items()
     }
+    maps = {name: model_folder.token_map(folder)[0] for name, folder in folders.items()}
     if len(set(maps.values())) > 1:
         raise SpecError(f"generate.teachers: {DIFFERENT.format(', '.join(maps))}")
 

@@ -14,6 +14,7 @@ from retort.store.signals import Signal
 
 Floats64 = npt.NDArray[np.float64]
 SMALLEST = 1e-12
+BLOCK = 256  # tokens at a time: each takes C * K numbers
 
 
 def fuse(
@@ -25,6 +26,21 @@ def fuse(
     `vocabularies` are the numbers of ids that the teachers' own distributions are over.
     """
     shares = np.asarray(weights, np.float64) / sum(weights)
+    blocks = [
+        _fuse([_cut(part, start) for part in parts], shares, vocabularies, k)
+        for start in range(0, max(len(parts[0].tail_T), 1), BLOCK)
+    ]
+    columns = zip(*(vars(fused).values() for fused, _ in blocks), strict=True)
+    return Signal(*map(np.concatenate, columns)), np.concatenate([bound for _, bound in blocks])
+
+
+def _cut(part: Signal, start: int) -> Signal:
+    return Signal(*(column[start : start + BLOCK] for column in vars(part).values()))
+
+
+def _fuse(
+    parts: list[Signal], shares: Floats64, vocabularies: list[int], k: int
+) -> tuple[Signal, Floats64]:
     target_T = parts[0].target_ids_T
     ids_TC = np.concatenate([*(part.ids_TK for part in parts), target_T[:, None]], axis=1)
     earlier_CC = np.tri(ids_TC.shape[1], k=-1, dtype=bool)

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from typing import Any
 
+from retort.data.token_bytes import TokenBytes
 from retort.errors import StageError
 from retort.records import Response, read_lines, write_lines
 from retort.spec import Route, capture_of
 from retort.stages.generate import fusion
-from retort.stages.stage import Stage, stream_examples
+from retort.stages.stage import TOKENS, Stage, stream_examples
 from retort.stages.teachers import DIFFERENT
 from retort.store import Folder, signals
 from retort.store.signals import Signal, SignalFile
@@ -92,6 +93,7 @@ class _Union:
                 counted[str(each.response.teacher)][each.response.state] += 1
                 self.num_tokens += each.response.num_tokens
             number += 1
+        self._write_token_bytes()
         more = {"fusion": asdict(self.fused)} if self.route.by == "all" else {}
         return {
             **_facts(self.captured, counted),
@@ -100,6 +102,19 @@ class _Union:
             "num_signals": self.num_signals,
             **more,
         }
+
+    def _write_token_bytes(self) -> None:
+        """Writes the bytes of the tokens, which are alike in all captures that have them; what ends
+        an answer of any teacher is an end."""
+        folders = [
+            self.stage.input(capture_of(name))
+            for name, facts in self.captured.items()
+            if facts["num_signals"]
+        ]
+        tables = [TokenBytes.from_json(f.read(TOKENS)) for f in folders if f.has(TOKENS)]
+        if tables:
+            ends = frozenset[int]().union(*(table.ends for table in tables))
+            self.stage.out.write(TOKENS, replace(tables[0], ends=ends).to_json().encode())
 
     def _rows(self) -> Iterator[list[Written]]:
         """Yields the responses to each example, those of the first teacher first."""
