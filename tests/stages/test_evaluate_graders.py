@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from retort import processes
 from retort.errors import SpecError, StageError
 from retort.events import SILENT
 from retort.plugins import FOLDER
@@ -19,6 +20,7 @@ from retort.stages.evaluate import evaluate, grading
 from retort.stages.prepare import check as prepare_check
 from retort.stages.stage import Stage
 from tests.stages.test_evaluate import ROLES, folder, job, stage
+from tests.support.child_functions import double
 from tests.support.misbehaving import SECRET, bad, endpoint, openai_body
 
 __all__ = ["folder"]
@@ -129,7 +131,7 @@ def test_a_judge_at_an_endpoint_has_a_budget_and_who_was_not_reached_is_counted(
 
 def test_the_process_of_graders_code_starts_without_keys(answered, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    monkeypatch.setattr(forks, "_server", None)  # one that starts now could be this child's
+    monkeypatch.setattr(forks, "_server", None)
     for name in set(os.environ) - {*grading.VARIABLES}:
         if name.startswith(forks.READ_BY_IMPORTS):
             monkeypatch.delenv(name)
@@ -143,7 +145,11 @@ def test_the_process_of_graders_code_starts_without_keys(answered, folder, tmp_p
     lines += ["  names |= {each.split('=')[0] for each in open(at).read().split(chr(0)) if each}"]
     lines += [f" return 3 + len(names - {allowed})"]
     knobs = graded(folder, tmp_path, [{**LENGTH, "source": "\n".join(lines)}], python=True)
-    by_role, _ = grading.graded(stage(folder, "echo", Path(answered[0].out.uri), **knobs))
+    asked = stage(folder, "echo", Path(answered[0].out.uri), **knobs)
+    runtime = asked.spec.evaluate.runtime.model_dump(mode="json")
+    # From now on there is a server that has the key.
+    assert processes.run(double, {"value": 2}, SILENT, tmp_path / "log", runtime) == 4
+    by_role, _ = grading.graded(asked)
     assert set(map(tuple, by_role["base"]["score.Length"].values())) == {(3.0, 1.0)}
 
 
