@@ -63,9 +63,9 @@ def run(
     `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
     `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
     one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
-    alive, `loads_model` says that it will need torch, and `is_measured` that it may be no
-    fork, which shares memory with others. Several processes are started by
-    torchrun; the result is that of rank 0.
+    alive, `loads_model` says that it will need torch, `is_measured` that it may be no fork, which
+    shares memory with others, and `variables` names all that it gets of the environment. Several
+    processes are started by torchrun; the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
     killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
@@ -126,10 +126,14 @@ def _start(
         words, function, arguments = Plan().words(), _name_of(cluster_run.relay), relayed
     with disk.disk_errors(scratch, "TMPDIR"):
         path.write_text(json.dumps(arguments))
-    environment = {**os.environ, "TMPDIR": str(scratch), **plan.variables}
+    kept = runtime.get("variables")
+    inherited = {name: v for name, v in os.environ.items() if kept is None or name in kept}
+    environment = {**inherited, "TMPDIR": str(scratch), **plan.variables}
     given = [function, str(log), str(path)]
     with disk.open_log(log) as stream:
-        is_plain = words == Plan().words() and not runtime.get("is_measured")
+        # A fork has in /proc the environment of the server.
+        is_own = runtime.get("is_measured") or kept is not None
+        is_plain = words == Plan().words() and not is_own
         loads_model = bool(runtime.get("loads_model"))
         if is_plain and (fork := forks.start(given, environment, stream.fileno(), loads_model)):
             return fork

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from retort import processes
 from retort.errors import SpecError, StageError
 from retort.events import SILENT
+from retort.plugins import FOLDER
+from retort.processes import forks
 from retort.spec import build
 from retort.stages.evaluate import check as evaluate_check
 from retort.stages.evaluate import evaluate, grading
 from retort.stages.prepare import check as prepare_check
 from retort.stages.stage import Stage
 from tests.stages.test_evaluate import ROLES, folder, job, stage
+from tests.support.child_functions import double
 from tests.support.misbehaving import SECRET, bad, endpoint, openai_body
 
 __all__ = ["folder"]
@@ -58,8 +62,8 @@ def test_graders_are_metrics_with_intervals_and_differences_and_one_decides(answ
     for role in ROLES:
         found = facts["models"][role]["metrics"]
         assert next(iter(found)) == "score.Points"
-        # 0 to 8, no less than 1 and no more than 7; the last answer begins with no number.
-        assert found["score.Points"]["value"] == (1 + 1 + 2 + 3 + 4 + 5 + 6 + 7 + 7 + 0) / 10
+        # 0 to 8, no less than 1 and no more than 7; the last answer names several numbers.
+        assert found["score.Points"]["value"] == (1 + 1 + 2 + 3 + 4 + 5 + 6 + 7 + 7 + 1) / 10
         assert found["grader.Points.passed"]["value"] == 0.5
         assert found["grader.Repeats"] == found["grader.Repeats"] | {"value": 1.0, "n": 10}
         # Of the sums only that of 0 and 7 names its result, and one row has no answer of its own.
@@ -125,26 +129,58 @@ def test_a_judge_at_an_endpoint_has_a_budget_and_who_was_not_reached_is_counted(
     assert SECRET not in "".join(p.read_text() for p in (folder / "store/ledger").rglob("*.json*"))
 
 
-def test_code_of_a_grader_sees_no_key_and_is_stopped_and_what_it_does_wrong_scores_nothing(
-    monkeypatch,
-):
-    def called(source: str) -> float:
-        call = {"source": source, "sample": {"output_text": "x"}, "item": {"n": 3}}
-        return grading.call_all({"a": call}, SILENT)["a"]
+def test_the_process_of_graders_code_starts_without_keys(answered, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setattr(forks, "_server", None)
+    for name in set(os.environ) - {*grading.VARIABLES}:
+        if name.startswith(forks.READ_BY_IMPORTS):
+            monkeypatch.delenv(name)
+    allowed = {*grading.VARIABLES, "TMPDIR", "OMP_NUM_THREADS", FOLDER}
+    lines = [
+        "import os",
+        "def grade(sample, item):",
+        " names, at = {*os.environ}, '/proc/self/environ'",
+    ]
+    lines += [" if os.path.exists(at):"]  # a fork has there what its server began with
+    lines += ["  names |= {each.split('=')[0] for each in open(at).read().split(chr(0)) if each}"]
+    lines += [f" return 3 + len(names - {allowed})"]
+    knobs = graded(folder, tmp_path, [{**LENGTH, "source": "\n".join(lines)}], python=True)
+    asked = stage(folder, "echo", Path(answered[0].out.uri), **knobs)
+    runtime = asked.spec.evaluate.runtime.model_dump(mode="json")
+    # From now on there is a server that has the key.
+    assert processes.run(double, {"value": 2}, SILENT, tmp_path / "log", runtime) == 4
+    by_role, _ = grading.graded(asked)
+    assert set(map(tuple, by_role["base"]["score.Length"].values())) == {(3.0, 1.0)}
 
-    monkeypatch.setattr(os, "environ", {"OPENAI_API_KEY": "secret", "PATH": "/bin"})
+
+def test_code_of_a_grader_is_stopped_and_what_it_does_wrong_scores_nothing(monkeypatch):
+    item = {"n": 3, "seen": []}
+
+    def called(source: str) -> float:
+        call = {"source": source, "sample": {"output_text": "x"}, "item": item}
+        scores = grading.call_all({"a": call, "b": call}, SILENT)
+        assert scores["a"] == scores["b"]
+        return scores["a"]
+
     monkeypatch.setattr(grading, "SECONDS_OF_A_CALL", 0.2)
-    before = signal.getsignal(signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGTERM)}
     try:
-        assert called("import os\ndef grade(s, i): return len(os.environ)") == 1
+        grows = "def grade(s, i):\n i['seen'].append(1)\n return len(i['seen'])"
+        assert called(grows) == 1 and not item["seen"]
         assert called("def grade(sample, item): return item['n'] / 2") == 1.5
         endless = "while True:\n  try:\n   pass\n  except Exception:\n   pass"
         assert called(f"def grade(s, i):\n {endless.replace(chr(10), chr(10) + ' ')}") == 0
+        assert called(f"def grade(s, i): return 1\n{endless}") == 0
+        assert called("def grade(s, i): raise KeyboardInterrupt") == 0
+        assert called("raise GeneratorExit") == 0
+        with pytest.raises(grading.EndedError):
+            called("import signal\ndef grade(s, i): signal.raise_signal(signal.SIGTERM)")
         for wrong in ("1 / 0", "'a'", "float('nan')", "exit()", "None"):
             assert called(f"def grade(s, i): return {wrong}") == 0
         assert called("no python") == called("x = 1") == 0
     finally:
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_what_cannot_be_graded_is_said_before_a_run(folder, tmp_path):

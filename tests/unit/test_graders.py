@@ -147,9 +147,17 @@ def test_what_a_row_lacks_is_not_scored_and_what_an_answer_lacks_scores_nothing(
         ("6", 6),
         ('{"result": 12}', 7),
         ('{"result": -1}', 1),
-        ("very good", 0),
-        ("nan", 0),
-        ('{"result": "\\x"}', 0),
+        ("**4**", 4),
+        ("Score: 4.5.", 4.5),
+        ('{"result": "Score: 4"}', 4),
+        ("4 of 5", 1),
+        ("gpt4", 1),
+        ("90%", 1),
+        ("very good", 1),
+        ("nan", 1),
+        ("inf", 1),
+        ('{"result": 1e999}', 1),
+        ('{"result": "\\x"}', 1),
         (None, None),
     ],
 )
@@ -160,12 +168,20 @@ def test_a_score_is_the_last_result_within_the_range(tmp_path, reply, score):
     assert chat[0] == {"role": "system", "content": "Rate Rome."}
     assert "a number from 1 to 7" in chat[1]["content"] and chat[1]["role"] == "user"
     assert grade(grader, asked, {content_id(chat): reply} if reply else {}) == score
-    assert grade(grader, asked, {content_id(chat): chat[1]["content"]}) == 0.0  # an echo
+    assert grade(grader, asked, {content_id(chat): chat[1]["content"]}) == 1.0  # an echo
 
 
 @pytest.mark.parametrize(
     ("reply", "score"),
-    [('{"result": "kind"}', 1), ('{"result": "rude"}', 0), (" kind ", 1), ("kindly", 0)],
+    [
+        ('{"result": "kind"}', 1),
+        ('{"result": "rude"}', 0),
+        (" kind ", 1),
+        ("**Kind.**", 1),
+        ("Rude!", 0),
+        ("kindly", 0),
+        ("", 0),
+    ],
 )
 def test_a_label_passes_where_it_is_one_of_the_passing(tmp_path, reply, score):
     (grader,) = read(tmp_path, LABEL)
@@ -173,6 +189,23 @@ def test_a_label_passes_where_it_is_one_of_the_passing(tmp_path, reply, score):
     (turn,) = chat_of(grader, asked)
     assert turn["content"].startswith("Why?\n\n") and '"kind", "rude"' in turn["content"]
     assert grade(grader, asked, {content_id([turn]): reply}) == score
+
+
+def test_a_label_that_differs_from_another_by_case_alone_is_read_only_as_it_is_written(tmp_path):
+    (grader,) = read(tmp_path, {**LABEL, "labels": ["C", "c"], "passing_labels": ["C"]})
+    asked = case("Rome")
+    key = content_id(chat_of(grader, asked))
+    scores = [grade(grader, asked, {key: reply}) for reply in ("C", "c", "C.")]
+    assert scores == [1, 0, 0]
+
+
+def test_a_formula_nested_too_deep_for_the_stack_has_no_value():
+    tree = formula.parse("-" * 600 + "a", ["a"])
+
+    def value(depth: int) -> float:
+        return value(depth - 1) if depth else formula.value(tree, {"a": 0.5})
+
+    assert (value(0), value(600)) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,10 @@ def parse(text: str, names: Sequence[str]) -> ast.expr:
 
 
 def value(tree: ast.expr, scores: Mapping[str, float]) -> float:
-    """Returns the value of a formula; 0 where it has none, such as the log of 0."""
+    """Returns the value of a formula; 0 where it has none, as the log of 0 or too deep a one."""
     try:
         result = float(_value(tree, scores))
-    except (ArithmeticError, ValueError):
+    except (ArithmeticError, ValueError, RecursionError):
         return 0.0
     return result if math.isfinite(result) else 0.0
 

@@ -25,6 +25,9 @@ from retort.metrics.graders.templates import MissingError, fill, item_of, sample
 from retort.records import Example, Message, Response, content_id
 
 RESULT = re.compile(r'"result"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
+# A number that stands alone, is no part of a word and no percentage.
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|\.\d|\s*%)")
+AROUND_LABEL = " \t\n.,:;!?*_`'\""
 OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": lambda given, wanted: given == wanted,
     "ne": lambda given, wanted: given != wanted,
@@ -111,20 +114,28 @@ def _grade(grader: Grader, case: Case, outside: Outside) -> float | None:
 
 
 def _read(grader: ModelGrader, reply: str) -> float:
-    """Returns the score in a model's reply: of the last result in it, or of all of it; 0 where it
-    is none of the labels or no number, which a range then bounds."""
+    """Returns the score in a model's reply: of the last result in it, or of all of it; the lowest
+    where it is none of the labels, or not one finite number, which a range then bounds."""
     found = RESULT.findall(reply)
     result = found[-1].strip('"') if found else reply.strip()
     if isinstance(grader, LabelModel):
-        passing = {orjson.dumps(label).decode().strip('"') for label in grader.passing_labels}
-        return float(result in {*passing, *grader.passing_labels})
+        return float(_label(grader.labels, result) in grader.passing_labels)
     assert isinstance(grader, ScoreModel)
     low, high = grader.range
-    try:
-        score = float(result)
-    except ValueError:
-        return 0.0
-    return 0.0 if math.isnan(score) else min(max(score, low), high)
+    numbers = [float(number) for number in NUMBER.findall(result)]
+    is_read = len(numbers) == 1 and math.isfinite(numbers[0])
+    return min(max(numbers[0], low), high) if is_read else low
+
+
+def _label(labels: list[str], result: str) -> str | None:
+    """Returns the label that a result is, or else the only one that it is but for case and the
+    marks around it."""
+    for label in labels:
+        if result in (label, orjson.dumps(label).decode().strip('"')):
+            return label
+    bare = result.strip(AROUND_LABEL).casefold()
+    near = [label for label in labels if bare and label.strip(AROUND_LABEL).casefold() == bare]
+    return near[0] if len(near) == 1 else None
 
 
 @lru_cache

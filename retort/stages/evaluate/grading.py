@@ -5,9 +5,11 @@ in a process of its own. Equal answers to the same example are one request and o
 """
 
 import math
-import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NoReturn
 
 from retort import processes
@@ -31,12 +33,17 @@ from retort.stages.stage import Stage
 Cases = dict[str, dict[str, Case]]  # by role and example's id
 # As long as OpenAI lets a grader work.
 SECONDS_OF_A_CALL = 120
-# What code of graders may see of the environment: no keys.
-VARIABLES = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
+# What the process of graders' code gets of the environment: what Python needs, and no keys. Note:
+# this keeps keys from leaking by accident; the code has the user's rights and could look elsewhere.
+VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 
 
 class TooLongError(BaseException):
     """The code of a grader took longer than it may; `except Exception` does not hold it up."""
+
+
+class EndedError(BaseException):
+    """The process of graders' code was told to end."""
 
 
 def graded(stage: Stage) -> tuple[dict[str, Statistics], int]:
@@ -124,16 +131,15 @@ def _called(stage: Stage, found: list[Grader], cases: Cases) -> dict[str, float]
     if not calls:
         return {}
     stage.report.note(f"python graders: {len(calls):,} calls in a process of their own")
-    runtime = stage.spec.evaluate.runtime.model_dump(mode="json")
+    runtime = stage.spec.evaluate.runtime.model_dump(mode="json") | {"variables": VARIABLES}
     return processes.run(call_all, {"calls": calls}, stage.report, stage.log, runtime)
 
 
 def call_all(calls: dict[str, dict[str, Any]], report: Reporter) -> dict[str, float]:
     """The child's side: returns the scores of all calls, 0 for one that raises, takes too long or
     returns no finite number, as OpenAI scores it."""
-    for name in {*os.environ} - {*VARIABLES}:
-        del os.environ[name]
     signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGTERM, _ended)
     functions = {
         source: _function(source) for source in {call["source"] for call in calls.values()}
     }
@@ -143,29 +149,41 @@ def call_all(calls: dict[str, dict[str, Any]], report: Reporter) -> dict[str, fl
     }
 
 
-def _function(source: str) -> Callable[[Any, Any], Any]:
-    """Returns the function `grade` of a grader's source."""
+def _function(source: str) -> Callable[[Any, Any], Any] | None:
+    """Returns the function `grade` of a grader's source; None where it cannot be loaded."""
     names: dict[str, Any] = {"__name__": "grader"}
-    try:
+    with _bounded("cannot be loaded"):
         exec(compile(source, "grader", "exec"), names)
-    except (Exception, SystemExit) as error:
-        names["grade"] = None
-        print(f"a python grader cannot be loaded: {type(error).__name__}: {error}")
-    function: Callable[[Any, Any], Any] = names.get("grade")  # type: ignore[assignment]
-    return function
+        function: Callable[[Any, Any], Any] = names["grade"]
+        return function
+    return None
 
 
-def _score(function: Callable[[Any, Any], Any], sample: Any, item: Any) -> float:
+def _score(function: Callable[[Any, Any], Any] | None, sample: Any, item: Any) -> float:
+    value = 0.0
+    if function:
+        with _bounded("failed"):
+            value = float(function(deepcopy(sample), deepcopy(item)))
+    return value if math.isfinite(value) else 0.0
+
+
+@contextmanager
+def _bounded(what: str) -> Iterator[None]:
+    """Ends a grader's code that takes too long, and prints whatever it raises."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_CALL)
     try:
-        value = float(function(sample, item))
-    except (Exception, SystemExit, TooLongError) as error:
-        print(f"a python grader failed: {type(error).__name__}: {error}")
-        return 0.0
+        yield
+    except EndedError:
+        raise
+    except BaseException as error:
+        print(f"a python grader {what}:", *traceback.format_exception_only(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return value if math.isfinite(value) else 0.0
 
 
 def _too_long(number: int, frame: object) -> NoReturn:
     raise TooLongError
+
+
+def _ended(number: int, frame: object) -> NoReturn:
+    raise EndedError
