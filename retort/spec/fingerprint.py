@@ -26,7 +26,7 @@ VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
     "prepare": 5,
     "generate": 2,
     "curate": 3,
-    "evaluate": 4,
+    "evaluate": 3,
     "report": 4,
     "release": 3,
 }
