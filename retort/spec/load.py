@@ -176,6 +176,8 @@ def _anchor(made: Expansion, folder: Path) -> None:
         where = ".".join((*parents, key))
         if note := catalogue.resolve(holder, key, where, folder):
             made.notes.append(note)
+        if parents[1:2] == ["teachers"] and "top_k" in holder:  # it is the section's
+            made.sections["generate"].setdefault("top_k", holder.pop("top_k"))
         if (engine := holder.get("engine")) in azure.REMOTE and not holder.get("endpoint"):
             _use_base_url(made, holder, f"{engine}".upper() + "_BASE_URL", ".".join(parents))
         if made.names.get(f"{parents[-1]}.{key}") not in ("--teacher", "--student"):

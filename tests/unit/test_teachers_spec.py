@@ -151,3 +151,17 @@ def test_a_judge_is_asked_in_a_job_that_has_no_other_teachers():
         alone = as_teacher(own, Judge(model="m", engine="echo"))
         assert JobSpec.model_validate(json.loads(alone.model_dump_json())) == alone
         assert (alone.generate.teacher, alone.generate.teachers) == ("m", {})
+
+
+def test_a_teacher_is_named_as_the_catalogue_has_it(tmp_path):
+    teachers = {"far": {"teacher": "gpt-4o"}, "near": {"teacher": "./near"}}
+    raw = {
+        "name": "j",
+        "prepare": {"train": "x.jsonl", "test": "x.jsonl"},
+        "generate": {"teachers": teachers, "route": "agreement"},
+        "train": {"student": "./s"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
+    job, notes = load(tmp_path / "job.yaml")
+    assert job.generate.teachers["far"].engine == "openai" and job.generate.top_k == 0
+    assert any("gpt-4o" in note for note in notes)
