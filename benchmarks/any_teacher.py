@@ -4,7 +4,8 @@
 teacher of the next; times a training step on a translated signal against one on a signal of the
 student's own tokens; and trains a second student of the quickstart, whose tokenizer packs digits
 in pairs and cuts words otherwise, on the stored signal of the quickstart's teacher and, as the
-control, on its text: three seeds, paired on the same test problems.
+control, on its text: three seeds, paired on the same test problems. Six trainings of the
+quickstart's length take it to about 13 minutes.
 """
 
 import itertools
@@ -41,8 +42,7 @@ from tests.support import tokenizers_of
 from tests.support.stages import stage_of
 
 NUM_TEXTS, NUM_TOKENS, HIDDEN, VOCABULARY = 10_000, 1024, 576, 32_000
-# Passes over the rows, of the quickstart's 18: the six trainings take most of the time.
-SEEDS, NUM_EPOCHS = (0, 1, 2), 8
+SEEDS = (0, 1, 2)
 # What the same teacher's signal adds with the student's own tokenizer: `benchmarks.seeds`, pooled.
 SAME_TOKENIZER_GAIN = 0.056
 LOSSES = {
@@ -77,10 +77,12 @@ def chunks_of(teacher: str, student: str) -> tuple[int, int, int]:
     translator, end = Translator(tables[0], ByteOrder(tables[1], tables[0])), made[0].eos_token_id
     num_texts = num_chunks = num_wrong = 0
     rng = np.random.default_rng(0)
-    texts = tokenizers_of.strings(NUM_TEXTS, seed=3)
+    texts = tokenizers_of.strings(2 * NUM_TEXTS, seed=3)
     rows = [t(texts, add_special_tokens=False)["input_ids"] for t in made]
     for text, theirs, ours in zip(texts, *rows, strict=True):
         parts = [table.of(ids) for table, ids in zip(tables, (theirs, ours), strict=True)]
+        if num_texts == NUM_TEXTS:
+            break
         if any(part is None or without_lead(part, text) is None for part in parts):
             continue  # it spells out a special token, or is one that NFC changes
         weights = rng.random(len(text.encode()) + 1) + 0.5
@@ -114,18 +116,20 @@ def all_chunks() -> list[Measure]:
     least, wrong = min(texts for texts, _, _ in found), sum(wrong for _, _, wrong in found)
     return [
         ("any_teacher.wrong_chunks", wrong, 0, wrong == 0),
-        ("any_teacher.least_share_of_texts", least / NUM_TEXTS, 0.5, least >= NUM_TEXTS / 2),
+        ("any_teacher.texts", least, NUM_TEXTS, least == NUM_TEXTS),
     ]
 
 
 def translated(num_tokens: int) -> Target:
-    """Returns events as texts have them: most are one token, one in eight has up to a thousand."""
+    """Returns events as texts have them: most are one token, and some are hundreds.
+
+    Of SmolLM2's stored signals a token has 0.6% of DeepSeek's or Claude's vocabulary in its events.
+    """
     rng, plain = np.random.default_rng(0), stored(num_tokens, VOCABULARY)
     assert isinstance(plain.ids_NK, Tensor)
     first_NK = np.sort(plain.ids_NK.numpy(), axis=1)
-    widths_NK = np.where(
-        rng.random(first_NK.shape) < 1 / 8, rng.integers(2, 1000, first_NK.shape), 1
-    )
+    is_wide_NK = rng.random(first_NK.shape) < 1 / 16
+    widths_NK = np.where(is_wide_NK, rng.integers(2, 400, first_NK.shape), 1)
     after_NK = np.concatenate([first_NK[:, 1:], np.full((num_tokens, 1), VOCABULARY)], axis=1)
     end_NK = np.minimum(first_NK + widths_NK, after_NK)
     order_V = torch.from_numpy(rng.permutation(VOCABULARY))
@@ -208,7 +212,6 @@ def job_of(base: Path, role: str, seed: int) -> JobSpec:
     """Returns the quickstart's job for a training of the other student."""
     raw = load(HERE / "job.yaml")[0].model_dump(mode="json")
     raw["train"] |= {"student": str(base), "losses": LOSSES[role], "seed": seed, "controls": []}
-    raw["train"]["num_epochs"] = NUM_EPOCHS
     raw["report"]["gate"] = {}
     return build(raw)
 
