@@ -53,9 +53,9 @@ class TranslatedSignal:
     Event k of token t are the ranks from `first_TK` to before `end_TK` in the student's byte order;
     an empty range has the log-probability -inf. Where the teacher says nothing (not `known_T`) the
     label is the one event, as in its text. `aligned_T` says which tokens begin where one of the
-    teacher's does, `ends_T` after which
-    tokens a chunk ends, and `surprisal_T` the teacher's -log p of the chunk that ends there, nats,
-    NaN where it is not learned. `order_V` are the student's ids by rank.
+    teacher's does, `ends_T` after which tokens a chunk ends, and `surprisal_T` the teacher's -log p
+    of the chunk that ends there, nats, NaN where it is not learned. `order_V` are the student's ids
+    by rank.
     """
 
     first_TK: Ints
