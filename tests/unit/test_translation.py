@@ -317,3 +317,24 @@ def test_the_tokens_that_begin_with_given_bytes_are_a_range():
         assert {*order.ids[slice(*order.range_of(b"a", whole=True))]} == {1, 7}
         assert order.longest(b"abc") == b"ab" and order.longest(b"zz") == b""
         assert order.ids[slice(*order.ends)] == [6]
+
+
+def test_the_space_before_a_text_is_no_part_of_what_is_compared_inside_the_first_token():
+    teacher = TokenBytes((b" Bon", b"jour", b" Ba", None), frozenset([3]))
+    student = TokenBytes((b"B", b"on", b"jour", b"a", None), frozenset([4]))
+    ids = np.array([0, 1, 3], np.int32)
+    listed = np.array([[0, 2], [1, 0], [3, 0]], np.int32)
+    masses = np.array([[0.6, 0.3], [0.9, 0.05], [0.9, 0.05]], np.float32)
+    signal = captured(listed, np.log(masses), ids, np.log(masses[:, 0]))
+    row = encoding.encode("a", [0], [0, 1, 2, 4])
+    order = ByteOrder(student, teacher)
+    (made,), _ = Translator(teacher, order).translate([(row, signal, "Bonjour")])
+    found = {
+        tuple(order.ids[a:b]): float(np.exp(p))
+        for a, b, p in zip(made.first_TK[1], made.end_TK[1], made.logprobs_TK[1], strict=True)
+        if b > a
+    }
+    # Given the B: "on" or "a".
+    assert found == {(1,): pytest.approx(0.6, rel=1e-4), (3,): pytest.approx(0.3, rel=1e-4)}
+    is_event = made.first_TK < made.end_TK
+    assert made.known_T.all() and np.isfinite(made.logprobs_TK[is_event]).all()
