@@ -101,7 +101,7 @@ def test_what_is_wrong_is_refused_on_the_page_and_nothing_is_scheduled(desk):
     for told, value in {
         "Name of the job": "tiny",
         "What the teacher answers to be learned.": "data/train.jsonl",
-        "The model to imitate.": "models/teacher",
+        "The model to imitate; not given where there are several teachers.": "models/teacher",
         "The base model that becomes the student.": "models/base",
         LEARNING_RATE: "-1",
     }.items():
