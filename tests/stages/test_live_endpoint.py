@@ -181,10 +181,12 @@ def kept(folder, tmp_path_factory) -> Stage:
     return training.made(raw, home)
 
 
-def taught(kept: Stage, url: str, out: Path, scorer: Scorer) -> tuple[bytes, int]:
+def taught(
+    kept: Stage, url: str, out: Path, scorer: Scorer, timeout: float = 60.0
+) -> tuple[bytes, int]:
     """The student that a live teacher gives, and how many tries it took; the fault ends with the
     first."""
-    runtime = {"max_attempts": 2, "request_timeout_seconds": 0.5, "max_concurrency": 2}
+    runtime = {"max_attempts": 2, "request_timeout_seconds": timeout, "max_concurrency": 2}
     where = {"engine": "openai", "endpoint": url, "mode": "answer", "top_k": 0, "runtime": runtime}
     spec = build(kept.spec.model_dump(mode="json") | {"generate": {"teacher": "tiny", **where}})
     stage = replace(kept, spec=spec, out=Folder(str(out)))
@@ -212,8 +214,11 @@ def test_whatever_befalls_a_live_teacher_for_a_while_the_student_becomes_the_sam
     folder, student, num_scored = undisturbed
     more = {"fault": fault, "fault_from": num_scored // 2, "fault_times": 2}
     with scoring(folder / "teacher", **more) as (scorer, url):
-        assert taught(kept, url, tmp_path / "out", scorer) == (student, 1)
-        assert len(scorer.asked["/v1/completions"]) == num_scored + 2
+        # Only where it hangs is a short wait needed, in which a busy machine may miss an answer.
+        waits = {"timeout": 3.0} if fault == "hang" else {}
+        assert taught(kept, url, tmp_path / "out", scorer, **waits) == (student, 1)
+        num_asked = len(scorer.asked["/v1/completions"])
+        assert num_asked == num_scored + 2 or (fault == "hang" and num_asked > num_scored + 2)
 
 
 @pytest.mark.parametrize("fault", ["500", "garbage", "death"])
