@@ -202,6 +202,9 @@ def test_a_train_stage_learns_live_and_its_later_passes_ask_nothing(folder, serv
     for curve in (there, here):
         assert curve[-1]["forward_kl"] < 0.9 * curve[0]["forward_kl"]
         assert 0 <= curve[-1]["agreement"] <= 1
-    # What 16 ids and a tail tell apart is never more than what all ids do.
-    assert 0.5 * here[0]["forward_kl"] < there[0]["forward_kl"] < here[0]["forward_kl"]
+    # What 16 ids and a tail tell apart is never more than what all ids do; at the end of the first
+    # pass, for a slow machine records other steps, too.
+    passed = [[r for r in curve if "forward_kl_gradient_norm" in r] for curve in (there, here)]
+    far, near = (curve[0]["forward_kl"] for curve in passed)
+    assert 0.5 * near < far < near
     assert 0 < there[0]["teacher_top_k_mass"] < 1 and "teacher_top_k_mass" not in here[0]

@@ -14,6 +14,7 @@ from retort.stages.train.alignment import learned
 from retort.stages.train.batches import TrainingItem
 from retort.stages.train.endpoint_teacher import is_remote
 from retort.stages.train.translation import OtherTokens, Translator
+from retort.store import model_folder
 from retort.store.signals import Signal
 
 
@@ -34,13 +35,22 @@ def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> 
 
     Raises `SpecError` where a tokenizer's bytes cannot be recovered.
     """
-    if not stage.spec.distils or (stage.spec.is_live and is_remote(stage.spec)):
+    if not stage.spec.distils or (stage.spec.is_live and _reads_its_tokens(stage.spec)):
         return None
     student = token_bytes.token_bytes(tokenizer, stage.spec.train.student, end_ids)
     teacher = read_token_bytes(stage.input("generate"), stage.spec)
     ends = frozenset(index for index in student.ends if index < table)
     ours = replace(student, spelled=student.spelled[:table], ends=ends)
     return Translator(teacher, ByteOrder(ours, teacher))
+
+
+def _reads_its_tokens(spec: JobSpec) -> bool:
+    """Whether a live teacher has the student's tokens; one at an endpoint is checked when opened."""
+    if is_remote(spec):
+        return True
+    teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+    student = model_folder.locate(spec.train.student, "train.student")
+    return model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
 
 
 def by_bytes(
