@@ -45,7 +45,7 @@ def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> 
 
 
 def _reads_its_tokens(spec: JobSpec) -> bool:
-    """Whether a live teacher has the student's tokens; one at an endpoint is checked when opened."""
+    """Whether a live teacher has the student's tokens; an endpoint's are checked when opened."""
     if is_remote(spec):
         return True
     teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
