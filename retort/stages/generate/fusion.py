@@ -10,7 +10,7 @@ variation: that bound is returned, 0 where no teacher lacked an id.
 import numpy as np
 import numpy.typing as npt
 
-from retort.store.signals import Signal
+from retort.store.signals import Signal, cut, joined
 
 Floats64 = npt.NDArray[np.float64]
 SMALLEST = 1e-12
@@ -27,15 +27,10 @@ def fuse(
     """
     shares = np.asarray(weights, np.float64) / sum(weights)
     blocks = [
-        _fuse([_cut(part, start) for part in parts], shares, vocabularies, k)
+        _fuse([cut(part, start, start + BLOCK) for part in parts], shares, vocabularies, k)
         for start in range(0, max(len(parts[0].tail_T), 1), BLOCK)
     ]
-    columns = zip(*(vars(fused).values() for fused, _ in blocks), strict=True)
-    return Signal(*map(np.concatenate, columns)), np.concatenate([bound for _, bound in blocks])
-
-
-def _cut(part: Signal, start: int) -> Signal:
-    return Signal(*(column[start : start + BLOCK] for column in vars(part).values()))
+    return joined(fused for fused, _ in blocks), np.concatenate([bound for _, bound in blocks])
 
 
 def _fuse(
