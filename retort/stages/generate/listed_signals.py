@@ -141,8 +141,8 @@ class ListedSignals:
 
 
 def _with_own_end(place: Place) -> Place:
-    """Returns a place whose end token spells nothing and has no number with one that no other has:
-    in other lists such an entry is a part of a character."""
+    """Returns a place with an end token of its own, where that spells nothing and has no number: in
+    other lists such an entry is a part of a character."""
     if not place.is_end or place.token != Token(b""):
         return place
     own = Token(b"", -1)
