@@ -19,9 +19,16 @@ from prefect.states import Completed
 from retort import processes
 from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
-from retort.spec import StageName, evaluation_of, export_of, training_of
+from retort.spec import (
+    ROUND_CONTROLS,
+    StageName,
+    evaluation_of,
+    export_of,
+    rounds,
+    training_of,
+)
 from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
-from retort.store import Artifact
+from retort.store import Artifact, Folder
 from tasks.slots import slot
 
 # Jitter is in the numbers: Prefect's own jitter factor does nothing in 3.7.7.
@@ -110,10 +117,52 @@ def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
     """Returns the artifacts of the student and of each control, by the names of their trainings.
 
     They are made side by side where the machine has room. One that fails does not end the others,
-    so that their work is kept.
+    so that their work is kept. Rounds come before all controls, and each of those that go on from
+    stored rows instead is alone, because their seconds are compared.
     """
-    controls = {name: stage_task("train", name) for name in map(training_of, job.spec.controls)}
-    trainings = {"train": train, **controls}
+    made: dict[str, Artifact] = {}
+    if job.spec.train.on_policy:
+        made = make_rounds(job, job.spec.train.on_policy.rounds, **inputs)
+    names = [name for name in map(training_of, ("student", *job.spec.controls)) if name not in made]
+    alone = [name for name in map(training_of, ROUND_CONTROLS) if name in names]
+    beside = {name: stage_task("train", name) for name in names if name not in alone}
+    made |= _side_by_side(job, beside, inputs)
+    for name in alone:
+        made[name] = stage_task("train", name)(job, **_read_by(job, name, {**inputs, **made}))
+    return {name: made[name] for name in map(training_of, ("student", *job.spec.controls))}
+
+
+def make_rounds(job: JobRun, number: int, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns the artifacts of the offline phase and of all rounds, by their names.
+
+    Once a round says that the rounds end, the others have its artifacts.
+    """
+    made = {rounds.OFFLINE: stage_task("train", rounds.OFFLINE)(job, **inputs)}
+    for each in range(1, number + 1):
+        names, earlier = (rounds.names_of(job.spec, n) for n in (each, each - 1))
+        if 1 < each < number and "ended" in facts_of(made[earlier[-1]]):
+            made |= {now: made[was] for now, was in zip(names, earlier, strict=True)}
+            continue
+        for name, stage in zip(names, ("generate", "generate", "train"), strict=True):
+            read = _read_by(job, name, {**inputs, **made})
+            made[name] = stage_task(cast(StageName, stage), name)(job, **read)
+    return made
+
+
+def facts_of(artifact: Artifact) -> dict[str, Any]:
+    """Returns the facts in an artifact's manifest."""
+    facts: dict[str, Any] = Folder(artifact.uri).read_manifest()["facts"]
+    return facts
+
+
+def _read_by(job: JobRun, name: str, made: dict[str, Artifact]) -> dict[str, Artifact]:
+    return {each: made[each] for each in job.recipes[name].inputs}
+
+
+def _side_by_side(
+    job: JobRun, trainings: dict[str, StageTask], inputs: dict[str, Artifact]
+) -> dict[str, Artifact]:
+    """Returns the artifacts of trainings that read the same."""
     at_once, names = trainings_at_once(job.spec), list(trainings)
     if at_once == 1 or len(names) == 1:
         return {name: training(job, **inputs) for name, training in trainings.items()}

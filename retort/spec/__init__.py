@@ -8,6 +8,7 @@ from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
+    ROUND_CONTROLS,
     STAGES,
     WITHOUT,
     JobSpec,
@@ -26,6 +27,7 @@ from retort.spec.train import Lora, Loss, Train
 __all__ = [
     "CONTROLS",
     "INPUTS",
+    "ROUND_CONTROLS",
     "STAGES",
     "WITHOUT",
     "ConsultedModel",

@@ -9,8 +9,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from retort.spec import rounds
 from retort.spec.job import (
     CONTROLS,
+    OFFLINE_COST,
+    ROUND_CONTROLS,
     STAGES,
     JobSpec,
     StageName,
@@ -128,15 +131,11 @@ def recipes(
         if stage == "generate" and spec.generate.teachers:
             _add_captures(spec, sources, made)
             continue
-        made[stage] = _recipe(stage, spec, sources, made)
         if stage == "train":
-            # The user's own losses are the student's alone.
-            plain = {key: digest for key, digest in sources.items() if key != "train.plug_ins"}
-            for control in spec.controls:
-                own = plain if control in CONTROLS else sources
-                found = _recipe("train", spec.control(control), own, made)
-                made[training_of(control)] = found
-        elif stage == "evaluate":
+            _add_trainings(spec, sources, made)
+            continue
+        made[stage] = _recipe(stage, spec, sources, made)
+        if stage == "evaluate":
             for role in spec.exports:
                 made[evaluation_of(role)] = _of_export(made, role)
             if champion not in (None, UNREADABLE):
@@ -171,6 +170,72 @@ def _add_captures(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe
     }
     union["inputs"] |= {capture_of(name): made[capture_of(name)].name for name in route.order}
     made["generate"] = Recipe("generate", union, spec)
+
+
+def _add_trainings(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe]) -> None:
+    """Adds the recipes of the student and of each control."""
+    if spec.train.on_policy:
+        _add_rounds(spec, sources, made)
+    else:
+        made["train"] = _recipe("train", spec, sources, made)
+    # The user's own losses are the student's alone.
+    plain = {key: digest for key, digest in sources.items() if key != "train.plug_ins"}
+    for control in spec.controls:
+        if control in ROUND_CONTROLS:
+            found = _of_round_control(spec, control, sources, made)
+        else:
+            own = plain if control in CONTROLS else sources
+            found = _recipe("train", spec.control(control), own, made)
+        made[training_of(control)] = found
+
+
+def _add_rounds(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe]) -> None:
+    """Adds the recipes of the offline phase, which is that of a job without rounds, and of each
+    round: the student's answers, the teacher's scores, and what the student learns from them.
+
+    How many rounds there are counts for none but those in which the step size falls.
+    """
+    knobs_of = spec.train.on_policy
+    assert knobs_of
+    made[rounds.OFFLINE] = _recipe("train", rounds.offline(spec), sources, made)
+    own = {key: digest for key, digest in sources.items() if key != "train.student"}
+    for number in range(1, knobs_of.rounds + 1):
+        before = rounds.student_after(spec, number - 1)
+        answers, scored = rounds.rollouts_of(number), rounds.scores_of(number)
+        engine = {"generate.engine": sources["generate.engine"]}
+        found = _recipe("generate", rounds.rollouts(spec, number), engine, made)
+        asked = {"round": number, "prompts": knobs_of.prompts, "held_out": knobs_of.held_out}
+        found.ingredients["knobs"]["on_policy"] = {**asked, "seed": spec.train.seed}
+        _reads(found, made, "generate", "curate", before)
+        made[answers] = found
+        made[scored] = _recipe("generate", rounds.scores(spec, number), sources, made)
+        _reads(made[scored], made, answers, before)
+        found = _recipe("train", rounds.update(spec), own, made)
+        of_round = found.ingredients["knobs"]["on_policy"]
+        for name in ("rounds", "decay", "losses", "learning_rate"):
+            del of_round[name]
+        of_round |= {"round": number, "learning_rates": knobs_of.learning_rates(number)}
+        _reads(found, made, before, answers, scored)
+        made[rounds.student_after(spec, number)] = found
+
+
+def _of_round_control(
+    spec: JobSpec, control: str, sources: dict[str, str], made: dict[str, Recipe]
+) -> Recipe:
+    """Returns the recipe of going on without rounds. It reads how many steps these took, or all of
+    their artifacts, which know their seconds."""
+    found = _recipe("train", rounds.control(spec), sources, made)
+    found.ingredients["knobs"]["control"] = control
+    read = [rounds.OFFLINE, "train"]
+    if control == OFFLINE_COST:
+        read += [name for name in made if name.startswith(rounds.PARTS)]
+    _reads(found, made, *read)
+    return found
+
+
+def _reads(recipe: Recipe, made: dict[str, Recipe], *names: str) -> None:
+    """Adds inputs to a recipe."""
+    recipe.ingredients["inputs"] |= {name: made[name].name for name in names}
 
 
 def _of_export(made: dict[str, Recipe], role: str) -> Recipe:

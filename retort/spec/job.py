@@ -34,6 +34,9 @@ STAGES: tuple[StageName, ...] = (
 CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher", "gold": "expected"}
 # A control of another kind learns as the student does, without the rows of one of several teachers.
 WITHOUT = "without_"
+# Two go on from the student before its rounds, from stored rows: as many steps, or as long.
+OFFLINE_STEPS, OFFLINE_COST = "offline_steps", "offline_cost"
+ROUND_CONTROLS = (OFFLINE_STEPS, OFFLINE_COST)
 
 
 def training_of(role: str) -> str:
@@ -140,6 +143,7 @@ class JobSpec(Section):
         route = self.generate.route
         known = [] if route is None or route.by == "all" else list(route.order)
         allowed = [*CONTROLS, *(f"{WITHOUT}{name}" for name in known)]
+        allowed += ROUND_CONTROLS if self.train.on_policy else ()
         if unknown := [name for name in self.train.controls if name not in allowed]:
             raise ValueError(
                 f"train.controls: {unknown[0]} is no control{did_you_mean(unknown[0], allowed)}; "
@@ -161,6 +165,28 @@ class JobSpec(Section):
                 f"generate.teachers has {', '.join(names)}; set train.teacher: stored, or name the "
                 "one model in generate.teacher"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_need_a_signal(self) -> "JobSpec":
+        own = self.train.on_policy
+        if own is None:
+            return self
+        where = "train.on_policy has the teacher score the student's own answers, "
+        if len(self.generate.teachers) > 1:
+            raise ValueError(
+                f"{where}and generate.teachers has several; name the one model in generate.teacher"
+            )
+        if self.generate.top_k == 0:
+            raise ValueError(f"{where}but generate.top_k is 0; set it to 16")
+        for index, loss in enumerate(own.losses):
+            if loss.compares_features:
+                raise ValueError(
+                    f"train.on_policy.losses[{index}] is {loss.name}, which compares the insides "
+                    "of both models, and the scores are distributions alone; drop the loss"
+                )
+        if own.losses and not any(loss.weight for loss in own.losses):
+            raise ValueError("train.on_policy.losses: every loss has weight 0")
         return self
 
     @model_validator(mode="after")
@@ -225,13 +251,15 @@ class JobSpec(Section):
     def control(self, name: str) -> "JobSpec":
         """Returns the job whose student is this one's control of that name."""
         if name.startswith(WITHOUT):
-            less = {"controls": (), "without_teacher": name.removeprefix(WITHOUT)}
+            teacher = name.removeprefix(WITHOUT)
+            less = {"controls": (), "without_teacher": teacher, "on_policy": None}
             return self.model_copy(update={"train": self.train.model_copy(update=less)})
         plain = {
             "losses": (Loss(name="cross_entropy"),),
             "teacher": "stored",
             "text": CONTROLS[name],
             "controls": (),
+            "on_policy": None,
         }
         return self.model_copy(update={"train": self.train.model_copy(update=plain)})
 

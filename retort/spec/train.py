@@ -74,6 +74,98 @@ class Lora(Section):
     )
 
 
+class OnPolicy(Section):
+    """Rounds after the offline phase: the student answers, the teacher scores just these tokens,
+    and the student learns from the scores.
+
+    Sources: Agarwal et al. 2024 (arXiv:2306.13649), algorithm 1; that the source of the prefixes
+    and the loss are separate choices: arXiv:2605.16826.
+    """
+
+    rounds: int = knob(12, "rounds", "How often the student answers and learns.", ge=1, le=999)
+    prompts: int = knob(1024, "examples", "Training examples that it answers in a round.", ge=1)
+    n: int = knob(1, "answers", "Its answers to each of them.", ge=1, le=64)
+    temperature: float = knob(1.0, "1", "Sampling temperature of its answers.", gt=0, le=2)
+    max_tokens: int | None = knob(
+        None, "tokens", "Its longest answer; generate.max_tokens if not given.", ge=1
+    )
+    grow: int = knob(
+        0,
+        "rounds",
+        "Rounds over which the longest answer grows from a quarter to max_tokens "
+        "(arXiv:2605.31490); 0: it has its whole length at once.",
+        ge=0,
+    )
+    share: float = knob(
+        1.0,
+        "ratio of rows",
+        "Share of a round's rows that are its own answers; the others are stored ones of the "
+        "teacher's.",
+        gt=0,
+        le=1,
+    )
+    losses: tuple[Loss, ...] = knob(
+        (), "terms", "The objective of the rounds. Empty: forward_kl at temperature 2."
+    )
+    learning_rate: float | None = knob(
+        None, "1", "Peak step size in the rounds; train.learning_rate if not given.", gt=0
+    )
+    decay: float = knob(
+        0.5,
+        "ratio of rounds",
+        "Share of the rounds, the last ones, in which the step size falls to 0. The rounds before "
+        "are reused where `rounds` is raised later.",
+        ge=0,
+        le=1,
+    )
+    held_out: int = knob(
+        128, "examples", "Validation examples that it answers in a round, to be judged by.", ge=0
+    )
+    max_rise: float = knob(
+        0.1,
+        "ratio of loss",
+        "A round is not kept where the loss on held-out answers rises by more than this share.",
+        ge=0,
+    )
+    max_length_ratio: float = knob(
+        3.0,
+        "ratio of tokens",
+        "The rounds end where its answers are on average so many times as long as at first.",
+        gt=1,
+    )
+    max_truncated: float = knob(
+        0.5, "ratio of answers", "The rounds end where more answers than this are cut off.", ge=0
+    )
+    max_repeated: float = knob(
+        0.2, "ratio of answers", "The rounds end where more answers than this repeat.", ge=0
+    )
+    max_divergence: float = knob(
+        2.0,
+        "ratio of nats",
+        "The rounds end where KL(student || teacher) on its answers is so many times that at "
+        "first.",
+        gt=1,
+    )
+
+    def longest(self, number: int, most: int) -> int:
+        """Returns the longest answer in a round, counted from 1, in tokens; `most` is that of the
+        teacher."""
+        most = self.max_tokens or most
+        if number > self.grow:
+            return most
+        return max(1, round(most * (0.25 + 0.75 * (number - 1) / self.grow)))
+
+    def learning_rates(self, number: int) -> tuple[float, float]:
+        """Returns the factors on the peak learning rate before and after a round, between which it
+        falls linearly: 1 until the decay, 0 after the last round."""
+        first = self.rounds * (1 - self.decay)
+
+        def factor(done: int) -> float:
+            return min(1.0, (self.rounds - done) / max(self.rounds - first, 1e-9))
+
+        return factor(number - 1), factor(number)
+
+
 class Train(Section):
     """The student learns from the kept responses and, where stored, the teacher's signal."""
 
@@ -101,7 +193,9 @@ class Train(Section):
         "names",
         "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
         "the teacher's text (fine_tuning) or on the rows' own answers (gold); or the student "
-        "itself, without the rows of one of several teachers (without_NAME).",
+        "itself, without the rows of one of several teachers (without_NAME), or with more passes "
+        "over the stored rows in place of the rounds: as many steps (offline_steps), or for as "
+        "long (offline_cost).",
     )
     without_teacher: str | None = knob(
         None,
@@ -143,6 +237,12 @@ class Train(Section):
     )
     seed: int = knob(0, "1", "Seed of the order of the examples and of dropout.", ge=0, le=MAX_SEED)
     runtime: TrainRuntime = TrainRuntime()
+    on_policy: OnPolicy | None = knob(
+        None,
+        "section",
+        "Rounds in which the student learns on its own answers, after all passes.",
+        added_later=True,
+    )
 
     @field_validator("losses")
     @classmethod

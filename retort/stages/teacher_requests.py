@@ -5,7 +5,7 @@ request is its messages, tools and sample number. Limits are not part of the key
 cut off at a lower limit is asked again, or continued, and every other one is reused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from retort.store.ledger import NO_LIMIT, Ledger, LedgerEntry, StoredAnswer
 from retort.store.signals import Signal
 
 FORMAT = 1
+# Answers to score, as ids or as text, by example and the number of the sample.
+Written = dict[str, dict[int, str | list[int]]]
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class RequestPlan:
     """Every request of a job, and what its ledger has of it already.
 
     What the ledger's own run asked is not asked again: rows to retry are those of earlier runs.
-    `written` are the ids of the answers to score, by example, where they are not the rows' own.
+    `written` are the answers to score, by example, where they are not the rows' own.
     """
 
-    def __init__(self, spec: JobSpec, ledger: Ledger, written: dict[str, list[int]] | None = None):
+    def __init__(self, spec: JobSpec, ledger: Ledger, written: Written | None = None):
         self._knobs, self._ledger, self._written = spec.generate, ledger, written
         turns = self._knobs.turns
         is_conversation = spec.prepare.task_type == "conversation"
@@ -122,7 +124,7 @@ class RequestPlan:
 
     def num_requests(self, example: Example) -> int:
         """Returns how many responses an example has when every turn is answered."""
-        return self._knobs.n * len(self._turns(example))
+        return len(self._samples(example)) * len(self._turns(example))
 
     def walk(self, example: Example) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
         """Yields each request of an example with the entry that serves it, if there is one.
@@ -130,7 +132,7 @@ class RequestPlan:
         A conversation ends at the first turn without an accepted answer.
         """
         first, *rest = self._turns(example)
-        for sample in range(self._knobs.n):
+        for sample in self._samples(example):
             yield from self.turns_from(self._request(example, sample, 0, first, rest))
 
     def turns_from(
@@ -192,7 +194,9 @@ class RequestPlan:
             max_tokens=max_tokens,
             seed=None if greedy else (knobs.seed + int(request.key[:8], 16)) % (1 << 31),
             continues=truncated.token_ids if truncated and self._continues and room > 0 else None,
-            response=self._scored(request.example) if knobs.mode == "score" else None,
+            response=self._scored(request.example, request.sample)
+            if knobs.mode == "score"
+            else None,
         )
         return engine_request, (max_tokens, length)
 
@@ -230,13 +234,17 @@ class RequestPlan:
         chat = with_instruction(messages, self._instruction)
         content: list[Any] = [chat, example.tools, sample]
         if self._knobs.mode == "score":
-            content.append(self._scored(example))
+            content.append(self._scored(example, sample))
         key, own = sha256_of(content)[:32], self._instruction
         return TeacherRequest(key, example, sample, turn, messages, rest, own)
 
-    def _scored(self, example: Example) -> str | list[int]:
+    def _samples(self, example: Example) -> Sequence[int]:
+        """Returns the numbers of an example's samples."""
+        return range(self._knobs.n) if self._written is None else [*self._written[example.id]]
+
+    def _scored(self, example: Example, sample: int) -> str | list[int]:
         """Returns the answer that is scored. Raises `DataError` where there is none."""
-        own = example.reference if self._written is None else self._written[example.id]
+        own = example.reference if self._written is None else self._written[example.id][sample]
         if not own:
             raise DataError(
                 f"example {example.id} has no answer of its own to score; give every row one, "

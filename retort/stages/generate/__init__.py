@@ -11,6 +11,7 @@ from typing import Any
 from retort import processes
 from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
+from retort.stages import rounds
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import engine_of, on_cluster
 from retort.stages.generate import capture, parity, union
@@ -26,6 +27,8 @@ def generate(stage: Stage) -> dict[str, Any]:
     the run, or when a plain forward pass does not confirm the signal. Of several teachers each has
     such a capture of its own; then it unites them.
     """
+    if rounds.ended(stage):
+        return {"num_responses": 0, "num_tokens": 0, "states": {}}
     if union.is_union(stage):
         return union.unite(stage)
     facts = _answers(stage)

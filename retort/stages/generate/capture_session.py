@@ -7,15 +7,16 @@ from itertools import islice
 from retort.engines import Answer, Engine
 from retort.errors import StageError
 from retort.records import Example, Response
-from retort.spec import JobSpec, capture_of
+from retort.spec import JobSpec
 from retort.stages.budget import Budget, forecast
 from retort.stages.engine_settings import engine_of, open_teacher, settings_of
 from retort.stages.generate import pilot
 from retort.stages.generate.heartbeat import heartbeat
 from retort.stages.generate.listed_signals import check_first
 from retort.stages.generate.progress import Progress
+from retort.stages.generate.written import asked_in_round, written_answers
 from retort.stages.request_loop import RequestLoop
-from retort.stages.stage import Stage, read_responses, stream_examples
+from retort.stages.stage import Stage, stream_examples
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest
 from retort.stages.teachers import asked
 from retort.store.ledger import Ledger, StoredAnswer
@@ -31,7 +32,7 @@ class CaptureSession:
         self._stage, self.ledger, self._knobs = stage, ledger, stage.spec.generate
         self._run, self._max_num_seqs = run, max_num_seqs
         self._artifact = stage.out.name
-        self._written = written_answers(stage)
+        self._written, self._only = written_answers(stage), asked_in_round(stage)
         self.plan = RequestPlan(stage.spec, ledger, self._written)
         route = self._knobs.route
         where = f"generate.teachers.{route.order[0]}" if route else "generate"
@@ -53,8 +54,8 @@ class CaptureSession:
     def examples(self) -> Iterator[Example]:
         """Yields the examples that the teacher is asked, from the store, one shard at a time."""
         examples = stream_examples(self._stage.input("prepare"), "train", "validation")
-        written = self._written
-        return (e for e in asked(self.spec, examples) if written is None or e.id in written)
+        only = self._only if self._written is None else self._written
+        return (e for e in asked(self.spec, examples) if only is None or e.id in only)
 
     def load(self) -> None:
         """Reads the ledger, and counts what it has and what is missing."""
@@ -147,22 +148,3 @@ class CaptureSession:
     def _show(self, force: bool = False) -> None:
         if self.progress.show(force):
             self.budget.keep_seconds(self._stage.out)
-
-
-def written_answers(stage: Stage) -> dict[str, list[int]] | None:
-    """Returns the ids of the first teacher's answers by example, where another teacher scores them;
-    None where the teacher writes or rates the rows' own answers.
-
-    Raises `StageError` where an example has several.
-    """
-    route = stage.spec.generate.route
-    others = [capture_of(name) for name in route.order] if route and route.by == "all" else []
-    if not (writers := [name for name in others if name in stage.inputs]):
-        return None
-    responses = read_responses(stage.input(writers[0]))
-    if any(response.turn or response.sample for response in responses):
-        raise StageError(
-            "generate.route: all fuses the signals of one answer to each example; set "
-            "generate.turns: last"
-        )
-    return {r.example_id: r.token_ids for r in responses if r.token_ids}

@@ -11,6 +11,7 @@ from typing import Any
 from retort import processes
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
+from retort.stages import rounds
 from retort.stages.engine_settings import on_cluster
 from retort.stages.stage import Stage
 from retort.stages.train.layout import layout_of
@@ -18,6 +19,8 @@ from retort.stages.train.layout import layout_of
 
 def train(stage: Stage) -> dict[str, Any]:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
+    if reason := rounds.ended(stage):
+        return rounds.pass_on(stage, reason)
     runtime, layout = on_cluster(stage.spec, stage.spec.train.runtime), layout_of(stage.spec.train)
     runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
     runtime["loads_model"] = True

@@ -30,17 +30,26 @@ def write(out: Folder, step: int, model: Any, optimizer: Any, is_first: bool = T
 
     All processes must call it; the first one writes.
     """
+    data = packed(model, optimizer)
+    if not is_first:
+        return
+    newest = f"{PREFIX}{step:09d}.safetensors"
+    out.write(newest, data)
+    for name in _checkpoints(out):
+        if name != newest:
+            out.remove(name)
+
+
+def packed(model: Any, optimizer: Any) -> bytes:
+    """Returns the state as a safetensors file; in the first process alone it is whole.
+
+    All processes must call it.
+    """
     tensors = {f"model.{name}": weight for name, weight in trained(model).items()}
     states = get_optimizer_state_dict(model, optimizer, options=OPTIONS).get("state", {})
     for name, state in states.items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-    if not is_first:
-        return
-    newest = f"{PREFIX}{step:09d}.safetensors"
-    out.write(newest, save(tensors))
-    for name in _checkpoints(out):
-        if name != newest:
-            out.remove(name)
+    return bytes(save(tensors))
 
 
 def resume(out: Folder, model: Any, optimizer: Any) -> int:
@@ -48,7 +57,13 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
     checkpoints = _checkpoints(out)
     if not checkpoints:
         return 0
-    tensors = load(out.read(checkpoints[-1]))
+    restore(out.read(checkpoints[-1]), model, optimizer)
+    return int(checkpoints[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
+
+
+def restore(data: bytes, model: Any, optimizer: Any) -> None:
+    """Loads a packed state in place."""
+    tensors = load(data)
     put(model, {key.removeprefix("model."): t for key, t in tensors.items() if key[0] == "m"})
     # torch gathers a whole state in the first process alone, so each makes its own from the file.
     state: dict[str, dict[str, Tensor]] = {}
@@ -62,7 +77,6 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
     ]
     whole: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, whole, options=OPTIONS)
-    return int(checkpoints[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
 
 
 def write_best(out: Folder, model: Any, is_first: bool = True) -> None:

@@ -11,8 +11,9 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from retort.events import Reporter
 from retort.processes import interrupts
 from retort.processes.libraries import lean_imports, stay_offline
 from retort.stages.stage import Stage, from_arguments
-from retort.stages.train import batches, checkpoint, training_rows
+from retort.stages.train import batches, checkpoint, on_policy, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
 from retort.stages.train.curve import Curve
 from retort.stages.train.distributed import Ranks, accumulating, join, whole
@@ -58,14 +59,22 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     with lean_imports():
         model = open_student(knobs, device)
         tokenizer = encoding.load_tokenizer(knobs.student)
-    data = training_rows.build(stage, base, end_ids(model, tokenizer))
+    ends = end_ids(model, tokenizer)
+    of_round = on_policy.open_round(stage, base, ends)
+    data = of_round.data if of_round else training_rows.build(stage, base, ends)
     if ranks.is_first:
         stage.out.write("mask_audit.txt", training_rows.audit(data.train, tokenizer).encode())
     trainer = _trainer(stage, model, ranks, data)
-    with contextlib.closing(trainer.teacher) if trainer.teacher else contextlib.nullcontext():
-        last = trainer.run(data) | trainer.of_teachers(data)
+    if of_round:
+        last = of_round.run(trainer)
+    else:
+        on_policy.goes_on(stage, trainer)
+        with contextlib.closing(trainer.teacher) if trainer.teacher else contextlib.nullcontext():
+            last = trainer.run(data) | trainer.of_teachers(data)
     weights = checkpoint.trained(model) if ranks.layout.shards else None
-    if ranks.is_first:
+    if of_round:
+        of_round.save(trainer, last, weights, ranks.is_first)
+    elif ranks.is_first:
         save_student(stage, model, base, weights)
     return {
         "num_train": len(data.train),
@@ -74,6 +83,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "share_known": data.by_bytes.share_known,
         "share_aligned": data.by_bytes.share_aligned,
         "num_steps": trainer.num_steps,
+        "seconds_per_step": trainer.seconds_per_step,
         "device": ranks.device,
         "num_processes": ranks.size,
         "template_sha256": model_folder.template_sha256(base),
@@ -127,14 +137,17 @@ class Trainer:
         self.features = objective if isinstance(objective, FeatureObjective) else None
         self.learner = self.features or self.model
         self.terms: list[Term] = objective.parts[1]
-        self.num_steps = 0
+        self.num_steps, self.seconds_per_step = 0, 0.0
+        # What a round or its control sets: the steps, and the factor on the step size.
+        self.most_steps: int | None = None
+        self.factor: Callable[[int, int], float] = partial(lr_factor, knobs=self.knobs)
         self.optimizer = optimizer_of(self.learner, self.knobs)
 
     def run(self, data: training_rows.TrainingData) -> dict[str, Any]:
         """Trains to the end, from the newest checkpoint if any; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
-        self.num_steps = per_epoch * knobs.num_epochs
+        self.num_steps = self.most_steps or per_epoch * knobs.num_epochs
         step = checkpoint.resume(out, self.learner, self.optimizer)
         self.ranks.meet(step)
         if step:
@@ -146,8 +159,11 @@ class Trainer:
         )
         self._probe = next(batches.micro_batches(first[:16], knobs.runtime.micro_batch_tokens))
         self._check_gradients()
+        started = time.monotonic()
         with interrupts.held() as interrupted:
             self._passes(data, curve, step, interrupted)
+        made = max(1, (curve.records[-1]["step"] if curve.records else step) - step)
+        self.seconds_per_step = (time.monotonic() - started) / made
         if self.ranks.is_first:
             curve.write()
         best = curve.best_step
@@ -165,19 +181,21 @@ class Trainer:
         """Makes all steps after `step`. Raises `KeyboardInterrupt` once an interrupt's state is
         saved."""
         knobs, out = self.knobs, self.stage.out
-        per_epoch = self.num_steps // knobs.num_epochs
+        per_epoch = math.ceil(data.num_draws / knobs.batch_size)
+        num_epochs = math.ceil(self.num_steps / per_epoch)
         saved = reported = time.monotonic()
-        for epoch in range(step // per_epoch, knobs.num_epochs):
+        for epoch in range(step // per_epoch, num_epochs):
             if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
                 self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
                 return
             order = training_rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
-            for within in range(step - epoch * per_epoch, per_epoch):
+            last = min(per_epoch, self.num_steps - epoch * per_epoch)
+            for within in range(step - epoch * per_epoch, last):
                 soon = (index for part in order[within : within + AHEAD] for index in part)
                 self._expect([data.train[index] for index in soon])
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1
-                end_of_epoch = within + 1 == per_epoch
+                end_of_epoch = within + 1 == last
                 if end_of_epoch:
                     record |= self._end_of_epoch(data)
                 now = time.monotonic()
@@ -185,7 +203,7 @@ class Trainer:
                     reported = now
                     curve.add(step, record)
                     self.report.metrics(record, step)
-                    note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {knobs.num_epochs}"
+                    note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {num_epochs}"
                     self.report.progress(step, self.num_steps, "steps", note)
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
                     checkpoint.write_best(out, self.learner, self.ranks.is_first)
@@ -226,7 +244,7 @@ class Trainer:
                 f"(now {self.knobs.learning_rate:g})"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.knobs.learning_rate * lr_factor(step, self.num_steps, self.knobs)
+            group["lr"] = self.knobs.learning_rate * self.factor(step, self.num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         sums_M = self.ranks.sum(sums_M)
@@ -306,6 +324,10 @@ class Trainer:
             for name, items in sorted(held_out.items())
         }
         return {"of_teachers": found} if found else {}
+
+    def validate(self, data: training_rows.TrainingData) -> dict[str, float]:
+        """Returns the losses of the validation items; nothing without any."""
+        return self._validate(data.validation) if data.validation else {}
 
     def _validate(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""

@@ -62,8 +62,10 @@ class TrainingData:
         return max(1, round(sum(self.weights)))
 
 
-def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
-    """Returns the items of both splits, encoded for the student.
+def build(
+    stage: Stage, base: Path, end_ids: list[int], only: frozenset[str] | None = None
+) -> TrainingData:
+    """Returns the items of both splits, encoded for the student; of `only` these responses.
 
     Where teacher and student share a token map, the teacher's own ids are trained on; otherwise
     its text is tokenized again, and its signal translated. Raises `DataError` where rows and
@@ -79,7 +81,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> TrainingData:
         check_pairing(captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
-    kept = _kept(stage, decisions)
+    kept = [r for r in _kept(stage, decisions) if only is None or r.id in only]
     teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
