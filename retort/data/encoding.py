@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -37,11 +38,16 @@ def load_tokenizer(model: str) -> Any:
 
 def end_ids(model: str, tokenizer: Any) -> list[int]:
     """Returns the ids that end an answer of a model, by its generation config and tokenizer."""
-    from transformers import GenerationConfig
+    configured, folder = None, Path(model)
+    if folder.is_dir():  # transformers' own reader imports torch
+        with contextlib.suppress(OSError):
+            text = (folder / "generation_config.json").read_bytes()
+            configured = orjson.loads(text).get("eos_token_id")
+    else:
+        from transformers import GenerationConfig
 
-    configured = None
-    with contextlib.suppress(OSError):
-        configured = GenerationConfig.from_pretrained(model).eos_token_id
+        with contextlib.suppress(OSError):
+            configured = GenerationConfig.from_pretrained(model).eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in [*ids, tokenizer.eos_token_id] if i is not None))
 

@@ -24,7 +24,7 @@ from retort.engines._gguf_header import Header, read_header
 from retort.engines._llama_server import Completion, LlamaServer
 from retort.engines._local import TokenizedRequest, local_raw, parse_local, tokenize
 from retort.errors import SpecError
-from retort.processes.libraries import stay_offline
+from retort.processes.libraries import lean_imports, stay_offline
 from retort.store.signals import Signal, captured
 
 GIVES_SIGNAL = True
@@ -42,7 +42,8 @@ def open_engine(settings: Settings) -> "LlamaCppEngine":
     if not (Path(settings.model) / FILE).is_file():
         raise SpecError(f"{settings.model} has no {FILE}; engine llamacpp answers with an export")
     stay_offline(settings.model)
-    return LlamaCppEngine(settings)
+    with lean_imports():
+        return LlamaCppEngine(settings)
 
 
 class LlamaCppEngine:

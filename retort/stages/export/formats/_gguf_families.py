@@ -1,8 +1,10 @@
 """What llama.cpp computes for each family of Hugging Face: its name, its numbers, its tensors."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,20 @@ class Family:
     def rope_type(self) -> str:
         """The kind of rotary embedding, in transformers' words."""
         return str(self.rope.get("rope_type", "default"))
+
+
+def plainly_fits(folder: Path) -> bool:
+    """Whether config.json alone says that llama.cpp has the graph of a model; where it does not,
+    `read_family` tells. transformers, which knows what a file leaves out, takes seconds to load."""
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        rope = {**rope, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+        config = SimpleNamespace(**{**raw, "rope_parameters": rope})
+        family = Family(config, ARCHITECTURES[raw["model_type"]])
+        return next(_differences(family), None) is None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def read_family(folder: Path) -> Family:

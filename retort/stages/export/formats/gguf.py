@@ -30,6 +30,7 @@ from retort.stages.export.formats._gguf_families import (
     Family,
     convert,
     extra_tensors,
+    plainly_fits,
     read_family,
     write_numbers,
 )
@@ -60,7 +61,8 @@ def check(student: Path, quantization: str) -> None:
             "llama-cpp-python, which needs a C compiler: pip install 'retort[export-k]'; without "
             f"it there are {', '.join(OURS)}"
         )
-    read_family(student)
+    if not plainly_fits(student):
+        read_family(student)
     if not (student / "tokenizer.json").is_file():
         raise SpecError(
             f"{student} has no tokenizer.json, from which the format gguf takes the tokens; save "
