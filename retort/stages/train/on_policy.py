@@ -191,7 +191,8 @@ SAID = {
 
 def open_round(stage: Stage, base: Path, end_ids: list[int]) -> Round | None:
     """Returns the round that a stage is; None for every other training."""
-    if not any(name.startswith(rounds.SCORES) for name in stage.inputs):
+    is_scored = any(name.startswith(rounds.SCORES) for name in stage.inputs)
+    if not is_scored or "train" in stage.inputs:  # a control knows of all rounds
         return None
     data, answers = round_rows.build(stage, base, end_ids)
     name = rounds.before(stage.inputs)
@@ -201,7 +202,7 @@ def open_round(stage: Stage, base: Path, end_ids: list[int]) -> Round | None:
 
 def goes_on(stage: Stage, trainer: Trainable) -> None:
     """Gives a control of the rounds its steps and its step size; does nothing for others."""
-    if rounds.OFFLINE not in stage.inputs:
+    if "train" not in stage.inputs:
         return
     facts, knobs = stage.facts("train"), stage.spec.train.on_policy
     assert knobs
