@@ -107,6 +107,8 @@ def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterato
             kept = ", ".join(job.used) or "no stage yet"
             job.note("job", f"ended from outside; kept: {kept}; the next run continues from there")
         raise
+    finally:
+        job.close()
 
 
 def end_what_is_lost(job: JobRun) -> None:

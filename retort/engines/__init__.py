@@ -101,7 +101,12 @@ GenerateFunction = Callable[[Iterable[Request | None]], Iterator[Answer]]
 
 
 class Engine(Protocol):
-    """An open model."""
+    """An open model.
+
+    Some have more, which `_resident` uses: `steps` grows while they work, `reload(folder)` takes
+    the weights of a model of the same shape, `rest(keeps_weights)` and `wake()` give back an
+    accelerator's memory and take it again. A generator of answers that is closed drops the rest.
+    """
 
     facts: dict[str, Any]
 

@@ -43,9 +43,7 @@ class TransformersEngine:
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.model, dtype=settings.dtype
-        )
+        model = _load(settings.model, settings.dtype)
         self._model = model.to(resolve_device(settings.runtime["device"])).eval()
         limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))
         self._max_length = min(settings.max_model_len or limit, limit)
@@ -77,6 +75,10 @@ class TransformersEngine:
 
     def forget(self) -> None:
         """Does nothing: no prompt is cached."""
+
+    def reload(self, folder: str) -> None:
+        """Takes the weights of another model of the same shape."""
+        self._model.load_state_dict(_load(folder, self._model.dtype).state_dict())
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of existing answers, one forward pass each."""
@@ -161,6 +163,12 @@ class TransformersEngine:
             torch.stack(part, dim=1).cpu().numpy() for part in zip(*kept, strict=True)
         )
         return ids.astype(np.int32), values, targets.astype(np.int32), chosen
+
+
+def _load(folder: str, dtype: Any) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:

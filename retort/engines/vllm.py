@@ -74,6 +74,10 @@ class LogprobsTap:
         """Keeps the log-probabilities of a request from now on."""
         self._logprobs[internal_id] = []
 
+    def forget(self) -> None:
+        """Drops what it keeps: no request is expected any more."""
+        self._logprobs.clear()
+
     def take(self, internal_id: str, num_tokens: int) -> Signal | None:
         """Returns the signal of a finished request, None if it was not expected.
 
@@ -137,7 +141,17 @@ class VllmEngine:
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields each answer when it is finished; never queues more than twice the batch."""
-        source, more = iter(requests), True
+        try:
+            yield from self._answers(iter(requests))
+        except (GeneratorExit, ConnectionError):  # nobody waits for the others any more
+            under_way = [internal_id for _, internal_id in self._pending.values()]
+            self._llm_engine.abort_request(under_way, internal=True)
+            self._tap.forget()
+            self._pending.clear()
+            raise
+
+    def _answers(self, source: Iterator[Request | None]) -> Iterator[Answer]:
+        more = True
         bound = 2 * int(self._settings.runtime["max_num_seqs"])
         while more or self._pending:
             room = bound - len(self._pending)
@@ -160,6 +174,29 @@ class VllmEngine:
     def forget(self) -> None:
         """Drops the cached keys and values of earlier prompts."""
         self._llm_engine.reset_prefix_cache()
+
+    def reload(self, folder: str) -> None:
+        """Takes the weights of another model of the same shape, while no request is under way."""
+        from vllm.platforms import current_platform
+
+        self._llm_engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if current_platform.is_cpu():
+            self._llm_engine.apply_model(_pack_heads)
+        if not self._llm_engine.reset_prefix_cache():
+            raise StageError("vllm keeps keys and values of the weights before; start it anew")
+
+    def rest(self, keeps_weights: bool) -> bool:
+        """Gives back the GPU's memory; the weights are kept in the machine's, or dropped. Returns
+        whether it did: a CPU has nothing to give back."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cuda():
+            self._llm_engine.sleep(level=1 if keeps_weights else 2)
+        return bool(current_platform.is_cuda())
+
+    def wake(self) -> None:
+        """Takes the GPU's memory again; weights that were dropped have to be reloaded."""
+        self._llm_engine.wake_up()
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of existing answers: one pass over prompt and answer."""
@@ -232,6 +269,19 @@ def _load(settings: Settings) -> Any:
     return vllm.LLMEngine.from_engine_args(engine_arguments, usage_context=UsageContext.LLM_CLASS)
 
 
+def _pack_heads(model: Any) -> None:
+    """Has the output layer compute with the weights that it has now.
+
+    vLLM's kernels for a CPU read a packed copy. `reload_weights` packs what it loads, but not a
+    head that is tied to the embeddings, which would go on with those of the model before.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
 def _skip_compiling() -> None:
     """Spares a start on a CPU a compiled kernel and another process.
 
@@ -279,6 +329,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         # Open bug of vLLM: prompt log-probabilities can be wrong if the prompt's start is cached.
         "enable_prefix_caching": not settings.scores,
         "enforce_eager": on_cpu,
+        "enable_sleep_mode": current_platform.is_cuda() and bool(runtime.get("is_resident")),
         # On a CPU a seeded request whose prompt is split crashes ("does not use offset").
         "enable_chunked_prefill": False if on_cpu and settings.temperature > 0 else None,
         "disable_log_stats": True,

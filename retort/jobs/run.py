@@ -26,14 +26,18 @@ from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
 from retort.metrics.comparison.shapes import Comparison
 from retort.processes import machine
+from retort.processes.resident import Resident
 from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
+from retort.stages.engine_settings import resident_of
 from retort.stages.stage import Stage
 from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
 from retort.store.leases import Holder
 from retort.store.urls import public
 from retort.tracking import NONE, ReleasedStudent, Tracker, champion
 
+# The first words of the names of what is made round after round by one engine: `rollouts-1` ...
+RESIDENT = ("rollouts", "scores")
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
 LOOK_SECONDS = 1.0
@@ -59,6 +63,7 @@ class JobRun:
         self.tags: dict[str, str] = {}
         # Of MLflow, by the name of what is being made: trainings may be made side by side.
         self._open_runs: dict[str, str] = {}
+        self._residents: dict[str, Resident | None] = {}
         self._lock = threading.Lock()
 
     def open(self, tags: dict[str, str]) -> None:
@@ -125,7 +130,8 @@ class JobRun:
         started, report = time.time(), Reporter(emit)
         try:
             with placed(name, spec, inputs) as seen:
-                context = Stage(stage, seen, self.store, inputs, folder, report, self.log)
+                resident = self._resident(name)
+                context = Stage(stage, seen, self.store, inputs, folder, report, self.log, resident)
                 facts: dict[str, Any] = function_of(stage)(context)
             seconds = time.time() - started
         finally:
@@ -147,6 +153,11 @@ class JobRun:
         self.tracker.close_stage(run_id, facts, _small_files(folder))
         self.force.discard(name)
         return self._use(name, artifact, "done")
+
+    def close(self) -> None:
+        """Ends the processes that outlived their stages."""
+        for resident in filter(None, self._residents.values()):
+            resident.end()
 
     def fail(self, error: BaseException) -> None:
         """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
@@ -242,6 +253,17 @@ class JobRun:
             if source is not None:
                 place = sources.describe(source)
                 self.tracker.dataset(run_id, split, place, self.sources[f"prepare.{split}"])
+
+    def _resident(self, name: str) -> Resident | None:
+        """Returns the process whose engine makes the answers of all rounds, or their scores; None
+        where a stage has an engine of its own."""
+        kind = name.partition("-")[0]
+        if kind not in RESIDENT or kind == name:
+            return None
+        with self._lock:
+            if kind not in self._residents:
+                self._residents[kind] = resident_of(self.recipes[name].spec, self.log)
+            return self._residents[kind]
 
     def _folder(self, name: str) -> Folder:
         recipe = self.recipes[name]

@@ -33,7 +33,7 @@ GRACE_SECONDS = 15.0
 # Variables that the processes of a cluster's nodes get from here.
 TOLD = (FOLDER,)
 Child = Union["subprocess.Popen[str]", forks.Fork]
-_children: set[Child] = set()
+children: set[Child] = set()
 # After one process failed, the others get this long: they may be saving their work, or hang in a
 # collective call whose other side is gone.
 LINGER_SECONDS = 120.0
@@ -71,11 +71,11 @@ def run(
     killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
     when it ran longer than allowed. In every case no process of its group is left.
     """
-    name = _name_of(function)
+    name = name_of(function)
     outcomes: list[Event] = []
     with disk.temporary_folder() as scratch:
-        process = _start(name, arguments, runtime, log, scratch)
-        _children.add(process)
+        process = start(name, arguments, runtime, log, scratch)
+        children.add(process)
         try:
             for event in _events(process, runtime, name):
                 if event["kind"] in ("result", "error"):
@@ -86,14 +86,14 @@ def run(
                 process.wait(GRACE_SECONDS)
         finally:
             end(process, GRACE_SECONDS)
-            _children.discard(process)
+            children.discard(process)
             if process.stdout:
                 process.stdout.close()
     outcome = min(outcomes, key=_weight, default=None)
     if outcome and outcome["kind"] == "result":
         result: Result = outcome["value"]
         return result
-    raise _error(outcome, process.wait(), log)
+    raise error_of(outcome, process.wait(), log)
 
 
 def end_all() -> None:
@@ -101,18 +101,18 @@ def end_all() -> None:
 
     An interrupt comes to the main thread alone; without this, children of others would go on.
     """
-    for process in list(_children):
+    for process in list(children):
         end(process, GRACE_SECONDS)
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
     """Returns "module:name" of a function; a main module has the name that it was run by."""
     module = sys.modules[function.__module__]
     name = module.__spec__.name if module.__name__ == "__main__" and module.__spec__ else ""
     return f"{name or module.__name__}:{function.__name__}"
 
 
-def _start(
+def start(
     function: str, arguments: dict[str, Any], runtime: dict[str, Any], log: Path, scratch: Path
 ) -> Child:
     """Returns the process that runs a function, or has it run, and prints its events.
@@ -123,7 +123,7 @@ def _start(
     words = plan.words()
     if plan.cluster:
         relayed = {"function": function, "given": arguments, "plan": asdict(plan)}
-        words, function, arguments = Plan().words(), _name_of(cluster_run.relay), relayed
+        words, function, arguments = Plan().words(), name_of(cluster_run.relay), relayed
     with disk.disk_errors(scratch, "TMPDIR"):
         path.write_text(json.dumps(arguments))
     kept = runtime.get("variables")
@@ -249,7 +249,8 @@ def _weight(event: Event) -> int:
     return 2 if event["type"] == LostNodeError.__name__ else 3
 
 
-def _error(outcome: Event | None, returncode: int, log: Path) -> Exception:
+def error_of(outcome: Event | None, returncode: int, log: Path) -> Exception:
+    """Returns the error that a child reported, or what its end without a word means."""
     if outcome is None:
         cause = f"ended with exit code {returncode}"
         if returncode == -9:

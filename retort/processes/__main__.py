@@ -55,7 +55,7 @@ def main() -> NoReturn:
         target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
-        emit({"kind": "error", **_facts_of(error)})
+        emit({"kind": "error", **facts_of(error)})
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         code = 1
@@ -63,12 +63,12 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError):
             flush()
     if orphaned.is_set():
-        _end_group()
+        end_group()
     # Not sys.exit: threads that a library left running must not hold the process.
     os._exit(code)
 
 
-def _facts_of(error: BaseException) -> Event:
+def facts_of(error: BaseException) -> Event:
     """Returns an error's class, message and whether it is transient; what a disk refused becomes a
     store error."""
     kind, cause = type(error).__name__, disk_cause(error, "TMPDIR or --store")
@@ -98,10 +98,11 @@ def _end_with_parent(orphaned: threading.Event) -> None:
     orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
-    _end_group()
+    end_group()
 
 
-def _end_group() -> NoReturn:
+def end_group() -> NoReturn:
+    """Kills this process and all of its group."""
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

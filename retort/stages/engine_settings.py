@@ -6,8 +6,10 @@ from typing import Any
 
 from retort.engines import Engine, EngineModule, Settings, find_engine, resolve
 from retort.engines._replicas import open_replicas
+from retort.engines._resident import ResidentEngine, serve
 from retort.events import Reporter
 from retort.processes.ray_cluster import Cluster
+from retort.processes.resident import Address, Resident
 from retort.spec import JobSpec
 from retort.spec.section import Section
 from retort.store import model_folder
@@ -71,9 +73,17 @@ def on_cluster(spec: JobSpec, runtime: Section) -> dict[str, Any]:
     return {**runtime.model_dump(), "cluster": cluster and asdict(cluster)}
 
 
-def open_teacher(spec: JobSpec, settings: Settings, report: Reporter) -> Engine:
-    """Returns the teacher's engine, opened where the job's models run."""
+def open_teacher(
+    spec: JobSpec,
+    settings: Settings,
+    report: Reporter,
+    resident: Resident | Address | None = None,
+) -> Engine:
+    """Returns the teacher's engine, opened where the job's models run, or that of a resident
+    process."""
     name = resolve(spec.generate.engine, spec.generate.top_k)
+    if resident:
+        return ResidentEngine(Address(**resident.address()), name, settings)
     return open_engine(spec, name, settings, report)
 
 
@@ -86,3 +96,11 @@ def open_engine(spec: JobSpec, name: str, settings: Settings, report: Reporter) 
     if cluster is None or module.REMOTE:
         return module.open_engine(settings)
     return open_replicas(name, settings, cluster, report.note)
+
+
+def resident_of(spec: JobSpec, log: Path) -> Resident | None:
+    """Returns a process for an engine that answers several stages, as the job's teacher does; None
+    for an endpoint, and on a cluster, whose replicas are started for each stage."""
+    if engine_of(spec).REMOTE or cluster_of(spec):
+        return None
+    return Resident(serve, log, {**spec.generate.runtime.model_dump(), "loads_model": True})

@@ -8,6 +8,7 @@ from typing import Any
 from retort.data import token_bytes
 from retort.data.token_bytes import TokenBytes
 from retort.events import Reporter
+from retort.processes.resident import Address, Resident
 from retort.records import Decision, Example, Response, Split, read_lines
 from retort.spec import JobSpec, StageName
 from retort.store import Artifact, Folder, InputFolder, Store, model_folder, signals
@@ -19,7 +20,11 @@ TOKENS = "tokens.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage about to run. Its function writes files to `out` and returns its facts."""
+    """One stage about to run. Its function writes files to `out` and returns its facts.
+
+    `resident` is a process whose engine answers instead of one that would be opened for the stage;
+    in a child it is that process's address.
+    """
 
     name: StageName
     spec: JobSpec
@@ -28,6 +33,7 @@ class Stage:
     out: Folder
     report: Reporter
     log: Path
+    resident: Resident | Address | None = None
 
     def input(self, name: str) -> InputFolder:
         """The folder of an input artifact, of a stage or a control: reading it checks digests."""
@@ -39,7 +45,10 @@ class Stage:
         return facts
 
     def arguments(self) -> dict[str, Any]:
-        """The stage as JSON, for a child process; `from_arguments` is its inverse."""
+        """The stage as JSON, for a child process; `from_arguments` is its inverse.
+
+        A resident process is started where it is not there: make them anew for each child.
+        """
         return {
             "name": self.name,
             "spec": self.spec.model_dump(mode="json"),
@@ -47,6 +56,7 @@ class Stage:
             "inputs": {key: vars(value) for key, value in self.inputs.items()},
             "out": self.out.uri,
             "log": str(self.log),
+            "resident": self.resident and self.resident.address(),
         }
 
 
@@ -60,6 +70,7 @@ def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
         out=Folder(arguments["out"]),
         report=report,
         log=Path(arguments["log"]),
+        resident=Address(**arguments["resident"]) if arguments.get("resident") else None,
     )
 
 

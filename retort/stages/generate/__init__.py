@@ -50,12 +50,12 @@ def _answers(stage: Stage) -> dict[str, Any]:
     watched = {**runtime.model_dump(), "loads_model": engine.SCORES and not engine.REMOTE}
     if engine.REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
-    given = {"arguments": stage.arguments(), "run": uuid.uuid4().hex}
+    run = uuid.uuid4().hex
     for attempt in range(runtime.max_restarts + 1):
         try:
             facts = processes.run(
                 capture.capture,
-                {**given, "max_num_seqs": sequences},
+                {"arguments": stage.arguments(), "run": run, "max_num_seqs": sequences},
                 stage.report,
                 stage.log,
                 watched,

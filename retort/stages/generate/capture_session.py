@@ -86,7 +86,7 @@ class CaptureSession:
         self.progress.loading()
         settings = settings_of(self.spec, self.ledger.folder.uri)
         settings.runtime["max_num_seqs"] = self._max_num_seqs
-        engine = open_teacher(self.spec, settings, self._stage.report)
+        engine = open_teacher(self.spec, settings, self._stage.report, self._stage.resident)
         self.ledger.start(engine.facts)
         self.progress.engine = engine
         self.budget.start()
