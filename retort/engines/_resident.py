@@ -108,6 +108,10 @@ class _Client:
         return bool(poll.poll(0))
 
 
+# What a request brings itself, or no engine reads.
+NOT_OPENED = ("parity_samples", "retry", "stall_seconds", "max_restarts", "timeout_seconds")
+
+
 @dataclass(frozen=True)
 class _Model:
     """What is open: `kind` is what other weights must share, `weights` tells them apart."""
@@ -118,7 +122,9 @@ class _Model:
     @classmethod
     def of(cls, engine: str, settings: Settings) -> "_Model":
         """Returns what an engine with these settings would be."""
-        folder, plain = Path(settings.model), replace(settings, model="", state=None, home=None)
+        runtime = {key: value for key, value in settings.runtime.items() if key not in NOT_OPENED}
+        plain = replace(settings, model="", state=None, home=None, runtime=runtime, max_tokens=0)
+        folder = Path(settings.model)
         if not folder.is_dir():
             return cls(json.dumps([engine, settings.model, asdict(plain)]), settings.model)
         # An engine that takes weights has its seeds from the requests, or from this module.

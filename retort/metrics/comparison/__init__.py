@@ -14,11 +14,13 @@ from retort.metrics.comparison.ratios import (
 from retort.metrics.comparison.shapes import ReportContent, as_json, read_content
 from retort.metrics.comparison.tables import (
     EXPORT_CAPTION,
+    ROUNDS_CAPTION,
     TEACHERS_CAPTION,
     caption,
     certainty,
     details,
     exports,
+    rounds,
     table,
     teachers,
 )
@@ -27,6 +29,7 @@ from retort.metrics.comparison.verdict import headlines, too_few, unsure, verdic
 __all__ = [
     "CONTROLS",
     "EXPORT_CAPTION",
+    "ROUNDS_CAPTION",
     "TEACHERS_CAPTION",
     "ReportContent",
     "as_json",
@@ -39,6 +42,7 @@ __all__ = [
     "headlines",
     "main_metric",
     "read_content",
+    "rounds",
     "table",
     "teachers",
     "too_few",

@@ -6,12 +6,18 @@ from retort.spec import WITHOUT
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
     "gold": "plain fine-tuning on the rows' own answers",
+    "offline_steps": "learning on from stored rows, as many steps as the rounds",
+    "offline_cost": "learning on from stored rows, for as long as the rounds took",
 }
 WAYS_OUT = {
     "fine_tuning": "its losses made the student worse; use plain fine-tuning (train.losses: "
     "[{name: cross_entropy}]), or look at their weights and temperature",
     "gold": "those answers taught more than the teacher did; learn them (train.text: expected, "
     "train.losses: [{name: cross_entropy}]), or look at train.losses and the teacher's own score",
+    "offline_steps": "the student's own answers taught less than the stored ones; take "
+    "train.on_policy out and raise train.num_epochs, or make more and longer rounds",
+    "offline_cost": "the same time over the stored rows gives more; take train.on_policy out and "
+    "raise train.num_epochs, or look at what the rounds take",
 }
 WAY_OUT = "they cost more than they gave; take this teacher out, or route less to it"
 

@@ -233,11 +233,13 @@ class TeacherWorth:
 
 @dataclass(frozen=True)
 class TrainingContent:
-    """What the trainings warned of, the controls' counts, and each one's records by step."""
+    """What the trainings warned of, the controls' counts, each one's records by step, and what
+    became of each on-policy round."""
 
     warnings: list[str] = field(default_factory=list)
     controls: dict[str, Json] = field(default_factory=dict)
     curves: dict[str, list[dict[str, int | float | None]]] = field(default_factory=dict)
+    rounds: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

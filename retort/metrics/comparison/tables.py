@@ -29,6 +29,11 @@ TEACHERS_CAPTION = (
     "cost: of the answers that this job asked for; student's loss: on the teacher's validation "
     "rows, per token; the last column is measured where train.controls names without_NAME."
 )
+ROUNDS_CAPTION = (
+    "Nats: KL(student || teacher) a token on the student's own answers to training prompts, before "
+    "it learned from them; cut off, repeats: shares of these answers; loss: on its answers to "
+    "validation prompts, before and after. A round that is not kept left the student as it was."
+)
 ANSWERS_OF = {"reference": "the rows' own answers", "teacher": "the teacher's answers"}
 
 
@@ -131,6 +136,29 @@ def teachers(content: ReportContent) -> list[TableRow]:
         for name, each in content.teachers.items()
     ]
     return [["", *heading, "student minus itself without its rows"], *rows]
+
+
+def rounds(content: ReportContent) -> list[TableRow]:
+    """Returns the table of the on-policy rounds, a row each; [] where there are none."""
+    found = content.training.rounds
+    if not found:
+        return []
+    heading = ["round", "answers", "tokens each", "cut off", "repeats", "nats", "loss", "kept"]
+    rows = [
+        [
+            show.whole(int(each["round"])),
+            show.whole(int(each["num"])),
+            show.number(each["length"], 3),
+            show.percent(each["truncated"]),
+            show.percent(each["repeated"]),
+            show.number(each["divergence"], 3),
+            f"{show.number(each.get('loss_before'), 3)} to "
+            f"{show.number(each.get('loss_after'), 3)}",
+            "yes" if each["kept"] else "no",
+        ]
+        for each in found
+    ]
+    return [heading, *rows]
 
 
 def _against(export: ExportedStudent, role: str, metric: str) -> str:

@@ -72,6 +72,7 @@ def _training(stage: Stage, below: list[str]) -> shapes.TrainingContent:
         warnings=[*below, *_training_warnings(stage)],
         controls={name: _counts(stage, training_of(name)) for name in stage.spec.controls},
         curves={role: _curve(stage, training_of(role)) for role in roles},
+        rounds=stage.facts("train").get("rounds", []),
     )
 
 
@@ -79,7 +80,8 @@ def _curve(stage: Stage, name: str) -> Records:
     """Returns what was recorded of a training; of a long one evenly spread records, as many that
     were validated as others."""
     folder = stage.input(name)
-    records: Records = folder.read_json("history.json") if folder.has("history.json") else []
+    names = [each for each in ("phases.json", "history.json") if folder.has(each)]
+    records: Records = folder.read_json(names[0]) if names else []
     validated = [record for record in records if "validation_loss" in record]
     others = [record for record in records if "validation_loss" not in record]
     return sorted([*_spread(validated), *_spread(others)], key=lambda record: record["step"] or 0)

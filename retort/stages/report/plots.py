@@ -11,6 +11,7 @@ from retort.metrics.comparison.shapes import Differences, Latency, ModelsByRole,
 
 WIDTH, NUM_BINS = 460, 48
 COLORS = {"teacher": GRAY, "base": PALE, "student": BLUE, "fine_tuning": OCHRE, "gold": GREEN}
+COLORS |= {"offline_steps": SKY, "offline_cost": DARK}
 # What a training records that is no term of its loss.
 NO_TERMS = {
     *("step", "tokens", "tokens_per_second", "learning_rate", "gradient_norm"),

@@ -12,12 +12,14 @@ from markupsafe import Markup
 
 from retort.metrics.comparison import (
     EXPORT_CAPTION,
+    ROUNDS_CAPTION,
     TEACHERS_CAPTION,
     caption,
     details,
     exports,
     headlines,
     pages,
+    rounds,
     table,
     teachers,
     verdict,
@@ -112,6 +114,8 @@ def _shared(content: ReportContent) -> dict[str, object]:
         "export_caption": EXPORT_CAPTION,
         "teachers": teachers(content),
         "teachers_caption": TEACHERS_CAPTION,
+        "rounds": rounds(content),
+        "rounds_caption": ROUNDS_CAPTION,
         "show": show,
     }
 

@@ -78,6 +78,9 @@ class Round:
                 f"{was:.4g} to {now:.4g}"
             )
         record = self._record(before, last, trainer.num_steps, kept)
+        for each in record["rounds"]:  # MLflow's steps are the rounds
+            values = {f"rounds.{key}": value for key, value in each.items() if key != "round"}
+            self.stage.report.metrics(values, round(each["round"]))
         self.stage.report.note(_outcome(record["rounds"][-1]))
         return {**last, "kept": kept, **record}
 
@@ -97,9 +100,9 @@ class Round:
             return
         out, before = self.stage.out, self.stage.input(self._before)
         own = out.read_json(curve.NAME) if out.has(curve.NAME) else []
-        shift = self.earlier[-1]["last_step"] if self.earlier else 0
+        phases = before.read_json(PHASES if before.has(PHASES) else curve.NAME)
+        shift = phases[-1]["step"] if phases else 0
         shifted = [{**record, "step": record["step"] + shift} for record in own]
-        phases = before.read_json(PHASES) if before.has(PHASES) else []
         out.write_json(PHASES, [*phases, *shifted])
         if facts["kept"]:
             if self._carries:
