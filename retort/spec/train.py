@@ -122,9 +122,10 @@ class OnPolicy(Section):
         128, "examples", "Validation examples that it answers in a round, to be judged by.", ge=0
     )
     max_rise: float = knob(
-        0.1,
+        0.5,
         "ratio of loss",
-        "A round is not kept where the loss on held-out answers rises by more than this share.",
+        "A round is not kept where the loss on held-out answers rises by more than this share. "
+        "The first rounds at a high step size lose a little before they gain.",
         ge=0,
     )
     max_length_ratio: float = knob(

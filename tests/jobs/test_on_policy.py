@@ -1,0 +1,109 @@
+"""On-policy rounds as a job runs them: durable, the same after any kill, continued by more."""
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from retort.spec import rounds
+from retort.store import Folder, InputFolder
+from tests.support.rounds import ROUNDS, train, train_and_die, write
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    return write(folder), train(folder / "job.yaml", folder / "store"), folder / "store"
+
+
+def facts(artifact):
+    return InputFolder(artifact.uri).read_manifest()["facts"]
+
+
+def num_lines(store):
+    ledgers = Folder(f"{store}/ledger")
+    names = [name for name in ledgers.files() if name.endswith(".jsonl")]
+    lines = [(n.split("/")[0], line) for n in names for line in ledgers.read(n).splitlines()]
+    return sorted((n, line.split(b'"key":"')[1][:32]) for n, line in lines if b'"key":"' in line)
+
+
+def test_each_round_has_answers_scores_and_a_student_of_its_own(undisturbed):
+    _, made, _ = undisturbed
+    assert [name for name in made if name.startswith(rounds.PARTS) or "train" in name] == [
+        *("train-offline", "rollouts-001", "scores-001", "round-001", "rollouts-002"),
+        *("scores-002", "train", "train-offline_steps", "train-offline_cost"),
+    ]
+    records = facts(made["train"])["rounds"]
+    assert [record["round"] for record in records] == [1, 2]
+    assert all(record["num"] == ROUNDS["prompts"] and record["kept"] for record in records)
+    assert all(record["loss_after"] != record["loss_before"] for record in records)
+    # 8 answers in batches of 8 are one step a round.
+    assert facts(made["train-offline_steps"])["num_steps"] == 2
+    assert facts(made["train-offline_cost"])["num_steps"] > 2
+    students = {made[name].digest for name in ("train-offline", "round-001", "train")}
+    assert len(students) == 3
+
+
+def test_the_student_is_the_same_after_a_kill_in_each_part(undisturbed, tmp_path):
+    path, made, store = undisturbed
+    context = multiprocessing.get_context("spawn")
+    moments = (
+        ("rollouts-001", "progress"),
+        ("scores-002", "progress"),
+        ("train", "metrics"),
+    )
+    for moment in moments:
+        child = context.Process(target=train_and_die, args=(path, tmp_path / "store", moment))
+        child.start()
+        child.join(300)
+        assert child.exitcode == -signal.SIGKILL, moment
+    again = train(path, tmp_path / "store")
+    for name in ("train-offline", "round-001", "train"):
+        weights = [
+            InputFolder(each[name].uri).read("student/model.safetensors") for each in (made, again)
+        ]
+        assert weights[0] == weights[1], name
+    keys = num_lines(tmp_path / "store")
+    assert keys == num_lines(store) and len(set(keys)) == len(keys)
+
+
+def test_more_rounds_go_on_from_those_that_are_there(undisturbed, tmp_path):
+    path, made, store = undisturbed
+    seen = []
+    # The step size falls in the second half, so the first of two rounds is that of four.
+    overrides = ("train.on_policy.rounds=4", "train.controls=[]")
+    more = train(path, store, overrides, lambda stage, event: seen.append((stage, event["kind"])))
+    assert {stage for stage, kind in seen if kind == "cached"} >= {"train-offline", "round-001"}
+    assert more["round-001"] == made["round-001"] and more["train"] != made["train"]
+    assert len(facts(more["train"])["rounds"]) == 4
+
+
+def test_the_phase_before_is_the_training_of_a_job_without_rounds(undisturbed):
+    path, made, store = undisturbed
+    plain = train(path, store, ("train.on_policy=null", "train.controls=[]"))
+    assert plain["train"] == made["train-offline"]
+
+
+def test_a_round_that_makes_held_out_answers_worse_is_not_kept(undisturbed, tmp_path):
+    path, made, store = undisturbed
+    wild = ("train.on_policy.learning_rate=5.0", "train.on_policy.max_rise=0.0")
+    found = train(path, store, (*wild, "train.controls=[]"))
+    records = facts(found["train"])["rounds"]
+    assert [record["kept"] for record in records] == [0, 0]
+    weights = [
+        InputFolder(each.uri).read("student/model.safetensors")
+        for each in (found["train"], made["train-offline"])
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_the_rounds_end_where_answers_are_cut_off(undisturbed):
+    path, made, store = undisturbed
+    short = ("train.on_policy.max_tokens=1", "train.on_policy.max_truncated=0.5")
+    found = train(path, store, (*short, "train.controls=[]"))
+    last = facts(found["train"])
+    assert "cut off" in last["ended"] and len(last["rounds"]) == 1
+    student = InputFolder(found["train"].uri).read("student/model.safetensors")
+    assert student == InputFolder(made["train-offline"].uri).read("student/model.safetensors")
