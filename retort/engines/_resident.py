@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -46,12 +47,9 @@ def serve(report: Reporter, address: dict[str, str]) -> None:
     An error of the engine is told to the client, and then ends the process: what it left in memory
     helps nobody.
     """
-    with contextlib.suppress(KeyboardInterrupt):
-        _serve(Address(**address), dict(os.environ))
-
-
-def _serve(place: Address, variables: dict[str, str]) -> None:
-    server = _Server()
+    # An exception could be lost where Python cleans up; and there is nothing here to be kept.
+    signal.signal(signal.SIGTERM, lambda number, frame: end_group())
+    place, variables, server = Address(**address), dict(os.environ), _Server()
     listener = Listener(place.path, "AF_UNIX", backlog=8, authkey=bytes.fromhex(place.key))
     while True:
         try:

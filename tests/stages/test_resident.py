@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from retort import processes
 from retort.data.encoding import load_tokenizer, render
 from retort.engines import Answer, Engine, Request, Settings, find_engine
 from retort.engines._resident import ResidentEngine, serve
@@ -157,12 +158,15 @@ def wait_until(condition) -> None:
 def test_a_resident_that_is_killed_at_work_is_a_dead_engine_and_comes_back(
     resident, slow, tmp_path
 ):
+    (tmp_path / "seconds").write_text("0.4")
     with opened(resident, SLOW, slow) as client:
         answers = client.generate(requests(100))
-        assert next(answers).id == "q0"
+        assert [next(answers).id for _ in range(3)] == ["q0", "q1", "q2"]
+        assert client.steps > 0  # told while it works, so that the stage knows it alive
         os.kill(asked(tmp_path)[0][0], signal.SIGKILL)
         with pytest.raises(EngineDiedError, match=rf"is gone; its log is {tmp_path}/log"):
             list(answers)
+    (tmp_path / "seconds").write_text("0.01")
     with opened(resident, SLOW, slow) as client:
         assert len(list(client.generate(requests(100)))) == 100
     assert len({pid for pid, _ in asked(tmp_path)}) == 2
@@ -223,9 +227,15 @@ def test_a_resident_ends_with_its_owner_even_if_that_is_killed(tmp_path):
     assert gone([pid])
 
 
-def test_a_stage_has_its_answers_from_a_resident_and_nothing_else_changes(slow, tmp_path):
-    rows = write_rows(tmp_path / "train.jsonl", 60, seed=1)
-    raw = job(slow.model, rows, SLOW, spending={"pilot_rows": 0})
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_stage_has_its_answers_from_a_resident_and_nothing_else_changes(
+    slow, tmp_path, monkeypatch, death
+):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes.resident, "IDLE_SECONDS", 1.0)
+    rows = write_rows(tmp_path / "train.jsonl", 40, seed=1)
+    runtime = {"max_num_seqs": 4, "num_threads": 1, "stall_seconds": 2, "max_restarts": 1}
+    raw = job(slow.model, rows, SLOW, spending={"pilot_rows": 0}, runtime=runtime)
     plain, responses = run(raw, str(tmp_path / "plain"))
     (tmp_path / "asked").unlink()
     store = str(tmp_path / "store")
@@ -236,11 +246,11 @@ def test_a_stage_has_its_answers_from_a_resident_and_nothing_else_changes(slow, 
     killed: list[int] = []
 
     def killing(event: dict) -> None:
-        """Kills the resident once, when it has answered some."""
+        """Kills or stops the resident once, when it has answered some."""
         said.append(event.get("text", ""))
         if event["kind"] == "progress" and event["done"] > 5 and not killed:
             killed.extend(pids())
-            os.kill(*killed, signal.SIGKILL)
+            os.kill(*killed, death)
 
     def pids() -> set[int]:
         return {pid for pid, _ in asked(tmp_path)}
@@ -251,7 +261,8 @@ def test_a_stage_has_its_answers_from_a_resident_and_nothing_else_changes(slow, 
     key = stage.resident.address()["key"]
     stage.resident.end()
     assert read_responses(stage.out) == responses
-    assert facts["num_restarts"] == 1 and any("resident engine is gone" in text for text in said)
+    why = "resident engine is gone" if death == signal.SIGKILL else "did nothing for"
+    assert facts["num_restarts"] == 1 and any(why in text for text in said)
     assert len(pids()) == 2 and not any(map(psutil.pid_exists, pids()))
     assert set(Counter(entry["key"] for entry in segments(store)).values()) == {1}
     same = ("states", "ledger", "num_tokens", "engine", "dtype")
