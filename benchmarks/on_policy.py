@@ -31,7 +31,8 @@ from retort.stages.stage import read_examples
 from retort.store import Artifact, InputFolder, open_store
 
 NUM_PROBLEMS, NUM_EPOCHS = 2000, 14
-ROUNDS = {"rounds": 15, "prompts": 1024, "learning_rate": 3e-3, "held_out": 64}
+NUM_ROUNDS = 15
+ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "learning_rate": 3e-3, "held_out": 64}
 CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, and
@@ -77,7 +78,7 @@ def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], d
     names = {role: training_of(role) for role in ROLES}
     found = {role: accuracies(job.spec, artifacts, name) for role, name in names.items()}
     seconds = {"learning": 0.0, "answers and scores": 0.0}
-    for number in range(1, ROUNDS["rounds"] + 1):  # type: ignore[operator]
+    for number in range(1, NUM_ROUNDS + 1):
         *others, update = rounds.names_of(job.spec, number)
         seconds["learning"] += seconds_of(artifacts[update])
         seconds["answers and scores"] += sum(seconds_of(artifacts[name]) for name in others)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from retort.spec import JobSpec, rounds
+from retort.spec.section import Section
 from retort.store import Artifact, InputFolder
 
 
@@ -19,7 +20,8 @@ def placed(name: str, spec: JobSpec, inputs: dict[str, Artifact]) -> Iterator[Jo
         yield spec
         return
     with InputFolder(inputs[before].uri).local_copy("student") as folder:
-        changed = {"train": spec.train.model_copy(update={"student": str(folder)})}
+        changed: dict[str, Section] = {}
+        changed["train"] = spec.train.model_copy(update={"student": str(folder)})
         if name.startswith(rounds.ROLLOUTS):
             changed["generate"] = spec.generate.model_copy(update={"teacher": str(folder)})
         yield spec.model_copy(update=changed)

@@ -159,10 +159,10 @@ class OnPolicy(Section):
     def learning_rates(self, number: int) -> tuple[float, float]:
         """Returns the factors on the peak learning rate before and after a round, between which it
         falls linearly: 1 until the decay, 0 after the last round."""
-        first = self.rounds * (1 - self.decay)
+        falling = self.rounds * self.decay
 
         def factor(done: int) -> float:
-            return min(1.0, (self.rounds - done) / max(self.rounds - first, 1e-9))
+            return min(1.0, (self.rounds - done) / falling) if falling else 1.0
 
         return factor(number - 1), factor(number)
 

@@ -32,6 +32,7 @@ SHARED = {
     "judge",
     "engine_settings",
     "teachers",
+    "rounds",
 }
 # The one place of each heavy library: a box, or some files of it.
 PLACES = {

@@ -39,7 +39,56 @@ def check(spec: JobSpec) -> list[str]:
         elif spec.uses_signal:
             token_bytes.load(student)
             lines.append(f"the signal of the {who}'s endpoint is learned by bytes")
-    return [*lines, *_check_nodes(spec)]
+    return [*lines, *_check_rounds(spec, student), *_check_nodes(spec)]
+
+
+def _check_rounds(spec: JobSpec, student: Path) -> list[str]:
+    """Returns lines on the on-policy rounds. Raises `SpecError` where the teacher cannot score the
+    student's answers, or ends its own in another way."""
+    knobs = spec.train.on_policy
+    if knobs is None:
+        return []
+    for loss in knobs.losses:
+        check_function("loss", loss.name, "retort.losses")
+        check_options("loss", loss.name, "retort.losses", loss.options, type(loss).model_fields)
+    engine = engine_of(spec)
+    if engine.REMOTE or not engine.SCORES:
+        raise SpecError(
+            "train.on_policy has the teacher score the student's own answers, which "
+            f"generate.engine: {spec.generate.engine} does not; use vllm or transformers"
+        )
+    teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+    ends, own = _end_ids(teacher), _end_ids(student)
+    alike = model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
+    if alike and ends and own and not ends & own:
+        raise SpecError(
+            f"train.on_policy: the teacher ends an answer with the token {sorted(ends)}, the "
+            f"student with {sorted(own)}, so that it would be taught never to end; give both the "
+            "same eos_token_id in generation_config.json"
+        )
+    lines = [
+        f"train.on_policy: {knobs.rounds} rounds of {knobs.prompts:,} prompts; each keeps weights "
+        "and optimizer in the store, 12 bytes a parameter"
+    ]
+    if not (knobs.held_out and spec.prepare.has("validation")):
+        lines.append("warning: train.on_policy: without validation rows every round is kept")
+    if spec.generate.mode == "score" or spec.train.text == "expected":
+        lines.append(
+            "warning: train.on_policy: the rows' own answers are learned before the rounds, and "
+            "the teacher's distribution in them; the two may disagree"
+        )
+    return lines
+
+
+def _end_ids(folder: Path) -> set[int]:
+    """Returns the ids that end an answer of a model, as far as its small files say."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            if found is not None:
+                return {*found} if isinstance(found, list) else {found}
+    return set()
 
 
 def _check_schedule(spec: JobSpec) -> None:
