@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -37,6 +38,7 @@ CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, and
 # the share of a round's time that is not learning.
+TRL_STEPS = 16
 LEAST_OVER_STEPS, MOST_NOT_LEARNING = 0.06, 0.4
 
 
@@ -83,6 +85,8 @@ def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], d
         seconds["learning"] += seconds_of(artifacts[update])
         seconds["answers and scores"] += sum(seconds_of(artifacts[name]) for name in others)
     rows = InputFolder(artifacts["train"].uri).read_manifest()["facts"]["rounds"]
+    written = sum(row["num"] * row["length"] for row in rows)
+    seconds["tokens a second"] = written / sum(seconds.values())
     for row in rows:
         print(f"seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     counts = {role: sum(score for score, _ in found[role].values()) for role in ROLES}
@@ -111,6 +115,53 @@ def accuracies(spec: JobSpec, made: dict[str, Artifact], name: str) -> dict[str,
         texts = {answer.id: transformers.parse(answer.id, answer.raw).text for answer in answers}
     task_type = task_types.load(spec.prepare.task_type)
     return metrics.statistics(task_type, examples, texts, texts)["accuracy"]
+
+
+def of_trl(student: str, teacher: str, questions: list[str]) -> float:
+    """Returns the tokens a second of TRL's DistillationTrainer, which is on-policy too: the tokens
+    that the student wrote in a step, over the time of the step. One thread, after three steps."""
+    import datasets
+    from trl import DistillationConfig, DistillationTrainer
+
+    torch.set_num_threads(1)
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = DistillationConfig(
+            output_dir=folder,
+            per_device_train_batch_size=32,
+            gradient_accumulation_steps=1,
+            max_steps=TRL_STEPS,
+            max_completion_length=96,
+            learning_rate=1e-4,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1_000_000,
+            model_init_kwargs={"dtype": "float32"},
+            teacher_model_init_kwargs={"dtype": "float32"},
+        )
+        rows = datasets.Dataset.from_dict({"prompt": chats})
+        trainer = DistillationTrainer(
+            model=student, teacher_model=teacher, args=arguments, train_dataset=rows
+        )
+        marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+        plain = trainer.compute_loss
+
+        def counted(model: Any, inputs: dict[str, Any], *more: Any, **options: Any) -> Any:
+            found = plain(model, inputs, *more, **options)
+            number = int(inputs["completion_mask"].sum())
+            marks.append((time.perf_counter(), marks[-1][1] + number))
+            return found
+
+        trainer.compute_loss = counted
+        trainer.train()
+    (start, before), (end, after) = marks[3], marks[-1]
+    return (after - before) / (end - start)
 
 
 def tell(label: str, runs: Sequence[Scores], name: str) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class JobRun:
         try:
             with placed(name, spec, inputs) as seen:
                 resident = self._resident(name)
+                if stage == "train":
+                    self._rest()
                 context = Stage(stage, seen, self.store, inputs, folder, report, self.log, resident)
                 facts: dict[str, Any] = function_of(stage)(context)
             seconds = time.time() - started
@@ -153,6 +155,13 @@ class JobRun:
         self.tracker.close_stage(run_id, facts, _small_files(folder))
         self.force.discard(name)
         return self._use(name, artifact, "done")
+
+    def _rest(self) -> None:
+        """Has the engines of the rounds give back an accelerator's memory while the student learns.
+        Those of the student take new weights afterwards."""
+        for kind, resident in self._residents.items():
+            if resident:
+                resident.rest(keeps_weights=kind != "rollouts")
 
     def close(self) -> None:
         """Ends the processes that outlived their stages."""
