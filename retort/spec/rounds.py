@@ -97,7 +97,9 @@ def scores(spec: JobSpec, number: int) -> JobSpec:
 
 def update(spec: JobSpec) -> JobSpec:
     """Returns the job in which the student learns from a round."""
-    return _with(control(spec), "train", num_epochs=1, keep="last", early_stopping=None)
+    return _with(
+        control(spec), "train", num_epochs=_rounds(spec).passes, keep="last", early_stopping=None
+    )
 
 
 def control(spec: JobSpec) -> JobSpec:

@@ -85,6 +85,13 @@ class OnPolicy(Section):
     rounds: int = knob(12, "rounds", "How often the student answers and learns.", ge=1, le=999)
     prompts: int = knob(1024, "examples", "Training examples that it answers in a round.", ge=1)
     n: int = knob(1, "answers", "Its answers to each of them.", ge=1, le=64)
+    passes: int = knob(
+        1,
+        "passes",
+        "Passes over a round's rows: more of them learn more from what was scored, from answers "
+        "of a student that is less and less the present one.",
+        ge=1,
+    )
     temperature: float = knob(1.0, "1", "Sampling temperature of its answers.", gt=0, le=2)
     max_tokens: int | None = knob(
         None, "tokens", "Its longest answer; generate.max_tokens if not given.", ge=1
