@@ -21,6 +21,7 @@ from retort.data import sources
 from retort.errors import DamagedError
 from retort.events import Event, Reporter
 from retort.jobs import preflight
+from retort.jobs.placed import placed
 from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
 from retort.metrics.comparison.shapes import Comparison
@@ -119,12 +120,13 @@ class JobRun:
                 self.tracker.metrics(run_id, event["values"], event["step"])
             self.listen(name, event)
 
-        context = Stage(stage, spec, self.store, inputs, folder, Reporter(emit), self.log)
         self.listen(name, {"kind": "started"})
         self._log_lineage(run_id, stage, inputs)
         started = time.time()
         try:
-            facts: dict[str, Any] = function_of(stage)(context)
+            with placed(spec, inputs) as own:
+                context = Stage(stage, own, self.store, inputs, folder, Reporter(emit), self.log)
+                facts: dict[str, Any] = function_of(stage)(context)
             seconds = time.time() - started
         finally:
             self._keep_log()

@@ -8,6 +8,7 @@ from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
+    RANDOM_START,
     STAGES,
     WITHOUT,
     JobSpec,
@@ -20,12 +21,14 @@ from retort.spec.job import (
 from retort.spec.load import build, build_at, load
 from retort.spec.prepare import HubDataset, Prepare, Source
 from retort.spec.report import Gate, Price, Report
+from retort.spec.student import FromTeacher, Student, Width
 from retort.spec.teachers import OneTeacher, Route
 from retort.spec.train import Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",
     "INPUTS",
+    "RANDOM_START",
     "STAGES",
     "WITHOUT",
     "ConsultedModel",
@@ -33,6 +36,7 @@ __all__ = [
     "EngineRuntime",
     "Evaluate",
     "Export",
+    "FromTeacher",
     "Gate",
     "Generate",
     "HubDataset",
@@ -48,7 +52,9 @@ __all__ = [
     "Route",
     "Source",
     "StageName",
+    "Student",
     "Train",
+    "Width",
     "build",
     "build_at",
     "capture_of",

@@ -1,17 +1,19 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
 from retort.metrics.comparison import shapes
-from retort.spec import WITHOUT
+from retort.spec import RANDOM_START, WITHOUT
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
     "gold": "plain fine-tuning on the rows' own answers",
+    RANDOM_START: "itself from random weights",
 }
 WAYS_OUT = {
     "fine_tuning": "its losses made the student worse; use plain fine-tuning (train.losses: "
     "[{name: cross_entropy}]), or look at their weights and temperature",
     "gold": "those answers taught more than the teacher did; learn them (train.text: expected, "
     "train.losses: [{name: cross_entropy}]), or look at train.losses and the teacher's own score",
+    RANDOM_START: "what the base knew did not help; train longer, or take another base",
 }
 WAY_OUT = "they cost more than they gave; take this teacher out, or route less to it"
 
