@@ -12,7 +12,7 @@ from retort.data.encoding import load_tokenizer
 from retort.events import SILENT
 from retort.stages.cut import layers, width
 from retort.stages.cut.shape import plan_of
-from retort.stages.cut.writing import cut_model
+from retort.stages.cut.writing import save
 from retort.store import model_folder
 from tests.stages.test_zoo import answer_each, difference
 from tests.support.cutting import job_of
@@ -40,7 +40,7 @@ def cut(family: str, folder: Path) -> Path:
     plan = plan_of(job_of(teacher, {"layers": len(kept), "width": wide}))
     measured = layers.Teacher(model, plan.layers_at, [batch_of(model, ids_of())])
     axes = width.indices(measured, kept, plan.teacher, plan.student)
-    cut_model(model, plan, kept, axes).save_pretrained(folder / family)
+    save(folder / family, model, plan, kept, axes)
     model_folder.copy_tokenizer(teacher, folder / family)
     return folder / family
 

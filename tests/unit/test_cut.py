@@ -16,7 +16,7 @@ from retort.stages.cut import layers, width
 from retort.stages.cut.check import check
 from retort.stages.cut.rows import Batch
 from retort.stages.cut.shape import DEPTH_ALONE, FAMILIES, num_parameters, plan_of
-from retort.stages.cut.writing import cut_model
+from retort.stages.cut.writing import save
 from retort.store import model_folder
 from tests.support.cutting import CLASSES, NUM_LAYERS, ids_of, job_of, logits_of, save_teacher
 
@@ -68,12 +68,15 @@ def teacher_of(folder, seeds=(0, 1)):
 def test_fewer_layers_compute_what_the_teacher_does_without_the_others(family, saved, tmp_path):
     plan = plan_of(job_of(saved(family), {"layers": len(KEPT)}))
     teacher = loaded(saved(family))
-    cut_model(loaded(saved(family)), plan, KEPT, None).save_pretrained(tmp_path)
+    save(tmp_path, loaded(saved(family)), plan, KEPT, None)
     for number, layer in enumerate(teacher.get_submodule(plan.layers_at)):
         if number not in KEPT:
             layer.register_forward_hook(lambda module, inputs, out: inputs[0])
     assert torch.equal(logits_of(loaded(tmp_path), ids_of()), logits_of(teacher, ids_of()))
-    assert model_folder.size(tmp_path)["parameters"] == plan.parameters_after < plan.parameters
+    size = model_folder.size(tmp_path)["parameters"]
+    # Layers of DeepSeek differ in size, and the largest are counted.
+    assert size <= plan.parameters_after < plan.parameters
+    assert size == plan.parameters_after or family == "deepseek-v3"
 
 
 NARROW = {
@@ -87,7 +90,7 @@ NARROW = {
     "phi-4-mini": {"hidden_size": 256, "intermediate_size": 40, "num_attention_heads": 2},
     "qwen2.5": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
     "qwen3": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
-    "smollm3": {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 3},
+    "smollm3": {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 2},
 }
 
 
@@ -97,7 +100,7 @@ def test_a_narrower_student_is_a_model_that_loads_and_runs(family, saved, tmp_pa
     plan = plan_of(job_of(saved(family), {"layers": len(KEPT), "width": narrow}))
     teacher = teacher_of(saved(family), seeds=(0,))
     axes = width.indices(teacher, KEPT, plan.teacher, plan.student)
-    cut_model(teacher.model, plan, KEPT, axes).save_pretrained(tmp_path)
+    save(tmp_path, teacher.model, plan, KEPT, axes)
     student = loaded(tmp_path)
     config = student.config
     assert {name: getattr(config, name) for name in narrow} == narrow
@@ -124,7 +127,8 @@ def same_without(folder, model, width_knobs):
     teacher, kept = teacher_of(folder, seeds=(0,)), list(range(plan.teacher.layers))
     axes = width.indices(teacher, kept, plan.teacher, plan.student)
     before = logits_of(teacher.model, ids_of(5))
-    student = cut_model(teacher.model, plan, kept, axes)
+    save(folder / "cut", teacher.model, plan, kept, axes)
+    student = loaded(folder / "cut")
     assert student.num_parameters() < teacher.model.num_parameters()
     assert torch.allclose(logits_of(student, ids_of(5)), before, atol=1e-5)
     return plan.student
@@ -197,7 +201,8 @@ def test_one_layer_that_goes_is_the_best_of_all_and_the_kl_is_the_students(famil
     assert abs(removal.kl_before) < 1e-6
     kept = [k for k in range(NUM_LAYERS) if k != removal.layer]
     plan = plan_of(job_of(folder, {"layers": NUM_LAYERS - 1}))
-    student = cut_model(loaded(folder), plan, kept, None)
+    save(tmp_path, loaded(folder), plan, kept, None)
+    student = loaded(tmp_path)
     by_hand = sum(kl_by_hand(student, batch) for batch in teacher.batches) / len(teacher.batches)
     assert removal.kl == pytest.approx(by_hand, rel=1e-4)
 

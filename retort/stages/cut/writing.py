@@ -27,18 +27,16 @@ def make(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     stay_offline(str(folder))
     plan = plan_of(stage.spec)
     device = resolve_device(stage.spec.train.runtime.device)
-    stored = plan.config.dtype or torch.float32
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if device == "cpu" else stored
+        folder, dtype=torch.float32 if device == "cpu" else "auto"
     ).to(device)
     tokenizer = encoding.load_tokenizer(str(folder))
     batches = rows.stored(stage, tokenizer, plan.config.vocab_size, device)
     teacher = layers.Teacher(model, plan.layers_at, batches)
     choice = layers.choose(teacher, plan.student.layers, knobs.metric, report)
     kept_axes = width.indices(teacher, choice.layers, plan.teacher, plan.student)
-    student = cut_model(model.cpu(), plan, choice.layers, kept_axes).to(stored)
     with tempfile.TemporaryDirectory(prefix="retort-cut-") as scratch:
-        student.save_pretrained(scratch)
+        save(Path(scratch), model.cpu(), plan, choice.layers, kept_axes)
         model_folder.copy_tokenizer(folder, Path(scratch))
         size = model_folder.size(Path(scratch))
         stage.out.put_tree(Path(scratch), "student")
@@ -56,8 +54,11 @@ def make(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     }
 
 
-def cut_model(model: Any, plan: Plan, kept: Sequence[int], axes: list[width.Indices] | None) -> Any:
-    """Returns a model of the teacher's weights: those layers, and what stays of each axis."""
+def save(
+    folder: Path, model: Any, plan: Plan, kept: Sequence[int], axes: list[width.Indices] | None
+) -> None:
+    """Writes the model of a teacher's weights: those layers, and what stays of each axis, in the
+    precision in which the teacher is stored."""
     config = config_of(plan.config, plan.student, kept)
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
@@ -69,12 +70,12 @@ def cut_model(model: Any, plan: Plan, kept: Sequence[int], axes: list[width.Indi
             at = slice(*found.span(1))
             renamed = f"{name[: at.start]}{number}{name[at.stop :]}"
             weights[renamed] = _narrow(name, weight, axes and axes[number])
-    with torch.device("meta"):
+    with torch.device("meta"):  # no weights beside the teacher's
         student = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     student.load_state_dict(weights, assign=True)
     student.tie_weights()
     student.generation_config = model.generation_config
-    return student
+    student.to(plan.config.dtype or torch.float32).save_pretrained(folder)
 
 
 def _narrow(name: str, weight: Tensor, kept: width.Indices | None) -> Tensor:
