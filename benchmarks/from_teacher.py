@@ -26,7 +26,7 @@ from retort.data import task_types
 from retort.events import SILENT, Reporter
 from retort.losses import Target
 from retort.records import Response, read_lines
-from retort.spec import build, load
+from retort.spec import StageName, build, load
 from retort.stages import cut, train
 from retort.stages.cut.layers import Teacher, choose
 from retort.stages.cut.rows import Batch
@@ -75,10 +75,11 @@ def again(arguments: list[dict[str, Any]], report: Reporter) -> float:
 
 def seconds_of(report: dict[str, Any], folder: Path) -> float:
     """Returns the CPU seconds of cutting and training; the student is the job's, bit for bit."""
-    made = {name: Folder(uri).finished() for name, uri in report["artifacts"].items()}
-    spec, arguments = build(report["spec"]), []
-    for name in ("cut", "train"):
-        inputs = {each: made[each] for each in ("prepare", "generate", "curate")}
+    read = {name: Folder(report["artifacts"][name]) for name in ("prepare", "generate", "curate")}
+    inputs = {name: made.reference(made.read_manifest()) for name, made in read.items()}
+    spec, arguments = build(report["ran"]["spec"]), list[dict[str, Any]]()
+    names: tuple[StageName, ...] = ("cut", "train")
+    for name in names:
         own = spec if name == "cut" else spec.based_on(str(folder / "cut" / "student"))
         out = Folder(str(folder / name))
         arguments.append(

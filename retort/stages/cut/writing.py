@@ -64,12 +64,12 @@ def save(
     for name, weight in model.state_dict().items():
         found = LAYER.search(name)
         if found is None:
-            weights[name] = _narrow(name, weight, axes and axes[0])
+            weights[name] = _narrow(name, weight, axes[0] if axes else {})
         elif (layer := int(found[1])) in kept:
             number = kept.index(layer)
             at = slice(*found.span(1))
             renamed = f"{name[: at.start]}{number}{name[at.stop :]}"
-            weights[renamed] = _narrow(name, weight, axes and axes[number])
+            weights[renamed] = _narrow(name, weight, axes[number] if axes else {})
     with torch.device("meta"):  # no weights beside the teacher's
         student = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     student.load_state_dict(weights, assign=True)
@@ -78,9 +78,9 @@ def save(
     student.to(plan.config.dtype or torch.float32).save_pretrained(folder)
 
 
-def _narrow(name: str, weight: Tensor, kept: width.Indices | None) -> Tensor:
+def _narrow(name: str, weight: Tensor, kept: width.Indices) -> Tensor:
     """Returns the part of a weight that stays."""
-    for index, axis in enumerate(AXES.get(name.split(".")[-2], ())[: weight.ndim] if kept else ()):
-        if kept and axis in kept:
+    for index, axis in enumerate(AXES.get(name.split(".")[-2], ())[: weight.ndim]):
+        if axis in kept:
             weight = weight.index_select(index, kept[axis])
     return weight.clone()
