@@ -27,7 +27,7 @@ CUTS = {
     "gpt-2": ([1], {}),
     "llama-3.1": ([1], {**NARROW, "hidden_size": 384, "num_attention_heads": 2}),
     "phi-4-mini": ([0], {**NARROW, "hidden_size": 256, "num_attention_heads": 2}),
-    "qwen2.5": ([0], {**NARROW, "hidden_size": 192, "num_attention_heads": 1}),
+    "qwen2.5": ([0], {**NARROW, "hidden_size": 128, "num_attention_heads": 1}),
     "qwen3": ([1], {**NARROW, "hidden_size": 96, "num_attention_heads": 1}),
 }
 

@@ -88,7 +88,7 @@ NARROW = {
     "mistral": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
     "phi-3-mini-4k": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
     "phi-4-mini": {"hidden_size": 256, "intermediate_size": 40, "num_attention_heads": 2},
-    "qwen2.5": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
+    "qwen2.5": {"hidden_size": 128, "intermediate_size": 40, "num_attention_heads": 1},
     "qwen3": {"hidden_size": 96, "intermediate_size": 40, "num_attention_heads": 1},
     "smollm3": {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 2},
 }
@@ -258,6 +258,11 @@ def test_a_share_of_parameters_leaves_as_many_layers_as_fit(saved):
         ("llama-3.1", {"layers": 6}, r"layers: 6; the teacher has 5; give fewer"),
         ("llama-3.1", {"parameters": 0.01}, r"0\.01; one layer and all that is no layer have 0\."),
         ("llama-3.1", {"width": {"hidden_size": 1024}}, r"hidden_size: 1024; the teacher has 512"),
+        (
+            "qwen2.5",
+            {"width": {"hidden_size": 192}},
+            r"heads: 2 they would not: .* hidden_size: 256",
+        ),
         ("gpt-2", {"width": {"hidden_size": 64}}, "the family gpt2 can be cut in depth alone"),
         (
             "phi-4-mini",

@@ -29,6 +29,8 @@ FAMILIES = dict.fromkeys(
 # How the name of a layer's weight begins.
 LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 DEPTH_ALONE = ("deepseek_v3", "gpt2")
+# In vLLM a head of these has hidden_size / num_attention_heads numbers, whatever head_dim says.
+HEADS_SHARE_WIDTH = ("qwen2",)
 # The axes of a module's weight, rows first; a bias has the first alone. What is not here keeps its
 # shape: a norm inside attention has the size of a head.
 NORMS = ("input", "post_attention", "pre_feedforward", "post_feedforward")
@@ -165,10 +167,17 @@ def _with_width(teacher: Shape, width: Width, family: str) -> Shape:
                 f"{WHERE}.width.{name}: {getattr(width, name)}; the teacher has {most}, and a cut "
                 "adds nothing"
             )
-    heads = width.num_attention_heads or teacher.heads
+    heads, hidden = width.num_attention_heads or teacher.heads, width.hidden_size or teacher.hidden
+    if family in HEADS_SHARE_WIDTH and hidden != heads * teacher.head_size:
+        raise SpecError(
+            f"{WHERE}.width: in vLLM {family} shares its hidden_size among its heads, which have "
+            f"{teacher.head_size} numbers each; with hidden_size: {hidden} and "
+            f"num_attention_heads: {heads} they would not: give hidden_size: "
+            f"{heads * teacher.head_size}, or other heads"
+        )
     return replace(
         teacher,
-        hidden=width.hidden_size or teacher.hidden,
+        hidden=hidden,
         channels=width.intermediate_size or teacher.channels,
         heads=heads,
         groups=_num_groups(teacher, heads),
