@@ -35,8 +35,8 @@ from retort.store import Folder, Store
 
 SEEDS = (0, 1, 2)
 CUT = "train.student={from_teacher: {layers: 2}}"
-# 2,000 problems, of which about 1,980 answers are kept, in five passes.
-KNOBS = ("prepare.limit=2000", "train.num_epochs=5", "train.learning_rate=2e-3")
+# 2,000 problems, of which about 1,980 answers are kept, in seven passes.
+KNOBS = ("prepare.limit=2000", "train.num_epochs=7", "train.learning_rate=2e-3")
 LOSS = "train.losses=[{name: forward_kl}]"
 OTHERS = ("train.controls=[random_start]", "report.gate={}")
 # Only the answers count here.
@@ -95,14 +95,19 @@ def seconds_of(report: dict[str, Any], folder: Path) -> float:
 
 
 def random_teacher(seed: int) -> Teacher:
-    """Returns a teacher of six layers with random weights, and answers of random ids."""
+    """Returns a teacher of six layers with random weights of several sizes, and random answers."""
     shape = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 128}
     shape |= {"num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = (LlamaConfig, Qwen3Config)[seed % 2](**shape, head_dim=16, initializer_range=0.1)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # alike, all layers would matter alike
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight *= 4 * torch.rand(())
+            layer.self_attn.o_proj.weight *= 4 * torch.rand(())
     ids = torch.randint(200, (8, 24))
-    rows, times = (each.flatten() for each in torch.meshgrid(*map(torch.arange, (8, 23))))
+    places = torch.meshgrid(torch.arange(8), torch.arange(23), indexing="ij")
+    rows, times = (each.flatten() for each in places)
     with torch.inference_mode():
         logprobs = model(input_ids=ids).logits[rows, times].log_softmax(-1)
     top = logprobs.topk(16)
