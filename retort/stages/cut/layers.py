@@ -65,7 +65,7 @@ class Teacher:
                 del self.layers[number].forward
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def forward(self, batch: Batch) -> Tensor:
+    def kl_sum(self, batch: Batch) -> Tensor:
         """Returns the sum over the answers' tokens of the KL to the stored signal, nats."""
         logits_BTV = self.model(input_ids=batch.input_ids_BT, use_cache=False).logits
         return forward_kl(logits_BTV[batch.rows_N, batch.times_N].float(), batch.target).double()
@@ -73,7 +73,7 @@ class Teacher:
     def kl(self, kept: Sequence[int]) -> float:
         """Returns the KL of these layers alone to the stored signal, nats a token."""
         with self.without(set(range(len(self.layers))) - set(kept)):
-            return float(sum(self.forward(batch) for batch in self.batches)) / self.num_tokens
+            return float(sum(self.kl_sum(batch) for batch in self.batches)) / self.num_tokens
 
     @contextmanager
     def states(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
@@ -135,7 +135,7 @@ def block_influence(teacher: Teacher) -> list[float]:
     sums, num_tokens = [0.0] * len(teacher.layers), 0
     with teacher.states() as states:
         for batch in teacher.batches:
-            teacher.forward(batch)
+            teacher.kl_sum(batch)
             num_tokens += int(batch.real_BT.sum())
             for number, (in_BTH, out_BTH) in states.items():
                 like_BT = torch.cosine_similarity(in_BTH.float(), out_BTH.float(), dim=-1)
@@ -155,10 +155,10 @@ def remove_greedily(teacher: Teacher, number: int, report: Reporter) -> list[Rem
         left_out = {*range(len(teacher.layers))} - {*kept}
         for batch in teacher.batches:
             with teacher.states() as states, teacher.without(left_out):
-                before += float(teacher.forward(batch))
+                before += float(teacher.kl_sum(batch))
             for candidate in kept:
                 with teacher.without(left_out, (candidate, states[candidate][0])):
-                    after[candidate] += float(teacher.forward(batch))
+                    after[candidate] += float(teacher.kl_sum(batch))
         least = min(kept, key=lambda layer: after[layer])
         values = before / teacher.num_tokens, after[least] / teacher.num_tokens
         removals.append(Removal(least, *values))

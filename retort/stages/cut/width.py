@@ -69,7 +69,7 @@ def _activations(teacher: Teacher, kept: Sequence[int], shape: Shape) -> dict[st
         with teacher.without({*range(len(teacher.layers))} - {*kept}):
             for batch in teacher.batches:
                 real_BT = batch.real_BT
-                teacher.forward(batch)
+                teacher.kl_sum(batch)
     return sums
 
 
