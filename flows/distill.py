@@ -1,4 +1,4 @@
-"""The distillation flow: eight stages, each cached by its artifact's manifest.
+"""The distillation flow: its stages, each cached by its artifact's manifest.
 
 The controls, with which the student is compared, are trained beside it where the machine has room,
 else after it. The champion of the student's name, where there is one, is evaluated as the student
@@ -26,6 +26,7 @@ from retort.store import open_store
 from retort.store.urls import public
 from tasks import (
     curate,
+    cut_student,
     evaluate,
     evaluate_champion,
     evaluate_exports,
@@ -63,10 +64,11 @@ def distill(
         examples = prepare(job)
         responses = generate_all(job, prepare=examples)
         kept = curate(job, prepare=examples, generate=responses)
-        students = train_all(job, prepare=examples, generate=responses, curate=kept)
+        base = cut_student(job, prepare=examples, generate=responses, curate=kept)
+        students = train_all(job, prepare=examples, generate=responses, curate=kept, **base)
         learned = {"prepare": examples, "train": students["train"]}
         exports = export_all(job, **learned, generate=responses, curate=kept)
-        scores = evaluate(job, prepare=examples, **students)
+        scores = evaluate(job, prepare=examples, **students, **base)
         exported = evaluate_exports(job, **learned, **exports)
         champion = evaluate_champion(job, prepare=examples)
         page = report(
@@ -75,6 +77,7 @@ def distill(
             generate=responses,
             curate=kept,
             evaluate=scores,
+            **base,
             **students,
             **champion,
             **exports,

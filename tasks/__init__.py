@@ -3,6 +3,7 @@ retort's functions."""
 
 from tasks.stages import (
     curate,
+    cut_student,
     evaluate,
     evaluate_champion,
     evaluate_exports,
@@ -16,6 +17,7 @@ from tasks.stages import (
 
 __all__ = [
     "curate",
+    "cut_student",
     "evaluate",
     "evaluate_champion",
     "evaluate_exports",

@@ -24,7 +24,14 @@ from tasks.listeners import brief
 
 # Names the server's limit.
 SLOT = "RETORT_SLOT"
-WITH_A_MODEL: tuple[StageName, ...] = ("generate", "curate", "train", "export", "evaluate")
+WITH_A_MODEL: tuple[StageName, ...] = (
+    "generate",
+    "curate",
+    "cut",
+    "train",
+    "export",
+    "evaluate",
+)
 # A server may be away for this long without a loss of slots.
 LEASE_SECONDS = 300.0
 RENEW_SECONDS = 30.0

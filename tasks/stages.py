@@ -97,6 +97,7 @@ def _completed(cached: Artifact) -> State[Artifact]:
 prepare = stage_task("prepare")
 generate = stage_task("generate")
 curate = stage_task("curate")
+_cut = stage_task("cut")
 train = stage_task("train")
 evaluate = stage_task("evaluate")
 _evaluate_champion = stage_task("evaluate", EVALUATE_CHAMPION)
@@ -111,6 +112,12 @@ def generate_all(job: JobRun, **inputs: Artifact) -> Artifact:
         read = {each: inputs[each] for each in job.recipes[name].inputs}
         inputs[name] = stage_task("generate", name)(job, **read)
     return generate(job, **inputs)
+
+
+def cut_student(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
+    """Returns the artifact of the student as it is cut from the teacher; none where its base is
+    given."""
+    return {"cut": _cut(job, **inputs)} if job.spec.cut else {}
 
 
 def train_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:

@@ -97,9 +97,10 @@ class Lab:
         code = command.wait(WAIT_SECONDS)
         assert code in WELL, "\n".join(command.lines)
         shutil.copytree(store, self.snapshot(FINISHED), ignore=LEFT_OUT)
-        for number, stage in enumerate(STAGES):
+        stages = [stage for stage in STAGES if stage != "cut"]  # the job's base is given
+        for number, stage in enumerate(stages):
             name = STAGE_OF.get(stage, stage)
-            for later in STAGES[number + 1 :]:
+            for later in stages[number + 1 :]:
                 artifacts = self.snapshot(name) / "artifacts" / later
                 shutil.copytree(store / "artifacts" / later, artifacts)
         self.records, self.asked = read_records(str(store)), self.models.callers["base"]

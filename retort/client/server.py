@@ -118,7 +118,8 @@ class ServerJobs:
                 flow_id=model.flow_id,
                 name=spec.name,
                 description=f"The job {spec.name}: {spec.generate.teacher} taught to "
-                f"{spec.train.student}. Its spec is the default of its parameters.",
+                f"{spec.base}{', cut' * (spec.cut is not None)}. Its spec is the default of its "
+                "parameters.",
                 parameters=parameters,
                 schedules=[DeploymentScheduleCreate(schedule=cron, active=True)] if cron else [],
                 tags=["retort", JOB_TAG],

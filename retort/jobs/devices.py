@@ -15,6 +15,7 @@ from retort.processes.ray_cluster import total_resources
 from retort.spec import JobSpec
 from retort.spec.engine import EngineRuntime
 from retort.stages import engine_settings
+from retort.stages.cut.shape import num_parameters
 from retort.stages.teachers import each_job
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
@@ -51,9 +52,7 @@ def trainings_at_once(spec: JobSpec) -> int:
     is_on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and visible_gpus())
     if is_on_gpu or runtime.num_threads is None or spec.cluster.ray:
         return 1
-    student = model_folder.locate(spec.train.student, "train.student")
-    parameters = model_folder.size(student)["parameters"]
-    each = TRAINING_BYTES_PER_PARAMETER * parameters + TRAINING_BYTES
+    each = TRAINING_BYTES_PER_PARAMETER * num_parameters(spec) + TRAINING_BYTES
     free = machine.free_memory_bytes() or 0
     by_cores = (os.cpu_count() or 1) // (runtime.num_threads * layout.num_processes)
     return max(1, min(by_cores, int(MEMORY_SHARE * free / each)))
@@ -69,7 +68,7 @@ def visible_gpus() -> int | None:
 
 def _uses(spec: JobSpec) -> Iterator[Use]:
     """Yields the places where vllm opens models."""
-    compared = {"train.student": spec.train.student}
+    compared = {"train.student": spec.base}
     if not engine_settings.engine_of(spec).REMOTE:
         compared["generate.teacher"] = spec.generate.teacher
     for where, own in _teachers(spec):

@@ -9,12 +9,14 @@ from retort.errors import StoreError
 from retort.jobs import devices
 from retort.spec import JobSpec
 from retort.stages.curate.check import check as check_curate
+from retort.stages.cut.check import check as check_cut
+from retort.stages.cut.shape import num_parameters
 from retort.stages.evaluate.check import check as check_evaluate
 from retort.stages.export.check import check as check_export
 from retort.stages.generate.check import check as check_generate
 from retort.stages.prepare.check import check as check_prepare
 from retort.stages.train.check import check as check_train
-from retort.store import Store, model_folder
+from retort.store import Store
 
 # fp32 weights and the two averages of AdamW in the checkpoint, and the student saved twice
 BYTES_PER_PARAMETER = 12 + 2 * 4
@@ -31,6 +33,7 @@ def check(spec: JobSpec, store: Store) -> list[str]:
         *check_prepare(spec),
         *check_generate(spec),
         *check_curate(spec),
+        *check_cut(spec, store.is_local),
         *check_train(spec),
         *check_export(spec),
         *check_evaluate(spec),
@@ -43,9 +46,8 @@ def _check_store(spec: JobSpec, store: Store) -> list[str]:
     store.probe()
     if not store.is_local:
         return [f"store {store.uri}: can be written"]
-    student = model_folder.locate(spec.train.student, "train.student")
     each = BYTES_PER_PARAMETER + BYTES_PER_PARAMETER_OF_CONTROL * len(spec.controls)
-    need = MIN_FREE_BYTES + each * model_folder.size(student)["parameters"]
+    need = MIN_FREE_BYTES + each * num_parameters(spec)
     free = shutil.disk_usage(store.uri).free
     if free < need:
         raise StoreError(

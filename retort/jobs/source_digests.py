@@ -43,7 +43,8 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
         own = spec.taught_by(name)
         found[f"generate.engines.{name}"] = resolve(own.generate.engine, own.generate.top_k)
         found[f"generate.teachers.{name}"] = engine_settings.teacher_digest(own)
-    found["train.student"] = model_folder.digest(spec.train.student, "train.student")
+    if spec.cut is None:
+        found["train.student"] = model_folder.digest(spec.base, "train.student")
     return found
 
 

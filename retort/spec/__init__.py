@@ -8,6 +8,7 @@ from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
+    RANDOM_START,
     ROUND_CONTROLS,
     STAGES,
     WITHOUT,
@@ -21,12 +22,14 @@ from retort.spec.job import (
 from retort.spec.load import build, build_at, load
 from retort.spec.prepare import HubDataset, Prepare, Source
 from retort.spec.report import Gate, Price, Report
+from retort.spec.student import FromTeacher, Student, Width
 from retort.spec.teachers import OneTeacher, Route
 from retort.spec.train import Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",
     "INPUTS",
+    "RANDOM_START",
     "ROUND_CONTROLS",
     "STAGES",
     "WITHOUT",
@@ -35,6 +38,7 @@ __all__ = [
     "EngineRuntime",
     "Evaluate",
     "Export",
+    "FromTeacher",
     "Gate",
     "Generate",
     "HubDataset",
@@ -50,7 +54,9 @@ __all__ = [
     "Route",
     "Source",
     "StageName",
+    "Student",
     "Train",
+    "Width",
     "build",
     "build_at",
     "capture_of",

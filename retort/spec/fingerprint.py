@@ -42,12 +42,16 @@ INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
     "generate": ("prepare",),
     "curate": ("prepare", "generate"),
+    "cut": ("prepare", "generate", "curate"),
     "train": ("prepare", "generate", "curate"),
     "export": ("prepare", "generate", "curate", "train"),
     "evaluate": ("prepare", "train"),
     "report": ("prepare", "generate", "curate", "train", "evaluate"),
     "release": ("prepare", "curate", "train", "report"),
 }
+
+# Those that read the base, where that is an artifact too.
+READ_BASE: tuple[StageName, ...] = ("train", "evaluate", "report")
 
 # Knobs that are addresses, or `auto`: what they stand for counts, through `sources`.
 ADDRESSES = {
@@ -108,6 +112,7 @@ def recipes(
     spec: JobSpec, sources: dict[str, str], champion: str | None = None
 ) -> dict[str, Recipe]:
     """Returns the recipe of every stage of a job, in order: each control's after the student's.
+    There is a `cut` only where the student is cut from its teacher.
 
     A control's recipe stands under the name of its training (`train-fine_tuning`) and is that of a
     job which trains nothing else, so that the two share an artifact. `sources` maps each address in
@@ -120,6 +125,8 @@ def recipes(
     """
     made: dict[str, Recipe] = {}
     for stage in STAGES:
+        if stage == "cut" and spec.cut is None:
+            continue
         if stage == "export":
             # The user's own formats count for none but themselves.
             ours = {key: digest for key, digest in sources.items() if key != "export.plug_ins"}
@@ -274,6 +281,8 @@ def _recipe(
 ) -> Recipe:
     """Returns a stage's recipe, given those of the stages before it."""
     further = [training_of(name) for name in spec.controls if stage in ("evaluate", "report")]
+    if spec.cut and stage in READ_BASE:
+        further.append("cut")
     if stage in ("report", "release"):
         further += [export_of(role) for role in spec.exports]
     if stage == "report":
@@ -359,5 +368,6 @@ def _sources_of(stage: StageName) -> set[str]:
         own |= {"curate.judge", "curate.second_teacher"}
     if stage == "evaluate":
         own |= {"evaluate.judge", "evaluate.graders.judge"}
-    # The teacher and the base are evaluated too.
-    return own | ({"generate.teacher", "train.student"} if stage == "evaluate" else set())
+    # The teacher and the base are evaluated too, and the teacher may be cut.
+    of_models = {"evaluate": {"generate.teacher", "train.student"}, "cut": {"generate.teacher"}}
+    return own | of_models.get(stage, set())

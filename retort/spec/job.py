@@ -15,15 +15,17 @@ from retort.spec.generate import Generate
 from retort.spec.prepare import Prepare
 from retort.spec.report import Release, Report
 from retort.spec.section import Section, knob
+from retort.spec.student import FromTeacher
 from retort.spec.train import Loss, Train
 
 StageName = Literal[
-    "prepare", "generate", "curate", "train", "export", "evaluate", "report", "release"
+    "prepare", "generate", "curate", "cut", "train", "export", "evaluate", "report", "release"
 ]
 STAGES: tuple[StageName, ...] = (
     "prepare",
     "generate",
     "curate",
+    "cut",  # only where the student is cut from its teacher
     "train",
     "export",
     "evaluate",
@@ -32,8 +34,9 @@ STAGES: tuple[StageName, ...] = (
 )
 # A control is the same base on the same rows with the same budget, by plain fine-tuning on a text.
 CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher", "gold": "expected"}
-# A control of another kind learns as the student does, without the rows of one of several teachers.
-WITHOUT = "without_"
+# Controls of another kind learn as the student does: without the rows of one of several teachers,
+# or from random weights.
+WITHOUT, RANDOM_START = "without_", "random_start"
 # Two go on from the student before its rounds, from stored rows: as many steps, or as long.
 OFFLINE_STEPS, OFFLINE_COST = "offline_steps", "offline_cost"
 ROUND_CONTROLS = (OFFLINE_STEPS, OFFLINE_COST)
@@ -142,7 +145,7 @@ class JobSpec(Section):
     def _controls_leave_out_teachers(self) -> "JobSpec":
         route = self.generate.route
         known = [] if route is None or route.by == "all" else list(route.order)
-        allowed = [*CONTROLS, *(f"{WITHOUT}{name}" for name in known)]
+        allowed = [*CONTROLS, RANDOM_START, *(f"{WITHOUT}{name}" for name in known)]
         allowed += ROUND_CONTROLS if self.train.on_policy else ()
         if unknown := [name for name in self.train.controls if name not in allowed]:
             raise ValueError(
@@ -153,6 +156,37 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.without_teacher: {self.train.without_teacher} is none of several teachers "
                 f"that answer rows of their own ({', '.join(known) or 'there are none'})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_cut_reads_one_signal(self) -> "JobSpec":
+        where = "train.student.from_teacher"
+        if self.cut and self.generate.top_k == 0:
+            raise ValueError(
+                f"{where} measures what matters by the teacher's signal, and generate.top_k is 0; "
+                "set it to 16, or name a base in train.student"
+            )
+        if self.cut and self.generate.teachers:
+            raise ValueError(
+                f"{where} cuts the one teacher, and generate.teachers has "
+                f"{', '.join(self.generate.teachers)}; name one in generate.teacher, or a base in "
+                "train.student"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _random_weights_all_train(self) -> "JobSpec":
+        is_random = self.train.start == "random" or RANDOM_START in self.train.controls
+        if is_random and self.train.lora:
+            raise ValueError(
+                "train.lora trains adapters beside the base's weights, which are random in "
+                f"{RANDOM_START} (train.start); remove one of the two"
+            )
+        if self.train.start == "random" and RANDOM_START in self.train.controls:
+            raise ValueError(
+                f"train.controls: {RANDOM_START} would compare the student with itself, for "
+                "train.start is random; remove one of the two"
             )
         return self
 
@@ -206,6 +240,23 @@ class JobSpec(Section):
         return self
 
     @property
+    def cut(self) -> FromTeacher | None:
+        """How the student is cut from its teacher; None where its base is given."""
+        student = self.train.student
+        return None if isinstance(student, str) else student.from_teacher
+
+    @property
+    def base(self) -> str:
+        """The student before it learned: a folder or hub id. Of one that is cut from its teacher it
+        is the teacher, whose tokenizer and family it has; `placed` replaces it for training."""
+        student = self.train.student
+        return student if isinstance(student, str) else self.generate.teacher
+
+    def based_on(self, model: str) -> "JobSpec":
+        """Returns the job whose student begins as another model."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"student": model})})
+
+    @property
     def registered_name(self) -> str:
         """The name under which the job's students are registered."""
         return self.release.registered_model or self.name
@@ -254,6 +305,9 @@ class JobSpec(Section):
             teacher = name.removeprefix(WITHOUT)
             less = {"controls": (), "without_teacher": teacher, "on_policy": None}
             return self.model_copy(update={"train": self.train.model_copy(update=less)})
+        if name == RANDOM_START:
+            begins = {"controls": (), "start": "random", "on_policy": None}
+            return self.model_copy(update={"train": self.train.model_copy(update=begins)})
         plain = {
             "losses": (Loss(name="cross_entropy"),),
             "teacher": "stored",

@@ -39,8 +39,13 @@ ADDRESS = ("engine", "endpoint", "api_key_env")
 # The variable that names a folder of models; jobs name them by their folders or hub ids.
 MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
-# pydantic's names for the forms of a source of rows, by the type of the value in the job file.
-FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
+# The type in the job file of each form of a source of rows, or of a student, by pydantic's name.
+FORMS: dict[str, type] = {
+    "str": str,
+    "tuple[str, ...]": list,
+    "HubDataset": dict,
+    "Student": dict,
+}
 
 
 def load(
@@ -88,11 +93,9 @@ def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None
     try:
         return JobSpec.model_validate(made.sections)
     except ValidationError as error:
-        lines = [
-            f"  {_explain(item, {**made.names, **(names or {})})}"
-            for item in error.errors()
-            if _is_meant(item, made.sections)
-        ]
+        meant = [item for item in error.errors() if _is_meant(item, made.sections)]
+        written = {**made.names, **(names or {})}
+        lines = [f"  {_explain(item, written)}" for item in meant or error.errors()]
         raise SpecError(f"{where} is not a valid job:\n" + "\n".join(lines)) from None
 
 
@@ -242,11 +245,11 @@ def _model(value: Any, folder: Path) -> Any:
 
 
 def _is_meant(item: Any, raw: Any) -> bool:
-    """Whether an error is about the form that a value has, of the three of a source of rows."""
+    """Whether an error is about the form that a value has, where there are several."""
     at = raw
     for part in item["loc"]:
-        if part in FORMS.values():
-            return bool(part == FORMS.get(type(at), "str"))
+        if part in FORMS:
+            return FORMS[part] is (type(at) if type(at) in FORMS.values() else str)
         try:
             at = at[part]
         except (LookupError, TypeError):
@@ -255,7 +258,7 @@ def _is_meant(item: Any, raw: Any) -> bool:
 
 
 def _explain(item: Any, names: dict[str, str]) -> str:
-    location = tuple(part for part in item["loc"] if part not in FORMS.values())
+    location = tuple(part for part in item["loc"] if part not in FORMS)
     where = _named(location, names)
     if item["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(location[:-1]))

@@ -31,7 +31,7 @@ def page() -> str:
     """Returns the page: a table for each section and each section in it, then the plug-ins."""
     parts = [OPENING, "## The job\n", _table("", {"name": JobSpec.model_fields["name"]})]
     shown: dict[type[Section], str] = {}
-    for name in (*STAGES, "cluster"):
+    for name in (stage for stage in (*STAGES, "cluster") if stage in JobSpec.model_fields):
         section = _section_of(JobSpec.model_fields[name].annotation)
         assert section
         parts += _parts(name, section, shown)
@@ -53,7 +53,11 @@ def _parts(where: str, section: type[Section], shown: dict[type[Section], str]) 
         return
     shown[section] = where
     inner = {name: _section_of(f.annotation) for name, f in section.model_fields.items()}
-    plain = {name: f for name, f in section.model_fields.items() if not inner[name]}
+    plain = {
+        name: f
+        for name, f in section.model_fields.items()
+        if not inner[name] or str in get_args(f.annotation)
+    }
     if plain:
         yield _table(where, plain)
     for name, found in inner.items():
@@ -126,7 +130,8 @@ def _section_of(annotation: Any) -> type[Section] | None:
     inner = [_section_of(part) for part in get_args(annotation)] if is_choice else []
     found = [section for section in inner if section]
     others = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
-    return found[0] if len(found) == 1 and len(others) == 1 else None
+    is_one = len(found) == 1 and others in (found, [str, *found])
+    return found[0] if is_one else None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, field_validator
 
 from retort.spec.section import MAX_SEED, Section, knob
+from retort.spec.student import Student
 
 # The losses that compare what lies inside teacher and student, and not only what they give out.
 FEATURE_LOSSES = ("attention_relations", "hidden_states")
@@ -177,7 +178,11 @@ class OnPolicy(Section):
 class Train(Section):
     """The student learns from the kept responses and, where stored, the teacher's signal."""
 
-    student: str = knob(..., "path or hub id", "The base model that becomes the student.")
+    student: str | Student = knob(
+        ...,
+        "path or hub id",
+        "The base model that becomes the student; or from_teacher, with how it is cut.",
+    )
     losses: tuple[Loss, ...] = knob(
         (),
         "terms",
@@ -201,9 +206,16 @@ class Train(Section):
         "names",
         "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
         "the teacher's text (fine_tuning) or on the rows' own answers (gold); or the student "
-        "itself, without the rows of one of several teachers (without_NAME), or with more passes "
-        "over the stored rows in place of the rounds: as many steps (offline_steps), or for as "
-        "long (offline_cost).",
+        "itself, from random weights of the base's shape (random_start), or without the rows of "
+        "one of several teachers (without_NAME), or with more passes over the stored rows in place "
+        "of the rounds: as many steps (offline_steps), or for as long (offline_cost).",
+    )
+    start: Literal["base", "random"] = knob(
+        "base",
+        "name",
+        "The weights with which training begins: the base's, or random ones by its own "
+        "initializer and the seed.",
+        added_later=True,
     )
     without_teacher: str | None = knob(
         None,

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from retort.errors import SpecError, did_you_mean
 from retort.spec import catalogue
 
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "tokenizer*"]
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1}
 SAMPLED_BLOCKS, BLOCK_BYTES = 64, 1 << 20
@@ -157,6 +159,13 @@ def template_sha256(folder: Path) -> str:
     return hashlib.sha256((chat_template(folder) or "").encode()).hexdigest()
 
 
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    """Copies a tokenizer's own files, template included, so that nothing of it can drift."""
+    for pattern in TOKENIZER_FILES:
+        for path in folder.glob(pattern):
+            shutil.copy(path, to)
+
+
 def stored_dtype(model: str) -> str:
     """Returns the precision of a model's stored weights; "auto" where its config names none."""
     config = read_config(locate(model, "model"))
@@ -196,14 +205,19 @@ def _rope(folder: Path) -> tuple[str, dict[str, Any]]:
 def size(folder: Path) -> dict[str, Any]:
     """Returns `parameters` (a count) and `weights_bytes` (bytes in memory) of a model's weights."""
     parameters = weights = 0
+    for _, shape, dtype in tensors(folder):
+        count = math.prod(shape)
+        parameters += count
+        weights += count * DTYPE_BYTES.get(dtype, 1)
+    return {"parameters": parameters, "weights_bytes": weights}
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, list[int], str]]:
+    """Yields the name, shape and precision of each stored weight."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
         for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            count = math.prod(tensor["shape"])
-            parameters += count
-            weights += count * DTYPE_BYTES.get(tensor["dtype"], 1)
-    return {"parameters": parameters, "weights_bytes": weights}
+            if name != "__metadata__":
+                yield name, tensor["shape"], tensor["dtype"]

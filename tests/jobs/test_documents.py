@@ -142,7 +142,7 @@ def test_every_retort_command_of_the_documents_runs(words, run, place):
 @pytest.mark.parametrize("text", blocks("yaml", SERVERS))
 def test_every_spec_of_the_documents_is_a_valid_job(text):
     spec = JobSpec.model_validate(yaml.safe_load(text))
-    assert spec.train.student == "./models/base"
+    assert spec.cut or spec.train.student == "./models/base"
     assert spec.generate.teacher in ("./models/teacher", "gpt-4o")
 
 

@@ -279,3 +279,19 @@ def test_a_checkpoint_holds_the_adapters_alone_and_a_new_student_goes_on_from_it
     step(*other, 2)
     reached = dict(other[0].named_parameters())
     assert all(torch.equal(p, reached[name]) for name, p in whole[0].named_parameters())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-v3"])
+def test_a_random_start_has_the_bases_shape_and_weights_of_its_initializer_by_the_seed(
+    folders, name
+):
+    base = open_student(knobs_of(folders[name]), "cpu").state_dict()
+    seeds = (3, 3, 4)
+    starts = [open_student(knobs_of(folders[name], start="random", seed=s), "cpu") for s in seeds]
+    first, again, other = (model.state_dict() for model in starts)
+    assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in base.items()}
+    key = "model.layers.0.self_attn.o_proj.weight"
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], other[key]) and not torch.equal(first[key], base[key])
+    assert first[key].std() == pytest.approx(0.1, rel=0.1)
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -141,7 +141,7 @@ def test_a_control_without_a_teacher_is_a_training_of_the_student_on_fewer_rows(
     assert "without_teacher" not in plain["train"].ingredients["knobs"]
     with pytest.raises(SpecError, match=r"without_c is no control \(did you mean 'without_b'"):
         spec(by, train={"controls": ["without_c"]})
-    with pytest.raises(SpecError, match=r"allowed: fine_tuning, gold$"):
+    with pytest.raises(SpecError, match=r"allowed: fine_tuning, gold, random_start$"):
         spec("all", top_k=4, train={"controls": ["without_a"]})
 
 

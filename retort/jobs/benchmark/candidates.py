@@ -25,18 +25,20 @@ MOST_TOKENS = 4096
 @dataclass(frozen=True)
 class BenchmarkedModel:
     """A model to run. `address` is a folder, a hub id, or the URI of the artifact that holds it;
-    `digest` names its content. `settings` are its engine's, where it is behind an endpoint."""
+    `digest` names its content. `settings` are its engine's, where it is behind an endpoint;
+    `is_made` says that an artifact of the job holds it."""
 
     role: str
     address: str
     digest: str
     settings: dict[str, Any] | None = field(default=None, repr=False)
     engine: str = ""
+    is_made: bool = False
 
     @contextmanager
     def here(self) -> Iterator[str]:
         """Gives the model's folder, or its address where a library can open that."""
-        if self.settings or self.role in GIVEN:
+        if not self.is_made:
             yield self.address
             return
         with Folder(self.address).checked().local_copy("student") as folder:
@@ -54,13 +56,14 @@ def candidates(spec: JobSpec, store: Store, roles: tuple[str, ...]) -> list[Benc
                 f"--models: {role} is none of this job's models, which are "
                 f"{', '.join(spec.roles)}{did_you_mean(role, spec.roles)}"
             )
-    return [_input(spec, role) if role in GIVEN else _trained(spec, store, role) for role in roles]
+    given = ("teacher",) if spec.cut else GIVEN
+    return [_input(spec, role) if role in given else _made(spec, store, role) for role in roles]
 
 
 def _input(spec: JobSpec, role: str) -> BenchmarkedModel:
     """Returns a model that no stage of the job makes."""
     if role == "base":
-        model = spec.train.student
+        model = spec.base
         model_folder.check(model, "train.student")
         return BenchmarkedModel(role, model, model_folder.digest(model, "train.student"))
     model, name = spec.generate.teacher, resolve(spec.generate.engine, 0)
@@ -78,9 +81,9 @@ def _live(spec: JobSpec) -> dict[str, Any]:
     return {**spec.generate.runtime.model_dump(mode="json"), "batch": False}
 
 
-def _trained(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
-    """Returns a model that this job has trained: its recipe names the artifact."""
-    name = training_of(role)
+def _made(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
+    """Returns a model that this job has trained or cut: its recipe names the artifact."""
+    name = "cut" if role == "base" else training_of(role)
     recipe = recipes(spec, source_digests(spec))[name]
     artifact = store.artifact(recipe.stage, recipe.name).finished()
     if artifact is None:
@@ -89,7 +92,7 @@ def _trained(spec: JobSpec, store: Store, role: str) -> BenchmarkedModel:
             f"the {role} of this job is not in {store.uri} ({reasons}); run the job first: retort "
             "run, with the same spec and --store"
         )
-    return BenchmarkedModel(role, artifact.uri, artifact.digest)
+    return BenchmarkedModel(role, artifact.uri, artifact.digest, is_made=True)
 
 
 def longest(spec: JobSpec, wanted: int | None) -> int:
@@ -98,7 +101,7 @@ def longest(spec: JobSpec, wanted: int | None) -> int:
 
     A student takes as many as its base. Raises `SpecError` for more than a model takes.
     """
-    models = {"base": spec.train.student}
+    models = {"base": spec.base}
     if not find_engine(resolve(spec.generate.engine, 0)).REMOTE:
         models["teacher"] = spec.generate.teacher
     lengths = {role: _length(model_folder.locate(model, role)) for role, model in models.items()}

@@ -1,13 +1,14 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
 from retort.metrics.comparison import shapes
-from retort.spec import WITHOUT
+from retort.spec import RANDOM_START, WITHOUT
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
     "gold": "plain fine-tuning on the rows' own answers",
     "offline_steps": "learning on from stored rows, as many steps as the rounds",
     "offline_cost": "learning on from stored rows, for as long as the rounds took",
+    RANDOM_START: "itself from random weights",
 }
 WAYS_OUT = {
     "fine_tuning": "its losses made the student worse; use plain fine-tuning (train.losses: "
@@ -18,6 +19,7 @@ WAYS_OUT = {
     "train.on_policy out and raise train.num_epochs, or make more and longer rounds",
     "offline_cost": "the same time over the stored rows gives more; take train.on_policy out and "
     "raise train.num_epochs, or look at what the rounds take",
+    RANDOM_START: "what the base knew did not help; train longer, or take another base",
 }
 WAY_OUT = "they cost more than they gave; take this teacher out, or route less to it"
 

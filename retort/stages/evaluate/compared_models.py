@@ -17,7 +17,7 @@ from retort.spec import JobSpec, export_of, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import InputFolder, model_folder
 
-# The models that no stage of this job makes.
+# The models that no training of this job makes.
 GIVEN = ("teacher", "base")
 CHAMPION = "champion"
 LENGTH_STEP = 64
@@ -46,7 +46,8 @@ def rounds_of(stage: Stage) -> int:
 def title(spec: JobSpec, role: str) -> str:
     """Returns the name of a role's model in the report."""
     if role in GIVEN:
-        return _address(spec, role)
+        is_cut = role == "base" and spec.cut is not None
+        return f"{_address(spec, role)}, cut" if is_cut else _address(spec, role)
     if role in spec.exports:
         return f"{spec.name}, {spec.exports[role]}"
     return spec.name if role == "student" else f"{spec.name}, {role}"
@@ -66,6 +67,8 @@ def model_of(stage: Stage, role: str) -> Iterator[str]:
 
 def home_of(stage: Stage, role: str) -> tuple[str, str] | None:
     """Returns the artifact and the folder in it that hold a model; None where no stage made it."""
+    if role == "base" and "cut" in stage.inputs:
+        return stage.input("cut").uri, "student"
     if role in GIVEN:
         return None
     if role in exported(stage):
@@ -190,4 +193,4 @@ def is_answered(response: Response) -> bool:
 
 
 def _address(spec: JobSpec, role: str) -> str:
-    return spec.generate.teacher if role == "teacher" else spec.train.student
+    return spec.generate.teacher if role == "teacher" else spec.base

@@ -12,7 +12,7 @@ def check(spec: JobSpec) -> list[str]:
     """Returns a line for each format that can be written. Raises `SpecError` for another."""
     if not spec.export.formats:
         return []
-    student = model_folder.locate(spec.train.student, "train.student")
+    student = model_folder.locate(spec.base, "train.student")
     lines = []
     for name in spec.export.formats:
         module, quantization = find_format(name)

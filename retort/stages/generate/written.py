@@ -36,7 +36,7 @@ def _of_student(stage: Stage, responses: list[Response]) -> Written:
     own, theirs = (
         model_folder.token_map(model_folder.locate(model, knob))[0]
         for model, knob in (
-            (stage.spec.train.student, "train.student"),
+            (stage.spec.base, "train.student"),
             (stage.spec.generate.teacher, "generate.teacher"),
         )
     )

@@ -84,7 +84,7 @@ def _refused_chats(spec: JobSpec, examples: list[Example]) -> list[str]:
         for name, own in each_job(spec).items()
         if not find_engine(resolve(own.generate.engine, 0)).REMOTE
     }
-    models = {**teachers, "train.student": spec.train.student}
+    models = {**teachers, "train.student": spec.base}
     lines = []
     for where, model in models.items():
         template = model_folder.chat_template(model_folder.locate(model, where))
@@ -106,7 +106,7 @@ def _by_bytes(spec: JobSpec, examples: list[Example]) -> list[str]:
     if not spec.distils or find_engine(resolve(spec.generate.engine, 0)).REMOTE:
         return []
     teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-    student = model_folder.locate(spec.train.student, "train.student")
+    student = model_folder.locate(spec.base, "train.student")
     if model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]:
         return []
     some = examples[:COUNTED_ROWS]
@@ -163,7 +163,7 @@ def _check_length(spec: JobSpec) -> None:
     longest = spec.train.max_length
     if longest >= LONG:
         return
-    path = model_folder.locate(spec.train.student, "train.student") / "tokenizer.json"
+    path = model_folder.locate(spec.base, "train.student") / "tokenizer.json"
     examples = (r.example for r in Reader(spec).rows() if r.split == "train" and r.example)
     texts = [
         "\n".join(str(turn["content"]) for turn in example.messages)

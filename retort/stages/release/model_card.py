@@ -43,7 +43,7 @@ def model_card(stage: Stage, content: ReportContent) -> str:
         spec=spec,
         front=Markup(front_matter(spec, content)),
         teachers=[_name(own.generate.teacher) for own in each_job(spec).values()],
-        base=_name(spec.train.student),
+        base=_name(spec.base) + ", cut" * (spec.cut is not None),
         verdict=verdict(comparison, content.gate),
         use=spec.release.intended_use or use,
         longest=models["student"].max_model_len or spec.generate.max_model_len,
@@ -68,7 +68,7 @@ def front_matter(spec: JobSpec, content: ReportContent, relation: str = "finetun
     and `relation`, what the model is to its base."""
     from huggingface_hub import ModelCardData
 
-    base, licence = spec.train.student, content.ran.licences.get("base")
+    base, licence = spec.base, content.ran.licences.get("base")
     name = (licence.license or "").lower() if licence else ""
     is_known = HUB_LICENCES.fullmatch(name) is not None
     card = ModelCardData(

@@ -59,6 +59,7 @@ def content_of(
             *_licence_warnings(ran.licences),
             *_first_teacher_warning(stage),
             *_fusion_warning(stage),
+            *_cut_warning(stage),
             *evaluated.notes,
             *training.warnings,
         ],
@@ -127,7 +128,7 @@ def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
                 f"teacher {name}".strip(): licences.of(own.generate.teacher)
                 for name, own in each_job(spec).items()
             },
-            "base": licences.of(spec.train.student),
+            "base": licences.of(spec.base),
         },
         money=_teacher_cost(stage),
         seconds={
@@ -237,6 +238,21 @@ def _fusion_warning(stage: Stage) -> list[str]:
         f"the signals of {fused['num_fused']:,} answers are fused from several teachers' top k: "
         f"they are off by at most {fused['mean_bound']:.2g} in probability per token on average, "
         f"and {fused['largest_bound']:.2g} at most; a larger generate.top_k narrows it"
+    ]
+
+
+def _cut_warning(stage: Stage) -> list[str]:
+    """Returns what was cut from the teacher, and what others found of such students."""
+    if "cut" not in stage.inputs:
+        return []
+    facts = stage.facts("cut")
+    layers = ", ".join(map(str, facts["layers"]))
+    share = facts["parameters_after"] / facts["parameters_before"]
+    return [
+        f"the student began as layers {layers} of the teacher's {facts['num_layers']} "
+        f"({share:.1%} of its parameters, KL {facts['kl'][facts['by']]:.3g} nats a token before it "
+        "learned): published work finds such students fine for narrow tasks, while generative "
+        "reasoning comes back slowly (arXiv:2602.01997)"
     ]
 
 

@@ -21,9 +21,11 @@ def check(spec: JobSpec) -> list[str]:
         check_function("loss", loss.name, "retort.losses")
         own = type(loss).model_fields
         check_options("loss", loss.name, "retort.losses", loss.options, own)
-    student = model_folder.check(spec.train.student, "train.student")
+    student = model_folder.check(spec.base, "train.student")
     objective = " + ".join(f"{loss.weight:g} {loss.name}" for loss in spec.losses)
-    lines = [f"objective {objective}", model_line("train.student", spec.train.student, student)]
+    lines = [f"objective {objective}"]
+    if spec.cut is None:
+        lines.append(model_line("train.student", spec.base, student))
     _check_schedule(spec)
     _check_lengths(spec, student)
     if spec.train.lora:

@@ -176,7 +176,7 @@ def feature_terms(spec: JobSpec) -> list[FeatureTerm]:
     """
     losses = [loss for loss in spec.losses if loss.compares_features]
     models = (
-        _skeleton(spec.train.student, "train.student"),
+        _skeleton(spec.base, "train.student"),
         _skeleton(spec.generate.teacher, "generate.teacher"),
     )
     makers = {"hidden_states": _hidden_states, "attention_relations": _attention_relations}

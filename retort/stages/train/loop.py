@@ -50,15 +50,15 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
     stage = from_arguments(arguments, report)
     knobs = stage.spec.train
     ranks = join(knobs)
-    stay_offline(knobs.student)
+    stay_offline(stage.spec.base)
     report.note(f"training on {ranks}, {torch.get_num_threads()} threads")
     torch.manual_seed(knobs.seed)
-    base = model_folder.check(knobs.student, "train.student")
+    base = model_folder.check(stage.spec.base, "train.student")
     # No device need hold all of a student that is sharded.
     device = "cpu" if ranks.layout.shards else ranks.device
     with lean_imports():
         model = open_student(knobs, device)
-        tokenizer = encoding.load_tokenizer(knobs.student)
+        tokenizer = encoding.load_tokenizer(stage.spec.base)
     ends = end_ids(model, tokenizer)
     of_round = on_policy.open_round(stage, base, ends)
     data = of_round.data if of_round else training_rows.build(stage, base, ends)
@@ -94,7 +94,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 def _trainer(stage: Stage, model: Any, ranks: Ranks, data: training_rows.TrainingData) -> "Trainer":
     """Returns the trainer of a model; what its head and packing may do is tried on one item."""
-    base = model_folder.locate(stage.spec.train.student, "train.student")
+    base = model_folder.locate(stage.spec.base, "train.student")
     # Ids past the tokenizer's are padding of the embedding: never a target, never normalised over.
     vocabulary = min(model_folder.token_map(base)[1], model.config.vocab_size)
     probe = batches.collate(data.train[:1], "cpu" if ranks.layout.shards else ranks.device)

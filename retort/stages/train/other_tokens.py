@@ -37,7 +37,7 @@ def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> 
     """
     if not stage.spec.distils or (stage.spec.is_live and _reads_its_tokens(stage.spec)):
         return None
-    student = token_bytes.token_bytes(tokenizer, stage.spec.train.student, end_ids)
+    student = token_bytes.token_bytes(tokenizer, stage.spec.base, end_ids)
     teacher = read_token_bytes(stage.input("generate"), stage.spec)
     ends = frozenset(index for index in student.ends if index < table)
     ours = replace(student, spelled=student.spelled[:table], ends=ends)
@@ -49,7 +49,7 @@ def _reads_its_tokens(spec: JobSpec) -> bool:
     if is_remote(spec):
         return True
     teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-    student = model_folder.locate(spec.train.student, "train.student")
+    student = model_folder.locate(spec.base, "train.student")
     return model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
 
 

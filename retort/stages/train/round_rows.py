@@ -60,7 +60,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> tuple[TrainingData, A
     Raises `DataError` where nothing is left, and where scores belong to other tokens.
     """
     found = _read(stage)
-    tokenizer = encoding.load_tokenizer(stage.spec.train.student)
+    tokenizer = encoding.load_tokenizer(stage.spec.base)
     own = [found.examples[r.example_id] for r in found.responses]
     prompts = encoding.render_each(tokenizer, [e.messages for e in own], [e.tools for e in own])
     token_map, vocabulary = model_folder.token_map(base)

@@ -6,7 +6,6 @@ that neither its precision in training nor 4-bit weights round the student.
 
 import importlib.util
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,27 @@ from retort.errors import SpecError, did_you_mean
 from retort.spec import Lora, Train
 from retort.stages.stage import Stage
 from retort.stages.train.checkpoint import put
+from retort.store import model_folder
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def open_student(knobs: Train, device: str) -> Any:
     """Returns the model to train, on the device; its trainable parameters are always fp32.
 
-    With `lora` those are the adapters alone, initialised by the seed on the CPU (beside 4 bits on
+    With `start: random` they are drawn anew, by the initializer of the base's configuration. With
+    `lora` those are the adapters alone, initialised by the seed on the CPU (beside 4 bits on
     the device), and the frozen weights are in `knobs.dtype`, or in 4 bits. In a mixture of experts
     the adapted layers are peft's own choice: experts and router, no dense MLP. Raises `SpecError`
     for target modules that the model does not have or that cannot be merged, and where 4 bits are
     not possible.
     """
-    if knobs.lora is None:
+    if knobs.start == "random":
+        torch.manual_seed(knobs.seed)
+        config = transformers.AutoConfig.from_pretrained(knobs.student)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = model.to(device)
+    elif knobs.lora is None:
         model = _load(knobs, torch.float32).to(device)
     else:
         model = _with_adapters(knobs, knobs.lora, device)
@@ -66,9 +71,7 @@ def save_student(
     )
     with tempfile.TemporaryDirectory(prefix="retort-") as scratch:
         plain.to(dtype).save_pretrained(scratch)
-        for pattern in TOKENIZER_FILES:
-            for path in base.glob(pattern):
-                shutil.copy(path, scratch)
+        model_folder.copy_tokenizer(base, Path(scratch))
         stage.out.put_tree(Path(scratch), "student")
     if knobs.lora is not None:
         with tempfile.TemporaryDirectory(prefix="retort-") as scratch:

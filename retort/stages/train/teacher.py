@@ -72,7 +72,7 @@ def open_teacher(
     """
     spec = stage.spec
     examples = list(islice(stream_examples(stage.input("prepare"), "train"), CHECKED_CHATS))
-    tokenizer = encoding.load_tokenizer(spec.train.student)
+    tokenizer = encoding.load_tokenizer(spec.base)
     if not is_remote(spec):
         if other:
             tokenizer = encoding.load_tokenizer(spec.generate.teacher)
@@ -235,7 +235,7 @@ class _InOwnPrecision(nn.Module):  # type: ignore[misc]
 def _open_in_memory(stage: Stage, vocabulary: int, device: str, probe_BT: Tensor) -> InMemory:
     spec, name = stage.spec, stage.spec.generate.teacher
     folder = model_folder.check(name, "generate.teacher")
-    check_pair(spec, folder, model_folder.check(spec.train.student, "train.student"))
+    check_pair(spec, folder, model_folder.check(spec.base, "train.student"))
     _check_memory(spec, folder, device)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=spec.generate.dtype)
@@ -270,7 +270,7 @@ def _check_memory(spec: JobSpec, teacher: Path, device: str) -> None:
     need_bytes, knobs = _weights_bytes(spec, teacher), spec.train
     layout = layout_of(knobs)
     if knobs.lora is None and not layout.shards:
-        student = model_folder.locate(knobs.student, "train.student")
+        student = model_folder.locate(spec.base, "train.student")
         need_bytes += BYTES_TO_TRAIN * int(model_folder.size(student)["parameters"])
     if need_bytes > free_bytes:
         raise SpecError(

@@ -71,7 +71,7 @@ def build(
     its text is tokenized again, and its signal translated. Raises `DataError` where rows and
     signals do not belong together, and where no row is left.
     """
-    tokenizer = encoding.load_tokenizer(stage.spec.train.student)
+    tokenizer = encoding.load_tokenizer(stage.spec.base)
     captured = stage.facts("generate")
     token_map, vocabulary = model_folder.token_map(base)
     shared = captured.get("token_map_sha256") == token_map
