@@ -18,7 +18,7 @@ from retort.spec.job import (
     training_of,
 )
 from retort.spec.load import build, build_at, load
-from retort.spec.prepare import HubDataset, Prepare, Source
+from retort.spec.prepare import HubDataset, Prepare, Source, Traffic
 from retort.spec.report import Gate, Price, Report
 from retort.spec.teachers import OneTeacher, Route
 from retort.spec.train import Lora, Loss, Train
@@ -48,6 +48,7 @@ __all__ = [
     "Route",
     "Source",
     "StageName",
+    "Traffic",
     "Train",
     "build",
     "build_at",

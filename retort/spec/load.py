@@ -41,6 +41,7 @@ MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
 # pydantic's names for the forms of a source of rows, by the type of the value in the job file.
 FORMS: dict[type, str] = {str: "str", list: "tuple[str, ...]", dict: "HubDataset"}
+TRAFFIC = "Traffic"
 
 
 def load(
@@ -206,11 +207,13 @@ def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, sectio
 
 
 def _data(value: Any, folder: Path) -> Any:
-    """Returns a source of rows with absolute paths: a path, a list of them, or a dataset."""
+    """Returns a source of rows with absolute paths: a path, a list, a dataset or traffic."""
     if isinstance(value, list):
         return [_data(item, folder) for item in value]
     if isinstance(value, dict) and "dataset" in value:
         return {**value, "dataset": _model(value["dataset"], folder)}
+    if isinstance(value, dict) and "traffic" in value:
+        return {**value, "traffic": _data(value["traffic"], folder)}
     if not isinstance(value, str) or "://" in value:
         return value
     return str(_whole(folder, value).resolve())
@@ -242,11 +245,12 @@ def _model(value: Any, folder: Path) -> Any:
 
 
 def _is_meant(item: Any, raw: Any) -> bool:
-    """Whether an error is about the form that a value has, of the three of a source of rows."""
+    """Whether an error is about the form that a value has, of the four of a source of rows."""
     at = raw
     for part in item["loc"]:
-        if part in FORMS.values():
-            return bool(part == FORMS.get(type(at), "str"))
+        if part in (*FORMS.values(), TRAFFIC):
+            is_traffic = isinstance(at, dict) and "traffic" in at
+            return bool(part == (TRAFFIC if is_traffic else FORMS.get(type(at), "str")))
         try:
             at = at[part]
         except (LookupError, TypeError):
@@ -255,7 +259,7 @@ def _is_meant(item: Any, raw: Any) -> bool:
 
 
 def _explain(item: Any, names: dict[str, str]) -> str:
-    location = tuple(part for part in item["loc"] if part not in FORMS.values())
+    location = tuple(part for part in item["loc"] if part not in (*FORMS.values(), TRAFFIC))
     where = _named(location, names)
     if item["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(location[:-1]))

@@ -12,8 +12,8 @@ import orjson
 
 # The part of an overlong row that is kept.
 KEPT_BYTES = 64 << 10
-# The smallest integers beyond 64 bits have 19 digits.
-MANY_DIGITS = re.compile(rb"\d{19}")
+# The smallest integers beyond 64 bits have 20 digits, negative ones 19; times have 19 digits, too.
+MANY_DIGITS = re.compile(rb"[:,\[\s](?:-\d{19}|\d{20})")
 WORDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}
 # The bytes of a row, and the reason if they are not a whole row.
 Piece = tuple[bytes, str | None]
@@ -25,7 +25,8 @@ class SourceRow:
 
     `line` counts from 1: the line of the file where the row starts; in formats without lines
     (JSON, Parquet, datasets) the number of the row, and `raw` is its JSON. `raw` holds at most
-    64 KiB of a row that is too long.
+    64 KiB of a row that is too long. `group` is what a row of logged traffic belongs to: what is
+    wrong with such a row is no fault of the file, so that it is left out and counted.
     """
 
     file: str
@@ -33,6 +34,7 @@ class SourceRow:
     raw: bytes
     value: dict[str, Any] | None
     error: str | None
+    group: str | None = None
 
 
 class BrokenFile(Exception):  # noqa: N818 (always caught; the message becomes a row's reason)
