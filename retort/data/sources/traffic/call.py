@@ -89,7 +89,8 @@ def seconds_of(value: Any) -> float | None:
         value = int(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e20:
         return None
-    return value / next((scale for least, scale in SCALES if value > least), 1)
+    scale = next((scale for least, scale in SCALES if value > least), 1)
+    return round(value / scale, 6)  # a datetime has microseconds, too
 
 
 def scalars(values: Any) -> dict[str, Any]:

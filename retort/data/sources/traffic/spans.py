@@ -9,7 +9,8 @@ numbered attributes (`gen_ai.prompt.0.content`, opentelemetry-semantic-conventio
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
@@ -49,10 +50,23 @@ EVENTS = {f"gen_ai.{role}.message": role for role in ("system", "user", "assista
 ERRORS = (2, "STATUS_CODE_ERROR", "ERROR")
 
 
+@dataclass(frozen=True)
+class Resource:
+    """What sent spans: its attributes, and those of them that are metadata of each call."""
+
+    attributes: Turn
+    trace: str | None = None
+
+    @cached_property
+    def own(self) -> Turn:
+        """The metadata."""
+        return _own(self.attributes)
+
+
 def of_export(request: dict[str, Any]) -> Iterator[Call | LeftOut]:
     """Yields the calls in an export request of OTLP, or in one of its `resourceSpans`."""
     for group in request.get("resourceSpans") or [request]:
-        resource = _attributes(group.get("resource"))
+        resource = Resource(_attributes(group.get("resource")))
         for scope in group.get("scopeSpans") or group.get("instrumentationLibrarySpans") or ():
             for span in scope.get("spans") or ():
                 yield _guarded(span, resource)
@@ -64,18 +78,17 @@ def of_trace(trace: dict[str, Any]) -> Iterator[Call | LeftOut]:
         trace = inner
     info, data = trace.get("info") or {}, unquoted(trace.get("data")) or trace
     metadata, tags = info.get("trace_metadata") or {}, scalars(info.get("tags"))
-    own = {name: text for name, text in tags.items() if not name.startswith("mlflow.")}
-    resource = {
-        **own,
+    known = {
+        **tags,
         "session.id": metadata.get("mlflow.trace.session"),
         "service.name": tags.get("mlflow.traceName"),
-        "trace": info.get("trace_id") or info.get("request_id"),
     }
+    resource = Resource(known, info.get("trace_id") or info.get("request_id"))
     for span in data.get("spans") or ():
         yield _guarded(span, resource)
 
 
-def _guarded(span: Any, resource: Turn) -> Call | LeftOut:
+def _guarded(span: Any, resource: Resource) -> Call | LeftOut:
     try:
         return _call(span, resource)
     except LeftOut as reason:
@@ -84,7 +97,7 @@ def _guarded(span: Any, resource: Turn) -> Call | LeftOut:
         return LeftOut(f"a broken span: {type(error).__name__}: {error}")
 
 
-def _call(span: dict[str, Any], resource: Turn) -> Call:
+def _call(span: dict[str, Any], resource: Resource) -> Call:
     """Returns the call that a span is. Raises `LeftOut` where it is none."""
     attributes = _attributes(span)
     events = [(e.get("name") or "", _attributes(e)) for e in span.get("events") or ()]
@@ -95,27 +108,34 @@ def _call(span: dict[str, Any], resource: Turn) -> Call:
     status = span.get("status") or {}
     if status.get("code", status.get("status_code")) in ERRORS or attributes.get("error.type"):
         raise LeftOut(FAILED)
-    call = _of_mlflow(attributes) if "mlflow.spanInputs" in attributes else _of_otel(attributes)
-    call = call if call.turns else _of_events(events)
-    both = {**resource, **attributes}
-    trace = resource.get("trace") or span.get("traceId") or span.get("trace_id")
-    start = span.get("startTimeUnixNano", span.get("start_time_unix_nano"))
+    chat = _of_mlflow(attributes) if "mlflow.spanInputs" in attributes else _of_otel(attributes)
+    chat = chat if chat.turns else _of_events(events)
+    both = resource.attributes | attributes
+    trace = resource.trace or span.get("traceId") or span.get("trace_id")
     environment = both.get("deployment.environment.name") or both.get("deployment.environment")
-    more = {
-        name: value
-        for name, value in scalars(both).items()
-        if not DESCRIBING.match(name) and name not in (*CONVERSATION, "service.name", "trace")
-    }
-    return replace(
-        call,
+    return Call(
+        chat.turns,
+        chat.reply,
         conversation=_first(both, CONVERSATION) or trace,
-        seconds=seconds_of(start),
-        model=_first(attributes, MODEL) or call.model,
+        seconds=seconds_of(span.get("startTimeUnixNano", span.get("start_time_unix_nano"))),
+        model=_first(attributes, MODEL) or chat.model,
         service=both.get("service.name"),
         request=span.get("spanId") or span.get("span_id"),
-        tools=call.tools or _tools(attributes),
-        more=more | ({"environment": environment} if environment else {}),
+        tools=chat.tools or _tools(attributes),
+        more=resource.own
+        | _own(attributes)
+        | ({"environment": environment} if environment else {}),
     )
+
+
+def _own(attributes: Turn) -> Turn:
+    """Returns the attributes that say what a call was for."""
+    return scalars({name: attributes[name] for name in attributes if _is_own(name)})
+
+
+@lru_cache(4096)
+def _is_own(name: str) -> bool:
+    return not DESCRIBING.match(name) and name not in CONVERSATION
 
 
 def _check_kind(attributes: Turn) -> None:
@@ -126,7 +146,7 @@ def _check_kind(attributes: Turn) -> None:
         raise LeftOut(EMBEDDINGS)
     if (operation and operation not in CHATS) or (kind and kind not in ("CHAT_MODEL", "LLM")):
         raise LeftOut(NO_CALL)
-    if not kind and not any(name.startswith("gen_ai.") for name in attributes):
+    if not (kind or operation or any(name.startswith("gen_ai.") for name in attributes)):
         raise LeftOut(NO_CALL)
 
 
@@ -184,6 +204,8 @@ def _turns(message: Any) -> list[Turn]:
     each result of one."""
     if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
         return [_message(message)]
+    if len(message["parts"]) == 1 and _is_text(only := message["parts"][0]):
+        return [{"role": message.get("role"), "content": only.get("content")}]
     content, calls, results = [], [], list[Turn]()
     for part in message["parts"]:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -196,9 +218,7 @@ def _turns(message: Any) -> list[Turn]:
             results.append({"role": "tool", "content": text, "tool_call_id": part.get("id")})
         else:
             content.append(part)
-    plain = content[0].get("content") if len(content) == 1 and calls == results == [] else None
-    turn: Turn = {"role": message.get("role")}
-    turn["content"] = plain if isinstance(plain, str) and _is_text(content[0]) else content or None
+    turn: Turn = {"role": message.get("role"), "content": content or None}
     if calls:
         turn["tool_calls"] = calls
     return [*results, *([turn] if content or calls else [])]
@@ -273,7 +293,12 @@ def _attributes(holder: Any) -> Turn:
     found = (holder or {}).get("attributes") or {}
     if isinstance(found, dict):
         return dict(found)
-    return {item["key"]: _value(item.get("value")) for item in found}
+    return {
+        item["key"]: item["value"]["stringValue"]  # as nearly all are
+        if "stringValue" in (item.get("value") or ())
+        else _value(item.get("value"))
+        for item in found
+    }
 
 
 def _value(value: Any) -> Any:
