@@ -39,6 +39,7 @@ COMMANDS = {
     "compare": ("compare",),
     "export": ("export",),
     "serve": ("serve",),
+    "shadow": ("shadow",),
     "promote": ("promote", "rollback"),
     "up": ("up",),
     "doctor": ("doctor",),

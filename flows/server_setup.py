@@ -25,6 +25,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from retort.jobs.notify import NOTIFY_URL
+
 # Prefect's kind of worker by the name of the pool.
 POOLS = {
     "retort-process": "process",
@@ -33,7 +35,7 @@ POOLS = {
 }
 GPU_LIMIT = "gpu"
 # Failures are posted to an address that takes JSON with a `text`, as Slack and Mattermost do.
-NOTIFY_URL, BLOCK = "RETORT_NOTIFY_URL", "retort-failures"
+BLOCK = "retort-failures"
 KUBERNETES_TEMPLATE = (
     Path(__file__).parent.parent / "deployments" / "kubernetes" / "gpu-job-template.json"
 )

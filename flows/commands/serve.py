@@ -21,8 +21,8 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort serve`: starts the server, says where it is, and ends it when asked to."""
-    from retort.client.models.finding import find
     from retort.jobs import serve
+    from retort.jobs.finding import find
 
     address = serve.Address(options.name, options.host, options.port)
     serve.check(address)

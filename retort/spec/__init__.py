@@ -20,7 +20,7 @@ from retort.spec.job import (
     training_of,
 )
 from retort.spec.load import build, build_at, load
-from retort.spec.prepare import HubDataset, Prepare, Source
+from retort.spec.prepare import HubDataset, Prepare, Source, Traffic
 from retort.spec.report import Gate, Price, Report
 from retort.spec.student import FromTeacher, Student, Width
 from retort.spec.teachers import OneTeacher, Route
@@ -55,6 +55,7 @@ __all__ = [
     "Source",
     "StageName",
     "Student",
+    "Traffic",
     "Train",
     "Width",
     "build",

@@ -39,12 +39,14 @@ ADDRESS = ("engine", "endpoint", "api_key_env")
 # The variable that names a folder of models; jobs name them by their folders or hub ids.
 MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
-# The type in the job file of each form of a source of rows, or of a student, by pydantic's name.
+# The type in the job file of each form of a source of rows, or of a student, by pydantic's name; a
+# source of traffic is a dict as well.
 FORMS: dict[str, type] = {
     "str": str,
     "tuple[str, ...]": list,
     "HubDataset": dict,
     "Student": dict,
+    "Traffic": dict,
 }
 
 
@@ -209,11 +211,13 @@ def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, sectio
 
 
 def _data(value: Any, folder: Path) -> Any:
-    """Returns a source of rows with absolute paths: a path, a list of them, or a dataset."""
+    """Returns a source of rows with absolute paths: a path, a list, a dataset or traffic."""
     if isinstance(value, list):
         return [_data(item, folder) for item in value]
     if isinstance(value, dict) and "dataset" in value:
         return {**value, "dataset": _model(value["dataset"], folder)}
+    if isinstance(value, dict) and "traffic" in value:
+        return {**value, "traffic": _data(value["traffic"], folder)}
     if not isinstance(value, str) or "://" in value:
         return value
     return str(_whole(folder, value).resolve())
@@ -249,6 +253,9 @@ def _is_meant(item: Any, raw: Any) -> bool:
     at = raw
     for part in item["loc"]:
         if part in FORMS:
+            is_traffic = isinstance(at, dict) and "traffic" in at
+            if part in ("HubDataset", "Traffic") and is_traffic != (part == "Traffic"):
+                return False
             return FORMS[part] is (type(at) if type(at) in FORMS.values() else str)
         try:
             at = at[part]

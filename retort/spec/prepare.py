@@ -1,5 +1,7 @@
 """The knobs of the data: where rows come from, and which of them are asked."""
 
+import math
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
@@ -20,10 +22,39 @@ class HubDataset(Section):
     streaming: bool = knob(False, "yes or no", "Read it row by row, without a copy on the disk.")
 
 
+class Traffic(Section):
+    """Logged calls, chosen by time and metadata: OpenTelemetry, Langfuse, LiteLLM, MLflow, vLLM."""
+
+    model_config = ConfigDict(title="traffic")
+    traffic: str | tuple[str, ...] = knob(..., "path, URL, glob, folder or list", "The logs.")
+    since: datetime | None = knob(None, "date or time, UTC", "The first moment that is read.")
+    until: datetime | None = knob(None, "date or time, UTC", "The first that is not read any more.")
+    where: dict[str, str | tuple[str, ...]] = knob(
+        {}, "texts by names", "The metadata that a call must have: one of the given texts."
+    )
+
+    @property
+    def first_second(self) -> float:
+        """`since` in seconds since 1970."""
+        return _seconds(self.since, -math.inf)
+
+    @property
+    def last_second(self) -> float:
+        """`until` in seconds since 1970."""
+        return _seconds(self.until, math.inf)
+
+
+def _seconds(when: datetime | None, otherwise: float) -> float:
+    if when is None:
+        return otherwise
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
 Source = (
     Annotated[str, Field(title="path")]
     | Annotated[tuple[str, ...], Field(title="paths")]
     | HubDataset
+    | Traffic
 )
 
 
@@ -90,7 +121,9 @@ class Prepare(Section):
 
     task_type: str = knob("math", "name", "How rows become prompts and how answers are read.")
     train: Source = knob(
-        ..., "path, URL, glob, folder, list or dataset", "What the teacher answers to be learned."
+        ...,
+        "path, URL, glob, folder, list, dataset or traffic",
+        "What the teacher answers to be learned.",
     )
     validation: Source | None = knob(
         None, "as train", "Watched while training; the test rows when none are given."

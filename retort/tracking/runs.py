@@ -103,6 +103,20 @@ class Tracker:
         return str(self._client.create_experiment(job, artifact_location=location))
 
     @_forgiving
+    def log_shadow(self, job: str, model: str, numbers: dict[str, float]) -> None:
+        """Logs what a model did on real requests as a run of its own in the job's experiment."""
+        self._client = connect(self.uri, self._warn)
+        found = self._client.get_experiment_by_name(job)
+        self.experiment_id = found.experiment_id if found else self._new_experiment(job)
+        tags = {"retort.stage": "shadow", "retort.model": model}
+        run_id = self._client.create_run(
+            self.experiment_id, run_name="shadow", tags=tags
+        ).info.run_id
+        self.metrics(run_id, numbers, step=0)
+        self._flush(run_id)
+        self._client.set_terminated(run_id, "FINISHED")
+
+    @_forgiving
     def others_running(self, tag: str) -> dict[str, str]:
         """Returns the values of a tag of this job's other unfinished runs, by run id."""
         query = "tags.`retort.stage` = 'job' and attributes.status = 'RUNNING'"

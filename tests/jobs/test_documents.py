@@ -29,7 +29,7 @@ SMALL = [
     "evaluate.likelihood=false",
 ]
 # They need jobs that have run: those of the lines before them.
-OF_FINISHED_JOBS = ("export", "compare", "benchmark", "promote", "serve")
+OF_FINISHED_JOBS = ("export", "compare", "benchmark", "promote", "serve", "shadow")
 # Its commands need servers: tests/stages/test_scale.py reads them with the commands' own parsers.
 SERVERS = "operations.md"
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retort import RetortClient
 from retort.client.models import Models, ModelVersion
-from retort.client.models.finding import FoundModel, find
 from retort.data.task_types.qa import normal
 from retort.errors import DataError, SpecError
+from retort.jobs.finding import FoundModel, find
 from retort.spec import load
 from retort.store import Store, open_store
 from retort.tracking import ReleasedStudent, Tracker, open_registry, promote

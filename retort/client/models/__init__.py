@@ -51,8 +51,8 @@ class Models:
         that cannot be used, `StoreError` where MLflow or the store fails, and `StageError` where
         the model does.
         """
-        from retort.client.models.finding import JOB, find, makers
         from retort.client.models.measuring import EvaluationRequest, measured
+        from retort.jobs.finding import JOB, find, makers
 
         asked = EvaluationRequest(test_data, metrics, task_type, dict(knobs or {}))
         wrong = self._until_over([name for name in makers(model_name) if JOB.fullmatch(name)])
@@ -69,7 +69,7 @@ class Models:
 
         Raises `StoreError` where MLflow does not answer.
         """
-        from retort.client.models.finding import main_score, registered
+        from retort.jobs.finding import main_score, registered
 
         found = []
         for version, aliases in registered(self._store):

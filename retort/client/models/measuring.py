@@ -4,7 +4,6 @@ Note: for `retort.stages.evaluate` the model is the base of a job of one stage, 
 lasts as long as the call.
 """
 
-import copy
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -14,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from retort import metrics, processes
-from retort.client.models.finding import FoundModel
 from retort.client.models.results import Evaluation, Score, TestData
 from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.events import Event, Reporter
+from retort.jobs.finding import FoundModel, built, spec_to_ask
 from retort.metrics.scoring import AGREEMENT
 from retort.metrics.scoring import find as find_metric
-from retort.plugins import module_names
 from retort.records import Example, write_lines
-from retort.spec import JobSpec, build_at
-from retort.spec.flat import put
+from retort.spec import JobSpec
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import asked_examples, read_answers
 from retort.stages.evaluate.load_test import summary
@@ -86,31 +83,11 @@ def spec_of(found: FoundModel, asked: EvaluationRequest) -> JobSpec:
 
     Raises `SpecError` for a knob that there is not, and where nobody says the task type.
     """
-    alone = {"name": "evaluate", "generate": {"teacher": found.address, "top_k": 0}}
-    sections = copy.deepcopy(found.spec) or {**alone, "train": {"student": found.address}}
-    prepare, evaluate = sections.setdefault("prepare", {}), sections.setdefault("evaluate", {})
-    kind = asked.task_type or prepare.get("task_type")
-    if kind is None:
-        known = ", ".join(module_names(task_types))
-        raise SpecError(
-            f"task_type: missing, and no job of Retort's made {found.label}; give one of {known}, "
-            "or package.module for one of your own"
-        )
     rows = str(asked.test_data) if isinstance(asked.test_data, Path) else asked.test_data
-    prepare |= {"task_type": kind, "test": rows, "test_ratio": 0.0}
-    # A job must have rows to train on; these are not read.
-    prepare |= {"train": rows, "validation": None, "validation_ratio": 0.0}
-    evaluate |= {**ONCE, "metrics": []}
+    evaluate: dict[str, Any] = {**ONCE, "metrics": []}
     if TIME not in (asked.metrics or ()):
         evaluate["latency_samples"] = LEAST_SAMPLES
-    for key, value in asked.knobs.items():
-        try:
-            put(sections, key, value)
-        except (AttributeError, TypeError):
-            raise SpecError(
-                f"knobs: '{key}' does not lead to a knob; see `retort schema`"
-            ) from None
-    return build_at(sections, Path.cwd())
+    return built(spec_to_ask(found, rows, asked.task_type, evaluate), asked.knobs)
 
 
 def _names(spec: JobSpec, given: Sequence[str] | None) -> list[str]:

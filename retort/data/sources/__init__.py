@@ -2,14 +2,15 @@
 
 Rows are read one at a time. The extension of a file decides its format, or its first bytes if it
 has no known one; its first bytes always decide whether it is compressed. A bad row is yielded with
-a reason, and reading goes on after it.
+a reason, and reading goes on after it. Logged traffic, of which a record may hold many calls, is
+recognised in each of them.
 """
 
 import hashlib
 from collections.abc import Iterator
 from itertools import chain, takewhile
 
-from retort.data.sources import hub
+from retort.data.sources import hub, traffic
 from retort.data.sources.compressed import BLOCK_BYTES, decompressed
 from retort.data.sources.csv_tables import table_rows
 from retort.data.sources.json_documents import document_rows
@@ -17,7 +18,7 @@ from retort.data.sources.json_lines import line_rows
 from retort.data.sources.source_row import SourceRow
 from retort.errors import SpecError
 from retort.records import sha256_of
-from retort.spec.prepare import HubDataset, Source
+from retort.spec.prepare import HubDataset, Source, Traffic
 from retort.store import find_urls, is_glob, open_url
 
 __all__ = ["SourceRow", "describe", "digest", "read"]
@@ -57,7 +58,8 @@ def read(source: Source, where: str, max_row_bytes: int) -> Iterator[SourceRow]:
     no data; `StoreError` for a place that cannot be read.
     """
     parts = [part for item in _items(source) for part in _parts(item, where)]
-    return chain.from_iterable(_rows(part, where, max_row_bytes) for part in parts)
+    chosen = source if isinstance(source, Traffic) else None
+    return chain.from_iterable(_rows(part, where, max_row_bytes, chosen) for part in parts)
 
 
 def digest(source: Source, where: str) -> str:
@@ -65,10 +67,13 @@ def digest(source: Source, where: str) -> str:
 
     For one file it is the sha256 of its bytes; for several, that of their names and sha256s, the
     names relative to the folder that the files of an item share. For a dataset of the hub the
-    commit is hashed. Raises as `read`.
+    commit is hashed; of traffic, what chooses among it too. Raises as `read`.
     """
     if isinstance(source, HubDataset):
         return _dataset_digest(source, where)
+    if isinstance(source, Traffic):
+        choice = source.model_dump(mode="json", exclude={"traffic"}, exclude_defaults=True)
+        return sha256_of([choice, digest(source.traffic, where)])
     digests: list[list[str]] = []
     for item in _items(source):
         parts = _parts(item, where)
@@ -91,6 +96,8 @@ def describe(source: Source) -> str:
 
 
 def _items(source: Source) -> list[str | HubDataset]:
+    if isinstance(source, Traffic):
+        return _items(source.traffic)
     return list(source) if isinstance(source, tuple) else [source]
 
 
@@ -116,34 +123,39 @@ def _missing(path: str, where: str) -> SpecError:
     return SpecError(f"{where}: no file {path}; paths are relative to the job file")
 
 
-def _rows(part: Part, where: str, most: int) -> Iterator[SourceRow]:
+def _rows(part: Part, where: str, most: int, chosen: Traffic | None) -> Iterator[SourceRow]:
     name, dataset = part
     if dataset:
-        yield from hub.dataset_rows(dataset, name, where, most)
+        yield from traffic.calls(hub.dataset_rows(dataset, name, where, most), most, chosen)
         return
     try:
-        yield from _file_rows(name, most)
+        yield from _file_rows(name, most, chosen)
     except SpecError as error:
         raise SpecError(f"{where}: {name}: {error}") from error
     except FileNotFoundError:
         raise _missing(name, where) from None
 
 
-def _file_rows(url: str, most: int) -> Iterator[SourceRow]:
+def _file_rows(url: str, most: int, chosen: Traffic | None) -> Iterator[SourceRow]:
     with open_url(url) as stream:
         head, blocks = decompressed(stream)
+        if traffic.is_log(head):
+            yield from traffic.log_rows(url, blocks, most, chosen)
+            return
         format_name = _format_by_content(head, _format_by_name(url))
+        largest = max(most, traffic.RECORD_BYTES) if traffic.holds_many(head) else most
         if format_name == "parquet":
             from retort.data.sources.parquet_rows import parquet_rows
 
             stream.seek(0)
-            yield from parquet_rows(url, stream, most)
+            rows = parquet_rows(url, stream, most)
         elif format_name == "document":
-            yield from document_rows(url, blocks, most)
+            rows = document_rows(url, blocks, largest)
         elif format_name == "lines":
-            yield from line_rows(url, blocks, most)
+            rows = line_rows(url, blocks, largest)
         else:
-            yield from table_rows(url, blocks, most, format_name == "tabs")
+            rows = table_rows(url, blocks, largest, format_name == "tabs")
+        yield from traffic.calls(rows, most, chosen)
 
 
 def _format_by_name(url: str) -> str | None:

@@ -22,10 +22,12 @@ from retort.data.sources.source_row import (
     too_long,
 )
 
-# A list under one of these names is part of a row; under any other name it may be the rows.
+# A list under one of these names is part of a row or trace; under any other name it may be the
+# rows.
 CHAT_NAMES = {
     *("messages", "conversations", "conversation", "history", "system", "tools", "functions"),
     *("prompt", "completion", "chosen", "rejected", "input", "output", "choices", "answers"),
+    *("resourceSpans", "scopeSpans", "spans", "observations"),
 }
 # Up to the next bracket, or to a string that the block does not finish; BETWEEN elements also up
 # to the next comma.

@@ -90,19 +90,22 @@ def _compared(one: Run, other: Run, first: ExampleScores, second: ExampleScores)
     difference = Difference.of(
         metrics.difference(metric, first, second, knobs.num_bootstrap, knobs.seed)
     )
+    words = in_words((one.label, other.label), metric, difference, "examples")
+    return StudentPair((one.label, other.label), words, metric, difference)
+
+
+def in_words(names: tuple[str, str], metric: str, difference: Difference, of: str) -> str:
+    """Returns which of two models is better in a metric, or that it cannot be told."""
     p = p_value(difference.p_value)
     measured = (
         f"{gap(difference.value, metric)}{unit(metric)} ({gaps(difference, metric)}), "
-        f"p {p if p.startswith('<') else f'= {p}'}, on the same {difference.n:,} examples"
+        f"p {p if p.startswith('<') else f'= {p}'}, on the same {difference.n:,} {of}"
     )
     if difference.outcome == "unclear":
-        names = f"{one.label} from {other.label}"
-        words = f"these examples cannot tell {names} in {metric}: {measured}"
-    else:
-        is_better = (difference.outcome == "above") != metrics.lower_is_better(metric)
-        better = "better" if is_better else "worse"
-        words = f"{one.label} is {better} than {other.label} in {metric}: {measured}"
-    return StudentPair((one.label, other.label), words, metric, difference)
+        return f"these {of} cannot tell {names[0]} from {names[1]} in {metric}: {measured}"
+    is_better = (difference.outcome == "above") != metrics.lower_is_better(metric)
+    better = "better" if is_better else "worse"
+    return f"{names[0]} is {better} than {names[1]} in {metric}: {measured}"
 
 
 def _apart(one: Run, other: Run, why: str) -> StudentPair:

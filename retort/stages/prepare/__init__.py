@@ -57,11 +57,13 @@ def _read(stage: Stage, reader: Reader, selection: Selection) -> Counts:
         counts.add(read)
         if read.example:
             selection.add(read)
-        else:
+        elif not read.is_left_out:
             bad.append(write_lines([quarantined(read)]))
         if number % SAY_EVERY_ROWS == 0:
             stage.report.progress(number, number, "rows", "reading")
     selection.add_all_foreign(reader)
+    for line in counts.of_traffic(bool(stage.spec.prepare.scrub)):
+        stage.report.note(line)
     if bad:
         stage.out.write("quarantine.jsonl", b"".join(bad))
         stage.report.note(f"{len(bad)} rows in quarantine, the first: {counts.first_bad}")
@@ -85,6 +87,7 @@ def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -
         "num_rows": dict(counts.rows),
         "num_quarantined": counts.num_bad,
         "quarantine_reasons": dict(counts.reasons.most_common(20)),
+        **({"left_out": dict(counts.left_out)} if counts.left_out else {}),
         **selection.counts(),
         "num_examples": {split: len(rows) for split, rows in kept.items()},
         "num_expected": dict(counts.expected),

@@ -70,6 +70,7 @@ def _check_data(spec: JobSpec) -> list[str]:
         lines.append(
             f"{counts.num_bad} bad rows would be quarantined, the first: {counts.first_bad}"
         )
+    lines += counts.of_traffic(bool(spec.prepare.scrub))
     for name in route.order if shares and route else ():
         lines.append(f"teacher {name}: answers {shares[name] / shares.total():.0%} of these rows")
     told = [*losses, *_refused_chats(spec, some_examples), *_by_bytes(spec, some_examples)]

@@ -1,13 +1,14 @@
 """From the user's rows, in any format, to examples, one row at a time.
 
-A bad row is yielded with its reason and its bytes, and reading goes on after it.
+A bad row is yielded with its reason and its bytes, and reading goes on after it. A row of logged
+traffic that cannot be asked is no bad one: it is left out, and counted.
 """
 
 import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -35,6 +36,8 @@ from retort.spec import JobSpec
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
 # The columns that a row of a file of an unknown job asks; the question comes last.
 ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
+# The parts of a turn that are no text.
+NAMES = ("role", "tool_call_id")
 SHORT_COLUMN, MUCH_LONGER = 8, 3  # words; times as many characters
 
 
@@ -54,6 +57,11 @@ class Read:
     line: bytes = b""
     reason: str | None = None
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the row is one of logged traffic that cannot be asked, or shall not be."""
+        return self.example is None and self.raw.group is not None
+
 
 class Reader:
     """Reads the rows of a job, and keeps the ids and counts of the formats that it has read."""
@@ -69,6 +77,7 @@ class Reader:
             find_function("scrubber", name, "retort.data.scrubbers") for name in spec.prepare.scrub
         ]
         self._ids: dict[str, Split] = {}
+        self._groups: dict[str, Split] = {}
         self.recognised: Counter[str] = Counter()
         self.num_read: Counter[Split] = Counter()
         self.num_scrubbed = 0
@@ -98,7 +107,9 @@ class Reader:
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
             text, short = _compared(prompt)
-            split = self._split(split, prompt.messages)
+            split = self._split(split, raw.group or content_id(prompt.messages))
+            if raw.group and self._groups.setdefault(raw.group, split) != split:
+                return Read(raw, split, reason=f"of a conversation in {self._groups[raw.group]}")
             example = self._example(row, prompt, split)
             line = write_lines([example])
         except KeyError as error:  # a task type of the user's own
@@ -157,18 +168,20 @@ class Reader:
             number += 1
         return f"{identity}-{number}"
 
-    def _split(self, split: Split, messages: list[Message]) -> Split:
-        """Returns the split of a row; by its content a train row may be held out."""
+    def _split(self, split: Split, key: str) -> Split:
+        """Returns the split of a row; by its content, or its conversation, a train row may be held
+        out."""
         validation, test = self._knobs.validation_ratio, self._knobs.test_ratio
         if split != "train" or not (validation or test):
             return split
-        place = share(content_id(messages))
+        place = share(key)
         return "test" if place < test else "validation" if place < test + validation else "train"
 
     def _scrubbed(self, row: Row) -> Row:
         """Returns a row with all its texts scrubbed."""
         messages = row.messages and [
-            {**message, "content": self._scrub(message["content"])} for message in row.messages
+            {key: value if key in NAMES else self._scrub(value) for key, value in message.items()}
+            for message in row.messages
         ]
         fields = {key: self._scrub(value) for key, value in row.fields.items()}
         if messages != row.messages or fields != row.fields:
@@ -237,16 +250,23 @@ def quarantined(read: Read) -> Quarantined:
 
 @dataclass
 class Counts:
-    """Counts of the rows that were read: rows and examples by split, and the bad rows."""
+    """Counts of the rows that were read: rows and examples by split, and the bad rows; those of
+    logged traffic that are left out are none of them, and counted by themselves."""
 
     rows: Counter[Split]
     examples: Counter[Split]
     expected: Counter[Split]
     reasons: Counter[str]
     first_bad: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+    num_calls: int = 0
 
     def add(self, read: Read) -> None:
         """Counts one row."""
+        self.num_calls += read.raw.group is not None
+        if read.is_left_out:
+            self.left_out[kind_of(read.reason or "")] += 1
+            return
         self.rows[read.split] += 1
         if read.example:
             self.examples[read.split] += 1
@@ -259,6 +279,16 @@ class Counts:
     def num_bad(self) -> int:
         """The number of bad rows."""
         return sum(self.reasons.values())
+
+    def of_traffic(self, is_scrubbed: bool) -> list[str]:
+        """Returns what to say of logged traffic: what is left out, and that it is private."""
+        reasons = ", ".join(f"{number:,} {why}" for why, number in self.left_out.most_common())
+        lines = [f"left out of logged traffic: {reasons}"] if reasons else []
+        if self.num_calls and not is_scrubbed:
+            lines.append(
+                "warning: logged traffic often holds personal data, and prepare.scrub is empty"
+            )
+        return lines
 
 
 def new_counts() -> Counts:
@@ -305,9 +335,10 @@ def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
                     f"prepare.{split}_ratio: {getattr(knobs, f'{split}_ratio'):g} of {total} rows "
                     f"holds out no row; raise it, or give a file as prepare.{split}"
                 )
+            why = "; ".join(counts.of_traffic(True))
             raise DataError(
                 f"prepare.{split}: {sources.describe(getattr(knobs, split))} holds no usable row; "
-                "give JSON lines with an object each, or a table with a heading"
+                + (why or "give JSON lines with an object each, or a table with a heading")
             )
     if not (knobs.has("test") or knobs.has("validation")):
         raise SpecError(

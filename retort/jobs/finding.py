@@ -4,15 +4,20 @@ Note: a name may be a version in MLflow, a job, a folder or a hub id. What is wr
 path is one; of what is not, MLflow is asked first.
 """
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retort.data import task_types
 from retort.errors import SpecError, did_you_mean
 from retort.jobs.cleanup import versions
+from retort.plugins import module_names
+from retort.spec import JobSpec, build_at
+from retort.spec.flat import put
 from retort.store import MANIFEST, Folder, Store, model_folder
 from retort.tracking import Version, open_registry, tracking_uri
 from retort.tracking.registry import CHALLENGER, CHAMPION, by_alias, by_number, find_model
@@ -69,6 +74,79 @@ def find(store: Store, name: str) -> FoundModel:
     raise _unknown(client, name)
 
 
+def rivals(store: Store, name: str, against: str | None) -> tuple[FoundModel, FoundModel | None]:
+    """Returns the model that is to be judged, and the one in use that it is compared with.
+
+    Of a plain registered name these are its challenger (else its newest version) and its champion;
+    `against` names another version or model. The second is None where no champion is, or where the
+    first is the champion. Raises `SpecError` for an unknown model.
+    """
+    client, model = registry(store), re.split("[@/]", name)[0]
+    is_plain = client is not None and name == model and bool(name)
+    chosen = is_plain and (by_alias(client, name, CHALLENGER) or _newest(client, name))
+    judged = find(store, f"{chosen.name}/{chosen.version}" if chosen else name)
+    if against is not None and against != CHAMPION:
+        return judged, find(store, f"{model}/{against}" if against.isdigit() else against)
+    champion = by_alias(client, model, CHAMPION) if client is not None and model else None
+    if champion is None:
+        if against:
+            raise SpecError(f"--against {CHAMPION}: {name} has none; `retort promote` makes one")
+        return judged, None
+    found = find(store, f"{champion.name}/{champion.version}")
+    return judged, None if found.address == judged.address else found
+
+
+def spec_to_ask(
+    found: FoundModel, rows: Any, task_type: str | None, evaluate: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the job, as JSON, by which a model is asked: that which made it, with other rows.
+
+    Raises `SpecError` where nobody says the task type.
+    """
+    alone = {"name": "evaluate", "generate": {"teacher": found.address, "top_k": 0}}
+    sections = copy.deepcopy(found.spec) or {**alone, "train": {"student": found.address}}
+    prepare, knobs = sections.setdefault("prepare", {}), sections.setdefault("evaluate", {})
+    kind = task_type or prepare.get("task_type")
+    if kind is None:
+        known = ", ".join(module_names(task_types))
+        raise SpecError(
+            f"task_type: missing, and no job of Retort's made {found.label}; give one of {known}, "
+            "or package.module for one of your own"
+        )
+    prepare |= {"task_type": kind, "test": rows, "test_ratio": 0.0}
+    # A job must have rows to train on; these are not read.
+    prepare |= {"train": rows, "validation": None, "validation_ratio": 0.0}
+    knobs |= evaluate
+    return sections
+
+
+def built(sections: dict[str, Any], knobs: Mapping[str, Any]) -> JobSpec:
+    """Returns the spec of a job's JSON with some knobs changed. Raises `SpecError` for a knob that
+    there is not."""
+    for key, value in knobs.items():
+        try:
+            put(sections, key, value)
+        except (AttributeError, TypeError):
+            raise SpecError(
+                f"knobs: '{key}' does not lead to a knob; see `retort schema`"
+            ) from None
+    return build_at(sections, Path.cwd())
+
+
+def prepared_for(found: FoundModel) -> Folder:
+    """Returns the examples that a model was trained on. Raises `SpecError` where they are gone."""
+    root = found.address.rpartition("/")[0]
+    manifest = Folder(root).manifest() if root else None
+    name = (manifest or {}).get("ingredients", {}).get("inputs", {}).get("prepare", "none")
+    prepared = Store(root.rpartition("/artifacts/")[0]).artifact("prepare", name)
+    if prepared.manifest() is None:
+        raise SpecError(
+            f"{found.label}: the examples that it was trained on are not in its store; name a "
+            "student whose job is there, or run the job again"
+        )
+    return prepared
+
+
 def makers(name: str) -> tuple[str, ...]:
     """Returns the names of the students, and of their jobs, that a model's name may come from."""
     stem = name.removesuffix(BASELINE)
@@ -119,6 +197,10 @@ def _version(client: Any, name: str) -> Version | None:
     for alias in (CHAMPION, CHALLENGER):
         if found := by_alias(client, name, alias):
             return found
+    return _newest(client, name)
+
+
+def _newest(client: Any, name: str) -> Version | None:
     newest = max((int(v.version) for v in versions(client) if v.name == name), default=None)
     return None if newest is None else by_number(client, name, str(newest))
 
