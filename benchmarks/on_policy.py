@@ -36,10 +36,10 @@ NUM_ROUNDS = 10
 ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 3, "learning_rate": 3e-3, "held_out": 64}
 CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
-# What is claimed: points over equal steps in each seed, the interval's bound over equal cost, and
-# the share of a round's time that is not learning.
+# What is claimed: points over equal steps in each seed, the interval's bound over equal cost, the
+# share of a round's time that is not learning, and the tokens a second over TRL's.
 TRL_STEPS = 16
-LEAST_OVER_STEPS, MOST_NOT_LEARNING = 0.06, 0.4
+LEAST_OVER_STEPS, MOST_NOT_LEARNING, LEAST_OVER_TRL = 0.06, 0.4, 1.5
 
 
 def spec_of(seed: int) -> JobSpec:
@@ -86,12 +86,11 @@ def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], d
         seconds["answers and scores"] += sum(seconds_of(artifacts[name]) for name in others)
     rows = InputFolder(artifacts["train"].uri).read_manifest()["facts"]["rounds"]
     written = sum(row["num"] * row["length"] for row in rows)
-    seconds["tokens a second"] = written / sum(seconds.values())
     for row in rows:
         print(f"seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     counts = {role: sum(score for score, _ in found[role].values()) for role in ROLES}
     print(f"seed {seed}: {counts} {seconds}", flush=True)
-    return found, seconds
+    return found, {**seconds, "written": written}
 
 
 def seconds_of(artifact: Artifact) -> float:
@@ -195,11 +194,19 @@ def main() -> None:
                 measures.append((name, gain, LEAST_OVER_STEPS, gain >= LEAST_OVER_STEPS))
     low = tell("pooled", runs, "offline_cost")["low"]
     measures.append(("on_policy.over_equal_cost_low", low, 0.0, low > 0))
+    written = sum(each.pop("written") for _, each in found)
     total = sum(sum(seconds.values()) for _, seconds in found)
     share = sum(seconds["answers and scores"] for _, seconds in found) / total
     measures.append(
         ("on_policy.not_learning_share", share, MOST_NOT_LEARNING, share <= MOST_NOT_LEARNING)
     )
+    rows = [json.loads(line) for line in (JOB.parent / "data/train.jsonl").open()][:NUM_PROBLEMS]
+    models, questions = JOB.parent / "models", [row["question"] for row in rows]
+    with ProcessPoolExecutor(1, mp_context=spawning) as pool:
+        theirs = pool.submit(of_trl, str(models / "base"), str(models / "teacher"), questions)
+        ratio = written / total / theirs.result()
+    print(f"tokens a second: {written / total:,.0f}, TRL {theirs.result():,.0f}")
+    measures.append(("on_policy.tokens_over_trl", ratio, LEAST_OVER_TRL, ratio >= LEAST_OVER_TRL))
     show(measures)
 
 

@@ -107,18 +107,20 @@ class TransformersEngine:
             (row.request.max_tokens or settings.max_tokens) - len(row.answer_ids) for row in rows
         ]
         greedy = settings.temperature == 0
-        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        sampling: dict[str, Any] = {"temperature": settings.temperature, "top_p": settings.top_p}
+        sampling |= {"top_k": 0, "do_sample": True}
+        if settings.top_p == 1 and all(row.request.seed is not None for row in rows):
+            sampling = {"do_sample": False, "logits_processor": [self._seeded(rows, width)]}
         ends = {"stop_strings": list(settings.stop), "tokenizer": self._tokenizer}
         with torch.inference_mode():
             out = self._model.generate(
                 **padded,
-                do_sample=not greedy,
                 max_new_tokens=min(max(room), self._max_length - width),
                 return_dict_in_generate=True,
                 output_logits=settings.top_k > 0,
                 pad_token_id=self._tokenizer.pad_token_id,
                 stopping_criteria=[self._count],
-                **({} if greedy else sampling),
+                **({"do_sample": False} if greedy else sampling),
                 **(ends if settings.stop else {}),
             )
         new_ids = out.sequences[:, width:].tolist()
@@ -131,6 +133,24 @@ class TransformersEngine:
             reason = "stop" if text != whole else reason
             signal = captured(*(part[index, : len(new)] for part in top)) if top else None
             yield Answer(row.request.id, local_raw(row.prompt_ids, ids, reason, text), signal)
+
+    def _seeded(self, rows: list[TokenizedRequest], width: int) -> Any:
+        """Returns a logits processor by which the largest is a sample that only the request's seed
+        decides, whatever else is in the batch.
+
+        Source: the Gumbel-max trick, Maddison et al. 2014 (arXiv:1411.0030), section 2.
+        """
+        torch, temperature = self._torch, self._settings.temperature
+
+        def with_noise(ids_BT: Any, logits_BV: Any) -> Any:
+            step, noisy_BV = ids_BT.shape[1] - width, logits_BV.float() / temperature
+            for index, row in enumerate(rows):
+                random = torch.Generator().manual_seed(((row.request.seed or 0) << 20) + step)
+                noise_V = torch.empty(noisy_BV.shape[1]).exponential_(generator=random)
+                noisy_BV[index] -= noise_V.log().to(noisy_BV.device)
+            return noisy_BV
+
+        return with_noise
 
     def _count(self, ids_BT: Any, scores: Any, **_: Any) -> Any:
         """Counts a step, as a stopping criterion that never stops."""

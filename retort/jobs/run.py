@@ -131,8 +131,7 @@ class JobRun:
         try:
             with placed(name, spec, inputs) as seen:
                 resident = self._resident(name)
-                if stage == "train":
-                    self._rest()
+                self._rest(beside=name)
                 context = Stage(stage, seen, self.store, inputs, folder, report, self.log, resident)
                 facts: dict[str, Any] = function_of(stage)(context)
             seconds = time.time() - started
@@ -156,11 +155,11 @@ class JobRun:
         self.force.discard(name)
         return self._use(name, artifact, "done")
 
-    def _rest(self) -> None:
-        """Has the engines of the rounds give back an accelerator's memory while the student learns.
-        Those of the student take new weights afterwards."""
+    def _rest(self, beside: str) -> None:
+        """Has the engines of the rounds give back an accelerator's memory for another stage. That
+        of the student takes new weights afterwards."""
         for kind, resident in self._residents.items():
-            if resident:
+            if resident and not beside.startswith(kind):
                 resident.rest(keeps_weights=kind != "rollouts")
 
     def close(self) -> None:

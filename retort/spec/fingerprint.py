@@ -217,12 +217,14 @@ def _add_rounds(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe])
         made[answers] = found
         made[scored] = _recipe("generate", rounds.scores(spec, number), sources, made)
         _reads(made[scored], made, answers, before)
-        found = _recipe("train", rounds.update(spec), own, made)
+        found = _recipe("train", rounds.update(spec, number), own, made)
         of_round = found.ingredients["knobs"]["on_policy"]
         for name in ("rounds", "decay", "losses", "learning_rate"):
             del of_round[name]
         of_round |= {"round": number, "learning_rates": knobs_of.learning_rates(number)}
-        _reads(found, made, before, answers, scored)
+        # And the student before that one: where answers went wrong, it is the one that stays.
+        last_but_one = [rounds.student_after(spec, number - 2)] if number > 1 else []
+        _reads(found, made, *last_but_one, before, answers, scored)
         made[rounds.student_after(spec, number)] = found
 
 

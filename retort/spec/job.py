@@ -213,6 +213,23 @@ class JobSpec(Section):
             )
         if self.generate.top_k == 0:
             raise ValueError(f"{where}but generate.top_k is 0; set it to 16")
+        if self.generate.reasoning != "none" or self.generate.instruction:
+            raise ValueError(
+                f"{where}and the teacher was told what the student is not (generate.reasoning or "
+                "generate.instruction), so that it would judge answers it never gave; take it out"
+            )
+        if self.curate.rationale != "keep":
+            raise ValueError(
+                f"{where}but curate.rationale: {self.curate.rationale} has the student learn "
+                "another text than the teacher wrote; set it to keep"
+            )
+        names = {loss.name for loss in own.losses if loss.weight}
+        if names == {"cross_entropy"} or "label_distribution" in names:
+            raise ValueError(
+                "train.on_policy.losses compare the distributions of student and teacher, such as "
+                "forward_kl or reverse_kl; cross_entropy alone would teach the student what it "
+                "wrote, and its answers have no labels"
+            )
         for index, loss in enumerate(own.losses):
             if loss.compares_features:
                 raise ValueError(

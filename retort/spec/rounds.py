@@ -6,16 +6,18 @@ on from that student.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from retort.spec.job import ROUND_CONTROLS, JobSpec
+from retort.spec.section import MAX_SEED
 from retort.spec.spending import TeacherSpending
 from retort.spec.train import Loss, OnPolicy
 
 # The phase before the rounds: the training of a job without them, with which it shares an artifact.
 OFFLINE = "train-offline"
 ROLLOUTS, SCORES, ROUND = "rollouts-", "scores-", "round-"
+STAGE_OF = {"rollouts": "generate", "scores": "generate", "round": "train"}
 PARTS = (ROLLOUTS, SCORES, ROUND)
 DEFAULT = (Loss(name="forward_kl", temperature=2.0),)
 
@@ -43,15 +45,21 @@ def names_of(spec: JobSpec, number: int) -> tuple[str, str, str]:
     return rollouts_of(number), scores_of(number), student_after(spec, number)
 
 
-def before(inputs: Iterable[str]) -> str | None:
+def before(inputs: Collection[str]) -> str | None:
     """Returns which input of a stage is the student that it begins with; None outside of rounds."""
+    names = students(inputs)
+    return OFFLINE if "train" in inputs and OFFLINE in names else next(reversed(names), None)
+
+
+def students(inputs: Iterable[str]) -> list[str]:
+    """Returns the students before and in rounds among the inputs of a stage, the oldest first."""
     names = [n for n in inputs if n == OFFLINE or n.startswith(ROUND)]
-    return OFFLINE if OFFLINE in names else next(iter(names), None)
+    return sorted(names, key=lambda name: "" if name == OFFLINE else name)
 
 
 def number_of(inputs: Iterable[str]) -> int:
     """Returns the number of the round that a stage belongs to, counted from 1; 0 for none."""
-    name = before(inputs)
+    name = before([*inputs])
     if name is None:
         return 0
     return 1 if name == OFFLINE else int(name.removeprefix(ROUND)) + 1
@@ -91,19 +99,20 @@ def scores(spec: JobSpec, number: int) -> JobSpec:
     if number > 1:  # the first scores showed that they can be trusted
         runtime = runtime.model_copy(update={"parity_samples": 0})
     spending = spec.generate.spending.model_copy(update={"pilot_rows": 0})
+    # It sees what it saw when it answered: `check` refuses what the student is not told.
     own = {"mode": "score", "n": 1, "temperature": 0.0, "runtime": runtime, "spending": spending}
     return _with(spec, "generate", **_PLAIN, **own)
 
 
-def update(spec: JobSpec) -> JobSpec:
+def update(spec: JobSpec, number: int) -> JobSpec:
     """Returns the job in which the student learns from a round."""
-    return _with(
-        control(spec), "train", num_epochs=_rounds(spec).passes, keep="last", early_stopping=None
-    )
+    seed = (spec.train.seed + 1_000_003 * number) % (MAX_SEED + 1)
+    return _with(control(spec), "train", num_epochs=_rounds(spec).passes, keep="last", seed=seed)
 
 
 def control(spec: JobSpec) -> JobSpec:
-    """Returns the job in which the student before the rounds goes on learning from stored rows."""
+    """Returns the job in which the student before the rounds goes on learning from stored rows. It
+    makes all of its steps; the best pass is kept, as the job says."""
     own = _rounds(spec)
     return _with(
         spec,
@@ -112,6 +121,7 @@ def control(spec: JobSpec) -> JobSpec:
         learning_rate=own.learning_rate or spec.train.learning_rate,
         teacher="stored",
         text="teacher",
+        early_stopping=None,
     )
 
 

@@ -22,6 +22,8 @@ def write(folder: Path, **own: Any) -> Path:
     """Writes the job; `own` are knobs of the rounds."""
     path = write_job(folder, "transformers")
     raw = yaml.safe_load(path.read_text())
+    # Several batches of answers: a kill comes between two.
+    raw["generate"]["runtime"]["max_num_seqs"] = 4
     raw["train"] |= {"on_policy": ROUNDS | own, "controls": ["offline_steps", "offline_cost"]}
     path.write_text(yaml.safe_dump(raw))
     return path
@@ -48,11 +50,12 @@ def train(
 
 
 def train_and_die(path: Path, store: Path, moment: tuple[str, str]) -> None:
-    """Kills this very process at the first event of a kind of a stage; for a child."""
+    """Kills this very process at the first event of a kind of a stage, of progress when there is
+    some; for a child."""
     os.setsid()
 
     def listen(stage: str, event: Any) -> None:
-        if (stage, event["kind"]) == moment:
+        if (stage, event["kind"]) == moment and event.get("done", 1):
             os.killpg(0, signal.SIGKILL)
 
     train(path, store, listen=listen)

@@ -9,7 +9,7 @@ from typing import Any
 
 from retort.errors import StoreError
 from retort.jobs.cleanup.reading import JobRecord, Key, StoredFolder, folder_of, read_json
-from retort.spec import STAGES
+from retort.spec import STAGES, rounds
 from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE
 from retort.store.urls import public
@@ -105,5 +105,6 @@ def ledgers_of(store: Store, paid: list[StoredFolder], reached: Manifests) -> se
 
 
 def stage_of(label: str) -> str:
-    """Returns the stage of a job's label: that of `train-fine_tuning` is train."""
-    return label.partition("-")[0]
+    """Returns the stage of a job's label: that of `train-fine_tuning` is train, that of a round's
+    answers and scores generate."""
+    return rounds.STAGE_OF.get(first := label.partition("-")[0], first)

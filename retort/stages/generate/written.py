@@ -75,7 +75,9 @@ def turns(total: int, each: int, number: int, seed: int) -> list[int]:
     at, end = (number - 1) * each, number * each
     while at < end:
         order = np.random.default_rng([seed, at // total]).permutation(total)
-        part = order[at % total :][: end - at]
-        found += part.tolist()
-        at += len(part)
+        part = order[at % total :]
+        if found:  # a new order has what is chosen already at its end
+            part = np.concatenate([part[~np.isin(part, found)], part[np.isin(part, found)]])
+        found += part[: end - at].tolist()
+        at = min(end, (at // total + 1) * total)
     return found

@@ -59,7 +59,19 @@ def _check_rounds(spec: JobSpec, student: Path) -> list[str]:
             "train.on_policy has the teacher score the student's own answers, which "
             f"generate.engine: {spec.generate.engine} does not; use vllm or transformers"
         )
+    if spec.cluster.ray:
+        raise SpecError(
+            "train.on_policy: rounds run on this machine alone; set cluster.ray: null, or take "
+            "train.on_policy out"
+        )
+    positions = _config(student).get("max_position_embeddings")
+    if positions and (spec.generate.max_model_len or 0) > positions:
+        raise SpecError(
+            f"generate.max_model_len: {spec.generate.max_model_len}; in the rounds the student "
+            f"answers, too, and takes at most {positions} tokens; set it to at most {positions}"
+        )
     teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+    check_pair(spec, teacher, student)
     ends, own = _end_ids(teacher), _end_ids(student)
     alike = model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
     if alike and ends and own and not ends & own:

@@ -64,7 +64,8 @@ class Round:
         say that the rounds end."""
         if reason := self._ends():
             self.stage.report.note(f"warning: the rounds end here: {reason}")
-            return {"kept": False, "ended": reason, "warnings": [reason], **self._record({}, {})}
+            ended = {"kept": False, "ended": reason, "warnings": [reason]}
+            return {**ended, **self._record({}, {}), **self._counts()}
         if (state := self._state()) is not None:
             checkpoint.restore(state, trainer.learner, trainer.optimizer)
         trainer.factor = self._factor(state is not None)
@@ -82,7 +83,7 @@ class Round:
             values = {f"rounds.{key}": value for key, value in each.items() if key != "round"}
             self.stage.report.metrics(values, round(each["round"]))
         self.stage.report.note(_outcome(record["rounds"][-1]))
-        return {**last, "kept": kept, **record}
+        return {**last, "kept": kept, **record, **self._counts()}
 
     def save(
         self,
@@ -109,10 +110,13 @@ class Round:
                 out.write(STATE, state)
             save_student(self.stage, trainer.learner, self.base, weights)
             return
-        with before.local_copy("student") as folder:
+        stays = (
+            self.stage.input(rounds.students(self.stage.inputs)[0]) if "ended" in facts else before
+        )
+        with stays.local_copy("student") as folder:
             out.put_tree(folder, "student")
-        if before.has(STATE):
-            out.write(STATE, before.read(STATE))
+        if stays.has(STATE):
+            out.write(STATE, stays.read(STATE))
 
     @property
     def _knobs(self) -> Any:
@@ -144,10 +148,18 @@ class Round:
 
         return factor
 
+    def _counts(self) -> dict[str, int]:
+        """Returns the counts of the stored rows that were learned from before the rounds."""
+        facts = self.stage.facts(self._before)
+        return {name: facts[name] for name in ("num_train", "num_validation")}
+
     def _ends(self) -> str | None:
         """Returns why the rounds end; None where they go on."""
         own, knobs = self.answers, self._knobs
-        first = self.earlier[0] if self.earlier else {**asdict(own)}
+        # Rounds of short answers, before they have their whole length, are no measure for others.
+        whole = [record for record in self.earlier if record["round"] > knobs.grow]
+        first = whole[0] if whole else {**asdict(own)}
+        is_short = self.number <= knobs.grow
         least = max(first["divergence"], 1e-3)
         for name, value, most in (
             ("max_length_ratio", own.length / max(first["length"], 1.0), knobs.max_length_ratio),
@@ -155,10 +167,10 @@ class Round:
             ("max_repeated", own.repeated, knobs.max_repeated),
             ("max_divergence", own.divergence / least, knobs.max_divergence),
         ):
-            if value > most:
+            if value > most and not (is_short and name == "max_truncated"):
                 return (
                     f"{SAID[name]} in round {self.number}: {value:.3g} "
-                    f"(train.on_policy.{name}: {most:g}); the student is that of the round before"
+                    f"(train.on_policy.{name}: {most:g}); the student is the one before that"
                 )
         return None
 
@@ -211,7 +223,9 @@ def goes_on(stage: Stage, trainer: Trainable) -> None:
     assert knobs
     number = sum(round(record["num_steps"]) for record in facts["rounds"])
     if any(name.startswith(rounds.ROLLOUTS) for name in stage.inputs):  # offline_cost
-        each = stage.facts(rounds.OFFLINE)["seconds_per_step"]
+        before = stage.input(rounds.OFFLINE).read_manifest()
+        of_all = before["seconds"] / max(1, before["facts"]["num_steps"])  # of earlier versions
+        each = before["facts"].get("seconds_per_step") or of_all
         parts = [n for n in stage.inputs if n == "train" or n.startswith(rounds.PARTS)]
         made = {stage.input(name).uri: stage.input(name) for name in parts}
         seconds = sum(folder.read_manifest()["seconds"] for folder in made.values())
