@@ -1,6 +1,7 @@
 """Engines on real tiny models: the signal is the model's own, each request is answered once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from retort import processes
 from retort.data.encoding import load_tokenizer, render
-from retort.engines import Settings, find_engine, resolve
+from retort.engines import Request, Settings, find_engine, resolve
 from retort.engines._kv_cache import cache_bytes
 from retort.errors import SpecError
 from retort.events import SILENT
@@ -171,3 +172,21 @@ def test_an_engine_that_gives_no_signal_is_refused_where_one_is_asked_for():
         SpecError, match="anthropic, echo, llamacpp, onnx, openai, transformers, vllm"
     ):
         find_engine("nothing")
+
+
+def test_a_sample_of_transformers_is_that_of_its_seed_whatever_is_beside_it(tmp_path):
+    model = save_model(tmp_path / "model", hidden=32, seed=3)
+    runtime = {"device": "cpu", "max_num_seqs": 8}
+    settings = Settings(str(model), 1.0, 1.0, 9, 64, 0, "float32", 0, runtime)
+    chats = [[{"role": "user", "content": f"What is {n} plus {n}?"}] for n in range(6)]
+    requests = [Request(str(n), chat, seed=70 + n) for n, chat in enumerate(chats)]
+
+    def answers(asked):
+        engine = find_engine("transformers").open_engine(settings)
+        return {answer.id: answer.raw["token_ids"] for answer in engine.generate(asked)}
+
+    together, alone = answers(requests), {}
+    for request in reversed(requests):
+        alone |= answers([request])
+    assert together == alone
+    assert answers([replace(requests[0], seed=5)])["0"] != together["0"]

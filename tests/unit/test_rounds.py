@@ -85,6 +85,7 @@ def test_every_prompt_is_asked_before_any_is_asked_again():
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
     assert turns(3, 8, 2, seed=7) == turns(3, 3, 2, seed=7)
+    assert all(len(set(turns(11, 8, number, seed=1))) == 8 for number in range(1, 12))
 
 
 def test_seeds_of_the_rounds_differ_and_are_those_of_the_job():

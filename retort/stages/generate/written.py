@@ -69,15 +69,18 @@ def asked_in_round(stage: Stage) -> frozenset[str] | None:
 
 def turns(total: int, each: int, number: int, seed: int) -> list[int]:
     """Returns which of `total` examples a round asks, counted from 1, `each` a round: the next ones
-    of a shuffled order that begins anew, shuffled again, when it is through."""
+    of a shuffled order that begins anew, shuffled again, when it is through.
+
+    What a round took from the end of one order comes last in the next, so that none comes twice.
+    """
     each = min(each, total)
-    found: list[int] = []
-    at, end = (number - 1) * each, number * each
-    while at < end:
-        order = np.random.default_rng([seed, at // total]).permutation(total)
-        part = order[at % total :]
-        if found:  # a new order has what is chosen already at its end
-            part = np.concatenate([part[~np.isin(part, found)], part[np.isin(part, found)]])
-        found += part[: end - at].tolist()
-        at = min(end, (at // total + 1) * total)
+    start, end, found = (number - 1) * each, number * each, list[int]()
+    last: list[int] = []
+    for turn in range(-(-end // total) if total else 0):
+        taken = {*last}
+        shuffled = np.random.default_rng([seed, turn]).permutation(total).tolist()
+        order = [*(index for index in shuffled if index not in taken), *last]
+        at = turn * total
+        found += order[max(start - at, 0) : max(end - at, 0)]
+        last = order[total - (at + total) % each :]
     return found
