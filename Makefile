@@ -72,6 +72,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.real_model
+	$(BIN)/python -m benchmarks.on_policy
+	$(BIN)/python -m benchmarks.from_teacher
+	$(BIN)/python -m benchmarks.shadow
 
 # Pins every version anew for both targets; no index host is written.
 lock: .venv/ready

@@ -32,8 +32,8 @@ from retort.stages.stage import read_examples
 from retort.store import Artifact, InputFolder, open_store
 
 NUM_PROBLEMS, NUM_EPOCHS = 2000, 14
-NUM_ROUNDS = 10
-ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 3, "learning_rate": 3e-3, "held_out": 64}
+NUM_ROUNDS = 8
+ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 4, "learning_rate": 3e-3, "held_out": 64}
 CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, the

@@ -1,15 +1,17 @@
 """GGUF's blocks against the official reader and a slow search, and what the format refuses."""
 
 import json
+import subprocess
 import sys
 
 import gguf
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from retort.engines._gguf_header import read_header
 from retort.errors import DamagedError, SpecError
-from retort.stages.export.formats import Student, find_format
+from retort.stages.export.formats import Student, _gguf_families, find_format
 from retort.stages.export.formats._gguf_blocks import (
     quantize_q4_0,
     quantize_q6_k,
@@ -119,6 +121,22 @@ def test_a_family_that_llama_cpp_computes_otherwise_is_refused_by_name(student, 
     assert "rotary embeddings default or linear, not dynamic" in said and "qwen3" in said
     (changed(student, tmp_path) / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refusal(tmp_path)
+
+
+def test_a_family_that_fits_is_known_from_its_file_without_transformers(student, tmp_path):
+    named_otherwise = {"gpt2"}  # its file says n_head, which transformers reads
+    for kind in _gguf_families.ARCHITECTURES.keys() - named_otherwise:
+        AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
+        assert _gguf_families.plainly_fits(tmp_path / kind), kind
+        assert _gguf_families.read_family(tmp_path / kind).config.model_type == kind
+    for number, wrong in enumerate(({"hidden_act": "relu"}, {"model_type": "cohere"})):
+        (folder := tmp_path / str(number)).mkdir()
+        assert not _gguf_families.plainly_fits(changed(student, folder, **wrong))
+    code = (
+        "import sys; from pathlib import Path; from retort.stages.export.formats import gguf;"
+        f"gguf.check(Path({str(student)!r}), 'q8_0'); assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_missing_package_is_named_with_what_to_do(student, monkeypatch):
