@@ -149,10 +149,10 @@ class OnPolicy(Section):
         0.2, "ratio of answers", "The rounds end where more answers than this repeat.", ge=0
     )
     max_divergence: float = knob(
-        2.0,
+        4.0,
         "ratio of nats",
         "The rounds end where KL(student || teacher) on its answers is so many times that at "
-        "first.",
+        "first; at a high step size it doubles before it falls.",
         gt=1,
     )
 

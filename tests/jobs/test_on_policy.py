@@ -105,3 +105,23 @@ def test_the_rounds_end_where_answers_are_cut_off(undisturbed):
     assert "cut off" in last["ended"] and len(last["rounds"]) == 1
     student = InputFolder(found["train"].uri).read("student/model.safetensors")
     assert student == InputFolder(made["train-offline"].uri).read("student/model.safetensors")
+
+
+def test_a_whole_run_shows_its_rounds_and_what_they_gained(undisturbed, retort, tmp_path):
+    path, _, store = undisturbed
+    shown = retort("run", path, "--store", store)
+    assert shown.returncode in (0, 3), shown.stderr
+    assert "round-001: cached" in shown.stderr and "evaluate: done" in shown.stderr
+    report = Folder(f"{store}/jobs/tiny")
+    content = report.read_json("report.json")
+    assert [each["round"] for each in content["training"]["rounds"]] == [1, 2]
+    assert {"offline_steps", "offline_cost"} <= content["comparison"]["differences"].keys()
+    text = report.read("report.md").decode()
+    assert "## Rounds" in text and "learning on from stored rows" in text
+    # Ended in its first round, of three: the others are not made.
+    short = ("--set", "train.on_policy.max_tokens=1", "--set", "train.on_policy.max_truncated=0.5")
+    more = ("--set", "train.on_policy.rounds=3", "--set", "train.controls=[]")
+    ended = retort("run", path, "--store", store, *short, *more)
+    assert ended.returncode in (0, 3), ended.stderr
+    assert "the rounds end here" in ended.stderr and "round-002" not in ended.stderr
+    assert len(report.read_json("report.json")["training"]["rounds"]) == 1
