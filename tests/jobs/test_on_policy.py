@@ -119,7 +119,7 @@ def test_a_whole_run_shows_its_rounds_and_what_they_gained(undisturbed, retort, 
     text = report.read("report.md").decode()
     assert "## Rounds" in text and "learning on from stored rows" in text
     # Ended in its first round, of three: the others are not made.
-    short = ("--set", "train.on_policy.max_tokens=1", "--set", "train.on_policy.max_truncated=0.5")
+    short = ("--set", "train.on_policy.max_tokens=2", "--set", "train.on_policy.max_truncated=0.5")
     more = ("--set", "train.on_policy.rounds=3", "--set", "train.controls=[]")
     ended = retort("run", path, "--store", store, *short, *more)
     assert ended.returncode in (0, 3), ended.stderr
