@@ -76,8 +76,9 @@ class Lora(Section):
 
 
 class OnPolicy(Section):
-    """Rounds after the offline phase: the student answers, the teacher scores just these tokens,
-    and the student learns from the scores.
+    """Rounds after all passes, in which the student learns from scores of its own answers.
+
+    The student answers, the teacher scores just these tokens, and the student learns.
 
     Sources: Agarwal et al. 2024 (arXiv:2306.13649), algorithm 1; that the source of the prefixes
     and the loss are separate choices: arXiv:2605.16826.
