@@ -102,7 +102,7 @@ def test_what_is_wrong_is_refused_on_the_page_and_nothing_is_scheduled(desk):
         "Name of the job": "tiny",
         "What the teacher answers to be learned.": "data/train.jsonl",
         "The model to imitate; not given where there are several teachers.": "models/teacher",
-        "The base model that becomes the student; or from_teacher, with how it is cut.": "models/base",
+        "The base model that becomes the student; or": "models/base",
         LEARNING_RATE: "-1",
     }.items():
         field(page, told).fill(value)
