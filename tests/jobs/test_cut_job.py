@@ -140,10 +140,10 @@ def test_a_cut_student_in_a_store_elsewhere_is_brought_here_for_the_training_alo
     (tmp_path / "config.json").write_text("{}")
     folder.put_tree(tmp_path, "student")
     cut = folder.commit({"facts": {}})
-    with placed(spec, {"cut": cut}) as own:
+    with placed("train", spec, {"cut": cut}) as own:
         assert own.cut is None and (Path(own.base) / "config.json").read_text() == "{}"
         assert own.train.model_copy(update={"student": spec.train.student}) == spec.train
     assert not Path(own.base).exists()
     for inputs in ({}, {"cut": cut, "train": cut}):
-        with placed(spec, inputs) as own:
+        with placed("train", spec, inputs) as own:
             assert own == spec
