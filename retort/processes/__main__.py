@@ -4,6 +4,7 @@ Note: standard output carries JSON lines, so whatever a library prints is sent t
 before anything is imported.
 """
 
+import _thread
 import contextlib
 import gc
 import importlib
@@ -20,6 +21,9 @@ from typing import Any, NoReturn
 from retort.errors import BY_NAME, StoreError, disk_cause
 from retort.events import Event, Reporter
 from retort.processes import GRACE_SECONDS
+
+# A thread begins within this time, or never.
+BEGIN_SECONDS = 60.0
 
 
 def main() -> NoReturn:
@@ -49,9 +53,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, interrupt)
     arguments = json.loads(Path(arguments_file).read_text())
     orphaned = threading.Event()
-    threading.Thread(target=_end_with_parent, args=(orphaned,), daemon=True).start()
     code = 0
     try:
+        watch_parent(orphaned, BEGIN_SECONDS)
         target = _imported(function)
         emit({"kind": "result", "value": target(report=Reporter(emit), **arguments)})
     except BaseException as error:
@@ -91,9 +95,25 @@ def _imported(function: str) -> Any:
         gc.enable()
 
 
-def _end_with_parent(orphaned: threading.Event) -> None:
+def watch_parent(orphaned: threading.Event, seconds: float) -> None:
+    """Starts the thread that waits for the parent's death.
+
+    Raises `MemoryError` where there is no memory for it. Note: `Thread.start` would wait without
+    end for a thread that found none when it began.
+    """
+    begun = threading.Event()
+    try:
+        _thread.start_new_thread(_end_with_parent, (orphaned, begun))
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from error
+    if not begun.wait(seconds):
+        raise MemoryError("a thread that was started did not begin")
+
+
+def _end_with_parent(orphaned: threading.Event, begun: threading.Event) -> None:
     """Waits for the parent's death; then interrupts the main thread by a signal, so that it can
     keep what is finished, and after a grace kills the group."""
+    begun.set()
     sys.stdin.read()
     orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,9 +1,11 @@
 """A child process gives its result, keeps its errors' kind, and never outlives its welcome."""
 
+import _thread
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from retort.errors import (
 )
 from retort.events import SILENT, Reporter
 from retort.processes import forks
+from retort.processes.__main__ import watch_parent
 from tests.conftest import ROOT, environment
 from tests.support.child_functions import (
     crash,
@@ -227,3 +230,17 @@ def test_a_child_goes_on_when_its_fork_server_is_killed(described, tmp_path):
     killing = Reporter(lambda event: server.kill())
     assert processes.run(double, {"value": 4}, killing, tmp_path / "log", RUNTIME) == 8
     assert gone([server.pid])
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_child_without_memory_for_its_watching_thread_fails_and_does_not_wait(
+    monkeypatch, is_refused
+):
+    def starved(function, arguments):
+        """What Python does where a thread cannot be made, or ends before its first line."""
+        if is_refused:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", starved)
+    with pytest.raises(MemoryError, match="thread"):
+        watch_parent(threading.Event(), 0.05)
