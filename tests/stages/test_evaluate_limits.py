@@ -93,8 +93,9 @@ def test_a_model_that_takes_no_prompt_at_all_is_an_error_that_names_the_knob(fol
 
 def test_a_short_budget_cuts_latency_rate_and_load_and_says_so(folder, tmp_path):
     heard = []
-    asked = measured(folder, tmp_path, heard, rounds=2, latency_samples=9, speed_seconds=1e-6)
-    facts = evaluate(asked)
+    # A bound that no answer exceeds, because the load ends at the first level beyond it.
+    knobs = {"latency_samples": 9, "speed_seconds": 1e-6, "latency_bound_seconds": 600.0}
+    facts = evaluate(measured(folder, tmp_path, heard, rounds=2, **knobs))
     assert facts["speed_budget_seconds"] == 1e-6
     for role in ROLES:
         model = facts["models"][role]
