@@ -76,6 +76,19 @@ class HttpEngine:
         finally:
             pool.close()
 
+    def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
+        """Yields what the endpoint says of existing answers, each with the text that it scored."""
+        texts: dict[str, Any] = {}
+
+        def noted() -> Iterator[Request | None]:
+            for request in requests:
+                if request:
+                    texts[request.id] = request.response
+                yield request
+
+        for answer in self.generate(noted()):
+            yield Answer(answer.id, {**answer.raw, "scored": texts.pop(answer.id)})
+
     def timed(self, request: Request) -> Timing:
         """Returns the latency of one request; no first token if the endpoint does not stream."""
         from retort.engines._official import timed_stream

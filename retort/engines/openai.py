@@ -1,10 +1,13 @@
 """Chats answered by an endpoint that speaks OpenAI's protocol: OpenAI, Azure, vLLM's server.
 
 Live or in batches. Where a signal is wanted, answers list their tokens with log-probabilities;
-they are stored as they are, and read by the stage that wants the signal.
+they are stored as they are, and read by the stage that wants the signal. Existing answers are
+scored by vLLM's server alone, as the last message of a chat of which it lists every token
+(`prompt_logprobs`): what the teacher's tokens are, nobody here knows.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +18,19 @@ from retort.engines._batch import BatchApi, Intent, open_remote
 from retort.engines._endpoint import Api, describe
 from retort.engines._official import Caller, read_lines
 from retort.engines._replies import make_error, read_answer, read_error
-from retort.engines._shapes import read_completion
+from retort.engines._shapes import count, read_completion
+from retort.errors import SpecError
+from retort.records import Response
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
+    from retort.engines._batch import BatchEngine
+    from retort.engines._request_pool import HttpEngine
+
 GIVES_SIGNAL = True
-SCORES = False
+SCORES = True
 CONTINUES = False
 REMOTE = True
 
@@ -54,6 +62,19 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
     if settings.top_k:
         body |= {"logprobs": True, "top_logprobs": min(settings.top_k, MOST_LISTED)}
     return body
+
+
+def _score_body(settings: Settings, request: Request) -> dict[str, Any]:
+    reply = {"role": "assistant", "content": request.response}
+    body: dict[str, Any] = {
+        "model": settings.model,
+        "messages": [*request.messages, reply],
+        "add_generation_prompt": False,
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": min(settings.top_k, MOST_LISTED),
+    }
+    return body | ({"tools": request.tools} if request.tools else {})
 
 
 def _headers(host: str, key: str) -> dict[str, str]:
@@ -134,6 +155,38 @@ BATCHES = BatchApi(
     results=_results,
 )
 
-open_engine = partial(open_remote, api=API, batches=BATCHES)
-check = partial(describe, api=API)
-parse = partial(read_answer, read=read_completion)
+SCORING = replace(API, body=_score_body, rename=None)
+
+
+def open_engine(settings: Settings) -> "BatchEngine | HttpEngine":
+    """Returns the endpoint as an engine; what exists is scored live, never in batches."""
+    if settings.scores:
+        settings = replace(settings, runtime={**settings.runtime, "batch": False})
+    return open_remote(settings, SCORING if settings.scores else API, BATCHES)
+
+
+def check(settings: Settings) -> str:
+    """Returns a line on the endpoint. Raises `SpecError` for a bad one, a missing key, and one that
+    cannot score existing answers where that is wanted."""
+    line = describe(settings, API)
+    if settings.scores and (settings.endpoint or API.endpoint).startswith(API.endpoint):
+        raise SpecError(
+            f"{API.endpoint} does not score existing answers; vLLM's server does: name it in "
+            "generate.endpoint, or run the teacher here with generate.engine: vllm or transformers"
+        )
+    return line
+
+
+def parse(request_id: str, raw: dict[str, Any]) -> Response:
+    """Returns the response in a raw answer; of scores, the answer that was scored."""
+    read = partial(_scored, raw["scored"]) if "scored" in raw else read_completion
+    return read_answer(request_id, raw, read)
+
+
+def _scored(text: str, request_id: str, body: dict[str, Any]) -> Response:
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    num_prompt, num_tokens = (
+        count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens")
+    )
+    return Response(request_id, text, [], "stop", num_prompt, num_tokens)

@@ -7,7 +7,7 @@ from retort.data import sources
 from retort.engines import find_engine, resolve
 from retort.plugins import source_digest
 from retort.records import SPLITS, sha256_of
-from retort.spec import JobSpec, StageName
+from retort.spec import JobSpec, StageName, rounds
 from retort.stages import engine_settings
 from retort.store import model_folder
 
@@ -37,6 +37,10 @@ def source_digests(spec: JobSpec) -> dict[str, str]:
         name = engine_settings.model_digest(find_engine(engine), model.model, model.endpoint, where)
         found[where] = f"{engine}: {name}"
     found["generate.engine"] = resolve(spec.generate.engine, spec.generate.top_k)
+    if spec.train.on_policy:
+        asked = rounds.rollouts(spec, 1).generate
+        if asked.engine != spec.generate.engine:
+            found[rounds.ENGINE] = resolve(asked.engine, asked.top_k)
     found["evaluate.engine"] = resolve(spec.evaluate.engine, 0)
     found["generate.teacher"] = engine_settings.teacher_digest(spec)
     for name in spec.generate.teachers:

@@ -204,12 +204,12 @@ def _add_rounds(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe])
     """
     knobs_of = spec.train.on_policy
     assert knobs_of
+    engine = {"generate.engine": sources.get(rounds.ENGINE, sources["generate.engine"])}
     made[rounds.OFFLINE] = _recipe("train", rounds.offline(spec), sources, made)
     own = {key: digest for key, digest in sources.items() if key != "train.student"}
     for number in range(1, knobs_of.rounds + 1):
         before = rounds.student_after(spec, number - 1)
         answers, scored = rounds.rollouts_of(number), rounds.scores_of(number)
-        engine = {"generate.engine": sources["generate.engine"]}
         found = _recipe("generate", rounds.rollouts(spec, number), engine, made)
         asked = {"round": number, "prompts": knobs_of.prompts, "held_out": knobs_of.held_out}
         found.ingredients["knobs"]["on_policy"] = {**asked, "seed": spec.train.seed}
@@ -219,6 +219,7 @@ def _add_rounds(spec: JobSpec, sources: dict[str, str], made: dict[str, Recipe])
         _reads(made[scored], made, answers, before)
         found = _recipe("train", rounds.update(spec, number), own, made)
         of_round = found.ingredients["knobs"]["on_policy"]
+        of_round.pop("engine", None)
         for name in ("rounds", "decay", "losses", "learning_rate"):
             del of_round[name]
         of_round |= {"round": number, "learning_rates": knobs_of.learning_rates(number)}

@@ -17,8 +17,12 @@ from retort.spec.train import Loss, OnPolicy
 # The phase before the rounds: the training of a job without them, with which it shares an artifact.
 OFFLINE = "train-offline"
 ROLLOUTS, SCORES, ROUND = "rollouts-", "scores-", "round-"
+# The digest of what runs the student, where that is not the teacher's engine.
+ENGINE = "train.on_policy.engine"
 STAGE_OF = {"rollouts": "generate", "scores": "generate", "round": "train"}
 PARTS = (ROLLOUTS, SCORES, ROUND)
+# Engines that ask a teacher elsewhere, and cannot run a student.
+ENDPOINTS = ("openai", "anthropic")
 DEFAULT = (Loss(name="forward_kl", temperature=2.0),)
 
 
@@ -79,10 +83,13 @@ def rollouts(spec: JobSpec, number: int) -> JobSpec:
     # The weights of an engine that took new ones are compared with a plain forward pass each time.
     samples = max(1, runtime.parity_samples)
     checked = {"parity_samples": samples, "retry": (), "batch": False}
+    same = own.engine == "auto" and spec.generate.engine not in ENDPOINTS
+    at = {} if same else {"engine": own.engine, "endpoint": None, "api_key_env": None}
     return _with(
         spec,
         "generate",
         **_PLAIN,
+        **at,
         mode="answer",
         n=own.n,
         temperature=own.temperature,

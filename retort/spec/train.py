@@ -98,6 +98,13 @@ class OnPolicy(Section):
     max_tokens: int | None = knob(
         None, "tokens", "Its longest answer; generate.max_tokens if not given.", ge=1
     )
+    engine: str = knob(
+        "auto",
+        "name",
+        "What runs the student in the rounds: vllm or transformers. auto: the teacher's engine, or "
+        "vllm where the teacher is at an endpoint.",
+        added_later=True,
+    )
     grow: int = knob(
         0,
         "rounds",

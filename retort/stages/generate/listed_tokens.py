@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from retort.engines._replies import UNREADABLE
 from retort.records import Response
+from retort.stages.generate.scored_tokens import scored_tokens
 
 NONE_LISTED = "it lists no log-probabilities"
 # What servers give for a log-probability that they do not know, and what rounding puts above 0.
@@ -67,6 +68,8 @@ class Place:
 
 def listed_tokens(raw: dict[str, Any]) -> list[Any]:
     """Returns the entries of an answer's tokens as they were given; none where it has none."""
+    if "scored" in raw:
+        return scored_tokens(raw)
     try:
         content = raw["body"]["choices"][0]["logprobs"]["content"]
     except UNREADABLE:

@@ -4,7 +4,8 @@ import numpy as np
 
 from retort.errors import StageError
 from retort.records import Response
-from retort.spec import capture_of, rounds
+from retort.spec import JobSpec, capture_of, rounds
+from retort.stages.engine_settings import engine_of
 from retort.stages.stage import Stage, read_decisions, read_responses, stream_examples
 from retort.stages.teacher_requests import Written
 from retort.store import model_folder
@@ -33,18 +34,21 @@ def written_answers(stage: Stage) -> Written | None:
 
 def _of_student(stage: Stage, responses: list[Response]) -> Written:
     """Returns the student's answers: its own ids where the teacher has its tokens, else texts."""
-    own, theirs = (
-        model_folder.token_map(model_folder.locate(model, knob))[0]
-        for model, knob in (
-            (stage.spec.base, "train.student"),
-            (stage.spec.generate.teacher, "generate.teacher"),
-        )
-    )
+    gives_ids = not engine_of(stage.spec).REMOTE and _are_alike(stage.spec)
     found: Written = {}
     for response in responses:
-        if answer := response.token_ids if own == theirs else response.text:
+        if answer := response.token_ids if gives_ids else response.text:
             found.setdefault(response.example_id, {})[response.sample] = answer
     return found
+
+
+def _are_alike(spec: JobSpec) -> bool:
+    """Whether teacher and student have the same tokens."""
+    models = ((spec.base, "train.student"), (spec.generate.teacher, "generate.teacher"))
+    own, theirs = (
+        model_folder.token_map(model_folder.locate(model, knob))[0] for model, knob in models
+    )
+    return own == theirs
 
 
 def asked_in_round(stage: Stage) -> frozenset[str] | None:

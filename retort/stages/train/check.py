@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from retort.data import token_bytes
+from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.plugins import check_function, check_options
-from retort.spec import JobSpec
+from retort.spec import JobSpec, rounds
 from retort.spec.train import Lora
-from retort.stages.engine_settings import engine_of, model_line
+from retort.stages.engine_settings import engine_of, model_line, settings_of
 from retort.stages.teachers import each_job
 from retort.stages.train.layout import layout_of
 from retort.store import model_folder
@@ -54,10 +55,11 @@ def _check_rounds(spec: JobSpec, student: Path) -> list[str]:
         check_function("loss", loss.name, "retort.losses")
         check_options("loss", loss.name, "retort.losses", loss.options, type(loss).model_fields)
     engine = engine_of(spec)
-    if engine.REMOTE or not engine.SCORES:
+    if not engine.SCORES:
         raise SpecError(
             "train.on_policy has the teacher score the student's own answers, which "
-            f"generate.engine: {spec.generate.engine} does not; use vllm or transformers"
+            f"generate.engine: {spec.generate.engine} does not; use vllm, transformers, or openai "
+            "with the address of vLLM's server"
         )
     if spec.cluster.ray:
         raise SpecError(
@@ -70,15 +72,15 @@ def _check_rounds(spec: JobSpec, student: Path) -> list[str]:
             f"generate.max_model_len: {spec.generate.max_model_len}; in the rounds the student "
             f"answers, too, and takes at most {positions} tokens; set it to at most {positions}"
         )
-    teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
-    check_pair(spec, teacher, student)
-    ends, own = _end_ids(teacher), _end_ids(student)
-    alike = model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
-    if alike and ends and own and not ends & own:
+    if engine.REMOTE:
+        engine.check(settings_of(rounds.scores(spec, 1), ""))
+    else:
+        _check_ends(spec, student)
+    asked = rounds.rollouts(spec, 1).generate
+    if find_engine(resolve(asked.engine, asked.top_k)).REMOTE:
         raise SpecError(
-            f"train.on_policy: the teacher ends an answer with the token {sorted(ends)}, the "
-            f"student with {sorted(own)}, so that it would be taught never to end; give both the "
-            "same eos_token_id in generation_config.json"
+            f"train.on_policy.engine: {asked.engine} runs no model of a folder, which the student "
+            "is; use vllm or transformers"
         )
     lines = [
         f"train.on_policy: {knobs.rounds} rounds of {knobs.prompts:,} prompts; each keeps weights "
@@ -92,6 +94,20 @@ def _check_rounds(spec: JobSpec, student: Path) -> list[str]:
             "the teacher's distribution in them; the two may disagree"
         )
     return lines
+
+
+def _check_ends(spec: JobSpec, student: Path) -> None:
+    """Raises `SpecError` where the teacher ends an answer in another way than the student."""
+    teacher = model_folder.locate(spec.generate.teacher, "generate.teacher")
+    check_pair(spec, teacher, student)
+    ends, own = _end_ids(teacher), _end_ids(student)
+    alike = model_folder.token_map(teacher)[0] == model_folder.token_map(student)[0]
+    if alike and ends and own and not ends & own:
+        raise SpecError(
+            f"train.on_policy: the teacher ends an answer with the token {sorted(ends)}, the "
+            f"student with {sorted(own)}, so that it would be taught never to end; give both the "
+            "same eos_token_id in generation_config.json"
+        )
 
 
 def _end_ids(folder: Path) -> set[int]:

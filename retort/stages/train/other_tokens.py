@@ -29,16 +29,18 @@ class ByBytes:
     live: OtherTokens | None = None
 
 
-def translator(stage: Stage, tokenizer: Any, table: int, end_ids: list[int]) -> Translator | None:
-    """Returns the translator from the teacher's tokens to the student's first `table` ids; None for
-    an objective that needs none.
+def translator(
+    stage: Stage, tokenizer: Any, table: int, end_ids: list[int], captured: str = "generate"
+) -> Translator | None:
+    """Returns the translator from the teacher's tokens, as the artifact `captured` has them, to the
+    student's first `table` ids; None for an objective that needs none.
 
     Raises `SpecError` where a tokenizer's bytes cannot be recovered.
     """
     if not stage.spec.distils or (stage.spec.is_live and _reads_its_tokens(stage.spec)):
         return None
     student = token_bytes.token_bytes(tokenizer, stage.spec.base, end_ids)
-    teacher = read_token_bytes(stage.input("generate"), stage.spec)
+    teacher = read_token_bytes(stage.input(captured), stage.spec)
     ends = frozenset(index for index in student.ends if index < table)
     ours = replace(student, spelled=student.spelled[:table], ends=ends)
     return Translator(teacher, ByteOrder(ours, teacher))

@@ -19,11 +19,13 @@ from retort.stages.train import other_tokens, training_rows
 from retort.stages.train.alignment import aligned, ends_well, within
 from retort.stages.train.batches import TrainingItem
 from retort.stages.train.training_rows import TrainingData
+from retort.stages.train.translation import TranslatedSignal
 from retort.store import model_folder
 from retort.store.signals import Signal
 
 # An answer repeats that ends in a loop, or has more than this share of its phrases twice.
 REPEATED = 0.4
+UNKNOWN = "the tokens of teacher and student do not spell the same text"
 Signals = dict[str, Signal]
 
 
@@ -77,7 +79,7 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> tuple[TrainingData, A
         signal = within(vocabulary, aligned(row, score)) if shared else score
         items[example.split].append((row, signal))
     if not shared:
-        _translate(stage, found, items, (tokenizer, table, end_ids))
+        left_out[UNKNOWN] = _translate(stage, found, items, (tokenizer, table, end_ids))
     answers = _answers(found)
     num_own = len(items["train"])
     if not num_own:
@@ -87,7 +89,8 @@ def build(stage: Stage, base: Path, end_ids: list[int]) -> tuple[TrainingData, A
         )
     stored = _stored(stage, base, end_ids, num_own)
     items["train"] += stored
-    notes = [f"{n:,} answers are not learned from: {why}" for why, n in left_out.most_common()]
+    told = [(why, n) for why, n in left_out.most_common() if n]
+    notes = [f"{n:,} answers are not learned from: {why}" for why, n in told]
     weights = [1.0] * len(items["train"])
     return TrainingData(items["train"], items["validation"], 0, weights, notes), answers
 
@@ -130,10 +133,12 @@ def _translate(
     found: _Round,
     items: dict[Split, list[TrainingItem]],
     tokens: tuple[Any, int, list[int]],
-) -> None:
-    """Puts the scores of a teacher with other tokens into the items, translated by bytes."""
-    if not (other := other_tokens.translator(stage, *tokens)):
-        return
+) -> int:
+    """Puts the scores of a teacher with other tokens into the items, translated by bytes. Returns
+    how many it took out: those of which the teacher says nothing at any token."""
+    scored = rounds.scores_of(rounds.number_of(stage.inputs))
+    if not (other := other_tokens.translator(stage, *tokens, scored)):
+        return 0
     texts = {response.id: response.text for response in found.responses}
     pairs = [
         (found.scored[r.id], found.examples[r.example_id])
@@ -141,6 +146,15 @@ def _translate(
         if r.id in found.scored
     ]
     other_tokens.by_bytes(stage, items, other, found.scores, (texts, pairs, {}))
+    number = 0
+    for split, part in items.items():
+        items[split] = [each for each in part if _is_known(each[1])]
+        number += len(part) - len(items[split])
+    return number
+
+
+def _is_known(signal: Signal | TranslatedSignal | None) -> bool:
+    return isinstance(signal, TranslatedSignal) and signal.num_known > 0
 
 
 def _answers(found: _Round) -> Answers:
