@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ CLOCK = Path(__file__).with_name("clock.c")
 CLOCK_FILE = "RETORT_CLOCK_FILE"
 OnEvent = Callable[[str, dict[str, Any]], None]
 _context = multiprocessing.get_context("forkserver")
+# Each start looks at all processes, too, and an exit code can be read only once.
+_lock = threading.Lock()
 
 
 def preload(folder: Path) -> str:
@@ -72,7 +74,8 @@ class Command:
         ours, theirs = _context.Pipe()
         arguments = (words, env, str(log), theirs)
         self._process = _context.Process(target=_run, args=arguments)
-        self._process.start()
+        with _lock:
+            self._process.start()
         theirs.close()
         threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
 
@@ -83,12 +86,18 @@ class Command:
 
     def wait(self, seconds: float) -> int | None:
         """Returns the exit code, or None for a command that hangs, which is killed."""
-        self._process.join(seconds)
-        code = self._process.exitcode
+        code = self._ended(seconds)
         if code is None:
             os.killpg(self.pid, signal.SIGKILL)
-            self._process.join()
+            self._ended(None)
         return code
+
+    def _ended(self, seconds: float | None) -> int | None:
+        """Returns the exit code, or None for a command that is still under way by then."""
+        wait([self._process.sentinel], seconds)
+        with _lock:
+            self._process.join(0)
+            return self._process.exitcode
 
     @property
     def lines(self) -> list[str]:

@@ -137,6 +137,7 @@ class EngineModule(Protocol):
     CONTINUES: bool  # continues a truncated answer from its ids
     REMOTE: bool  # the model is behind a network: no folder, no tokenizer
     PENALTIES: bool  # supports frequency_penalty and presence_penalty; default True
+    TORCH: bool  # its process needs torch; default True
 
     def open_engine(self, settings: Settings) -> Engine:
         """Returns the engine with its model loaded. Raises `SpecError` for impossible settings."""

@@ -28,7 +28,7 @@ from retort.processes.libraries import lean_imports, stay_offline
 from retort.store.signals import Signal, captured
 
 GIVES_SIGNAL = True
-SCORES = CONTINUES = REMOTE = PENALTIES = False
+SCORES = CONTINUES = REMOTE = PENALTIES = TORCH = False
 FILE = "model.gguf"
 MOST_SLOTS = 256  # llama.cpp's own limit on sequences
 parse = parse_local
@@ -42,7 +42,7 @@ def open_engine(settings: Settings) -> "LlamaCppEngine":
     if not (Path(settings.model) / FILE).is_file():
         raise SpecError(f"{settings.model} has no {FILE}; engine llamacpp answers with an export")
     stay_offline(settings.model)
-    with lean_imports():
+    with lean_imports("torch"):
         return LlamaCppEngine(settings)
 
 

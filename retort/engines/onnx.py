@@ -24,8 +24,7 @@ from retort.processes.libraries import lean_imports, stay_offline
 from retort.store.signals import captured
 
 GIVES_SIGNAL = True
-SCORES = CONTINUES = REMOTE = False
-PENALTIES = False
+SCORES = CONTINUES = REMOTE = PENALTIES = TORCH = False
 parse = parse_local
 
 # The runtime gives the logits of all tokens of the prompts at once, 4 bytes each.
@@ -37,7 +36,7 @@ Floats = npt.NDArray[np.float32]
 def open_engine(settings: Settings) -> "OnnxEngine":
     """Returns an engine with the export loaded. Raises `SpecError` without the package."""
     stay_offline(settings.model)
-    with lean_imports():
+    with lean_imports("torch"):
         return OnnxEngine(settings)
 
 

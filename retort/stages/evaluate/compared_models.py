@@ -5,13 +5,14 @@ stage measures that alone, because another evaluation measured the job's own mod
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from retort.data import encoding
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
+from retort.processes.libraries import lean_imports
 from retort.records import Example, Response, State, read_lines
 from retort.spec import JobSpec, export_of, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
@@ -92,6 +93,12 @@ def engine_name(stage: Stage, role: str) -> str:
     if role == "teacher" and find_engine(of_teacher).REMOTE:
         return of_teacher
     return resolve(stage.spec.evaluate.engine, 0)
+
+
+def imports_of(stage: Stage, role: str) -> AbstractContextManager[None]:
+    """Returns within what a process opens a model: where its engine needs no torch, none is
+    imported, which would count for its memory."""
+    return lean_imports(*() if getattr(engine_of(stage, role), "TORCH", True) else ("torch",))
 
 
 def settings_of(spec: JobSpec, model: str) -> Settings:

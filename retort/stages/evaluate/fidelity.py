@@ -22,6 +22,7 @@ from retort.stages.evaluate.compared_models import (
     asked_examples,
     engine_of,
     fitting_length,
+    imports_of,
     model_of,
     requests_of,
     settings_of,
@@ -45,7 +46,7 @@ def answer(arguments: dict[str, Any], role: str, report: Reporter) -> None:
     examples = answered_examples(stage, role)[:MOST_ANSWERS]
     config = stage.input("train").read_json("student/config.json")
     vocabulary = config.get("vocab_size") or TOP_K
-    with model_of(stage, role) as model:
+    with model_of(stage, role) as model, imports_of(stage, role):
         length, top_k = fitting_length(stage, model), min(TOP_K, vocabulary)
         settings = replace(settings_of(stage.spec, model), top_k=top_k, max_model_len=length)
         module = engine_of(stage, role)

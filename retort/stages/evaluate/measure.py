@@ -36,6 +36,7 @@ from retort.stages.evaluate.compared_models import (
     fitting_length,
     generated,
     home_of,
+    imports_of,
     is_answered,
     model_of,
     read_answers,
@@ -132,10 +133,11 @@ class EvaluatedModel:
         stage.report.progress(0, len(self._requests), "answers", "loading")
         started = time.monotonic()
         settings = replace(settings_of(stage.spec, model), home=home_of(stage, role))
-        if role in exported(stage):
-            settings = replace(settings, max_model_len=fitting_length(stage, model))
         name = engine_name(stage, role)
-        self._engine = open_engine(stage.spec, name, settings, stage.report)
+        with imports_of(stage, role):
+            if role in exported(stage):
+                settings = replace(settings, max_model_len=fitting_length(stage, model))
+            self._engine = open_engine(stage.spec, name, settings, stage.report)
         self._load_seconds = time.monotonic() - started
         # The first answers pay for what engines set up late.
         list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
