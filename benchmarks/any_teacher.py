@@ -11,12 +11,13 @@ quickstart's length take it to about 13 minutes.
 import itertools
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,20 @@ from torch import Tensor, nn
 
 from benchmarks import Measure, show
 from benchmarks.losses import layer, memory, stored
-from benchmarks.other_student import HERE, make_base
-from retort import losses, metrics
-from retort.data import encoding, task_types
+from benchmarks.other_student import make_base
+from benchmarks.seeds import SEEDS, Scores
+from benchmarks.students import job_of, made_in, tell, trained
+from retort import losses
+from retort.data import encoding
 from retort.data.token_bytes import ByteOrder, TokenBytes, token_bytes, without_lead
-from retort.events import SILENT
 from retort.losses import Chunks, Ranges, Target
-from retort.spec import JobSpec, build, load
-from retort.stages.stage import Stage, from_arguments, read_examples
+from retort.spec import JobSpec
 from retort.stages.train.head import Head, Term, losses_of
 from retort.stages.train.translation import Translator
-from retort.store import Artifact, Folder, open_store
 from retort.store.signals import Signal, captured
 from tests.support import tokenizers_of
-from tests.support.stages import stage_of
 
 NUM_TEXTS, NUM_TOKENS, HIDDEN, VOCABULARY = 10_000, 1024, 576, 32_000
-SEEDS = (0, 1, 2)
 # What the same teacher's signal adds with the student's own tokenizer: `benchmarks.seeds`, pooled.
 SAME_TOKENIZER_GAIN = 0.056
 LOSSES = {
@@ -52,7 +50,6 @@ LOSSES = {
     ],
     "control": [{"name": "cross_entropy"}],
 }
-Scores = dict[str, list[float]]
 
 
 def weighed(table: TokenBytes, ids: list[int], text: str, weights: np.ndarray[Any, Any]) -> Signal:
@@ -191,109 +188,38 @@ def steps() -> list[Measure]:
     ]
 
 
-def prepared(folder: Path, base: Path) -> dict[str, str]:
-    """Returns the folders of the quickstart's rows, the teacher's answers and curation, made."""
-    spec = job_of(base, "student", 0)
-    raw, inputs = spec.model_dump(mode="json"), dict[str, Artifact]()
-    from retort.stages.curate import curate
-    from retort.stages.generate import generate
-    from retort.stages.prepare import prepare
-
-    for name, function in (("prepare", prepare), ("generate", generate), ("curate", curate)):
-        stage = stage_of(name, raw, str(folder / "store"), inputs)
-        stage.out.commit({"facts": function(stage)})
-        made = stage.out.finished()
-        assert made
-        inputs[name] = made
-    return {name: artifact.uri for name, artifact in inputs.items()}
-
-
-def job_of(base: Path, role: str, seed: int) -> JobSpec:
+def other_student(folder: Path, role: str, seed: int) -> JobSpec:
     """Returns the quickstart's job for a training of the other student."""
-    raw = load(HERE / "job.yaml")[0].model_dump(mode="json")
-    raw["train"] |= {"student": str(base), "losses": LOSSES[role], "seed": seed, "controls": []}
-    raw["report"]["gate"] = {}
-    return build(raw)
-
-
-def trained(folder: str, base: str, role: str, seed: int) -> Scores:
-    """Trains one student; returns its score on every test problem, answered greedily."""
-    import transformers
-
-    from retort.stages.train import loop
-
-    torch.set_num_threads(1)
-    spec, inputs = (
-        job_of(Path(base), role, seed),
-        json.loads(Path(folder, "inputs.json").read_text()),
-    )
-    found = {name: Folder(uri).finished() for name, uri in inputs.items()}
-    artifacts = {name: artifact for name, artifact in found.items() if artifact}
-    out = Folder(f"{folder}/{role}-{seed}")
-    store = open_store(f"{folder}/store")
-    stage = Stage("train", spec, store, artifacts, out, SILENT, Path(folder, "log"))
-    loop.fit(from_arguments(stage.arguments(), SILENT).arguments(), SILENT)
-    model = transformers.AutoModelForCausalLM.from_pretrained(f"{out.uri}/student").float().eval()
-    tokenizer = encoding.load_tokenizer(base)
-    examples = read_examples(Folder(inputs["prepare"]), "test")
-    texts = dict(_answers(model, tokenizer, examples))
-    scores: Scores = metrics.statistics(task_types.load("math"), examples, texts, texts)["accuracy"]
-    return scores
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def _answers(model: Any, tokenizer: Any, examples: list[Any]) -> Iterator[tuple[str, str]]:
-    for start in range(0, len(examples), 100):
-        part = examples[start : start + 100]
-        inputs = tokenizer.apply_chat_template(
-            [e.messages for e in part],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        found = model.generate(**asked, max_new_tokens=96, do_sample=False)
-        answers = tokenizer.batch_decode(
-            found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        yield from zip((e.id for e in part), answers, strict=True)
+    base = str(folder / "base")
+    knobs = {"student": base, "losses": LOSSES[role], "seed": seed, "controls": []}
+    return job_of(folder, f"{role}-{seed}", {"train": knobs})
 
 
 def learned() -> list[Measure]:
     """Returns what the translated signal adds to plain fine-tuning, the mean over seeds."""
-    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder:
-        base = Path(folder, "base")
-        make_base(base)
-        Path(folder, "inputs.json").write_text(json.dumps(prepared(Path(folder), base)))
-        wanted = list(itertools.product(SEEDS, LOSSES))
-        with ThreadPoolExecutor(2) as pool:
-            asked = [("train", folder, str(base), role, str(seed)) for seed, role in wanted]
-            found = dict(
-                zip(wanted, pool.map(lambda words: in_process(*words), asked), strict=True)
-            )
-    for seed in SEEDS:
-        shares = (np.mean([s for s, _ in found[seed, role].values()]) for role in LOSSES)
-        print(
-            f"seed {seed}" + "".join(f"  {r} {s:.1%}" for r, s in zip(LOSSES, shares, strict=True))
-        )
-    student, control = (
-        {
-            name: [float(np.mean([found[seed, role][name][0] for seed in SEEDS])), 1.0]
-            for name in found[0, role]
-        }
-        for role in ("student", "control")
-    )
-    gain = metrics.difference("accuracy", student, control, 10_000, seed=0)
-    share = gain["value"] / SAME_TOKENIZER_GAIN
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as store:
+        folder = Path(store)
+        make_base(folder / "base")
+        ways = list(itertools.product(SEEDS, LOSSES))
+        specs = [other_student(folder, role, seed) for seed, role in ways]
+        made_in(store, specs[0], "curate")
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            scores = dict(zip(ways, pool.map(partial(trained, store), specs), strict=True))
+    runs: list[Scores] = [{role: scores[seed, role] for role in LOSSES} for seed in SEEDS]
+    print(f"{'seed':8}{'learns from':22}accuracy    gain   95% interval")
+    for seed, found in zip(SEEDS, runs, strict=True):
+        tell(str(seed), [found], "control", "control", "control")
+        tell(str(seed), [found], "student", "control", "student")
+    gain = tell("pooled", runs, "student", "control", "student")
+    of_same = gain["value"] / SAME_TOKENIZER_GAIN
     return [
         ("any_teacher.gain", gain["value"], 0.0, gain["value"] > 0),
         ("any_teacher.gain_low", gain["low"], 0.0, gain["low"] > 0),
-        ("any_teacher.share_of_gain", share, 0.6, share >= 0.6),
+        ("any_teacher.share_of_gain", of_same, 0.6, of_same >= 0.6),
     ]
 
 
-PARTS = {"chunks": chunks_of, "step": step, "train": trained}
+PARTS = {"chunks": chunks_of, "step": step}
 
 
 def in_process(part: str, *words: str) -> Any:

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,15 +22,11 @@ import torch
 from torch.nn.functional import pad
 
 from benchmarks import Measure, show
-from benchmarks.seeds import JOB, NUM_RESAMPLES, SEEDS, Scores, mean_of
-from retort import metrics
-from retort.data import task_types
-from retort.engines import Request, transformers
+from benchmarks.seeds import JOB, SEEDS
+from benchmarks.students import answered, made_in, tell
 from retort.events import SILENT
-from retort.jobs.run import JobRun
 from retort.spec import JobSpec, load
-from retort.stages.engine_settings import settings_of
-from retort.stages.stage import Stage, read_examples
+from retort.stages.stage import Stage
 from retort.stages.train import batches, loop
 from retort.stages.train.batches import Batch, TrainingItem
 from retort.store import Artifact, Folder, open_store
@@ -86,16 +81,6 @@ def spec_of(name: str, seed: int) -> JobSpec:
     return load(JOB, [f"{key}={value}" for key, value in knobs.items()])[0]
 
 
-def made(store: str) -> dict[str, Artifact]:
-    """Returns what the training reads: the problems, the teacher's answers, and those kept."""
-    job = JobRun(spec_of("plain", 0), open_store(store), [], lambda stage, event: None)
-    inputs: dict[str, Artifact] = {}
-    inputs["prepare"] = job.make("prepare", {})
-    inputs["generate"] = job.make("generate", inputs)
-    inputs["curate"] = job.make("curate", inputs)
-    return inputs
-
-
 def scored(store: str, inputs: dict[str, Artifact], way: tuple[str, int]) -> dict[str, list[float]]:
     """Trains with an objective and a seed; returns the accuracy on each test problem, and 1."""
     name, seed = way
@@ -106,35 +91,8 @@ def scored(store: str, inputs: dict[str, Artifact], way: tuple[str, int]) -> dic
     Remembering.known = KNOWN.setdefault(name, {})
     loop.Trainer = Remembering  # type: ignore[misc]
     loop.fit(stage.arguments(), SILENT)
-    found = accuracies(stage, f"{folder}/student")
+    found = answered(stage.spec, stage.input("prepare"), f"{folder}/student")
     print(f"{name}, seed {seed}: {sum(score for score, _ in found.values()):.0f} right", flush=True)
-    return found
-
-
-def accuracies(stage: Stage, student: str) -> dict[str, list[float]]:
-    """Returns a student's accuracy on each test problem, from its greedy answers."""
-    examples = list(read_examples(stage.input("prepare"), "test"))
-    settings = replace(
-        settings_of(stage.spec, ""),
-        model=student,
-        temperature=0.0,
-        dtype="float32",
-        runtime={"device": "cpu", "max_num_seqs": 250},
-    )
-    engine = transformers.open_engine(settings)
-    answers = engine.generate([Request(example.id, example.messages) for example in examples])
-    texts = {answer.id: transformers.parse(answer.id, answer.raw).text for answer in answers}
-    task_type = task_types.load(stage.spec.prepare.task_type)
-    return metrics.statistics(task_type, examples, texts, texts)["accuracy"]
-
-
-def tell(label: str, runs: Sequence[Scores], name: str) -> dict[str, float]:
-    """Prints an objective's line of the table; returns its gain over the plain one."""
-    own, plain = mean_of(runs, name), mean_of(runs, "plain")
-    found = metrics.difference("accuracy", own, plain, NUM_RESAMPLES, seed=0)
-    share = sum(score for score, _ in own.values()) / len(own)
-    bounds = " to ".join(f"{100 * found[bound]:+.1f}" for bound in ("low", "high"))
-    print(f"{label:8}{name:22}{share:8.1%}{100 * found['value']:+8.1f}   {bounds}", flush=True)
     return found
 
 
@@ -144,7 +102,8 @@ def main() -> None:
     ways = [(name, seed) for seed in SEEDS for name in names]
     spawning = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as store:
-        one = partial(scored, store, made(store))
+        inputs = made_in(store, spec_of("plain", 0), "curate")
+        one = partial(scored, store, inputs)
         with ProcessPoolExecutor(2, mp_context=spawning) as pool:
             found = dict(zip(ways, pool.map(one, ways), strict=True))
     runs = [{name: found[name, seed] for name in names} for seed in SEEDS]
@@ -152,9 +111,9 @@ def main() -> None:
     measures: list[Measure] = []
     for name in names:
         for seed, scores in zip(SEEDS, runs, strict=True):
-            tell(str(seed), [scores], name)
+            tell(str(seed), [scores], name, "plain", name)
     for name in names[1:]:
-        gain = tell("pooled", runs, name)
+        gain = tell("pooled", runs, name, "plain", name)
         is_none = gain["low"] <= 0 <= gain["high"]
         measures.append((f"features.{name}_gain", gain["value"], 0.0, is_none))
         high = gain["high"]

@@ -12,24 +12,17 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import Measure, show
-from benchmarks.seeds import JOB, NUM_RESAMPLES, SEEDS, Scores, mean_of
-from retort import metrics
-from retort.data import task_types
-from retort.engines import Request, transformers
-from retort.jobs.run import JobRun
+from benchmarks.seeds import JOB, SEEDS
+from benchmarks.students import accuracies, made_in, tell
 from retort.spec import JobSpec, load, rounds, training_of
-from retort.stages.engine_settings import settings_of
-from retort.stages.stage import read_examples
-from retort.store import Artifact, InputFolder, open_store
+from retort.store import Artifact, InputFolder
 
 NUM_PROBLEMS, NUM_EPOCHS = 2000, 14
 NUM_ROUNDS = 8
@@ -55,33 +48,16 @@ def spec_of(seed: int) -> JobSpec:
     return load(JOB, [f"{key}={value}" for key, value in knobs.items()])[0]
 
 
-def made(job: JobRun, last: str = "") -> dict[str, Artifact]:
-    """Returns the artifacts of a job up to its trainings, or up to the one of that name."""
-    found: dict[str, Artifact] = {}
-    for name, recipe in job.recipes.items():
-        if recipe.stage in ("export", "evaluate"):
-            break
-        inputs = {each: found[each] for each in recipe.inputs}
-        found[name] = job.cached(name, inputs) or job.make(name, inputs)
-        if name == last:
-            break
-    return found
-
-
 def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
     """Trains with a seed; returns the accuracy of each role on each test problem, and the seconds
     of the rounds' parts."""
     torch.set_num_threads(1)
-    job = JobRun(spec_of(seed), open_store(store), [], lambda stage, event: None)
-    try:
-        artifacts = made(job)
-    finally:
-        job.close()
-    names = {role: training_of(role) for role in ROLES}
-    found = {role: accuracies(job.spec, artifacts, name) for role, name in names.items()}
+    spec = spec_of(seed)
+    artifacts = made_in(store, spec)
+    found = {role: accuracies(spec, artifacts, training_of(role)) for role in ROLES}
     seconds = {"learning": 0.0, "answers and scores": 0.0}
     for number in range(1, NUM_ROUNDS + 1):
-        *others, update = rounds.names_of(job.spec, number)
+        *others, update = rounds.names_of(spec, number)
         seconds["learning"] += seconds_of(artifacts[update])
         seconds["answers and scores"] += sum(seconds_of(artifacts[name]) for name in others)
     rows = InputFolder(artifacts["train"].uri).read_manifest()["facts"]["rounds"]
@@ -96,24 +72,6 @@ def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], d
 def seconds_of(artifact: Artifact) -> float:
     """Returns how long an artifact took to make."""
     return float(InputFolder(artifact.uri).read_manifest()["seconds"])
-
-
-def accuracies(spec: JobSpec, made: dict[str, Artifact], name: str) -> dict[str, list[float]]:
-    """Returns a student's accuracy on each test problem, from its greedy answers."""
-    examples = list(read_examples(InputFolder(made["prepare"].uri), "test"))
-    with InputFolder(made[name].uri).local_copy("student") as folder:
-        settings = replace(
-            settings_of(spec, ""),
-            model=str(folder),
-            temperature=0.0,
-            dtype="float32",
-            runtime={"device": "cpu", "max_num_seqs": 250},
-        )
-        engine = transformers.open_engine(settings)
-        answers = engine.generate([Request(example.id, example.messages) for example in examples])
-        texts = {answer.id: transformers.parse(answer.id, answer.raw).text for answer in answers}
-    task_type = task_types.load(spec.prepare.task_type)
-    return metrics.statistics(task_type, examples, texts, texts)["accuracy"]
 
 
 def of_trl(student: str, teacher: str, questions: list[str]) -> float:
@@ -163,36 +121,25 @@ def of_trl(student: str, teacher: str, questions: list[str]) -> float:
     return (after - before) / (end - start)
 
 
-def tell(label: str, runs: Sequence[Scores], name: str) -> dict[str, Any]:
-    """Prints a line of the table; returns the student's gain over that role."""
-    own, other = mean_of(runs, "student"), mean_of(runs, name)
-    found = metrics.difference("accuracy", own, other, NUM_RESAMPLES, seed=0)
-    share = sum(score for score, _ in other.values()) / len(other)
-    bounds = " to ".join(f"{100 * found[bound]:+.1f}" for bound in ("low", "high"))
-    print(f"{label:8}{name:16}{share:8.1%}{100 * found['value']:+8.1f}   {bounds}", flush=True)
-    return found
-
-
 def main() -> None:
     """Prints a table with a line a seed and role, then one JSON line a measure."""
     seeds = [int(seed) for seed in sys.argv[1:]] or list(SEEDS)
     spawning = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as store:
-        shared = JobRun(spec_of(0), open_store(store), [], lambda stage, event: None)
-        made(shared, "curate")
+        made_in(store, spec_of(0), "curate")
         with ProcessPoolExecutor(2, mp_context=spawning) as pool:
             found = list(pool.map(partial(trained, store), seeds))
     runs = [scores for scores, _ in found]
-    print(f"{'seed':8}{'against':16}accuracy    gain   95% interval")
+    print(f"{'seed':8}{'against':22}accuracy    gain   95% interval")
     measures: list[Measure] = []
     for seed, scores in zip(seeds, runs, strict=True):
-        tell(str(seed), [scores], "student")
+        tell(str(seed), [scores], "student", "student", "student")
         for role in ROLES[1:]:
-            gain = tell(str(seed), [scores], role)["value"]
+            gain = tell(str(seed), [scores], "student", role, role)["value"]
             if role == "offline_steps":
                 name = f"on_policy.over_equal_steps_seed_{seed}"
                 measures.append((name, gain, LEAST_OVER_STEPS, gain >= LEAST_OVER_STEPS))
-    low = tell("pooled", runs, "offline_cost")["low"]
+    low = tell("pooled", runs, "student", "offline_cost", "offline_cost")["low"]
     measures.append(("on_policy.over_equal_cost_low", low, 0.0, low > 0))
     written = sum(each.pop("written") for _, each in found)
     total = sum(sum(seconds.values()) for _, seconds in found)

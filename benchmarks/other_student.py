@@ -60,6 +60,11 @@ def make_base(folder: Path) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         problems = list(islice(own, quickstart.BASE.num_problems))
         learn.train(model, tokenizer, problems, quickstart.BASE)
+    save(model, tokenizer, folder)
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes a model of the quickstart's kind as the quickstart's own are: weights as bfloat16."""
     model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         do_sample=False,

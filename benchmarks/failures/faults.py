@@ -26,7 +26,7 @@ SHIFT_SECONDS = 7200
 # What Python itself takes, and no library beside it.
 CHILD_BYTES = 200 << 20
 WATCH_SECONDS = 20.0
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 0.2
 DENIED = Fault(403, "AccessDenied")
 
 

@@ -65,7 +65,7 @@ HOW = {
     "clock_back": "The wall clock of all processes steps back by two hours.",
     "clock_ahead": "The wall clock of all processes steps ahead by two hours.",
     "out_of_memory": "The stage's child may have 200 MB, too little to load its libraries.",
-    "s3_slow": "Every request to the bucket takes 0.3 s longer.",
+    "s3_slow": "Every request to the bucket takes 0.2 s longer.",
 }
 ENDPOINT = ("http_429", "http_500", "http_hang", "http_garbage")
 S3 = ("s3_errors", "s3_slow", "s3_403")
