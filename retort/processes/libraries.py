@@ -21,8 +21,9 @@ def lean_imports(*unused: str) -> Iterator[None]:
 
     They find no `UNUSED` package, nor those that are named (afterwards it can be imported as
     always), so import what needs one before. A process in which transformers found no torch can
-    load tokenizers, in half the time and a third of the memory, and never a model. The garbage collector is off: the imports make millions of objects that stay, and
-    looking through them again and again takes longer than a third of the imports.
+    load tokenizers, in half the time and less memory, and never a model. The garbage collector is
+    off: the imports make millions of objects that stay, and looking through them again and again
+    takes longer than a third of the imports.
     """
     _obey_offline()
     hidden = [name for name in (*UNUSED, *unused) if name not in sys.modules]
