@@ -56,7 +56,7 @@ def test_the_rounds_are_those_of_the_same_teacher_run_here(servers_folder, vllm_
     ("url", "engine", "said"),
     [
         ("https://api.openai.com/v1", "auto", "vLLM's server does: name it in"),
-        ("http://127.0.0.1:9/v1", "anthropic", "train.on_policy.engine: anthropic runs no model"),
+        ("http://127.0.0.1:9/v1", "openai", "train.on_policy.engine: openai runs no model"),
     ],
 )
 def test_what_cannot_score_or_write_is_refused_before_a_run(url, engine, said, tmp_path):
