@@ -107,6 +107,30 @@ def test_the_rounds_end_where_answers_are_cut_off(undisturbed):
     assert student == InputFolder(made["train-offline"].uri).read("student/model.safetensors")
 
 
+def test_rounds_of_adapters_with_several_answers_and_stored_rows_go_on_in_a_bucket(
+    undisturbed, s3_here, tmp_path
+):
+    path, _, _ = undisturbed
+    overrides = (
+        "train.controls=[offline_steps]",
+        "train.lora={rank: 2}",
+        "train.on_policy.n=2",
+        "train.on_policy.share=0.5",
+    )
+    store, seen = f"s3://retort/rounds-{tmp_path.name}", []
+    made = train(path, store, overrides)
+    first, last = facts(made["train"])["rounds"]
+    assert first["num"] == last["num"] == 2 * ROUNDS["prompts"]
+    # As many stored rows as answers: 32 rows in batches of 8, in each round.
+    assert (first["num_steps"], last["last_step"]) == (4, 8)
+    assert facts(made["train-offline_steps"])["num_steps"] == 8
+    names = {name.rsplit("/")[-1] for name in Folder(made["round-001"].uri).files()}
+    assert "state.safetensors" not in names and "model.safetensors" in names
+    more = ("train.on_policy.rounds=4", *overrides, "train.controls=[]")
+    train(path, store, more, lambda stage, event: seen.append((stage, event["kind"])))
+    assert ("round-001", "cached") in seen and ("round-003", "done") in seen
+
+
 def test_a_whole_run_shows_its_rounds_and_what_they_gained(undisturbed, retort, tmp_path):
     path, _, store = undisturbed
     shown = retort("run", path, "--store", store)

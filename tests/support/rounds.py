@@ -31,7 +31,7 @@ def write(folder: Path, **own: Any) -> Path:
 
 def train(
     path: Path,
-    store: Path,
+    store: Path | str,
     overrides: tuple[str, ...] = (),
     listen: Callable[[str, Any], None] = lambda stage, event: None,
 ) -> dict[str, Artifact]:
