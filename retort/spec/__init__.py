@@ -8,10 +8,12 @@ from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
 from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
+    DERIVED,
     RANDOM_START,
     ROUND_CONTROLS,
     STAGES,
     WITHOUT,
+    WITHOUT_LOSS,
     JobSpec,
     StageName,
     capture_of,
@@ -28,11 +30,13 @@ from retort.spec.train import Lora, Loss, Train
 
 __all__ = [
     "CONTROLS",
+    "DERIVED",
     "INPUTS",
     "RANDOM_START",
     "ROUND_CONTROLS",
     "STAGES",
     "WITHOUT",
+    "WITHOUT_LOSS",
     "ConsultedModel",
     "Curate",
     "EngineRuntime",

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from retort.errors import did_you_mean
 from retort.spec import azure
@@ -32,11 +32,14 @@ STAGES: tuple[StageName, ...] = (
     "report",
     "release",
 )
+# The context in which a stage's child reads its job again.
+DERIVED = "derived"
 # A control is the same base on the same rows with the same budget, by plain fine-tuning on a text.
 CONTROLS: dict[str, Literal["teacher", "expected"]] = {"fine_tuning": "teacher", "gold": "expected"}
 # Controls of another kind learn as the student does: without the rows of one of several teachers,
 # or from random weights.
 WITHOUT, RANDOM_START = "without_", "random_start"
+WITHOUT_LOSS = f"{WITHOUT}loss_"
 # Two go on from the student before its rounds, from stored rows: as many steps, or as long.
 OFFLINE_STEPS, OFFLINE_COST = "offline_steps", "offline_cost"
 ROUND_CONTROLS = (OFFLINE_STEPS, OFFLINE_COST)
@@ -90,9 +93,24 @@ class JobSpec(Section):
         return expand(raw).sections if is_flat(raw) else raw
 
     @model_validator(mode="after")
-    def _signal_losses_need_a_signal(self) -> "JobSpec":
+    def _sections_fit(self, info: ValidationInfo) -> "JobSpec":
+        """Checks what no section can see alone: of a job that somebody wrote, not of one that is
+        derived from it, such as a control's, of which a stage reads some sections only."""
+        if info.context != DERIVED:
+            self._signal_losses_need_a_signal()
+            self._controls_are_others()
+            self._controls_leave_out_teachers()
+            self._a_cut_reads_one_signal()
+            self._random_weights_all_train()
+            self._one_teacher_is_live()
+            self._rounds_need_a_signal()
+            self._best_needs_a_judge()
+            self._a_bound_of_kl_needs_the_kl()
+        return self
+
+    def _signal_losses_need_a_signal(self) -> None:
         if self.train.teacher == "live":
-            return self
+            return
         rewritten = self.curate.rationale != "keep"
         for index, loss in enumerate(self.train.losses):
             where = f"train.losses[{index}] is {loss.name}, which needs the teacher's signal, "
@@ -120,10 +138,8 @@ class JobSpec(Section):
                     f"{where}but train.text: expected has the student learn another text than the "
                     "teacher wrote; drop the loss, or set train.teacher: live"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _controls_are_others(self) -> "JobSpec":
+    def _controls_are_others(self) -> None:
         learns = {loss.name for loss in self.losses if loss.weight > 0}
         for control in self.controls:
             if control not in CONTROLS:
@@ -139,14 +155,13 @@ class JobSpec(Section):
                 "report.gate.beat_fine_tuning compares the student with plain fine-tuning, which "
                 "this job does not train; add fine_tuning to train.controls, or take it out"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _controls_leave_out_teachers(self) -> "JobSpec":
+    def _controls_leave_out_teachers(self) -> None:
         route = self.generate.route
         known = [] if route is None or route.by == "all" else list(route.order)
         allowed = [*CONTROLS, RANDOM_START, *(f"{WITHOUT}{name}" for name in known)]
         allowed += ROUND_CONTROLS if self.train.on_policy else ()
+        allowed += [f"{WITHOUT_LOSS}{name}" for name in self._losses_to_leave_out]
         if unknown := [name for name in self.train.controls if name not in allowed]:
             raise ValueError(
                 f"train.controls: {unknown[0]} is no control{did_you_mean(unknown[0], allowed)}; "
@@ -157,10 +172,14 @@ class JobSpec(Section):
                 f"train.without_teacher: {self.train.without_teacher} is none of several teachers "
                 f"that answer rows of their own ({', '.join(known) or 'there are none'})"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _a_cut_reads_one_signal(self) -> "JobSpec":
+    @property
+    def _losses_to_leave_out(self) -> list[str]:
+        """The objective's own losses, of which others remain where one is left out."""
+        names = [loss.name for loss in self.train.losses if loss.weight > 0]
+        return [name for name in names if {*names} - {name} and not {*name} & {*":."}]
+
+    def _a_cut_reads_one_signal(self) -> None:
         where = "train.student.from_teacher"
         if self.cut and self.generate.top_k == 0:
             raise ValueError(
@@ -173,10 +192,8 @@ class JobSpec(Section):
                 f"{', '.join(self.generate.teachers)}; name one in generate.teacher, or a base in "
                 "train.student"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _random_weights_all_train(self) -> "JobSpec":
+    def _random_weights_all_train(self) -> None:
         is_random = self.train.start == "random" or RANDOM_START in self.train.controls
         if is_random and self.train.lora:
             raise ValueError(
@@ -188,10 +205,8 @@ class JobSpec(Section):
                 f"train.controls: {RANDOM_START} would compare the student with itself, for "
                 "train.start is random; remove one of the two"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _one_teacher_is_live(self) -> "JobSpec":
+    def _one_teacher_is_live(self) -> None:
         names = list(self.generate.teachers)
         if len(names) > 1 and self.is_live:
             raise ValueError(
@@ -199,13 +214,11 @@ class JobSpec(Section):
                 f"generate.teachers has {', '.join(names)}; set train.teacher: stored, or name the "
                 "one model in generate.teacher"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _rounds_need_a_signal(self) -> "JobSpec":
+    def _rounds_need_a_signal(self) -> None:
         own = self.train.on_policy
         if own is None:
-            return self
+            return
         where = "train.on_policy has the teacher score the student's own answers, "
         if len(self.generate.teachers) > 1:
             raise ValueError(
@@ -238,23 +251,18 @@ class JobSpec(Section):
                 )
         if own.losses and not any(loss.weight for loss in own.losses):
             raise ValueError("train.on_policy.losses: every loss has weight 0")
-        return self
 
-    @model_validator(mode="after")
-    def _best_needs_a_judge(self) -> "JobSpec":
+    def _best_needs_a_judge(self) -> None:
         route = self.generate.route
         if route and route.by == "best_judged" and self.curate.judge is None:
             raise ValueError("generate.route: best_judged needs curate.judge; name a model there")
-        return self
 
-    @model_validator(mode="after")
-    def _a_bound_of_kl_needs_the_kl(self) -> "JobSpec":
+    def _a_bound_of_kl_needs_the_kl(self) -> None:
         if self.report.gate.export.max_kl is not None and not self.evaluate.likelihood:
             raise ValueError(
                 "report.gate.export.max_kl bounds what evaluate.likelihood: false leaves "
                 "unmeasured; set that to true, or take max_kl out"
             )
-        return self
 
     @property
     def cut(self) -> FromTeacher | None:
@@ -318,6 +326,10 @@ class JobSpec(Section):
 
     def control(self, name: str) -> "JobSpec":
         """Returns the job whose student is this one's control of that name."""
+        if name.startswith(WITHOUT_LOSS):
+            kept = tuple(x for x in self.losses if x.name != name.removeprefix(WITHOUT_LOSS))
+            fewer = {"controls": (), "losses": kept, "on_policy": None}
+            return self.model_copy(update={"train": self.train.model_copy(update=fewer)})
         if name.startswith(WITHOUT):
             teacher = name.removeprefix(WITHOUT)
             less = {"controls": (), "without_teacher": teacher, "on_policy": None}

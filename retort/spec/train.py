@@ -215,7 +215,8 @@ class Train(Section):
         "What the student is compared with: the same base, rows and passes, plain fine-tuning on "
         "the teacher's text (fine_tuning) or on the rows' own answers (gold); or the student "
         "itself, from random weights of the base's shape (random_start), or without the rows of "
-        "one of several teachers (without_NAME), or with more passes over the stored rows in place "
+        "one of several teachers (without_NAME), or without one of several losses "
+        "(without_loss_NAME), or with more passes over the stored rows in place "
         "of the rounds: as many steps (offline_steps), or for as long (offline_cost).",
     )
     start: Literal["base", "random"] = knob(

@@ -10,7 +10,7 @@ from retort.data.token_bytes import TokenBytes
 from retort.events import Reporter
 from retort.processes.resident import Address, Resident
 from retort.records import Decision, Example, Response, Split, read_lines
-from retort.spec import JobSpec, StageName
+from retort.spec import DERIVED, JobSpec, StageName
 from retort.store import Artifact, Folder, InputFolder, Store, model_folder, signals
 from retort.store.signals import Signal
 
@@ -64,7 +64,7 @@ def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
     """Returns the stage that `Stage.arguments` described, in the child process."""
     return Stage(
         name=arguments["name"],
-        spec=JobSpec.model_validate(arguments["spec"]),
+        spec=JobSpec.model_validate(arguments["spec"], context=DERIVED),
         store=Store(arguments["store"]),
         inputs={key: Artifact(**value) for key, value in arguments["inputs"].items()},
         out=Folder(arguments["out"]),

@@ -1,7 +1,7 @@
 """The numbers of the comparison: ratios of student and teacher, and the controls' warnings."""
 
 from retort.metrics.comparison import shapes
-from retort.spec import RANDOM_START, WITHOUT
+from retort.spec import RANDOM_START, WITHOUT, WITHOUT_LOSS
 
 CONTROLS = {
     "fine_tuning": "plain fine-tuning on the same rows",
@@ -22,6 +22,9 @@ WAYS_OUT = {
     RANDOM_START: "what the base knew did not help; train longer, or take another base",
 }
 WAY_OUT = "they cost more than they gave; take this teacher out, or route less to it"
+WAY_OUT_OF_LOSS = (
+    "it takes more than it gives; take this loss out of train.losses, or weigh it less"
+)
 
 
 def is_control(role: str) -> bool:
@@ -31,7 +34,13 @@ def is_control(role: str) -> bool:
 
 def control_name(role: str) -> str:
     """Returns what a control is, in words."""
+    if role.startswith(WITHOUT_LOSS):
+        return f"itself without the loss {role.removeprefix(WITHOUT_LOSS)}"
     return CONTROLS.get(role) or f"itself without the rows of {role.removeprefix(WITHOUT)}"
+
+
+def _way_out(role: str) -> str:
+    return WAYS_OUT.get(role, WAY_OUT_OF_LOSS if role.startswith(WITHOUT_LOSS) else WAY_OUT)
 
 
 def main_metric(models: shapes.ModelsByRole) -> str:
@@ -101,7 +110,7 @@ def flat_differences(differences: shapes.Differences) -> dict[str, float]:
 def warnings(comparison: shapes.Comparison) -> list[str]:
     """Returns what to do about each control that the student scores below."""
     return [
-        f"the student is below {control_name(role)}: {WAYS_OUT.get(role, WAY_OUT)}"
+        f"the student is below {control_name(role)}: {_way_out(role)}"
         for role, difference in comparison.differences.items()
         if is_control(role) and difference.outcome == "below"
     ]
