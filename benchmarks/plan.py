@@ -3,8 +3,8 @@ came with a half and with all of it.
 
 `python -m benchmarks.plan [seeds]`. Three task types: the quickstart's problems, learned from its
 teacher's distributions; sentences whose label is that of most of their words; questions whose
-answer is a word's own. In the last two a student begins from random weights, and words are as
-frequent as in a language, so that many are rare. Each seed draws rows and trainings anew. A plan is
+answer is a word's own. In the last two words are as frequent as in a language, so that many are
+rare, and the base knows the most frequent ones. Each seed draws rows and trainings anew. A plan is
 made of the job with a quarter of its examples (`train.max_examples`), then students learn from two
 and four times as many, and their validation score is compared with the plan's 80% band. Trainings
 run in this process, so that the time is theirs and not that of starting processes.
@@ -31,24 +31,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks import Measure, show
 from retort.events import SILENT
 from retort.jobs import trials
-from retort.jobs.plan import plan
+from retort.jobs.plan import Plan, plan
 from retort.jobs.plan.record import at
 from retort.jobs.run import JobRun
+from retort.metrics.learning_curve import Band
 from retort.spec import JobSpec, build
 from retort.stages.evaluate import trial
 from retort.stages.stage import Stage
 from retort.stages.train import loop
 from retort.store import Artifact, open_store
 
+Fact = tuple[int, Band, float]  # how many times the examples, the forecast, what came
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
 SEEDS, TASKS = (0, 1, 2, 3), ("math", "nli", "qa")
-TRAIN, VALIDATION = {"math": 1280, "nli": 2048, "qa": 2048}, 500
-EPOCHS = {"math": 12, "nli": 12, "qa": 12}
+TRAIN, VALIDATION = {"math": 1280, "nli": 2048, "qa": 2048, "base": 3000}, 400
+EPOCHS = {"math": 12, "nli": 5, "qa": 5, "base": 10}
 # The forecasts are for so many times the plan's own examples.
 TIMES = (2, 4)
 # What is claimed: the median error, the share of facts in their band, trainings that a plan takes.
 MOST_ERROR, LEAST_HELD, MOST_COST = 0.02, 0.75, 1.5
-WORDS, ZIPF, KNOWN = 1500, 1.6, 30
+WORDS, ZIPF, KNOWN = 1500, 1.6, 100
 LABELS, ANSWERS = ("negative", "neutral", "positive"), 12
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m.role + '> ' + m.content }}"
@@ -103,21 +105,23 @@ def write_model(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def spec_of(task: str, seed: int, folder: Path) -> JobSpec:
-    """Returns the job of a task, whose rows and models it writes into a folder."""
+def spec_of(task: str, seed: int, folder: Path, base: str | None = None) -> JobSpec:
+    """Returns the job of a task, whose rows it writes into a folder; without a base, the job of
+    which one comes."""
     folder.mkdir(parents=True)
-    knobs: dict[str, Any] = {}
+    size = "base" if base is None else task
+    knobs: dict[str, Any] = {"batch_size": 16, "learning_rate": 2e-3}
     if task == "math":
         lines = (QUICKSTART / "data/train.jsonl").read_text().splitlines()
         random.Random(seed).shuffle(lines)
         teacher, base = (str(QUICKSTART / "models" / name) for name in ("teacher", "base"))
         knobs = {"losses": [{"name": "forward_kl", "temperature": 2}], "adam_beta2": 0.98}
     else:
-        made = rows_of(task, seed)
-        lines = [json.dumps(next(made)) for _ in range(4 * (TRAIN[task] + VALIDATION))]
-        lines = list(dict.fromkeys(lines))
-        teacher = base = write_model(folder / "model", seed)
-    held, rest = lines[:VALIDATION], lines[VALIDATION:][: TRAIN[task]]
+        made = rows_of(task, seed, WORDS if base else KNOWN)
+        drawn = (json.dumps(next(made)) for _ in range(4 * (TRAIN[size] + VALIDATION)))
+        lines = list(dict.fromkeys(drawn))
+        teacher = base = base or write_model(folder / "model", seed)
+    held, rest = lines[:VALIDATION], lines[VALIDATION:][: TRAIN[size]]
     (folder / "validation.jsonl").write_text("\n".join(held) + "\n")
     (folder / "train.jsonl").write_text("\n".join(rest) + "\n")
     runtime = {"num_threads": 1, "max_num_seqs": 250}
@@ -145,7 +149,7 @@ def spec_of(task: str, seed: int, folder: Path) -> JobSpec:
                 "student": base,
                 "learning_rate": 4e-3,
                 "weight_decay": 0.01,
-                "num_epochs": EPOCHS[task],
+                "num_epochs": EPOCHS[size],
                 "seed": seed,
                 "runtime": {"num_threads": 1},
                 **knobs,
@@ -172,46 +176,69 @@ def made_here(job: JobRun, name: str, inputs: dict[str, Artifact]) -> Artifact:
     return out.commit({"facts": facts, "input_digests": digests, "seconds": seconds})
 
 
-def forecast(folder: str, way: tuple[str, int]) -> dict[str, Any]:
-    """Returns for a task and a seed what a plan of a quarter said, what came, and its cost."""
-    torch.set_num_threads(1)
-    task, seed = way
-    whole = spec_of(task, seed, Path(folder) / f"{task}-{seed}")
-    number = TRAIN[task] // max(TIMES)
-    quarter = trials.varied(whole, max_examples=number)
-    store = open_store(f"{folder}/{task}-{seed}/store")
-    job = JobRun(quarter, store, [], lambda name, event: None)
+def stored(spec: JobSpec, folder: Path) -> tuple[JobRun, dict[str, Artifact]]:
+    """Returns a job and what its trainings read, made in a store of its own."""
+    job = JobRun(spec, open_store(str(folder / "store")), [], lambda name, event: None)
     inputs: dict[str, Artifact] = {}
     for name in ("prepare", "generate", "curate"):
         inputs[name] = job.make(name, dict(inputs))
+    return job, inputs
+
+
+def base_of(folder: str, task: str) -> str:
+    """Returns a model that knows the most frequent words of a task, or the quickstart's base."""
+    torch.set_num_threads(1)
+    if task == "math":
+        return str(QUICKSTART / "models/base")
+    own = Path(folder) / f"base-{task}"
+    job, inputs = stored(spec_of(task, len(task), own), own)
+    learned = trials.run(job, "base", trials.varied(job.spec), inputs, made_here)
+    print(f"base of {task}: {learned.value:.1%} of its own words", flush=True)
+    return f"{learned.train.uri}/student"
+
+
+def forecast(folder: str, way: tuple[str, int, str]) -> dict[str, Any]:
+    """Returns for a task, a seed and a base what a plan of a quarter said, what came with more, and
+    what a plan of the whole takes."""
+    torch.set_num_threads(1)
+    task, seed, base = way
+    own = Path(folder) / f"{task}-{seed}"
+    whole = spec_of(task, seed, own, base)
+    number = TRAIN[task] // max(TIMES)
+    job, inputs = stored(trials.varied(whole, max_examples=number), own)
     found = plan(job, made_here)
     facts = []
     for times in TIMES:
-        more = trials.varied(whole, max_examples=number * times)
+        size = None if times == max(TIMES) else number * times
+        more = trials.varied(whole, max_examples=size)
         came = trials.run(job, f"times_{times}", more, inputs, made_here).value
         facts.append((times, at(found.curve, number * times), came))
-    scores = [point.score.value for point in found.points]
-    print(
-        f"{task:6}{seed:3}  {' '.join(f'{score:6.1%}' for score in scores)}",
-        *(
-            f"  x{n}: {b.value:6.1%} ({b.low:.1%} to {b.high:.1%}) {came:6.1%}"
-            for n, b, came in facts
-        ),
-        f"  cost {found.of_a_training:.2f}",
-        flush=True,
+    # Its subsets are those above, and each is told by the seconds that it took then.
+    of_all = plan(JobRun(trials.varied(whole), job.store, [], job.listen), made_here)
+    print(told(task, seed, found, facts), f"  cost {of_all.of_a_training:.2f}", flush=True)
+    return {"facts": facts, "cost": of_all.of_a_training}
+
+
+def told(task: str, seed: int, found: Plan, facts: list[Fact]) -> str:
+    """Returns a line of the table."""
+    scores = " ".join(f"{point.score.value:6.1%}" for point in found.points)
+    came = "".join(
+        f"   x{times}: {band.value:.1%} ({band.low:.1%} to {band.high:.1%}), {value:.1%}"
+        for times, band, value in facts
     )
-    return {"facts": facts, "cost": found.of_a_training}
+    return f"{task:5}{seed:3}  {scores}{came}"
 
 
 def main() -> None:
     """Prints a line a task and seed, then one JSON line a measure."""
     seeds = range(int(sys.argv[1])) if len(sys.argv) > 1 else SEEDS
-    ways = [(task, seed) for task in TASKS for seed in seeds]
     spawning = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="retort-bench-") as folder,
         ProcessPoolExecutor(2, mp_context=spawning) as pool,
     ):
+        bases = dict(zip(TASKS, pool.map(partial(base_of, folder), TASKS), strict=True))
+        ways = [(task, seed, bases[task]) for task in TASKS for seed in seeds]
         found = list(pool.map(partial(forecast, folder), ways))
     cases = [case for each in found for case in each["facts"]]
     error = median(abs(band.value - came) for _, band, came in cases)

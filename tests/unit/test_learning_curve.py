@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retort.metrics.learning_curve import Band, error_of, errors_of, fit
+from retort.metrics.learning_curve import Band, error_of, errors_of, fit, speeds_up
 
 SIZES = [64, 128, 256, 512, 1024]
 V = 2000
@@ -41,6 +41,13 @@ def test_a_curve_that_ended_promises_nothing_and_none_rises():
     rising = curve_of(lambda n: 0.2 + n / 1e5)
     assert rising.gain(4096).value >= 0
     assert (rising.errors(4096) <= rising.errors(1024)).all()
+
+
+def test_a_student_that_has_only_begun_to_learn_is_told_from_one_that_levels_off():
+    levels_off = power(0.1, 0.5, 0.5)
+    assert not speeds_up(SIZES, [levels_off(n) for n in SIZES])
+    assert speeds_up(SIZES, [0.99, 0.97, 0.92, 0.8, 0.5])
+    assert not speeds_up(SIZES, [0.5, 0.502, 0.5, 0.495, 0.49])
 
 
 def test_fewer_sizes_fewer_examples_and_further_ahead_are_less_sure():

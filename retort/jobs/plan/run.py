@@ -14,7 +14,14 @@ from retort.jobs.run import JobRun
 from retort.jobs.trials import Make, Trial
 from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.kinds import Array, kind
-from retort.metrics.learning_curve import Band, LearningCurve, error_of, errors_of, fit
+from retort.metrics.learning_curve import (
+    Band,
+    LearningCurve,
+    error_of,
+    errors_of,
+    fit,
+    speeds_up,
+)
 from retort.records import Example, content_id, sha256_of
 from retort.spec import JobSpec
 from retort.stages.stage import read_decisions, read_examples, read_responses
@@ -238,6 +245,12 @@ def _notes(job: JobRun, metric: str, points: list[Point]) -> list[str]:
         found.append(
             f"{num_validation} validation examples are few: one of them is "
             f"{1 / num_validation:.1%}; raise prepare.validation_ratio for narrower bands"
+        )
+    errors = [float(error_of(metric, np.array([point.score.value]))[0]) for point in points]
+    if speeds_up([point.num_examples for point in points], errors):
+        found.append(
+            "each doubling gained more than the one before: the student has only begun to learn, "
+            "which such a curve does not describe; more examples may bring more than is said"
         )
     if kind(metric).bounds is None:
         found.append("the metric has no best value, so the curve's end is not bounded by one")
