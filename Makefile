@@ -75,6 +75,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.on_policy
 	$(BIN)/python -m benchmarks.from_teacher
 	$(BIN)/python -m benchmarks.shadow
+	$(BIN)/python -m benchmarks.plan
 
 # Pins every version anew for both targets; no index host is written.
 lock: .venv/ready
