@@ -1,0 +1,81 @@
+"""Scores of rows: by hand on few rows, and kinds of rows that are taken in their proportions."""
+
+import numpy as np
+import pytest
+
+from retort.data import balance
+from retort.jobs.choosing import scores
+from retort.jobs.choosing.asking import entropy
+from retort.store.signals import captured
+
+
+def unit(*rows: tuple[float, ...]) -> np.ndarray:
+    found = np.array(rows, dtype=np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_rows_are_near_by_the_fourth_power_of_their_cosine():
+    near = scores.nearness(unit((1, 0)), unit((1, 0), (1, 1), (0, 1), (-1, 0)))
+    assert near[0] == pytest.approx([1, 0.25, 0, 0])
+    assert scores.crowd(unit((1, 0), (0, 1)), unit((1, 0), (1, 1))) == pytest.approx([1.25, 0.25])
+
+
+def test_disagreement_is_that_of_near_rows_and_the_mean_where_none_is():
+    known, wrong = unit((1, 0, 0), (0, 1, 0)), np.array([1.0, 0.0])
+    found = scores.disagreement(unit((1, 0, 0), (0, 1, 0), (0, 0, 1)), known, wrong)
+    assert found == pytest.approx([(1 + 0.5) / 2, 0.5 / 2, 0.5])
+
+
+def test_ranks_count_equal_values_half():
+    assert scores.ranks(np.array([3.0, 1.0, 3.0, 9.0])) == pytest.approx([0.5, 0.125, 0.5, 0.875])
+
+
+def test_the_entropy_is_the_mean_over_tokens_with_the_rest_as_one_more():
+    chances = np.array([[0.5, 0.25], [0.9, 0.1]], dtype=np.float32)
+    ids = np.zeros((2, 2), dtype=np.int32)
+    ids[:, 1] = 1
+    signal = captured(ids, np.log(chances), ids[:, 0], np.log(chances[:, 0]))
+    first = -(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))
+    second = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert entropy(signal) == pytest.approx((first + second) / 2, abs=1e-4)
+    assert entropy(None) is None
+
+
+def kinds(number: dict[str, int]) -> tuple[list[str], np.ndarray]:
+    """Rows of kinds, each a direction with a little noise."""
+    random = np.random.default_rng(0)
+    names = [name for name, count in number.items() for _ in range(count)]
+    order = random.permutation(len(names))
+    axes = {name: np.eye(8)[at] for at, name in enumerate(number)}
+    rows = [axes[names[at]] + random.normal(0, 0.05, 8) for at in order]
+    return [names[at] for at in order], unit(*map(tuple, rows))
+
+
+def test_a_kind_is_chosen_by_its_score_and_not_as_often_as_the_pool_repeats_it():
+    names, places = kinds({"easy": 900, "hard": 60})
+    of_kind = {"easy": 0.2, "hard": 0.8}
+    worth = np.array([of_kind[name] for name in names])
+    chosen, values = scores.pick(worth, places, places[:0], 60)
+    num_hard = sum(names[row] == "hard" for row in chosen)
+    # 0.8 x 60^0.5 to 0.2 x 900^0.5 is about one to one; at random there would be 4.
+    assert 25 <= num_hard <= 35
+    assert len(set(chosen)) == 60 and values == sorted(values, reverse=True)
+
+
+def test_what_is_answered_already_is_chosen_less():
+    names, places = kinds({"one": 200, "two": 200})
+    known = places[[name == "one" for name in names]][:100]
+    chosen, _ = scores.pick(np.ones(400), places, known, 80)
+    assert sum(names[row] == "two" for row in chosen) == 80
+    rare, alone = kinds({"usual": 300, "odd": 1})
+    chosen, _ = scores.pick(np.ones(301), alone, alone[:0], 5)
+    assert all(rare[row] == "usual" for row in chosen[:1])
+
+
+def test_texts_have_places_and_those_of_the_same_words_are_near():
+    texts = [f"How do I return the parcel {n}?" for n in range(30)]
+    texts += [f"Which visa does flight {n} need?" for n in range(30)]
+    places = balance.places(texts)
+    near = scores.nearness(places, places)
+    assert near[:30, :30].min() > 0.9 and near[:30, 30:].max() < 0.1
+    assert balance.places(["", "?"]).shape == (2, 1) and balance.places([]).shape == (0, 1)
