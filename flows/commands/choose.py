@@ -41,6 +41,13 @@ def add_flags(it: argparse.ArgumentParser) -> None:
     own.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
 
 
+def is_wanted(options: argparse.Namespace) -> bool:
+    """Whether rows are to be chosen. Raises `SpecError` for a pool with nothing to choose."""
+    if options.choose is None and options.pool:
+        raise SpecError("--pool: needs --choose N, the number of rows to choose from it")
+    return options.choose is not None
+
+
 def run(options: argparse.Namespace) -> int:
     """`retort plan --choose`: writes the rows, and prints what was chosen of which kind."""
     from retort.events import Reporter
@@ -49,8 +56,9 @@ def run(options: argparse.Namespace) -> int:
     out = _checked(options)
     spec, notes = load_spec(options)
     for note in notes:
-        say(note)
-    request = ChooseRequest(options.choose, options.pool, options.by, options.ask, options.seed)
+        say(f"spec: {note}")
+    pool = options.pool if "://" in options.pool else str(Path(options.pool).resolve())
+    request = ChooseRequest(options.choose, pool, options.by, options.ask, options.seed)
     listener = Reporter(lambda event: say(event["text"]) if event["kind"] == "note" else None)
     found = choose(spec, open_store(options), request, out, listener)
     if options.json:
@@ -68,8 +76,10 @@ def _checked(options: argparse.Namespace) -> Path:
         raise SpecError(f"--choose {options.choose}: choose 1 row or more")
     if options.ask is not None and options.ask < options.choose:
         raise SpecError(f"--ask {options.ask}: look at as many rows as --choose, or more")
-    out = Path(options.out)
-    if out.exists() and "://" not in options.pool and out.samefile(options.pool):
+    out, is_here = Path(options.out), "://" not in options.pool
+    if is_here and not Path(options.pool).exists():
+        raise SpecError(f"--pool {options.pool}: there is no such file")
+    if is_here and out.exists() and out.samefile(options.pool):
         raise SpecError(f"--out {out}: is the pool itself; name another file")
     return out
 

@@ -155,7 +155,8 @@ def places(texts: Sequence[str]) -> "Numbers":
         place = _placed(vectorizer.transform(sample))[0]
         found = [place.transform(vectorizer.transform(chunk)) for chunk in _chunks(texts)]
     dense = [part.toarray() if hasattr(part, "toarray") else part for part in found]
-    return np.concatenate(dense).astype(np.float32)
+    every: Numbers = np.concatenate(dense).astype(np.float32)
+    return every
 
 
 def _sample(texts: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.cli import main
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
 from retort.jobs.choosing import Choice, ChooseRequest, beside, choose
@@ -186,9 +187,9 @@ def test_copies_are_left_out_even_where_the_job_keeps_them(home, store):
 def test_what_the_ledger_has_an_answer_to_is_not_chosen(home, store):
     """Another job with the same teacher has paid for two of the pool's rows."""
     path = home / "paid.jsonl"
-    path.write_bytes(jsonl(question(n) for n in range(8)))
+    path.write_bytes(jsonl(question(n) for n in range(60, 68)))
     other = home / "other-train.jsonl"
-    other.write_bytes(jsonl([question(2), question(6)]))
+    other.write_bytes(jsonl([question(62), question(66)]))
     spec = load(home / "job.yaml", [*JOB, f"prepare.train={other}"])[0]
     made: dict[str, Artifact] = {}
     for name, function in (("prepare", prepare), ("generate", captured)):
@@ -212,3 +213,61 @@ def test_without_distributions_only_disagreement_counts(home, store):
     found = choosing(home, store, number=4, knobs=(*echo, "evaluate.engine=echo"))
     assert found.notes == ("the student's engine gives no distributions: only disagreement counts",)
     assert {each.disagreement for each in found.chosen} == {0.0}  # an echo echoes an echo
+
+
+def run(capsys, home: Path, *words: str) -> tuple[int, str, str]:
+    knobs = [word for knob in JOB for word in ("--set", knob)]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "plan",
+                str(home / "job.yaml"),
+                "--store",
+                str(home / "store"),
+                *knobs,
+                *map(str, words),
+            ]
+        )
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_the_command_writes_the_rows_and_says_what_was_chosen(home, store, capsys):
+    out = home / "by" / "command.jsonl"
+    flags = ("--choose", "4", "--pool", str(home / "pool.jsonl"), "--out", str(out))
+    code, printed, err = run(capsys, home, *flags)
+    assert code == 0, err
+    assert f"4 of 40 rows chosen by the student, 40 looked at: {out}" in printed
+    table = [line for line in printed.splitlines() if line[:1] in "┏┃┡│└"]
+    assert "by chance" in table[1] and max(map(len, table)) <= 80
+    assert len(lines(out)) == len(lines(beside(out, "why"))) == 4
+    code, printed, _ = run(capsys, home, *flags, "--json", "--seed", "3", "--by", "random")
+    found = json.loads(printed)
+    assert (found["by"], found["seed"], len(found["chosen"])) == ("random", 3, 4)
+    # What was chosen is ready as train rows of the job.
+    again = load(home / "job.yaml", [*JOB, f"prepare.train={out}"])[0]
+    stage = stage_of("prepare", again.model_dump(mode="json"), str(home / "another"), {})
+    assert prepare(stage)["num_examples"]["train"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--choose", "3"), "--choose: needs --pool FILE"),
+        (("--pool", "pool.jsonl"), "--pool: needs --choose N"),
+        (("--choose", "0", "--pool", "pool.jsonl"), "--choose 0: choose 1 row or more"),
+        (("--choose", "9", "--pool", "pool.jsonl", "--ask", "5"), "--ask 5: look at as many rows"),
+        (("--choose", "3", "--pool", "pool.jsonl", "--out", "pool.jsonl"), "is the pool itself"),
+        (("--choose", "3", "--pool", "models/base/model.safetensors"), "--pool: "),
+        (("--choose", "3", "--pool", "none.jsonl"), "--pool none.jsonl: there is no such file"),
+        (("--choose", "41", "--pool", "pool.jsonl"), "--choose 41: 40 of the 40 rows of the pool"),
+        (
+            ("--choose", "3", "--pool", "pool.jsonl", "--set", "train.seed=9"),
+            "tiny: no student was trained from these rows and knobs",
+        ),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(home, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(home)
+    code, _, err = run(capsys, home, *words)
+    assert code == 2 and message in err, err

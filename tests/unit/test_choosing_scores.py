@@ -55,21 +55,24 @@ def test_a_kind_is_chosen_by_its_score_and_not_as_often_as_the_pool_repeats_it()
     names, places = kinds({"easy": 900, "hard": 60})
     of_kind = {"easy": 0.2, "hard": 0.8}
     worth = np.array([of_kind[name] for name in names])
-    chosen, values = scores.pick(worth, places, places[:0], 60)
+    chosen, values = zip(*scores.pick(worth, places, places[:0], 60), strict=True)
     num_hard = sum(names[row] == "hard" for row in chosen)
     # 0.8 x 60^0.5 to 0.2 x 900^0.5 is about one to one; at random there would be 4.
     assert 25 <= num_hard <= 35
-    assert len(set(chosen)) == 60 and values == sorted(values, reverse=True)
+    assert len(set(chosen)) == 60 and list(values) == sorted(values, reverse=True)
 
 
 def test_what_is_answered_already_is_chosen_less():
     names, places = kinds({"one": 200, "two": 200})
     known = places[[name == "one" for name in names]][:100]
-    chosen, _ = scores.pick(np.ones(400), places, known, 80)
-    assert sum(names[row] == "two" for row in chosen) == 80
-    rare, alone = kinds({"usual": 300, "odd": 1})
-    chosen, _ = scores.pick(np.ones(301), alone, alone[:0], 5)
-    assert all(rare[row] == "usual" for row in chosen[:1])
+    chosen = scores.pick(np.ones(400), places, known, 80)
+    assert sum(names[row] == "two" for row, _ in chosen) == 80
+
+
+def test_a_row_like_no_other_comes_after_kinds_that_are_often_asked():
+    names, places = kinds({"usual": 300, "odd": 1})
+    order = [names[row] for row, _ in scores.pick(np.ones(301), places, places[:0], 30)]
+    assert order.index("odd") > 5
 
 
 def test_texts_have_places_and_those_of_the_same_words_are_near():

@@ -147,11 +147,10 @@ def _choice(made: Made, request: ChooseRequest, pool: Pool, found: Judged) -> Ch
     examples, number = found.examples, request.number
     texts = [balance.text_of(example) for example in [*examples, *answered]]
     kinds, _ = balance.clusters(texts, NUM_KINDS)
-    rows, worth = list(range(number)), list[float | None]([None] * number)
+    picked: list[tuple[int, float | None]] = [(row, None) for row in range(number)]
     if request.by == "student":
-        places = balance.places(texts)
-        ends = len(examples)
-        rows, worth = scores.pick(found.scores(), places[:ends], places[ends:], number)
+        places, total = balance.places(texts), len(examples)
+        picked = [*scores.pick(found.scores(), places[:total], places[total:], number)]
     chosen = tuple(
         ChosenRow(
             examples[row].id,
@@ -161,7 +160,7 @@ def _choice(made: Made, request: ChooseRequest, pool: Pool, found: Judged) -> Ch
             _mean(found.disagreement_N, [row]),
             value,
         )
-        for row, value in zip(rows, worth, strict=True)
+        for row, value in picked
     )
     return Choice(
         request.by,

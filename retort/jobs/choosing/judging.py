@@ -54,9 +54,10 @@ class Judged:
     notes: tuple[str, ...] = ()
 
     def scores(self) -> F64:
-        """Returns the mean of the ranks of both (N,), from 0 to 1; 1 for all where none is known"""
+        """Returns the mean of the ranks of what is known (N,), from 0 to 1."""
         known = [part for part in (self.uncertainty_N, self.disagreement_N) if part is not None]
-        return np.mean([scores.ranks(part_N) for part_N in known], axis=0)
+        mean_N: F64 = np.mean([scores.ranks(part_N) for part_N in known], axis=0)
+        return mean_N
 
 
 def judged(made: Made, examples: list[Example], seed: int, report: Reporter) -> Judged:

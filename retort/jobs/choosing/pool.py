@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from retort.data.sources.source_row import SourceRow, dumped
+from retort.errors import SpecError
 from retort.events import Reporter
 from retort.jobs.shadow.sample import Sample
 from retort.records import Example, Quarantined, Removed, write_lines
 from retort.spec import JobSpec
 from retort.spec.prepare import Source
 from retort.stages.engine_settings import engine_of
-from retort.stages.prepare.rows import Reader, kind_of, quarantined
+from retort.stages.prepare.rows import Read, Reader, kind_of, quarantined
 from retort.stages.prepare.selection import Selection, Spool
 from retort.stages.stage import stream_examples
 from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
@@ -89,7 +90,9 @@ class Pool:
 
     def _add_own(self, prepared: Folder | None) -> set[str]:
         """Adds the job's rows; returns their ids."""
-        asked = prepared and {example.id for example in stream_examples(prepared, "train")}
+        asked = None
+        if prepared:
+            asked = {example.id for example in stream_examples(prepared, "train")}
         reader, ids = Reader(self._spec), set[str]()
         for read in reader.rows():
             is_train = read.split == "train"
@@ -105,9 +108,7 @@ class Pool:
 
     def _add(self, source: Source) -> None:
         """Adds the pool's rows, as train rows of the job."""
-        knobs = {"train": source, "validation": None, "test": None}
-        prepare = self._spec.prepare.model_copy(update=knobs)
-        for read in Reader(self._spec.model_copy(update={"prepare": prepare})).rows():
+        for read in _rows(self._spec, source):
             self.num_rows += 1
             if self.num_rows % SAY_EVERY_ROWS == 0:
                 self._report.progress(self.num_rows, self.num_rows, "rows", "reading")
@@ -147,6 +148,16 @@ def _strict(spec: JobSpec) -> JobSpec:
     leaks = knobs.decontaminate.model_copy(update={"enabled": True})
     prepare = knobs.model_copy(update={"deduplicate": copies, "decontaminate": leaks})
     return spec.model_copy(update={"prepare": prepare})
+
+
+def _rows(spec: JobSpec, source: Source) -> Iterator[Read]:
+    """Yields the pool's rows, as train rows of the job. Raises `SpecError` for what is no rows."""
+    knobs = {"train": source, "validation": None, "test": None}
+    prepare = spec.prepare.model_copy(update=knobs)
+    try:
+        yield from Reader(spec.model_copy(update={"prepare": prepare})).rows()
+    except SpecError as error:
+        raise SpecError(str(error).replace("prepare.train", "--pool", 1)) from None
 
 
 def _plans(spec: JobSpec, store: Store) -> Iterator[RequestPlan]:

@@ -59,9 +59,7 @@ def ranks(values_N: F64) -> F64:
     return shares
 
 
-def pick(
-    scores_N: F64, places_ND: F32, known_KD: F32, number: int
-) -> tuple[list[int], list[float]]:
+def pick(scores_N: F64, places_ND: F32, known_KD: F32, number: int) -> list[tuple[int, float]]:
     """Returns the rows to choose, in their order, and each one's worth when it was chosen. The rows
     are in random order.
 
@@ -70,12 +68,11 @@ def pick(
     """
     num_known = crowd(places_ND, known_KD)
     base_N = scores_N * (1 + crowd(places_ND, places_ND[:COUNTED_ROWS])) ** FREQUENCY
-    chosen, worth = list[int](), list[float]()
+    chosen = list[tuple[int, float]]()
     for _ in range(number):
         worth_N = base_N / (1 + num_known)
         best = int(worth_N.argmax())
-        chosen.append(best)
-        worth.append(float(worth_N[best]))
+        chosen.append((best, float(worth_N[best])))
         num_known += nearness(places_ND, places_ND[best : best + 1])[:, 0]
         base_N[best] = -1.0
-    return chosen, worth
+    return chosen
