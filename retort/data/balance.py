@@ -6,7 +6,7 @@ rows added later do not move other rows to another split.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from retort.records import Example, chat_text
@@ -123,9 +123,11 @@ def clusters(texts: Sequence[str], num_clusters: int) -> tuple[list[str], list[s
     dimensions (latent semantic analysis) of the TF-IDF of each text's first 2,000 characters,
     fitted on 20,000 evenly spaced rows. There are fewer if there are fewer different texts.
     """
+    import numpy as np
     from threadpoolctl import threadpool_limits
 
-    sample = _sample(texts)
+    rows = np.unique(np.linspace(0, max(len(texts) - 1, 0), FITTED_ROWS).astype(int)).tolist()
+    sample = [texts[row][:READ_CHARACTERS] for row in rows] if texts else []
     vectorizer = _vectorizer(sample)
     if vectorizer is None:
         return ["cluster: no words"] * len(texts), ["cluster: no words"] if texts else []
@@ -135,46 +137,17 @@ def clusters(texts: Sequence[str], num_clusters: int) -> tuple[list[str], list[s
         points = vectorizer.transform(sample)
         model = _fitted(points, num_clusters)
         names = _names(points, model.predict(points), vectorizer.get_feature_names_out())
-        for chunk in _chunks(texts):
+        for start in range(0, len(texts), CHUNK_ROWS):
+            chunk = [text[:READ_CHARACTERS] for text in texts[start : start + CHUNK_ROWS]]
             numbers += model.predict(vectorizer.transform(chunk)).tolist()
     members = [names[cluster] for cluster in numbers]
     return members, list(spread(members))
 
 
-def places(texts: Sequence[str]) -> "Numbers":
-    """Returns the place of each text (N, D), at length one, in the space in which `clusters` finds
-    its clusters: texts of the same words have a cosine near 1. One without such words is at 0."""
+def _fitted(points: Any, num_clusters: int) -> Any:
+    """Returns a fitted pipeline that predicts the cluster of rows of TF-IDF."""
     import numpy as np
-    from threadpoolctl import threadpool_limits
-
-    sample = _sample(texts)
-    vectorizer = _vectorizer(sample)
-    if vectorizer is None:
-        return np.zeros((len(texts), 1), dtype=np.float32)
-    with threadpool_limits(1):
-        place = _placed(vectorizer.transform(sample))[0]
-        found = [place.transform(vectorizer.transform(chunk)) for chunk in _chunks(texts)]
-    dense = [part.toarray() if hasattr(part, "toarray") else part for part in found]
-    every: Numbers = np.concatenate(dense).astype(np.float32)
-    return every
-
-
-def _sample(texts: Sequence[str]) -> list[str]:
-    """Returns the beginning of evenly spaced texts, on which a space is fitted."""
-    import numpy as np
-
-    rows = np.unique(np.linspace(0, max(len(texts) - 1, 0), FITTED_ROWS).astype(int)).tolist()
-    return [texts[row][:READ_CHARACTERS] for row in rows] if texts else []
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(texts), CHUNK_ROWS):
-        yield [text[:READ_CHARACTERS] for text in texts[start : start + CHUNK_ROWS]]
-
-
-def _placed(points: Any) -> tuple[Any, Any]:
-    """Returns a fitted pipeline that places rows of TF-IDF, and their places."""
-    import numpy as np
+    from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
@@ -185,17 +158,7 @@ def _placed(points: Any) -> tuple[Any, Any]:
     place = make_pipeline(*reduce, Normalizer())
     with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
         placed = place.fit_transform(points)
-    return place, placed
-
-
-def _fitted(points: Any, num_clusters: int) -> Any:
-    """Returns a fitted pipeline that predicts the cluster of rows of TF-IDF."""
-    import numpy as np
-    from sklearn.cluster import KMeans
-    from sklearn.pipeline import make_pipeline
-
-    place, placed = _placed(points)
-    dense = placed.toarray() if hasattr(placed, "toarray") else placed
+    dense = placed if reduce else placed.toarray()
     different = len(np.unique(dense.round(4), axis=0))
     model = KMeans(min(num_clusters, different), random_state=0, n_init=5).fit(placed)
     return make_pipeline(place, model)

@@ -2,22 +2,40 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from retort.data import balance
 from retort.jobs.choosing import scores
 from retort.jobs.choosing.asking import entropy
 from retort.store.signals import captured
 
 
-def unit(*rows: tuple[float, ...]) -> np.ndarray:
-    found = np.array(rows, dtype=np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+def unit(*rows: tuple[float, ...]) -> sparse.csr_array:
+    found = np.array(rows, dtype=np.float64)
+    return sparse.csr_array(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
-def test_rows_are_near_by_the_fourth_power_of_their_cosine():
-    near = scores.nearness(unit((1, 0)), unit((1, 0), (1, 1), (0, 1), (-1, 0)))
-    assert near[0] == pytest.approx([1, 0.25, 0, 0])
-    assert scores.crowd(unit((1, 0), (0, 1)), unit((1, 0), (1, 1))) == pytest.approx([1.25, 0.25])
+def test_rows_are_near_by_the_square_of_their_cosine():
+    near = scores.nearness(unit((1, 0)), unit((1, 0), (1, 1), (0, 1)))
+    assert near[0] == pytest.approx([1, 0.5, 0])
+    assert scores.crowd(unit((1, 0), (0, 1)), unit((1, 0), (1, 1))) == pytest.approx([1.5, 0.5])
+
+
+def test_a_sketch_is_of_runs_of_words_that_others_have_too_by_how_rare_they_are():
+    texts = ["Ann has 5 red cups", "Ann has 19 red hats", "Bob has none", "red red red"]
+    # Shared: ann, ann has, has, has 0, ann has 0, 0, 0 red, has 0 red: of two; has, red: of three.
+    of_two, of_three = np.log(4 / 2), np.log(4 / 3)
+    first = scores.sketches(texts)[[0]].toarray()[0]
+    values = [of_two] * 7 + [of_three] * 2
+    assert sorted(first[first > 0]) == pytest.approx(sorted(np.array(values) / norm(values)))
+    near = scores.nearness(scores.sketches(texts), scores.sketches(texts))
+    assert near[0, 1] == pytest.approx(1) and near[0, 0] == pytest.approx(1)
+    assert near[0, 2] == pytest.approx(of_three**2 / norm(values) ** 2)
+    lonely = scores.sketches(["?", "one"])
+    assert list(scores.crowd(lonely, lonely)) == [0, 0] and scores.sketches([]).shape == (0, 0)
+
+
+def norm(values: list[float]) -> float:
+    return float(np.linalg.norm(values))
 
 
 def test_disagreement_is_that_of_near_rows_and_the_mean_where_none_is():
@@ -41,13 +59,13 @@ def test_the_entropy_is_the_mean_over_tokens_with_the_rest_as_one_more():
     assert entropy(None) is None
 
 
-def kinds(number: dict[str, int]) -> tuple[list[str], np.ndarray]:
+def kinds(number: dict[str, int]) -> tuple[list[str], sparse.csr_array]:
     """Rows of kinds, each a direction with a little noise."""
     random = np.random.default_rng(0)
     names = [name for name, count in number.items() for _ in range(count)]
     order = random.permutation(len(names))
     axes = {name: np.eye(8)[at] for at, name in enumerate(number)}
-    rows = [axes[names[at]] + random.normal(0, 0.05, 8) for at in order]
+    rows = [axes[names[at]] + abs(random.normal(0, 0.05, 8)) for at in order]
     return [names[at] for at in order], unit(*map(tuple, rows))
 
 
@@ -73,12 +91,3 @@ def test_a_row_like_no_other_comes_after_kinds_that_are_often_asked():
     names, places = kinds({"usual": 300, "odd": 1})
     order = [names[row] for row, _ in scores.pick(np.ones(301), places, places[:0], 30)]
     assert order.index("odd") > 5
-
-
-def test_texts_have_places_and_those_of_the_same_words_are_near():
-    texts = [f"How do I return the parcel {n}?" for n in range(30)]
-    texts += [f"Which visa does flight {n} need?" for n in range(30)]
-    places = balance.places(texts)
-    near = scores.nearness(places, places)
-    assert near[:30, :30].min() > 0.9 and near[:30, 30:].max() < 0.1
-    assert balance.places(["", "?"]).shape == (2, 1) and balance.places([]).shape == (0, 1)

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from threadpoolctl import threadpool_limits
-
 from retort.data import balance
 from retort.errors import DataError, SpecError
 from retort.events import Reporter
@@ -113,8 +111,7 @@ def choose(
         if request.by == "student":
             found = judged(made, found.examples, request.seed, report)
             _check(request.number, found, pool)
-        with threadpool_limits(1):  # the order of additions decides between rows of equal worth
-            choice = _choice(made, request, pool, found)
+        choice = _choice(made, request, pool, found)
         _write(out, choice, pool)
         return choice
     finally:
@@ -149,8 +146,8 @@ def _choice(made: Made, request: ChooseRequest, pool: Pool, found: Judged) -> Ch
     kinds, _ = balance.clusters(texts, NUM_KINDS)
     picked: list[tuple[int, float | None]] = [(row, None) for row in range(number)]
     if request.by == "student":
-        places, total = balance.places(texts), len(examples)
-        picked = [*scores.pick(found.scores(), places[:total], places[total:], number)]
+        sketched, total = scores.sketches(texts), len(examples)
+        picked = [*scores.pick(found.scores(), sketched[:total], sketched[total:], number)]
     chosen = tuple(
         ChosenRow(
             examples[row].id,

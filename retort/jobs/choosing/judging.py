@@ -106,8 +106,8 @@ def _disagreement(
     kind = task_types.load(spec.prepare.task_type)
     agrees = metrics.statistics(kind, known, texts, right)[AGREEMENT]
     wrong_K = np.array([1.0 - agrees[example.id][0] for example in known])
-    places = balance.places([balance.text_of(example) for example in [*known, *examples]])
-    return scores.disagreement(places[len(known) :], places[: len(known)], wrong_K)
+    rows = scores.sketches([balance.text_of(example) for example in [*known, *examples]])
+    return scores.disagreement(rows[len(known) :], rows[: len(known)], wrong_K)
 
 
 def _teacher_texts(made: Made) -> dict[str, str]:
