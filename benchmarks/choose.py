@@ -1,20 +1,23 @@
-"""What choosing is worth: rows that the student asks for, against more of them at random.
+"""What choosing is worth: further rows that the student asks for, against more of them at random.
 
-`python -m benchmarks.choose [seed ...]` makes a pool with redundancy of the quickstart's problems,
-without their answers: many of some kinds of stories, few of others. A student is trained on some
-rows at random, then chooses which further ones to pay for. All students make about as many steps,
-and are measured on the quickstart's test problems, in which all kinds are as frequent. The
-teacher's answers to the pool are made once, and serve as the oracle. Intervals are of
-benchmarks/seeds.py: they resample test problems, each with all its seeds.
+`python -m benchmarks.choose [seed ...]`: a student of the quickstart knows six kinds of stories,
+and hardly three others. The pool is what it is asked later: many problems like those it knows,
+asked again of other people and things, and some of the new kinds. The student chooses which to pay
+for, and goes on learning from them, beside some of the rows before; a control learns from more rows
+at random, another from as many. All make about as many steps, and are measured on the quickstart's
+test problems, in which all kinds are as frequent. Intervals are of benchmarks/seeds.py: they
+resample test problems, each with all its seeds.
 """
 
 import json
 import multiprocessing
 import random
 import re
+import runpy
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,123 +27,196 @@ import torch
 
 from benchmarks import show
 from benchmarks.on_policy import accuracies, made
-from benchmarks.seeds import JOB, NUM_RESAMPLES, SEEDS, mean_of
+from benchmarks.seeds import JOB, NUM_RESAMPLES, SEEDS, Scores, mean_of
 from retort import metrics
 from retort.events import SILENT
 from retort.jobs.choosing import ChooseRequest, choose
 from retort.jobs.run import JobRun
 from retort.spec import JobSpec, load
-from retort.store import Store, open_store
+from retort.store import Artifact, InputFolder, Store, open_store
 
 Row = dict[str, Any]
-# The kinds of stories by their words or the number of their numbers, and their rows in the pool.
-KINDS = {
-    "multiple": (r"times as many", 700),
-    "shopping": (r"dollars and pays", 700),
-    "sharing": (r"and others share", 600),
-    "reading": (r"pages a day", 300),
-    "comparison": (r"has \d+ (fewer|more)\. How", 150),
-    "groups": (r" with \d+ \w+ each\. ", 80),
-    "delivery": (r"buys \d+ (boxes|bags|jars|packs) with", 80),
-    "two events": (r"^(\D+\d+){3}\D+$", 80),
-    "three events": (r"^(\D+\d+){4}\D+$", 80),
+COMMON = {
+    "multiple": r"times as many",
+    "shopping": r"dollars and pays",
+    "sharing": r"and others share",
+    "comparison": r"has \d+ (fewer|more)\. How",
+    "two events": r"^(\D+\d+){3}\D+$",
+    "three events": r"^(\D+\d+){4}\D+$",
 }
-# All students' rows: those of the first one are among the others'.
-PILOT, AT_RANDOM, LEAST_SHARE = 300, 1200, 0.6
-CHOSEN = int(LEAST_SHARE * AT_RANDOM)
-STEPS, BATCH = 1500, 32
-NAMES = ("first", "random, as few", "chosen", "random")
+NEW = {
+    "reading": r"pages a day",
+    "groups": r" with \d+ \w+ each\. ",
+    "delivery": r"buys \d+ (boxes|bags|jars|packs) with",
+}
+KINDS = {**NEW, **COMMON}
+# Rows of each common and each new kind that are answered; of the pool, the same common ones and
+# so many more new ones.
+ANSWERED, FEW, MORE = 600, 20, 100
+BOUGHT, SHARE = 400, 0.6
+CHOSEN = int(SHARE * BOUGHT)
+# Rows of before that are learned again with them, and the steps of the second training.
+REPEATED, STEPS, BATCH_SIZE, LEARNING_RATE = 600, 625, 32, 2e-3
+WORLD = runpy.run_path(str(JOB.parent / "world.py"), run_name="world")
+CAST = [
+    [name for name, who in WORLD["NAMES"].items() if who == pronoun] for pronoun in ("he", "she")
+]
 
 
 def kind_of(question: str) -> str:
     """Returns the kind of a problem."""
-    return next(name for name, (words, _) in KINDS.items() if re.search(words, question))
+    return next(name for name, words in KINDS.items() if re.search(words, question))
 
 
-def pool() -> list[Row]:
-    """Returns the pool: problems without answers, in random order."""
-    left = {name: number for name, (_, number) in KINDS.items()}
-    found = []
+def retold(row: Row) -> Row:
+    """Returns a problem as others ask it, of other things."""
+    chosen = random.Random(row["id"])
+    names: dict[str, str] = {}
+    for words in (*CAST, WORLD["OBJECTS"]):
+        names |= zip(words, chosen.sample(words, len(words)), strict=True)
+    found = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), row["question"])
+    return {"id": f"{row['id']}-again", "question": found}
+
+
+def rows() -> tuple[list[Row], list[Row]]:
+    """Returns the rows that are answered first, and the pool, both in random order."""
+    counts, first, later = Counter[str](), list[Row](), list[Row]()
     for line in (JOB.parent / "data/train.jsonl").open():
-        row = json.loads(line)
+        row = {key: value for key, value in json.loads(line).items() if key != "answer"}
         kind = kind_of(row["question"])
-        if left[kind]:
-            left[kind] -= 1
-            found.append({"id": row["id"], "question": row["question"]})
-    random.Random(0).shuffle(found)
-    return found
+        counts[kind] += 1
+        if counts[kind] <= (ANSWERED if kind in COMMON else FEW):
+            first.append(row)
+            later += [retold(row)] if kind in COMMON and counts[kind] <= ANSWERED // 2 else []
+        elif kind in NEW and counts[kind] <= FEW + MORE:
+            later.append(row)
+    for each in (first, later):
+        random.Random(0).shuffle(each)
+    return first, later
 
 
-def spec_of(path: Path, rows: list[Row], seed: int) -> JobSpec:
-    """Returns the quickstart with these train rows, which it writes."""
+def write(path: Path, rows: list[Row]) -> Path:
+    """Writes rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def spec_of(path: Path, seed: int = 0, **more: Any) -> JobSpec:
+    """Returns the quickstart with the train rows of a file."""
     knobs = {
-        "prepare.train": str(path),
+        "prepare.train": path,
         "prepare.limit": "null",
         "curate.filters": "[finished, non_empty]",
         "train.controls": "[]",
-        "train.num_epochs": round(STEPS * BATCH / len(rows)),
         "train.seed": seed,
-        "generate.engine": "transformers",
         "evaluate.engine": "transformers",
+        "generate.engine": "transformers",
+        **more,
     }
     return load(JOB, [f"{key}={value}" for key, value in knobs.items()])[0]
 
 
-def job_of(store: Store, spec: JobSpec) -> JobRun:
-    """Returns a job about to run."""
-    return JobRun(spec, store, [], lambda stage, event: None)
-
-
-def trained(store: Store, spec: JobSpec) -> dict[str, list[float]]:
-    """Returns the accuracy of a job's student on each test problem."""
-    job = job_of(store, spec)
+def trained(store: Store, spec: JobSpec) -> tuple[dict[str, Artifact], dict[str, list[float]]]:
+    """Returns the artifacts of a job up to its student, and that one's accuracy on each test
+    problem."""
+    job = JobRun(spec, store, [], lambda stage, event: None)
     try:
-        return accuracies(spec, made(job, "train"), "train")
+        artifacts = made(job, "train")
     finally:
         job.close()
+    return artifacts, accuracies(spec, artifacts, "train")
 
 
-def chosen(store: Store, spec: JobSpec, rows: list[Row], folder: Path, seed: int) -> list[Row]:
-    """Returns the rows that the student of a job chooses, in a store that has none of the oracle's
-    answers but those of the job's own rows."""
-    path, own = folder / "pool.jsonl", open_store(str(folder / "store"))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for artifact in made(job_of(store, spec), "train").values():
-        shutil.copytree(artifact.uri, own.artifact(artifact.stage, artifact.name).uri)
-    request = ChooseRequest(CHOSEN - PILOT, str(path), seed=seed)
-    found = choose(spec, own, request, folder / "chosen.jsonl", SILENT)
-    print(
-        f"seed {seed}: "
-        + ", ".join(
-            f"{k.name} {k.num_chosen}/{k.num_rows} u {k.uncertainty:.2f} d {k.disagreement:.2f}"
-            for k in found.kinds
-        ),
-        flush=True,
-    )
-    return [json.loads(line) for line in (folder / "chosen.jsonl").open()]
+def started(home: Path) -> tuple[JobSpec, dict[str, list[float]]]:
+    """Trains the first student, which is also put where it can choose and be learned on from.
+
+    It chooses in a store that has the answers to its own rows only.
+    """
+    first, later = rows()
+    spec = spec_of(write(home / "first.jsonl", first))
+    write(home / "pool.jsonl", later)
+    artifacts, found = trained(open_store(f"{home}/store"), spec)
+    with InputFolder(artifacts["train"].uri).local_copy("student") as folder:
+        shutil.copytree(folder, home / "student")
+    for each in artifacts.values():
+        shutil.copytree(each.uri, choosing(home).artifact(each.stage, each.name).uri)
+    return spec, found
 
 
-def compared(store_uri: str, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Returns the accuracy of each student on each test problem, by the student's name."""
-    torch.set_num_threads(1)
-    store, rows = open_store(store_uri), pool()
-    random.Random(seed).shuffle(rows)
-    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
-        folder = Path(name)
-        spec = spec_of(folder / "first.jsonl", rows[:PILOT], seed)
-        found = {"first": trained(store, spec)}
-        more = chosen(store, spec, rows[PILOT:], folder, seed)
-        train = {
-            "random, as few": rows[:CHOSEN],
-            "chosen": [*rows[:PILOT], *more],
-            "random": rows[:AT_RANDOM],
-        }
-        for which, own in train.items():
-            found[which] = trained(store, spec_of(folder / f"{which}.jsonl", own, seed))
-    for which, scores in found.items():
-        print(
-            f"seed {seed}: {which} {sum(s for s, _ in scores.values()) / len(scores):.1%}",
-            flush=True,
-        )
+def choosing(home: Path) -> Store:
+    """Returns the store in which rows are chosen."""
+    return open_store(f"{home}/choosing")
+
+
+def bought(home: Path, spec: JobSpec, **request: Any) -> list[Row]:
+    """Returns the rows that are chosen of the pool, in their order."""
+    out = home / "bought.jsonl"
+    asked = ChooseRequest(pool=str(home / "pool.jsonl"), **request)
+    choose(spec, choosing(home), asked, out, SILENT)
+    found = [json.loads(line) for line in out.open()]
+    counts = Counter(kind_of(row["question"]) for row in found)
+    print(f"{request}: {dict(counts.most_common())}", flush=True)
     return found
+
+
+def learned(home: Path, name: str, seed: int, more: list[Row]) -> dict[str, list[float]]:
+    """Returns the accuracy on each test problem of the first student after it has learned from
+    more rows, and from some of those before."""
+    torch.set_num_threads(1)
+    before = [json.loads(line) for line in (home / "first.jsonl").open()][:REPEATED]
+    path = write(home / f"{name}-{seed}.jsonl", [*before, *more])
+    knobs = {
+        "train.student": home / "student",
+        "train.num_epochs": round(STEPS * BATCH_SIZE / (REPEATED + len(more))),
+        "train.learning_rate": LEARNING_RATE,
+    }
+    return trained(open_store(f"{home}/store"), spec_of(path, seed, **knobs))[1]
+
+
+def tell(runs: dict[str, list[Scores]], name: str) -> dict[str, float]:
+    """Prints a line of the table; returns the gain over that students' rows at random."""
+    own, other = mean_of(runs["chosen"], "student"), mean_of(runs[name], "student")
+    found = metrics.difference("accuracy", own, other, NUM_RESAMPLES, seed=0)
+    share = sum(score for score, _ in other.values()) / len(other)
+    bounds = " to ".join(f"{100 * found[bound]:+.1f}" for bound in ("low", "high"))
+    print(f"{name:20}{share:8.1%}{100 * found['value']:+8.1f}   {bounds}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Prints a table with a line for each way of buying, then one JSON line a measure."""
+    seeds = [int(seed) for seed in sys.argv[1:]] or list(SEEDS)
+    spawning = multiprocessing.get_context("spawn")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
+        home = Path(name)
+        spec, before = started(home)
+        chosen = bought(home, spec, number=CHOSEN)
+        cases: list[tuple[str, int, list[Row]]] = []
+        for seed in seeds:
+            at_random = bought(home, spec, number=BOUGHT, by="random", seed=seed)
+            cases += [("chosen", seed, chosen), ("random", seed, at_random)]
+            cases.append(("random, as few", seed, at_random[:CHOSEN]))
+        with ProcessPoolExecutor(2, mp_context=spawning) as pool:
+            found = list(pool.map(partial(_learned, home), cases))
+    runs: dict[str, list[Scores]] = {"first": [{"student": before}]}
+    for (which, _, _), scores in zip(cases, found, strict=True):
+        runs.setdefault(which, []).append({"student": scores})
+    print(f"{'':20}accuracy  chosen minus it   95% interval")
+    gains = {which: tell(runs, which) for which in runs}
+    low, over = gains["random"]["low"], gains["random, as few"]["low"]
+    show(
+        [
+            ("choose.share_of_rows", CHOSEN / BOUGHT, SHARE, CHOSEN <= SHARE * BOUGHT),
+            ("choose.over_random_with_more_rows_low", low, 0.0, low > 0),
+            ("choose.over_random_with_as_few_low", over, 0.0, over > 0),
+        ]
+    )
+
+
+def _learned(home: Path, case: tuple[str, int, list[Row]]) -> dict[str, list[float]]:
+    return learned(home, *case)
+
+
+if __name__ == "__main__":
+    main()
