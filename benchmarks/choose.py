@@ -36,6 +36,7 @@ from retort.spec import JobSpec, load
 from retort.store import Artifact, InputFolder, Store, open_store
 
 Row = dict[str, Any]
+Case = tuple[str, int, list[Row]]  # how they were bought, the training's seed, the rows
 COMMON = {
     "multiple": r"times as many",
     "shopping": r"dollars and pays",
@@ -50,9 +51,10 @@ NEW = {
     "delivery": r"buys \d+ (boxes|bags|jars|packs) with",
 }
 KINDS = {**NEW, **COMMON}
-# Rows of each common and each new kind that are answered; of the pool, the same common ones and
-# so many more new ones.
+# Rows of each common and each new kind that are answered. The pool has half as many of each common
+# one, told again, and so many of each new one.
 ANSWERED, FEW, MORE = 600, 20, 100
+# Rows that are bought at random, and of the chosen ones this share.
 BOUGHT, SHARE = 400, 0.6
 CHOSEN = int(SHARE * BOUGHT)
 # Rows of before that are learned again with them, and the steps of the second training.
@@ -159,10 +161,11 @@ def bought(home: Path, spec: JobSpec, **request: Any) -> list[Row]:
     return found
 
 
-def learned(home: Path, name: str, seed: int, more: list[Row]) -> dict[str, list[float]]:
+def learned(home: Path, case: Case) -> dict[str, list[float]]:
     """Returns the accuracy on each test problem of the first student after it has learned from
     more rows, and from some of those before."""
     torch.set_num_threads(1)
+    name, seed, more = case
     before = [json.loads(line) for line in (home / "first.jsonl").open()][:REPEATED]
     path = write(home / f"{name}-{seed}.jsonl", [*before, *more])
     knobs = {
@@ -174,7 +177,7 @@ def learned(home: Path, name: str, seed: int, more: list[Row]) -> dict[str, list
 
 
 def tell(runs: dict[str, list[Scores]], name: str) -> dict[str, float]:
-    """Prints a line of the table; returns the gain over that students' rows at random."""
+    """Prints a line of the table; returns what the chosen rows gain over others."""
     own, other = mean_of(runs["chosen"], "student"), mean_of(runs[name], "student")
     found = metrics.difference("accuracy", own, other, NUM_RESAMPLES, seed=0)
     share = sum(score for score, _ in other.values()) / len(other)
@@ -192,19 +195,19 @@ def main() -> None:
         home = Path(name)
         spec, before = started(home)
         chosen = bought(home, spec, number=CHOSEN)
-        cases: list[tuple[str, int, list[Row]]] = []
+        cases: list[Case] = []
         for seed in seeds:
             at_random = bought(home, spec, number=BOUGHT, by="random", seed=seed)
             cases += [("chosen", seed, chosen), ("random", seed, at_random)]
-            cases.append(("random, as few", seed, at_random[:CHOSEN]))
+            cases.append(("few at random", seed, at_random[:CHOSEN]))
         with ProcessPoolExecutor(2, mp_context=spawning) as pool:
-            found = list(pool.map(partial(_learned, home), cases))
+            found = list(pool.map(partial(learned, home), cases))
     runs: dict[str, list[Scores]] = {"first": [{"student": before}]}
     for (which, _, _), scores in zip(cases, found, strict=True):
         runs.setdefault(which, []).append({"student": scores})
     print(f"{'':20}accuracy  chosen minus it   95% interval")
     gains = {which: tell(runs, which) for which in runs}
-    low, over = gains["random"]["low"], gains["random, as few"]["low"]
+    low, over = gains["random"]["low"], gains["few at random"]["low"]
     show(
         [
             ("choose.share_of_rows", CHOSEN / BOUGHT, SHARE, CHOSEN <= SHARE * BOUGHT),
@@ -212,10 +215,6 @@ def main() -> None:
             ("choose.over_random_with_as_few_low", over, 0.0, over > 0),
         ]
     )
-
-
-def _learned(home: Path, case: tuple[str, int, list[Row]]) -> dict[str, list[float]]:
-    return learned(home, *case)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from retort.stages.stage import Stage
 from retort.stages.teacher_requests import ledger_name, request_context
 from retort.store import Artifact, Folder, Store, open_store
 from tests.support.source_rows import jsonl
+from tests.support.stages import segments as answered
 from tests.support.stages import stage_of
 from tests.support.tiny import save_model, write_job
 
@@ -136,13 +137,15 @@ def test_a_choice_is_the_same_again_and_its_answers_are_not_asked_for_twice(home
     assert all(each.worth is None and each.uncertainty is None for each in drawn[0])
 
 
-def test_the_student_is_asked_and_the_teacher_never(home, store):
+def test_only_new_rows_are_asked_and_the_teacher_is_asked_nothing(home, store):
     teacher = ledger_name(request_context(load(home / "job.yaml", list(JOB))[0]))
-    before = segments(store)
-    (home / "other.jsonl").write_bytes(jsonl(question(n) for n in range(100, 112)))
+    choosing(home, store)
+    before, num_before = segments(store), len(answered(store.uri))
+    rows = [*(question(n) for n in range(100, 112)), *(question(n) for n in range(20))]
+    (home / "other.jsonl").write_bytes(jsonl(rows))
     choosing(home, store, pool=str(home / "other.jsonl"), number=3)
-    new = segments(store) - before
-    assert new and not any(name.startswith(teacher) for name in new)
+    assert len(answered(store.uri)) == num_before + 12
+    assert not any(name.startswith(teacher) for name in segments(store) - before)
 
 
 def test_bad_rows_copies_and_rows_of_the_job_are_left_out_with_their_reasons(home, store):
