@@ -25,7 +25,7 @@ from tests.support.stages import segments as answered
 from tests.support.stages import stage_of
 from tests.support.tiny import save_model, write_job
 
-ENGINES = ("generate.engine=echo", "generate.top_k=0", "generate.max_tokens=40")
+ENGINES = ("generate.engine=echo", "generate.top_k=0", "generate.max_tokens=12")
 LOSSES = ('train.losses=[{"name": "cross_entropy"}]', "evaluate.engine=transformers")
 JOB = (*ENGINES, *LOSSES)
 
@@ -85,7 +85,7 @@ def uncertainty(folder: Path, text: str) -> float:
     chat = [{"role": "user", "content": text}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     found: list[float] = []
-    while len(found) < 40 and (not found or ids[-1] != tokenizer.eos_token_id):
+    while len(found) < 12 and (not found or ids[-1] != tokenizer.eos_token_id):
         chances = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
         top = chances.topk(8).values
         parts = torch.cat([top, (1 - top.sum()).clamp(min=1e-12)[None]])
