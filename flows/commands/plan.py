@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from flows.commands import choose
 from flows.commands.options import DONE, load_spec, open_store, say
 from retort.events import shown
 
@@ -17,11 +18,15 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
         "plan", parents=[on_spec], help="say what more of the teacher's answers would be worth"
     )
     it.add_argument("--json", action="store_true", help="print all of it as JSON, and only that")
+    choose.add_flags(it)
     it.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """`retort plan`: trains on subsets of what is stored, and prints what follows from them."""
+    """`retort plan`: trains on subsets of what is stored, and prints what follows from them; with
+    --choose, chooses rows of a pool instead."""
+    if choose.is_wanted(options):
+        return choose.run(options)
     from flows.commands.run import in_flow, prefect
     from retort.jobs.preflight import check
 
