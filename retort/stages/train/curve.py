@@ -25,9 +25,10 @@ class Curve:
         """Adds what was measured at a step."""
         self.records.append({"step": step, **record})
 
-    def write(self) -> None:
-        """Writes the curve so far."""
-        self._out.write_json(NAME, self.records)
+    def write(self, before: int | None = None) -> None:
+        """Writes the curve so far; or what was recorded before a step."""
+        kept = [r for r in self.records if before is None or r["step"] < before]
+        self._out.write_json(NAME, kept)
 
     @property
     def validated(self) -> list[Record]:

@@ -137,7 +137,7 @@ class Trainer:
         self.features = objective if isinstance(objective, FeatureObjective) else None
         self.learner = self.features or self.model
         self.terms: list[Term] = objective.parts[1]
-        self.num_steps, self.seconds_per_step = 0, 0.0
+        self.num_steps, self.last_step, self.seconds_per_step = 0, 0, 0.0
         # What a round or its control sets: the steps, and the factor on the step size.
         self.most_steps: int | None = None
         self.factor: Callable[[int, int], float] = partial(lr_factor, knobs=self.knobs)
@@ -148,11 +148,12 @@ class Trainer:
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = self.most_steps or per_epoch * knobs.num_epochs
-        step = checkpoint.resume(out, self.learner, self.optimizer)
-        self.ranks.meet(step)
-        if step:
-            self.report.note(f"continuing after step {step} of {self.num_steps}")
-        curve = Curve(out, step)
+        self.last_step = math.ceil(self.num_steps * (knobs.stop_after or 1))
+        begun = checkpoint.resume(out, self.learner, self.optimizer)
+        self.ranks.meet(begun)
+        if begun:
+            self.report.note(f"continuing after step {begun} of {self.num_steps}")
+        curve = Curve(out, begun)
         # A loss over labels needs a row that has some.
         first = sorted(
             data.train[:PROBE_ROWS], key=lambda item: not training_rows.has_choices(item[0])
@@ -161,9 +162,14 @@ class Trainer:
         self._check_gradients()
         started = time.monotonic()
         with interrupts.held() as interrupted:
-            self._passes(data, curve, step, interrupted)
-        made = max(1, (curve.records[-1]["step"] if curve.records else step) - step)
+            step = self._passes(data, curve, begun, interrupted)
+        made = max(1, step - begun)
         self.seconds_per_step = (time.monotonic() - started) / made
+        if knobs.stop_after:
+            # A longer training makes no validation in the middle of a pass.
+            if self.ranks.is_first:
+                curve.write(before=step + (step % per_epoch == 0))
+            checkpoint.pause(out, step, self.learner, self.optimizer, self.ranks.is_first)
         if self.ranks.is_first:
             curve.write()
         best = curve.best_step
@@ -177,37 +183,39 @@ class Trainer:
 
     def _passes(
         self, data: training_rows.TrainingData, curve: Curve, step: int, interrupted: Sequence[int]
-    ) -> None:
-        """Makes all steps after `step`. Raises `KeyboardInterrupt` once an interrupt's state is
-        saved."""
+    ) -> int:
+        """Makes all steps after `step`; returns the last one. Raises `KeyboardInterrupt` once an
+        interrupt's state is saved."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         num_epochs = math.ceil(self.num_steps / per_epoch)
         saved = reported = time.monotonic()
-        for epoch in range(step // per_epoch, num_epochs):
+        for epoch in range(step // per_epoch, math.ceil(self.last_step / per_epoch)):
             if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
                 self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
-                return
+                return step
             order = training_rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
-            last = min(per_epoch, self.num_steps - epoch * per_epoch)
-            for within in range(step - epoch * per_epoch, last):
+            first = epoch * per_epoch
+            last = min(per_epoch, self.num_steps - first)
+            for within in range(step - first, min(last, self.last_step - first)):
                 soon = (index for part in order[within : within + AHEAD] for index in part)
                 self._expect([data.train[index] for index in soon])
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1
                 end_of_epoch = within + 1 == last
-                if end_of_epoch:
+                measures = end_of_epoch or step == self.last_step
+                if measures:
                     record |= self._end_of_epoch(data)
                 now = time.monotonic()
-                if end_of_epoch or now - reported > 1:
+                if measures or now - reported > 1:
                     reported = now
                     curve.add(step, record)
                     self.report.metrics(record, step)
                     note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {num_epochs}"
-                    self.report.progress(step, self.num_steps, "steps", note)
+                    self.report.progress(step, self.last_step, "steps", note)
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
                     checkpoint.write_best(out, self.learner, self.ranks.is_first)
-                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
+                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.last_step
                 due, stops = self.ranks.agree(due, bool(interrupted))
                 if due or stops:
                     saved = now
@@ -217,6 +225,7 @@ class Trainer:
                 if stops:
                     self.ranks.meet(step)  # torchrun ends all once one has left
                     raise KeyboardInterrupt
+        return step
 
     def _step(self, step: int, items: list[TrainingItem]) -> dict[str, float]:
         """Makes one optimizer step; returns its losses per supervised token and its norms."""

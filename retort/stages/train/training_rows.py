@@ -27,7 +27,14 @@ from retort.stages.stage import (
 )
 from retort.stages.teacher_requests import instruction_of
 from retort.stages.train import other_tokens
-from retort.stages.train.alignment import aligned, check_pairing, ends_well, learned, within
+from retort.stages.train.alignment import (
+    aligned,
+    check_pairing,
+    ends_well,
+    largest,
+    learned,
+    within,
+)
 from retort.stages.train.batches import TrainingItem
 from retort.stages.train.other_tokens import ByBytes
 from retort.stages.train.translation import TranslatedSignal
@@ -85,7 +92,8 @@ def build(
     teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
-    signals = read_signals(stage.input("generate")) if uses_signal else {}
+    stored = read_signals(stage.input("generate")) if uses_signal else {}
+    signals = {name: largest(stage.spec.train.top_k, signal) for name, signal in stored.items()}
     own = [examples[r.example_id] for r in kept]
     chats = [r.messages or example.messages for r, example in zip(kept, own, strict=True)]
     prompts = encoding.render_each(tokenizer, chats, [example.tools for example in own])
