@@ -91,9 +91,11 @@ def distill(
 
 
 @contextmanager
-def open_job(spec: JobSpec, store: str, force: tuple[StageName, ...]) -> Iterator[JobRun]:
+def open_job(
+    spec: JobSpec, store: str, force: tuple[StageName, ...], kind: str = "job"
+) -> Iterator[JobRun]:
     """Gives the checked job with its MLflow run open, and closes that run with its true status."""
-    job = JobRun(spec, open_store(store), force, tell)
+    job = JobRun(spec, open_store(store), force, tell, kind)
     flow_run_id = flow_run.get_id() or ""
     url = "" if embedded.is_used() else flow_run.get_flow_run_ui_url() or ""
     tags = {FLOW_RUN: flow_run_id, "prefect.flow_run_url": url}

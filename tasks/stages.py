@@ -186,6 +186,11 @@ def _side_by_side(
     return {n: cast(Artifact, s.result()) for n, s in zip(names, states, strict=True)}
 
 
+def make(job: JobRun, name: str, inputs: dict[str, Artifact]) -> Artifact:
+    """Returns the artifact of any recipe of a job, such as that of a trial, made by its task."""
+    return stage_task(job.recipes[name].stage, name)(job, **inputs)
+
+
 def export_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
     """Returns the artifacts of the exported students, by the names of their exports."""
     names = map(export_of, job.spec.exports)

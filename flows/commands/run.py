@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from flows import embedded
@@ -45,14 +45,7 @@ def run_job(options: argparse.Namespace, *overrides: str) -> int:
     for note in notes:
         say(f"spec: {note}")
     store = open_store(options)
-    logging.getLogger("retort").setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a log line that does not reach Prefect is no news
-    embedded.use_settings(embedded.SETTINGS)
-    with contextlib.ExitStack() as stack:
-        wait = None
-        if not embedded.has_server():
-            store.probe()  # before a folder is made for the server's database
-            wait = stack.enter_context(embedded.server(store.local_state()))
+    with prefect(store) as wait:
         check(spec, store)
         content = _distill(spec, store, options.force, wait)
     if options.json:
@@ -66,10 +59,39 @@ def run_job(options: argparse.Namespace, *overrides: str) -> int:
     return DONE if content.gate.passed else REFUSED
 
 
+@contextlib.contextmanager
+def prefect(store: "Store") -> Iterator[Callable[[], None] | None]:
+    """Gives what waits for an embedded Prefect server, which is starting; None where a server's
+    address is set."""
+    logging.getLogger("retort").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log line that does not reach Prefect is no news
+    embedded.use_settings(embedded.SETTINGS)
+    with contextlib.ExitStack() as stack:
+        wait = None
+        if not embedded.has_server():
+            store.probe()  # before a folder is made for the server's database
+            wait = stack.enter_context(embedded.server(store.local_state()))
+        yield wait
+
+
 def _distill(
     spec: "JobSpec", store: "Store", force: list[Any], wait: Callable[[], None] | None
 ) -> "ReportContent":
-    """Returns the report's content; `wait` is of an embedded server. Libraries print to stderr."""
+    from flows.distill import distill, finished
+
+    in_flow(spec, store, wait, lambda: distill(spec, store.uri, tuple(force)), finished)
+    return finished.pop(spec.name)
+
+
+def in_flow(
+    spec: "JobSpec",
+    store: "Store",
+    wait: Callable[[], None] | None,
+    flow: Callable[[], object],
+    finished: dict[str, Any],
+) -> None:
+    """Calls a flow, which leaves its result in `finished` under the job's name; `wait` is of an
+    embedded server. Libraries print to stderr."""
     from prefect.settings import (
         PREFECT_CLIENT_MAX_RETRIES,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -77,7 +99,6 @@ def _distill(
     )
 
     from flows.commands.terminal import watching
-    from flows.distill import distill, finished
     from retort.tracking import make_database
     from tasks import listeners
 
@@ -93,7 +114,7 @@ def _distill(
     log = store.log(spec.name)
     with watching(), contextlib.redirect_stdout(sys.stderr), temporary_settings(settings):
         try:
-            distill(spec, store.uri, tuple(force))
+            flow()
         except Exception as error:
             if spec.name not in finished:
                 if log.is_file():
@@ -102,4 +123,3 @@ def _distill(
             say(f"warning: the job's end could not be reported to Prefect ({type(error).__name__})")
         finally:
             listeners.end(SEND_SECONDS)
-    return finished.pop(spec.name)

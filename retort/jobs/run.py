@@ -47,13 +47,23 @@ Listener = Callable[[str, Event], None]
 
 
 class JobRun:
-    """A job on its store, with its recipes, its tracker and the listener to its stages."""
+    """A job on its store, with its recipes, its tracker and the listener to its stages.
 
-    def __init__(self, spec: JobSpec, store: Store, force: Iterable[StageName], listener: Listener):
-        self.spec, self.store, self.listen = spec, store, listener
+    `kind` says what is done with the job where it is not run to its report: plan ...
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        store: Store,
+        force: Iterable[StageName],
+        listener: Listener,
+        kind: str = "job",
+    ):
+        self.spec, self.store, self.listen, self.kind = spec, store, listener, kind
         preflight.check(spec, store)
         self.sources = source_digests(spec)
-        self.tracker = Tracker(store, self._warn)
+        self.tracker = Tracker(store, self._warn, kind)
         self.recipes, self.champion = champion.with_champion(
             spec, self.sources, self.tracker, self._warn
         )
@@ -294,9 +304,14 @@ class JobRun:
             self.used[name] = artifact
             self._open_runs.pop(name, None)
             names = {key: used.name for key, used in self.used.items()}
-            self.store.job(self.spec.name).write_json("artifacts.json", names)
+            self.store.job(self.spec.name).write_json(names_file(self.kind), names)
         self.listen(name, {"kind": how})
         return artifact
+
+
+def names_file(kind: str) -> str:
+    """Returns the file of a job's folder with the names of the artifacts that a run last used."""
+    return "artifacts.json" if kind == "job" else f"{kind}-artifacts.json"
 
 
 def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from retort.spec.curate import ConsultedModel, Curate, Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.evaluate import Evaluate
 from retort.spec.export import Export
-from retort.spec.fingerprint import INPUTS, Recipe, differences, recipes
+from retort.spec.fingerprint import INPUTS, TRIAL, Recipe, differences, of_trial, recipes
 from retort.spec.generate import Generate
 from retort.spec.job import (
     CONTROLS,
@@ -32,6 +32,7 @@ __all__ = [
     "RANDOM_START",
     "ROUND_CONTROLS",
     "STAGES",
+    "TRIAL",
     "WITHOUT",
     "ConsultedModel",
     "Curate",
@@ -65,6 +66,7 @@ __all__ = [
     "evaluation_of",
     "export_of",
     "load",
+    "of_trial",
     "recipes",
     "training_of",
 ]

@@ -36,6 +36,9 @@ VERSIONS: dict[StageName, int] = dict.fromkeys(STAGES, 1) | {
 # The champion of the student's name is measured apart, so that a new one measures nobody anew.
 CHAMPION, EVALUATE_CHAMPION, UNREADABLE = "champion", "evaluate-champion", "unreadable"
 
+# The input of an evaluation that scores the student of one trial on the validation examples.
+TRIAL = "train-trial"
+
 # Which artifacts a stage reads: the data-flow graph of the job, in one place. A control is a second
 # `train`; those that look at the student (evaluate, report) look at it too.
 INPUTS: dict[StageName, tuple[StageName, ...]] = {
@@ -267,6 +270,18 @@ def _of_champion(made: dict[str, Recipe], champion: str) -> Recipe:
     sources = {key: digest for key, digest in asking["sources"].items() if key not in own}
     inputs = {"prepare": made["prepare"].name, CHAMPION: champion}
     return replace(made["evaluate"], ingredients={**asking, "sources": sources, "inputs": inputs})
+
+
+def of_trial(made: dict[str, Recipe], train: Recipe) -> Recipe:
+    """Returns the recipe of scoring the student of a trial on the validation examples: `made` are
+    the job's own recipes. The knobs that measure speed, or further metrics, do not count."""
+    asking = made["evaluate"].ingredients
+    own = ("task_type", "max_tokens", "max_model_len", "dtype", "seed")
+    inputs = {name: made[name].name for name in ("prepare", "generate")} | {TRIAL: train.name}
+    sources = {k: v for k, v in asking["sources"].items() if k == "evaluate.engine"}
+    found = {"split": "validation", **{name: asking["knobs"][name] for name in own}}
+    ingredients = {**asking, "knobs": found, "sources": sources, "inputs": inputs}
+    return Recipe("evaluate", ingredients, made["evaluate"].spec)
 
 
 def _beside_champion(made: dict[str, Recipe], champion: str) -> Recipe:

@@ -241,6 +241,14 @@ class Train(Section):
         "One of several teachers whose answers are left out.",
         added_later=True,
     )
+    max_examples: int | None = knob(
+        None,
+        "examples",
+        "Learn from so many of the kept training examples: the first by a digest of their ids, so "
+        "that fewer of them are among more.",
+        added_later=True,
+        ge=1,
+    )
     learning_rate: float = knob(
         2e-5, "1", "Peak step size of AdamW; for adapters 1e-4 to 2e-4 is usual.", gt=0
     )

@@ -61,10 +61,12 @@ def _forgiving(call: Call) -> Call:
 
 
 class Tracker:
-    """Tracks one run of a job in one MLflow. Its methods never raise."""
+    """Tracks one run of a job in one MLflow; `kind` says what is done with the job where it is not
+    run: plan ... Its methods never raise."""
 
-    def __init__(self, store: Store, warn: Callable[[str], None]):
+    def __init__(self, store: Store, warn: Callable[[str], None], kind: str = "job"):
         self.uri, self.failures, self._store, self._warn = tracking_uri(store), 0, store, warn
+        self._kind = kind
         self._client: Any = None
         self._lock = threading.RLock()
         # By run: stages may run side by side, and several have the same metrics.
@@ -81,7 +83,7 @@ class Tracker:
         found = self._client.get_experiment_by_name(job)
         self.experiment_id = found.experiment_id if found else self._new_experiment(job)
         if tags.get(resume_tag):
-            query = f"tags.`{resume_tag}` = '{tags[resume_tag]}' and tags.`retort.stage` = 'job'"
+            query = f"tags.`{resume_tag}` = '{tags[resume_tag]}' and {self._is_parent}"
             earlier = self._client.search_runs([self.experiment_id], query, max_results=1)
             if earlier:
                 self.parent_id = earlier[0].info.run_id
@@ -91,9 +93,16 @@ class Tracker:
                     self._client.delete_tag(self.parent_id, ERROR)
                 return
         run = self._client.create_run(
-            self.experiment_id, run_name=job, tags={**tags, "retort.stage": "job"}
+            self.experiment_id,
+            run_name=job if self._kind == "job" else self._kind,
+            tags={**tags, "retort.stage": self._kind},
         )
         self.parent_id = run.info.run_id
+
+    @property
+    def _is_parent(self) -> str:
+        """The condition on runs that are parents of this kind."""
+        return f"tags.`retort.stage` = '{self._kind}'"
 
     def _new_experiment(self, job: str) -> str:
         location = None
@@ -119,7 +128,7 @@ class Tracker:
     @_forgiving
     def others_running(self, tag: str) -> dict[str, str]:
         """Returns the values of a tag of this job's other unfinished runs, by run id."""
-        query = "tags.`retort.stage` = 'job' and attributes.status = 'RUNNING'"
+        query = f"{self._is_parent} and attributes.status = 'RUNNING'"
         found = self._client.search_runs([self.experiment_id], query)
         tags = {run.info.run_id: run.data.tags.get(tag, "") for run in found}
         tags.pop(self.parent_id, None)
@@ -250,10 +259,16 @@ class Tracker:
         return registry.register(self._client, self._client.get_run(self.parent_id), student)
 
     @_forgiving
+    def trial(self, name: str, knobs: dict[str, Any], numbers: dict[str, float]) -> None:
+        """Adds a finished run below the parent: what a training of other knobs came to."""
+        run_id = self.open_stage(name, {"retort.trial": name}, knobs)
+        self.close_stage(run_id, numbers, {})
+
+    @_forgiving
     def close_job(
-        self, numbers: dict[str, float], gate_passed: bool, files: dict[str, bytes]
+        self, numbers: dict[str, float], gate_passed: bool | None, files: dict[str, bytes]
     ) -> None:
-        """Attaches the report's numbers and files to the job's run and ends it well."""
+        """Attaches the report's numbers and files to the parent run and ends it well."""
         self._buffers.clear()
         self.metrics(self.parent_id, numbers, step=0)
         self._flush(self.parent_id)
@@ -261,7 +276,8 @@ class Tracker:
             for name, data in files.items():
                 (scratch / name).write_bytes(data)
             self._client.log_artifacts(self.parent_id, str(scratch))
-        self._client.set_tag(self.parent_id, GATE, "passed" if gate_passed else "refused")
+        if gate_passed is not None:
+            self._client.set_tag(self.parent_id, GATE, "passed" if gate_passed else "refused")
         self._client.set_terminated(self.parent_id, "FINISHED")
 
 

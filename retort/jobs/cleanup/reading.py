@@ -18,6 +18,8 @@ from retort.store import MANIFEST, SCRATCH, Folder, Store, store_errors
 from retort.store.urls import filesystem, is_missing
 
 NAME = re.compile(r"[0-9a-f]{16}")
+# What is done with jobs beside running them; each has artifacts of its own.
+TRIALS = ("plan", "sweep")
 ARTIFACTS, LEDGER, LEASES = "artifacts", "ledger", "leases"
 # The file that a run writes first into the folder of an artifact, also when it continues there.
 BEGUN = f"{SCRATCH}inputs.json"
@@ -106,9 +108,15 @@ def jobs_of(store: Store) -> list[JobRecord]:
             found = []
     names = sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
     folders = {name: store.job(name) for name in names}
-    return [
+    records = [
         JobRecord(name, read_json(folder, "artifacts.json"), read_json(folder, "report.json"))
         for name, folder in folders.items()
+    ]
+    of_trials = ((name, folder, kind) for name, folder in folders.items() for kind in TRIALS)
+    return records + [
+        JobRecord(name, used, {})
+        for name, folder, kind in of_trials
+        if (used := read_json(folder, f"{kind}-artifacts.json"))
     ]
 
 

@@ -12,10 +12,10 @@ from retort.errors import EngineDiedError, StoreError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
 from retort.processes import machine
-from retort.spec import export_of
+from retort.spec import TRIAL, export_of
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import on_cluster
-from retort.stages.evaluate import fidelity, measure
+from retort.stages.evaluate import fidelity, measure, trial
 from retort.stages.evaluate.compared_models import (
     asked_examples,
     check_template,
@@ -48,8 +48,11 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     """Writes each model's answers, measures and statistics, then `scores.json`; returns the scores.
 
     A killed run continues with the turns that are missing. An exported student that cannot be
-    measured ends no job: the facts say why, and the next run tries again.
+    measured ends no job: the facts say why, and the next run tries again. Of the student of a
+    trial only the validation examples are scored.
     """
+    if TRIAL in stage.inputs:
+        return trial.score(stage)
     if not (roles := exported(stage)):
         return _evaluate(stage)
     failed = stage.facts(export_of(roles[0])).get("failed")

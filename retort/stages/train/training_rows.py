@@ -16,7 +16,7 @@ from retort.data import encoding
 from retort.data.encoding import IGNORED, EncodedRow
 from retort.errors import DataError
 from retort.losses.choices import label_choices
-from retort.records import Decision, Example, Response, Split, ids_sha256
+from retort.records import Decision, Example, Response, Split, content_id, ids_sha256
 from retort.spec import JobSpec
 from retort.stages.stage import (
     Stage,
@@ -88,7 +88,7 @@ def build(
         check_pairing(captured["template_sha256"], base)
     examples = {e.id: e for e in read_examples(stage.input("prepare"), "train", "validation")}
     decisions = read_decisions(stage.input("curate"))
-    kept = [r for r in _kept(stage, decisions) if only is None or r.id in only]
+    kept = [r for r in _kept(stage, decisions, examples) if only is None or r.id in only]
     teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
@@ -143,11 +143,25 @@ def build(
     )
 
 
-def _kept(stage: Stage, decisions: dict[str, Decision]) -> list[Response]:
-    """Returns the kept responses, without those of a teacher that a control does without."""
+def _kept(
+    stage: Stage, decisions: dict[str, Decision], examples: dict[str, Example]
+) -> list[Response]:
+    """Returns the kept responses, without those of a teacher that a control does without, to as
+    many training examples as the spec says."""
     responses, without = read_responses(stage.input("generate")), stage.spec.train.without_teacher
     kept = (response for response in responses if decisions[response.id].kept)
-    return [response for response in kept if not (without and response.teacher == without)]
+    known = [response for response in kept if not (without and response.teacher == without)]
+    return fewest(known, examples, stage.spec.train.max_examples)
+
+
+def fewest(
+    kept: list[Response], examples: dict[str, Example], number: int | None
+) -> list[Response]:
+    """Returns the responses to so many of the training examples, and all others. Whatever the
+    number, the examples are the first in one order, so that fewer of them are among more."""
+    asked = {r.example_id for r in kept if examples[r.example_id].split == "train"}
+    chosen = set(sorted(asked, key=lambda id: (content_id(id), id))[:number])
+    return [r for r in kept if r.example_id in chosen or r.example_id not in asked]
 
 
 def _warnings(num_other: int, left_out: Counter[str], text_alone: Counter[str]) -> list[str]:
