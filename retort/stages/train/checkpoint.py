@@ -16,12 +16,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from retort.stages.train.curve import NAME
+from retort.stages.train.curve import NAME, PAUSED
 from retort.store import Folder
 
 PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"
-# What a longer training goes on from, kept in the artifact of one that ended before its last step.
-PAUSED = "paused/"
 # Not strict: a file holds what trains alone, and a tied weight once.
 OPTIONS = StateDictOptions(
     full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False

@@ -5,6 +5,8 @@ from typing import Any
 from retort.store import Folder
 
 NAME = "history.json"
+# What a longer training goes on from, kept in the artifact of one that ended before its last step.
+PAUSED = "paused/"
 # The share of the records that counts as the beginning, and as the end.
 EDGE = 0.1
 # A last validation loss of more than this many times the best one is clear overfitting.
