@@ -34,6 +34,7 @@ COMMANDS = {
     "run": ("run",),
     "explain": ("validate", "why", "schema"),
     "rows": ("rows",),
+    "plan": ("plan",),
     "jobs": ("submit", "status", "logs", "cancel", "list", "deploy"),
     "benchmark": ("benchmark",),
     "compare": ("compare",),

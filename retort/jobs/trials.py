@@ -11,6 +11,7 @@ from typing import Any
 from retort.errors import DataError, SpecError
 from retort.jobs.run import JobRun
 from retort.metrics.bootstrap import ExampleStatistics
+from retort.metrics.kinds import matrix, value_of
 from retort.spec import TRIAL, JobSpec, Recipe, of_trial, recipes
 from retort.spec.fingerprint import INPUTS
 from retort.stages.engine_settings import engine_of
@@ -45,6 +46,11 @@ class Trial:
     score_seconds: float
 
     @property
+    def value(self) -> float:
+        """The student's score in the metric that decides."""
+        return value_of(self.metric, matrix(self.metric, self.statistics).sum(axis=0))
+
+    @property
     def validation_losses(self) -> list[float]:
         """The validation loss after each pass."""
         return [each["validation_loss"] for each in self.curve if "validation_loss" in each]
@@ -71,7 +77,7 @@ def run(
     `train-NAME`. Raises `SpecError` where the teacher would be asked, or no student can be trained.
     """
     make = make or cached_or_made
-    wanted, found = _recipes(job, spec), dict(inputs)
+    wanted, found = recipes_of(job, spec), dict(inputs)
     for stage in ("curate", "cut"):
         if stage in wanted and wanted[stage].name != job.recipes[stage].name:
             job.recipes[f"{stage}-{name}"] = wanted[stage]
@@ -109,7 +115,14 @@ def stored(job: JobRun, make: Make | None = None) -> dict[str, Artifact]:
     return {name: made[name] for name in (*INPUTS["train"], "cut") if name in made}
 
 
-def _recipes(job: JobRun, spec: JobSpec) -> dict[str, Recipe]:
+def is_trained(job: JobRun, spec: JobSpec) -> bool:
+    """Whether the student of `spec` is stored."""
+    recipe = recipes_of(job, spec)["train"]
+    return job.store.artifact("train", recipe.name).finished() is not None
+
+
+def recipes_of(job: JobRun, spec: JobSpec) -> dict[str, Recipe]:
+    """Returns the recipes of a trial. Raises `SpecError` where the teacher would be asked."""
     if spec.train.on_policy or (spec.is_live and engine_of(spec).REMOTE):
         raise SpecError(
             f"{spec.name}: a trial asks no teacher, and this training would (train.on_policy, or "

@@ -110,6 +110,14 @@ def ratio(
     return {"value": value, "low": low, "high": high, "n": n}
 
 
+def resampled(metric: str, found: ExampleStatistics, num_bootstrap: int, seed: int) -> Array:
+    """Returns a metric's value in each resample. Models with the same examples, in whatever order,
+    are resampled alike. Raises `ValueError` as `matrix` does."""
+    rows = matrix(metric, {key: found[key] for key in sorted(found)})
+    values: Array = kind(metric).value(_sums(rows, None, num_bootstrap, seed))
+    return values
+
+
 def tells(difference: dict[str, Any]) -> str:
     """Returns above or below where the 95% interval of a difference is on one side of zero, else
     unclear: so many examples cannot tell. For a metric of which less is better, below is better.
