@@ -49,7 +49,9 @@ def _check_sweep(spec: JobSpec) -> list[str]:
     for tried in variants.check(spec):
         check_curate(tried)
         check_train(tried)
-    shares = " -> ".join(str(spec.sweep.num_at(rung)) for rung in range(spec.sweep.rungs))
+    shares = " -> ".join(
+        str(spec.sweep.num_at(rung, spec.sweep.trials)) for rung in range(spec.sweep.rungs)
+    )
     return [f"sweep: {shares} trials over {', '.join(spec.sweep.over)}; no teacher is asked"]
 
 

@@ -1,5 +1,6 @@
 """The knobs of a search: which knobs are tried, over which values, and how losers end early."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -43,7 +44,7 @@ class Sweep(Section):
         "From rung to rung one in so many trials goes on, and trains so many times as long.",
         ge=2,
     )
-    sampler: Literal["tpe", "gp", "qmc", "random"] = knob(
+    sampler: Literal["tpe", "qmc", "random"] = knob(
         "tpe", "name", "Which of Optuna's samplers draws the trials."
     )
     drawn_together: int = knob(
@@ -78,6 +79,6 @@ class Sweep(Section):
         parts = (self.reduction_factor**left for left in range(self.rungs - 1, 0, -1))
         return (*(1 / part for part in parts), None)
 
-    def num_at(self, rung: int) -> int:
-        """Returns how many trials reach a rung, counted from 0; those that fail leave fewer."""
-        return -(-self.trials // self.reduction_factor**rung)
+    def num_at(self, rung: int, drawn: int) -> int:
+        """Returns how many of the trials that were drawn reach a rung, counted from 0."""
+        return math.ceil(drawn / float(self.reduction_factor) ** rung)

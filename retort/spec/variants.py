@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
 from retort.spec.job import JobSpec
-from retort.spec.sweep import Range
+from retort.spec.sweep import Range, Sweep
 
 ASKS = "it would have the teacher asked again, and a sweep reads the answers that are stored"
 OTHERS = "it changes nothing of what the student learns"
@@ -30,6 +30,16 @@ REFUSED = {
 TRIED = ("train", "curate")
 # Filters that have a model asked.
 ASKING = ("judged", "teachers_agree")
+
+
+def sweep_of(spec: JobSpec) -> Sweep:
+    """Returns what a job's sweep tries. Raises `SpecError` where it has none."""
+    if spec.sweep is None:
+        raise SpecError(
+            f"{spec.name}: the job file has no section sweep; say there what to try, such as "
+            "sweep: {over: {train.learning_rate: {low: 1e-5, high: 1e-3, log: true}}}"
+        )
+    return spec.sweep
 
 
 def variant(spec: JobSpec, values: dict[str, Any]) -> JobSpec:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -108,21 +109,23 @@ def test_the_winner_is_a_job_file_whose_student_is_in_the_cache(undisturbed, tmp
 
 
 def test_the_same_command_after_kill_9_finds_the_same(undisturbed, tmp_path):
-    path, _, found, _ = undisturbed
+    path, done, found, _ = undisturbed
     store = tmp_path / "store"
-    ask(path, store)
-    context = multiprocessing.get_context("spawn")
+    # What a sweep has stored that is killed as its winner makes its last steps.
+    shutil.copytree(done, store)
     last = f"train-{found.winner.name}-rung-2"
-    for name in ("train-trial-03-rung-1", last):
-        child = context.Process(target=swept_and_killed, args=(path, store, name))
-        child.start()
-        child.join(300)
-        assert child.exitcode == -signal.SIGKILL, name
+    shutil.rmtree(store / f"artifacts/train/{found.winner.rungs[-1].train.name}")
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=swept_and_killed, args=(path, store, last))
+    child.start()
+    child.join(300)
+    assert child.exitcode == -signal.SIGKILL
     seen = []
     again = swept(path, store, lambda name, event: seen.append((name, event["kind"])))
-    assert ("train-trial-02-rung-1", "cached") in seen and (last, "done") in seen
+    trained = [name for name, kind in seen if kind == "done" and name.startswith("train-")]
+    assert trained == [last]
     without_time = [
-        {**found_.as_json(), "trials": [(c.values, c.score) for c in found_.candidates]}
+        {**found_.as_json(), "trials": [(c.values, c.scores) for c in found_.candidates]}
         for found_ in (found, again)
     ]
     assert without_time[0] == without_time[1]
@@ -146,7 +149,23 @@ def test_trials_are_runs_below_one_parent_with_the_knobs_that_were_tried(undistu
         data = children[each.name]
         assert data.params.keys() == SWEEP["over"].keys()
         assert data.metrics["rungs"] == len(each.rungs)
-        assert data.metrics["validation_accuracy"] == each.score
+        assert data.metrics["validation_accuracy"] == each.scores[-1]
+
+
+def test_the_command_prints_the_trials_and_writes_the_winner(undisturbed, retort, tmp_path):
+    path, store, found, _ = undisturbed
+    out = tmp_path / "best.yaml"
+    done = retort("sweep", path, "--store", store, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert load(out)[0] == found.spec
+    assert f"{found.winner.name} is best on validation" in done.stdout
+    assert "40.0%" not in done.stderr and "55.0% of the steps of 5 whole trainings" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if "trial-0" in line and "│" in line]
+    assert len(lines) == 5 and found.winner.name in "".join(lines[:2])
+    assert "train-trial-04-rung-1: cached" in done.stderr and ": started" not in done.stderr
+    # A job without the section is told what to write.
+    plain = retort("sweep", out, "--store", store)
+    assert plain.returncode == 2 and "no section sweep" in plain.stderr
 
 
 def test_a_sweep_without_stored_answers_says_what_to_do(tmp_path):

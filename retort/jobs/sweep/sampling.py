@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from retort.spec import JobSpec
 from retort.spec.sweep import Range, Sweep
-from retort.spec.variants import is_whole, value_of, variant
+from retort.spec.variants import is_whole, sweep_of, value_of, variant
 
 # Significant digits of a drawn number: what a person can read back.
 DIGITS = 3
@@ -32,12 +32,11 @@ class Sampler:
     """Draws values of the knobs of a job's sweep, none of them twice."""
 
     def __init__(self, spec: JobSpec):
-        assert spec.sweep
-        self._sweep = spec.sweep
+        self._sweep = sweep_of(spec)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings(action="ignore"):  # that a sampler is experimental
-            self._study = optuna.create_study(sampler=_sampler(spec.sweep), direction="maximize")
-        self._space = {path: _distribution(path, v) for path, v in spec.sweep.over.items()}
+            self._study = optuna.create_study(sampler=_sampler(self._sweep), direction="maximize")
+        self._space = {path: _distribution(path, v) for path, v in self._sweep.over.items()}
         self._own = {path: _own(spec, path) for path in self._space}
         self._waiting: dict[str, Any] = {}
         self._seen = {_key(self._own)}
@@ -90,8 +89,7 @@ class Sampler:
 def _own(spec: JobSpec, path: str) -> Any:
     """Returns the value that a knob has in the job, as it is written among those to try; None where
     it is none of them."""
-    assert spec.sweep
-    tried, own = spec.sweep.over[path], value_of(spec, path)
+    tried, own = sweep_of(spec).over[path], value_of(spec, path)
     if isinstance(tried, Range):
         is_inside = isinstance(own, int | float) and tried.low <= own <= tried.high
         return own if is_inside else None
@@ -105,17 +103,12 @@ def _place(tried: tuple[Any, ...], value: Any) -> int | None:
 
 def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
     first = max(sweep.drawn_together, sweep.trials // 2)
-    samplers = {
-        "tpe": lambda: optuna.samplers.TPESampler(
-            seed=sweep.seed, n_startup_trials=first, constant_liar=True
-        ),
-        "gp": lambda: optuna.samplers.GPSampler(seed=sweep.seed, n_startup_trials=first),
-        "qmc": lambda: optuna.samplers.QMCSampler(
-            seed=sweep.seed, scramble=True, warn_independent_sampling=False
-        ),
-        "random": lambda: optuna.samplers.RandomSampler(seed=sweep.seed),
-    }
-    return samplers[sweep.sampler]()
+    known, seed = optuna.samplers, sweep.seed
+    if sweep.sampler == "tpe":
+        return known.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
+    if sweep.sampler == "qmc":
+        return known.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+    return known.RandomSampler(seed=seed)
 
 
 def _distribution(path: str, values: Any) -> BaseDistribution:
