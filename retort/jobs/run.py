@@ -180,6 +180,11 @@ class JobRun:
         for resident in filter(None, self._residents.values()):
             resident.end()
 
+    def fail_one(self, name: str, error: BaseException) -> None:
+        """Ends the MLflow run of what was being made under a name, where the others go on."""
+        if run_id := self._open_runs.pop(name, ""):
+            self.tracker.fail(run_id, error)
+
     def fail(self, error: BaseException) -> None:
         """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
         for run_id in (*self._open_runs.values(), self.tracker.parent_id):

@@ -95,6 +95,11 @@ def check(spec: JobSpec) -> list[JobSpec]:
             f"sweep: {cause} has the teacher asked in every training; take it out for the sweep, "
             "and add it to the winner"
         )
+    if spec.train.stop_after:
+        raise SpecError(
+            "sweep: train.stop_after ends every training early, and the rungs of the sweep set it; "
+            "take it out"
+        )
     if not spec.prepare.has("validation"):
         raise SpecError(
             "sweep: the trials are compared by the validation examples, and there are none; set "

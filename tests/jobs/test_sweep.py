@@ -136,6 +136,21 @@ def test_the_same_command_after_kill_9_finds_the_same(undisturbed, tmp_path):
     assert students[0] == students[1]
 
 
+def test_a_trial_that_cannot_be_trained_is_out_and_the_others_go_on(undisturbed, tmp_path):
+    _, done, _, _ = undisturbed
+    over = {"train.learning_rate": [1e30], "train.num_epochs": [1]}
+    path = write(tmp_path, over=over, trials=2, rungs=1)
+    shutil.copytree(done, tmp_path / "store")
+    found = swept(path, tmp_path / "store")
+    assert found.winner.values == {} and found.candidates[1].rungs == []
+    assert "lower train.learning_rate (now 1e+30)" in (found.candidates[1].failed or "")
+    client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    name = "attributes.run_name = 'train-trial-01-rung-1'"
+    newest = client.search_runs([experiment], name, order_by=["attributes.start_time DESC"])[0]
+    assert newest.info.status == "FAILED"
+
+
 def test_trials_are_runs_below_one_parent_with_the_knobs_that_were_tried(undisturbed):
     _, store, found, _ = undisturbed
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")

@@ -74,6 +74,7 @@ def test_a_filter_that_asks_a_model_cannot_be_tried_where_its_model_is_named():
     [
         ("train", {"teacher": "live"}, "train.teacher: live has the teacher asked"),
         ("train", {"on_policy": {"rounds": 2}}, "train.on_policy has the teacher asked"),
+        ("train", {"stop_after": 0.5}, "train.stop_after ends every training early"),
         ("prepare", {"validation": None}, "there are none; set prepare.validation_ratio"),
     ],
 )
@@ -152,7 +153,7 @@ def test_code_beside_a_job_that_only_its_sweep_names_needs_trust(tmp_path, monke
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "mine.py").write_text("def loss(logits, target, temperature):\n    return 0\n")
     losses = [[{"name": "cross_entropy"}], [{"name": "mine:loss"}]]
-    with pytest.raises(SpecError, match="mine:loss in .*give --trust once"):
+    with pytest.raises(SpecError, match=r"mine:loss in .*give --trust once"):
         trust.check(job({"train.losses": losses}), tmp_path, trusts=False)
 
 

@@ -98,7 +98,9 @@ class Search:
     def __init__(self, job: JobRun, inputs: dict[str, Artifact], make: Make):
         self.job, self.inputs, self._make = job, inputs, make
         self.knobs = variants.sweep_of(job.spec)
-        self._at_once = trainings_at_once(job.spec)
+        # What a cluster has no room for waits there.
+        on_cluster = job.spec.cluster.ray is not None
+        self._at_once = self.knobs.drawn_together if on_cluster else trainings_at_once(job.spec)
         self._engine = threading.Lock()
         self.candidates: list[Candidate] = []
 
@@ -144,10 +146,13 @@ class Search:
                 update={"train": spec.train.model_copy(update={"stop_after": share})}
             )
             each.rungs.append(trials.run(self.job, name, own, self.inputs, self._made))
-        except EngineDiedError:  # of another kind the next time
-            raise
         except (StageError, SpecError, DataError) as error:
+            # A process or a node that is gone is no fault of the trial.
+            if isinstance(error, EngineDiedError) or getattr(error, "transient", False):
+                raise
             each.failed = str(error)
+            for stage in ("curate", "train", "evaluate"):
+                self.job.fail_one(f"{stage}-{name}", error)
             self.job.note("sweep", f"warning: {each.name} is out: {error}")
 
     def _made(self, job: JobRun, name: str, inputs: dict[str, Artifact]) -> Artifact:
@@ -157,9 +162,8 @@ class Search:
         with self._engine:
             return self._make(job, name, inputs)
 
-    def found(self) -> Found:
-        """Returns the best of those that were trained to the end."""
-        winner = best(self.candidates, 1)[0]
+    def found(self, winner: Candidate) -> Found:
+        """Returns all that the sweep found."""
         last = winner.rungs[-1]
         beside = [each for each in self.candidates if len(each.rungs) == self.knobs.rungs]
         made = (self.knobs.shares[len(each.rungs) - 1] or 1.0 for each in self._trained)
@@ -192,7 +196,7 @@ def search(job: JobRun, inputs: dict[str, Artifact], make: Make = trials.cached_
     for rung in range(1, it.knobs.rungs):
         standing = best(standing, it.knobs.num_at(rung, len(it.candidates)))
         it.train(standing, rung)
-    found = it.found()
+    found = it.found(best(standing, 1)[0])
     files = {
         RESULT: json.dumps(found.as_json(), indent=2, ensure_ascii=False).encode(),
         WINNER: as_yaml(found.spec).encode(),
