@@ -93,11 +93,11 @@ def fully(job: JobRun, inputs: dict[str, Any], each: Candidate) -> Candidate:
     """Returns a trial as it is when it is trained to the end at once."""
     assert each.spec
     whole = trials.run(job, f"whole-{each.number:02d}", each.spec, inputs)
-    print(
-        f"{each.name} {' '.join(f'{value:7.1%}' for value in each.scores):24}  whole "
-        f"{whole.value:6.1%}  {json.dumps(each.values)}",
-        flush=True,
+    rungs = " ".join(
+        f"{trial.value:6.1%} ({trial.curve[-1].get('validation_cross_entropy', 0):.3f})"
+        for trial in each.rungs
     )
+    print(f"{each.name} {rungs:48} whole {whole.value:6.1%} {json.dumps(each.values)}", flush=True)
     return Candidate(each.number, each.values, each.spec, [whole])
 
 

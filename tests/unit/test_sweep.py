@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import yaml
 
-from retort.errors import SpecError
+from retort.errors import SpecError, StageError
 from retort.jobs import trust
 from retort.jobs.sweep.sampling import Sampler
-from retort.jobs.sweep.search import Candidate, as_yaml, best
+from retort.jobs.sweep.search import Candidate, as_yaml, best, promoted
 from retort.plugins import FOLDER
 from retort.spec import JobSpec, build
 from retort.spec.variants import check, value_of, variant
@@ -136,6 +136,20 @@ def test_of_equals_the_first_drawn_goes_on_and_what_failed_does_not():
     some[3].failed = "the gradient's norm is nan"
     assert [each.number for each in best(some, 2)] == [1, 2]
     assert [each.number for each in best(some, 1)] == [1]
+    with pytest.raises(StageError, match=r"no trial could be trained.*norm is nan"):
+        best(some[3:], 1)
+
+
+def test_half_go_on_by_their_score_and_half_by_the_likelihood_of_the_answers():
+    class Measured(Candidate):
+        rank = property(lambda self: [0.9, 0.8, 0.2, 0.1][self.number])
+        likelihood = property(lambda self: [-2.0, -0.7, -0.9, -0.5][self.number])
+
+    some = [Measured(number, {}) for number in range(4)]
+    assert [each.number for each in promoted(some, 2)] == [0, 3]
+    assert [each.number for each in promoted(some, 3)] == [0, 1, 3]
+    some[3].failed = "lost"
+    assert [each.number for each in promoted(some, 2)] == [0, 1]
 
 
 def test_the_winner_is_written_as_the_job_that_it_is():

@@ -8,7 +8,9 @@ are not read.
 """
 
 import contextvars
+import itertools
 import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,6 +30,7 @@ from retort.metrics.kinds import matrix, value_of
 from retort.spec import JobSpec, variants
 from retort.store import Artifact
 
+LIKELIHOOD = "validation_cross_entropy"
 RESULT, WINNER = "sweep.json", "winner.yaml"
 NUM_BOOTSTRAP = 2000
 
@@ -52,6 +55,14 @@ class Candidate:
     def scores(self) -> list[float]:
         """The metric on the validation examples at each rung."""
         return [trial.value for trial in self.rungs]
+
+    @property
+    def likelihood(self) -> float:
+        """How probable it finds the validation answers after its last rung, in nats a token."""
+        records = (
+            [each for each in self.rungs[-1].curve if LIKELIHOOD in each] if self.rungs else []
+        )
+        return -records[-1][LIKELIHOOD] if records else float("-inf")
 
     @property
     def rank(self) -> float:
@@ -120,7 +131,9 @@ class Search:
             self.candidates += new
             self.train(new, 0)
             for each in new:
-                sampler.tell(each.values, None if each.failed else each.rank)
+                known = math.isfinite(each.likelihood)
+                score = each.likelihood if known else each.rank
+                sampler.tell(each.values, None if each.failed else score)
 
     def train(self, some: list[Candidate], rung: int) -> None:
         """Trains candidates to a rung and scores them, side by side where there is room."""
@@ -194,7 +207,7 @@ def search(job: JobRun, inputs: dict[str, Artifact], make: Make = trials.cached_
     it.draw()
     standing = it.candidates
     for rung in range(1, it.knobs.rungs):
-        standing = best(standing, it.knobs.num_at(rung, len(it.candidates)))
+        standing = promoted(standing, it.knobs.num_at(rung, len(it.candidates)))
         it.train(standing, rung)
     found = it.found(best(standing, 1)[0])
     files = {
@@ -207,16 +220,27 @@ def search(job: JobRun, inputs: dict[str, Artifact], make: Make = trials.cached_
     return found
 
 
+def promoted(some: list[Candidate], number: int) -> list[Candidate]:
+    """Returns which candidates go on, in their order: by turns the best by their score and the best
+    by the likelihood of the validation answers.
+
+    Early in a training the score is for steps so small that the student still answers as its base
+    does, and the likelihood for those that learn fast.
+    """
+    by_score = best(some, len(some))
+    by_likelihood = sorted(by_score, key=lambda each: (-each.likelihood, each.number))
+    turns = itertools.chain.from_iterable(zip(by_score, by_likelihood, strict=True))
+    chosen = list({each.number: each for each in turns}.values())[:number]
+    return sorted(chosen, key=lambda each: each.number)
+
+
 def best(some: list[Candidate], number: int) -> list[Candidate]:
-    """Returns the best of those that reached the furthest rung, in their order; of equals the one
-    that was drawn first. Raises `StageError` where none is left."""
+    """Returns the best of the candidates by their score, the best first; of equals the one that was
+    drawn first. Raises `StageError` where none is left."""
     left = [each for each in some if not each.failed]
     if not left:
         raise StageError(f"sweep: no trial could be trained; the first one: {some[0].failed}")
-    furthest = max(len(each.rungs) for each in left)
-    left = [each for each in left if len(each.rungs) == furthest]
-    chosen = sorted(left, key=lambda each: (-each.rank, each.number))[:number]
-    return sorted(chosen, key=lambda each: each.number)
+    return sorted(left, key=lambda each: (-each.rank, each.number))[:number]
 
 
 def as_yaml(spec: JobSpec) -> str:

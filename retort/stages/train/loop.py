@@ -26,6 +26,7 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.processes import interrupts
 from retort.processes.libraries import lean_imports, stay_offline
+from retort.spec import Loss
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, on_policy, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
@@ -33,7 +34,13 @@ from retort.stages.train.curve import Curve
 from retort.stages.train.distributed import Ranks, accumulating, join, whole
 from retort.stages.train.features import FeatureObjective, feature_terms
 from retort.stages.train.head import Sums, Term
-from retort.stages.train.objective import Objective, packs_exactly, terms_of, trusted_head
+from retort.stages.train.objective import (
+    Objective,
+    packs_exactly,
+    term_of,
+    terms_of,
+    trusted_head,
+)
 from retort.stages.train.optimizer import lr_factor, optimizer_of
 from retort.stages.train.student import open_student, save_student
 from retort.stages.train.teacher import InMemory, LiveTeacher, open_teacher
@@ -257,7 +264,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         sums_M = self.ranks.sum(sums_M)
-        record = self._record(sums_M[:-2], num_valid)
+        record = self._record(sums_M[:-2], num_valid, self.terms)
         if sums_M[-1]:
             record["teacher_top_k_mass"] = float(sums_M[-2] / sums_M[-1])
         return record | {
@@ -341,19 +348,23 @@ class Trainer:
     def _validate(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
-        sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
+        terms = list(self.terms)
+        if self.knobs.stop_after and "cross_entropy" not in (term.name for term in terms):
+            # What trials are compared by that have other losses.
+            terms.append(term_of(Loss(name="cross_entropy", weight=0.0)))
+        sums_L = torch.zeros(len(terms), dtype=torch.float64)
         self._expect(items)
         with torch.no_grad():
             for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
-                sums_L += self._losses(self._batch(part)).values_L.cpu()
-        record = self._record(self.ranks.sum(sums_L), training_rows.supervised(items))
+                sums_L += self._losses(self._batch(part), terms).values_L.cpu()
+        record = self._record(self.ranks.sum(sums_L), training_rows.supervised(items), terms)
         return {f"validation_{k}": v for k, v in record.items()}
 
-    def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
+    def _record(self, sums_L: Tensor, num_valid: int, terms: list[Term]) -> dict[str, float]:
         """Returns the objective and each of its terms, per supervised token."""
         means = (sums_L / max(num_valid, 1)).tolist()
-        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
-        return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
+        loss = sum(term.weight * mean for term, mean in zip(terms, means, strict=True))
+        return {"loss": loss} | {t.name: m for t, m in zip(terms, means, strict=True)}
 
     def _check_gradients(self) -> None:
         """Raises `StageError` for a loss without a gradient: it would do nothing."""
