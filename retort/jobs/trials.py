@@ -31,7 +31,8 @@ class Trial:
     `statistics` are the student's in the metric that decides, by the validation example's id, and
     `teacher` those of the teacher's stored answers. `curve` are the records of the training, such
     as {"step": 40, "loss": 0.7, "validation_loss": 0.9}. `num_train` are the examples it learned
-    from, and `seconds` what the training took, `score_seconds` the answers.
+    from, and `seconds` what the training took, `step_seconds` its steps alone, `score_seconds` the
+    answers.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Trial:
     curve: list[dict[str, float]]
     num_train: int
     seconds: float
+    step_seconds: float
     score_seconds: float
 
     @property
@@ -107,12 +109,15 @@ def stored(job: JobRun, make: Make | None = None) -> dict[str, Artifact]:
         if recipe.stage == "train":
             break
         read = {each: made[each] for each in recipe.inputs}
-        if recipe.stage == "generate" and job.cached(name, read) is None:
+        if recipe.stage != "generate":
+            made[name] = (make or cached_or_made)(job, name, read)
+        elif found := job.cached(name, read):
+            made[name] = found
+        else:
             raise DataError(
                 f"{job.spec.name}: the teacher's answers are not stored yet, or some failed for a "
                 "passing reason, and no teacher is asked here; run the job first: retort run SPEC"
             )
-        made[name] = (make or cached_or_made)(job, name, read)
     return {name: made[name] for name in (*INPUTS["train"], "cut") if name in made}
 
 
@@ -148,7 +153,7 @@ def _same_plug_ins(spec: JobSpec, other: JobSpec) -> bool:
 def _read(name: str, spec: JobSpec, train: Artifact, score: Artifact) -> Trial:
     trained, scored = InputFolder(train.uri), InputFolder(score.uri)
     manifests = trained.read_manifest(), scored.read_manifest()
-    found = scored.read_json(STATISTICS)
+    facts, found = manifests[0]["facts"], scored.read_json(STATISTICS)
     return Trial(
         name,
         spec,
@@ -158,7 +163,8 @@ def _read(name: str, spec: JobSpec, train: Artifact, score: Artifact) -> Trial:
         found["student"],
         found["teacher"],
         trained.read_json("history.json"),
-        manifests[0]["facts"]["num_train"],
+        facts["num_train"],
         manifests[0]["seconds"],
+        facts["num_steps"] * facts["seconds_per_step"],
         manifests[1]["seconds"],
     )

@@ -19,10 +19,10 @@ from retort.metrics.kinds import Array, kind, lower_is_better
 
 NUM_DRAWS = 1000
 # Of b: what is measured of learners lies around a half, and seldom below a tenth or above one.
-EXPONENTS = np.geomspace(0.05, 2.0, 24)
+EXPONENTS = np.geomspace(0.05, 2.0, 16)
 EXPONENT_PRIOR = -0.5 * (np.log(EXPONENTS / 0.5) / 0.7) ** 2
 # Of e_inf, as a share of the lowest error.
-FLOORS = np.linspace(0.0, 1.0, 21)
+FLOORS = np.linspace(0.0, 1.0, 13)
 # What two trainings of the same size differ by, as a share of the metric's range (standard
 # deviations), around one in a hundred.
 NOISES = np.geomspace(0.0025, 0.04, 5)
@@ -102,6 +102,13 @@ def error_of(metric: str, values: Array) -> Array:
     if lower_is_better(metric):
         return values - (bounds[0] if bounds else 0.0)
     return (bounds[1] if bounds else 0.0) - values
+
+
+def speeds_up(sizes: Sequence[int], errors: Sequence[float]) -> bool:
+    """Whether later doublings of the size lowered the error clearly more than earlier ones."""
+    drops = -np.diff(errors) / np.diff(np.log2(sizes))
+    half = len(drops) // 2
+    return half > 0 and float(drops[-half:].mean()) > 1.5 * max(float(drops[:half].mean()), MISFIT)
 
 
 def fit(metric: str, sizes: Sequence[int], errors_RP: Array, seed: int = 0) -> LearningCurve:

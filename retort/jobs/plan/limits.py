@@ -14,6 +14,8 @@ from retort.metrics.learning_curve import Band, LearningCurve
 # The last passes among which a further fall of the validation loss is looked for, and how far it
 # falls there at least where the student is not done.
 LAST_PASSES, FALL = 0.1, 0.01
+# Data is no limit where the band of what a doubling gains ends below so many least gains.
+SURE = 4
 # How much higher the loss is on validation where the student knows its own rows better.
 KNOWS_BETTER = 0.1
 
@@ -22,9 +24,9 @@ def of_data(curve: LearningCurve, least: float, metric: str) -> Limit:
     """Judges the number of examples, by the expected gain of twice as many."""
     gain = curve.gain(2 * curve.size)
     verdict: Verdict = "unclear"
-    if gain.value < least:
+    if gain.value < least and gain.high < SURE * least:
         verdict = "no"
-    elif gain.low > 0:
+    elif gain.value >= least and gain.low > 0:
         verdict = "yes"
     return Limit("data", verdict, f"twice as many examples: {in_words(gain, metric)}")
 

@@ -66,17 +66,17 @@ def facts_of(folder: Folder, point: Point, metric: str) -> list[Fact]:
         Fact(fact["num_examples"], Band(**fact["forecast"]), fact["score"])
         for fact in latest["facts"]
     ]
-    sizes = [size for size, _ in latest["curve"]]
-    if latest["points"][-1]["num_examples"] < point.num_examples <= sizes[-1]:
-        said = {
-            end: float(
-                np.interp(
-                    np.log(point.num_examples),
-                    np.log(sizes),
-                    [band[end] for _, band in latest["curve"]],
-                )
-            )
-            for end in ("value", "low", "high")
-        }
-        facts.append(Fact(point.num_examples, Band(**said), point.score.value))
+    curve = [(size, Band(**band)) for size, band in latest["curve"]]
+    if latest["points"][-1]["num_examples"] < point.num_examples <= curve[-1][0]:
+        facts.append(Fact(point.num_examples, at(curve, point.num_examples), point.score.value))
     return facts
+
+
+def at(curve: list[tuple[int, Band]], number: int) -> Band:
+    """Returns what a curve says of a number of examples, between the two that are next to it."""
+    sizes = np.log([size for size, _ in curve])
+
+    def between(end: str) -> float:
+        return float(np.interp(np.log(number), sizes, [getattr(b, end) for _, b in curve]))
+
+    return Band(between("value"), between("low"), between("high"))

@@ -14,7 +14,14 @@ from retort.jobs.run import JobRun
 from retort.jobs.trials import Make, Trial
 from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.kinds import Array, kind
-from retort.metrics.learning_curve import Band, LearningCurve, error_of, errors_of, fit
+from retort.metrics.learning_curve import (
+    Band,
+    LearningCurve,
+    error_of,
+    errors_of,
+    fit,
+    speeds_up,
+)
 from retort.records import Example, content_id, sha256_of
 from retort.spec import JobSpec
 from retort.stages.stage import read_decisions, read_examples, read_responses
@@ -156,7 +163,6 @@ def _planned(
     curve = fit(metric, sizes, errors[:, :-1], knobs.seed)
     least = LEAST_GAIN * curve.scale
     cost = prompt_cost(job.spec, InputFolder(inputs["generate"].uri), examples, len(kept))
-    each = whole.seconds / points[-1].num_examples
     told = np.geomspace(sizes[0], sizes[-1] * SHOWN, 33)
     teacher = metrics.interval(metric, whole.teacher, knobs.num_bootstrap, knobs.seed)
     return Plan(
@@ -170,7 +176,7 @@ def _planned(
         exponent=Band.of(curve.exponent_R),
         least=least,
         enough=_enough(curve, least),
-        forecasts=[_forecast(metric, curve, number, cost, each) for number in MORE],
+        forecasts=[_forecast(whole, curve, number, cost) for number in MORE],
         limits=_limits(job, curve, whole, probed, errors[:, -1]),
         facts=[],
         of_a_training=0.0,
@@ -185,18 +191,17 @@ def _score(metric: str, error: Band) -> Band:
     return Band(value, min(low, high), max(low, high))
 
 
-def _forecast(
-    metric: str, curve: LearningCurve, number: int, cost: PromptCost, seconds: float
-) -> Forecast:
-    """Returns what so many more prompts bring; a training takes so many seconds an example."""
+def _forecast(whole: Trial, curve: LearningCurve, number: int, cost: PromptCost) -> Forecast:
+    """Returns what so many more prompts bring; a training has as many more steps as examples."""
     size = curve.size + round(number * cost.kept)
+    more = whole.step_seconds * (size / curve.size - 1)
     return Forecast(
         number,
         size,
         None if cost.money is None else cost.money * number,
         None if cost.seconds is None else cost.seconds * number / 60,
-        size * seconds / 60,
-        _score(metric, curve.error(size)),
+        (whole.seconds + more) / 60,
+        _score(whole.metric, curve.error(size)),
         curve.gain(size),
     )
 
@@ -240,6 +245,12 @@ def _notes(job: JobRun, metric: str, points: list[Point]) -> list[str]:
         found.append(
             f"{num_validation} validation examples are few: one of them is "
             f"{1 / num_validation:.1%}; raise prepare.validation_ratio for narrower bands"
+        )
+    errors = [float(error_of(metric, np.array([point.score.value]))[0]) for point in points]
+    if speeds_up([point.num_examples for point in points], errors):
+        found.append(
+            "each doubling gained more than the one before: the student has only begun to learn, "
+            "which such a curve does not describe; more examples may bring more than is said"
         )
     if kind(metric).bounds is None:
         found.append("the metric has no best value, so the curve's end is not bounded by one")

@@ -30,12 +30,12 @@ def measured(plan: Plan) -> list[list[str]]:
 
 def forecasts(plan: Plan) -> list[list[str]]:
     """Returns what more prompts would cost and bring, as a table."""
-    rows = [["more prompts", "cost", "teacher", "training", plan.metric, "gain", "80% band"]]
+    rows = [["prompts", "cost", "teacher", "training", plan.metric, "gain", "80% band"]]
     for each in plan.forecasts:
         gain = each.gain
         rows.append(
             [
-                f"{each.num_prompts:,}",
+                f"+{each.num_prompts:,}",
                 "unknown" if each.money is None else f"{each.money:,.2f}",
                 _minutes(each.teacher_minutes),
                 _minutes(each.train_minutes),
@@ -91,7 +91,7 @@ def _end(plan: Plan) -> str:
     if plan.enough is None:
         return f"no number within a thousand times today's has a doubling gain less than {least}"
     if plan.enough <= plan.num_examples:
-        return f"nothing is left to gain: twice as many examples gain less than {least}"
+        return f"twice as many examples are expected to gain less than {least}"
     return (
         f"beyond about {float(f'{plan.enough:.2g}'):,.0f} examples nothing is left to gain (twice "
         f"as many gain less than {least})"
