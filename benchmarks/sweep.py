@@ -131,7 +131,8 @@ def main() -> None:
         best = max(whole, key=lambda each: each.rank)
         gap = best.rank - found.winner.rank
         own = next(each for each in whole if each.number == found.winner.number)
-        same = own.rungs[0].train.digest == found.winner.rungs[-1].train.digest
+        students = (own.rungs[0].train, found.winner.rungs[-1].train)
+        same = len({InputFolder(a.uri).read("student/model.safetensors") for a in students}) == 1
     print(
         f"best of all {best.name} {best.rank:.1%}, the sweep's {found.winner.name} "
         f"{found.winner.rank:.1%}; the sweep took {seconds:.0f} s, its stages with the starts of "

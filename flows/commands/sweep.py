@@ -45,11 +45,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
-        _print(found, options.out or f"{latest.uri}/{WINNER}")
+        store_flag = "" if options.store == ".retort" else f" --store {options.store}"
+        _print(found, f"{options.out or f'{latest.uri}/{WINNER}'}{store_flag}")
     return DONE
 
 
-def _print(found: "Found", path: str) -> None:
+def _print(found: "Found", winner: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,4 +68,4 @@ def _print(found: "Found", path: str) -> None:
     console.print(shown(words.headline(found)), style="bold")
     for line in words.lines(found):
         console.print(shown(line))
-    console.print(f"winner: {path}; its student is cached: retort run {path}")
+    console.print(f"its student is cached: retort run {winner}")

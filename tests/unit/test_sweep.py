@@ -140,16 +140,19 @@ def test_of_equals_the_first_drawn_goes_on_and_what_failed_does_not():
         best(some[3:], 1)
 
 
-def test_half_go_on_by_their_score_and_half_by_the_likelihood_of_the_answers():
+def test_the_job_as_it_is_goes_on_and_others_by_turns_by_score_and_likelihood():
     class Measured(Candidate):
-        rank = property(lambda self: [0.9, 0.8, 0.2, 0.1][self.number])
-        likelihood = property(lambda self: [-2.0, -0.7, -0.9, -0.5][self.number])
+        rank = property(lambda self: [0.0, 0.9, 0.8, 0.2, 0.1][self.number])
+        likelihood = property(lambda self: [-9.0, -2.0, -0.7, -0.9, -0.5][self.number])
 
-    some = [Measured(number, {}) for number in range(4)]
-    assert [each.number for each in promoted(some, 2)] == [0, 3]
-    assert [each.number for each in promoted(some, 3)] == [0, 1, 3]
-    some[3].failed = "lost"
-    assert [each.number for each in promoted(some, 2)] == [0, 1]
+    some = [Measured(n, {"train.batch_size": n} if n else {}) for n in range(5)]
+    assert [each.number for each in promoted(some, 1)] == [0, 1]
+    assert [each.number for each in promoted(some, 3)] == [0, 1, 4]
+    assert [each.number for each in promoted(some, 4)] == [0, 1, 2, 4]
+    some[4].failed = "lost"
+    assert [each.number for each in promoted(some, 3)] == [0, 1, 2]
+    some[0].failed = "lost"
+    assert [each.number for each in promoted(some, 2)] == [1, 2]
 
 
 def test_the_winner_is_written_as_the_job_that_it_is():

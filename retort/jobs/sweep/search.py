@@ -221,17 +221,22 @@ def search(job: JobRun, inputs: dict[str, Artifact], make: Make = trials.cached_
 
 
 def promoted(some: list[Candidate], number: int) -> list[Candidate]:
-    """Returns which candidates go on, in their order: by turns the best by their score and the best
-    by the likelihood of the validation answers.
+    """Returns which candidates go on, in their order: the job as it is, with which the winner is
+    compared, and by turns the best of the others by their score and by the likelihood of the
+    validation answers.
 
     Early in a training the score is for steps so small that the student still answers as its base
     does, and the likelihood for those that learn fast.
     """
-    by_score = best(some, len(some))
+    own = [each for each in some if not (each.values or each.failed)]
+    others = [each for each in some if each.values and not each.failed]
+    if not others:
+        return best(some, 1)
+    by_score, number = best(others, len(others)), max(1, number - len(own))
     by_likelihood = sorted(by_score, key=lambda each: (-each.likelihood, each.number))
     turns = itertools.chain.from_iterable(zip(by_score, by_likelihood, strict=True))
     chosen = list({each.number: each for each in turns}.values())[:number]
-    return sorted(chosen, key=lambda each: each.number)
+    return sorted([*own, *chosen], key=lambda each: each.number)
 
 
 def best(some: list[Candidate], number: int) -> list[Candidate]:
