@@ -89,7 +89,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_too_long": data.num_too_long,
         "share_known": data.by_bytes.share_known,
         "share_aligned": data.by_bytes.share_aligned,
-        "num_steps": trainer.num_steps,
+        "num_steps": trainer.last_step,
         "seconds_per_step": trainer.seconds_per_step,
         "device": ranks.device,
         "num_processes": ranks.size,
