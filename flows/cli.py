@@ -35,6 +35,7 @@ COMMANDS = {
     "explain": ("validate", "why", "schema"),
     "rows": ("rows",),
     "plan": ("plan",),
+    "sweep": ("sweep",),
     "jobs": ("submit", "status", "logs", "cancel", "list", "deploy"),
     "benchmark": ("benchmark",),
     "compare": ("compare",),

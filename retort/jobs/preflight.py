@@ -7,7 +7,7 @@ import shutil
 
 from retort.errors import StoreError
 from retort.jobs import devices
-from retort.spec import JobSpec
+from retort.spec import JobSpec, variants
 from retort.stages.curate.check import check as check_curate
 from retort.stages.cut.check import check as check_cut
 from retort.stages.cut.shape import num_parameters
@@ -38,8 +38,21 @@ def check(spec: JobSpec, store: Store) -> list[str]:
         *check_export(spec),
         *check_evaluate(spec),
         *devices.check(spec),
+        *_check_sweep(spec),
         *_check_store(spec, store),
     ]
+
+
+def _check_sweep(spec: JobSpec) -> list[str]:
+    if spec.sweep is None:
+        return []
+    for tried in variants.check(spec):
+        check_curate(tried)
+        check_train(tried)
+    shares = " -> ".join(
+        str(spec.sweep.num_at(rung, spec.sweep.trials)) for rung in range(spec.sweep.rungs)
+    )
+    return [f"sweep: {shares} trials over {', '.join(spec.sweep.over)}; no teacher is asked"]
 
 
 def _check_store(spec: JobSpec, store: Store) -> list[str]:

@@ -31,6 +31,7 @@ from retort.records import SPLITS
 from retort.spec import JobSpec, StageName
 from retort.stages.engine_settings import resident_of
 from retort.stages.stage import Stage
+from retort.stages.train.curve import PAUSED
 from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
 from retort.store.leases import Holder
 from retort.store.urls import public
@@ -69,6 +70,8 @@ class JobRun:
         )
         # Forcing `train` also forces the controls.
         self.force = {name for name, recipe in self.recipes.items() if recipe.stage in set(force)}
+        # By the name of a training: the same one that stopped earlier, from which it goes on.
+        self.continued: dict[str, Artifact] = {}
         self.used: dict[str, Artifact] = {}
         self.tags: dict[str, str] = {}
         # Of MLflow, by the name of what is being made: trainings may be made side by side.
@@ -176,6 +179,11 @@ class JobRun:
         """Ends the processes that outlived their stages."""
         for resident in filter(None, self._residents.values()):
             resident.end()
+
+    def fail_one(self, name: str, error: BaseException) -> None:
+        """Ends the MLflow run of what was being made under a name, where the others go on."""
+        if run_id := self._open_runs.pop(name, ""):
+            self.tracker.fail(run_id, error)
 
     def fail(self, error: BaseException) -> None:
         """Ends the open MLflow runs honestly: failed, or killed when interrupted."""
@@ -297,7 +305,15 @@ class JobRun:
             self.note(name, f"warning: {error}; the stage begins anew")
         if name in self.force or folder.has(MANIFEST) or not continues:
             folder.clear()
+            self._go_on(name, folder)
         folder.write_json(marker, mine)
+
+    def _go_on(self, name: str, folder: Folder) -> None:
+        """Puts what a shorter training kept where a killed run of this one would have left it."""
+        if name in self.continued:
+            shorter = InputFolder(self.continued[name].uri)
+            for file in (each for each in shorter.files() if each.startswith(PAUSED)):
+                folder.write(file.removeprefix(PAUSED), shorter.read(file))
 
     def _use(self, name: str, artifact: Artifact, how: str) -> Artifact:
         with self._lock:

@@ -10,6 +10,7 @@ from typing import Any
 
 from retort.errors import DataError, SpecError
 from retort.jobs.run import JobRun
+from retort.jobs.source_digests import plug_ins, source_digests
 from retort.metrics.bootstrap import ExampleStatistics
 from retort.metrics.kinds import matrix, value_of
 from retort.spec import TRIAL, JobSpec, Recipe, of_trial, recipes
@@ -134,7 +135,7 @@ def recipes_of(job: JobRun, spec: JobSpec) -> dict[str, Recipe]:
             "train.teacher: live at an endpoint); set train.teacher: stored"
         )
     check_train(spec)
-    wanted = recipes(spec, job.sources)
+    wanted = recipes(spec, job.sources if _same_plug_ins(spec, job.spec) else source_digests(spec))
     for stage in ("prepare", "generate"):
         if wanted[stage].name != job.recipes[stage].name:
             raise SpecError(
@@ -142,6 +143,11 @@ def recipes_of(job: JobRun, spec: JobSpec) -> dict[str, Recipe]:
                 f"teacher; leave the knobs of {stage} as the job has them"
             )
     return wanted
+
+
+def _same_plug_ins(spec: JobSpec, other: JobSpec) -> bool:
+    """Whether two jobs name the same plug-ins, and the same files of filters."""
+    return plug_ins(spec) == plug_ins(other) and spec.curate.filters == other.curate.filters
 
 
 def _read(name: str, spec: JobSpec, train: Artifact, score: Artifact) -> Trial:

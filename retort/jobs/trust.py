@@ -12,7 +12,7 @@ from retort import plugins
 from retort.errors import SpecError
 from retort.jobs.source_digests import plug_ins
 from retort.processes.disk import for_owner, make_folder
-from retort.spec import JobSpec
+from retort.spec import JobSpec, variants
 
 
 def check(spec: JobSpec, folder: Path, trusts: bool) -> list[str]:
@@ -66,11 +66,12 @@ def is_trusted(folder: Path) -> bool:
 
 
 def _named(spec: JobSpec) -> set[str]:
-    """Returns the names of all plug-ins of a job, engines included."""
+    """Returns the names of all plug-ins of a job, engines and what its sweep tries included."""
     engines = {spec.generate.engine, spec.evaluate.engine}
     engines |= {teacher.engine for teacher in spec.generate.teachers.values()}
     engines |= {model.engine for model in spec.consulted_models.values()}
-    return engines | {name for names in plug_ins(spec).values() for name in names}
+    every = [plug_ins(each) for each in (spec, *variants.check(spec))]
+    return engines | {name for each in every for names in each.values() for name in names}
 
 
 def _list() -> Path:

@@ -16,6 +16,7 @@ from retort.spec.prepare import Prepare
 from retort.spec.report import Release, Report
 from retort.spec.section import Section, knob
 from retort.spec.student import FromTeacher
+from retort.spec.sweep import Sweep
 from retort.spec.train import Loss, Train
 
 StageName = Literal[
@@ -82,6 +83,7 @@ class JobSpec(Section):
     report: Report = knob(Report(), "section", "Scores to a report and a verdict.")
     release: Release = knob(Release(), "section", "Student to a registered model.")
     cluster: Cluster = knob(Cluster(), "section", "Ray, where one machine is not enough.")
+    sweep: Sweep | None = knob(None, "section", "What `retort sweep` tries.")
 
     @model_validator(mode="before")
     @classmethod

@@ -39,14 +39,16 @@ ADDRESS = ("engine", "endpoint", "api_key_env")
 # The variable that names a folder of models; jobs name them by their folders or hub ids.
 MODELS_FOLDER = "RETORT_MODELS_FOLDER"
 MAX_SHOWN = 200  # characters of a value in a message
-# The type in the job file of each form of a source of rows, or of a student, by pydantic's name; a
-# source of traffic is a dict as well.
+# The type in the job file of each form of a source of rows, of a student, or of what a sweep tries,
+# by pydantic's name; a source of traffic is a dict as well.
 FORMS: dict[str, type] = {
     "str": str,
     "tuple[str, ...]": list,
     "HubDataset": dict,
     "Student": dict,
     "Traffic": dict,
+    "tuple[any, ...]": list,
+    "Range": dict,
 }
 
 

@@ -31,7 +31,7 @@ def page() -> str:
     """Returns the page: a table for each section and each section in it, then the plug-ins."""
     parts = [OPENING, "## The job\n", _table("", {"name": JobSpec.model_fields["name"]})]
     shown: dict[type[Section], str] = {}
-    for name in (stage for stage in (*STAGES, "cluster") if stage in JobSpec.model_fields):
+    for name in (stage for stage in (*STAGES, "cluster", "sweep") if stage in JobSpec.model_fields):
         section = _section_of(JobSpec.model_fields[name].annotation)
         assert section
         parts += _parts(name, section, shown)

@@ -226,6 +226,23 @@ class Train(Section):
         "initializer and the seed.",
         added_later=True,
     )
+    top_k: int | None = knob(
+        None,
+        "tokens",
+        "How many of the stored log-probabilities of each token are read, the largest ones; the "
+        "others count as the tail. All if not given.",
+        added_later=True,
+        ge=1,
+    )
+    stop_after: float | None = knob(
+        None,
+        "ratio of steps",
+        "Training ends after this share of its steps, as far as it is then; a longer one goes on "
+        "from there. `retort sweep` compares its trials so.",
+        added_later=True,
+        gt=0,
+        lt=1,
+    )
     without_teacher: str | None = knob(
         None,
         "name",

@@ -2,6 +2,9 @@
 
 import dataclasses
 import filecmp
+import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,30 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_where_an_undisturbed_one_does(r
     assert {"kind": "note", "text": "continuing after step 5 of 12"} in said
     whole = train(ready, tmp_path / "whole")
     assert same(resumed, whole)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5])  # within the first pass of two, and at its end
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_training_that_stopped_early_goes_on_to_the_student_of_a_whole_one(
+    ready, tmp_path, share, lora
+):
+    knobs = {"learning_rate": 1e-2, "lora": lora}
+    early = train(ready, tmp_path / "early", **knobs, stop_after=share)
+    curve = json.loads((tmp_path / "early/history.json").read_text())
+    assert curve[-1]["step"] == math.ceil(12 * share) and curve[-1]["validation_loss"] > 0
+    shutil.copytree(tmp_path / "early/paused", tmp_path / "later")
+    later = train(ready, tmp_path / "later", **knobs)
+    whole = train(ready, tmp_path / "whole", **knobs)
+    assert same(later, whole) and not same(early, whole)
+    passes = [
+        [
+            each["step"]
+            for each in json.loads((tmp_path / f"{name}/history.json").read_text())
+            if "validation_loss" in each
+        ]
+        for name in ("later", "whole")
+    ]
+    assert passes == [[6, 12], [6, 12]]
 
 
 def test_the_seed_decides_the_order(ready, tmp_path):

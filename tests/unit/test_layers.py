@@ -59,6 +59,7 @@ PLACES = {
     "onnxruntime_genai": ("retort.engines.onnx", "retort.stages.export.formats.onnx"),
     "rapidfuzz": ("retort.metrics.graders",),
     "lm_eval": ("retort.jobs.benchmark",),
+    "optuna": ("retort.jobs.sweep.sampling",),
     "matplotlib": ("retort.metrics.comparison.drawing",),
     "torch": (
         "retort.processes.libraries",

@@ -76,6 +76,22 @@ def aligned(row: EncodedRow, signal: Signal | None) -> Signal:
     return signal
 
 
+def largest(k: int | None, signal: Signal) -> Signal:
+    """Returns a signal with its k largest log-probabilities alone; the others are in the tail."""
+    if k is None or k >= signal.ids_TK.shape[1]:
+        return signal
+    order_TK = np.argsort(-signal.logprobs_TK, axis=1, kind="stable")
+    kept_TK = np.sort(order_TK[:, :k], axis=1)
+    rest_TK = np.take_along_axis(signal.logprobs_TK, order_TK[:, k:], axis=1)
+    tail_T = np.logaddexp(signal.tail_T, np.logaddexp.reduce(rest_TK, axis=1))
+    return replace(
+        signal,
+        ids_TK=np.take_along_axis(signal.ids_TK, kept_TK, axis=1),
+        logprobs_TK=np.take_along_axis(signal.logprobs_TK, kept_TK, axis=1),
+        tail_T=tail_T.astype(np.float32),
+    )
+
+
 def within(vocabulary: int, signal: Signal) -> Signal:
     """Returns a signal without the ids past the tokenizer's, which a padded embedding has.
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from retort.stages.train.curve import NAME, PAUSED
 from retort.store import Folder
 
 PREFIX, BEST = "scratch/step-", "scratch/best.safetensors"
@@ -59,6 +60,18 @@ def resume(out: Folder, model: Any, optimizer: Any) -> int:
         return 0
     restore(out.read(checkpoints[-1]), model, optimizer)
     return int(checkpoints[-1].removeprefix(PREFIX).removesuffix(".safetensors"))
+
+
+def pause(out: Folder, step: int, model: Any, optimizer: Any, is_first: bool = True) -> None:
+    """Keeps the state after `step` steps, the curve so far and the best pass in the artifact, as a
+    run that was killed here would leave them. All processes must call it; the first one writes."""
+    data = packed(model, optimizer)
+    if not is_first:
+        return
+    out.write(f"{PAUSED}{PREFIX}{step:09d}.safetensors", data)
+    for name in (NAME, BEST):
+        if out.has(name):
+            out.write(f"{PAUSED}{name}", out.read(name))
 
 
 def restore(data: bytes, model: Any, optimizer: Any) -> None:

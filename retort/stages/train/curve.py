@@ -5,6 +5,8 @@ from typing import Any
 from retort.store import Folder
 
 NAME = "history.json"
+# What a longer training goes on from, kept in the artifact of one that ended before its last step.
+PAUSED = "paused/"
 # The share of the records that counts as the beginning, and as the end.
 EDGE = 0.1
 # A last validation loss of more than this many times the best one is clear overfitting.
@@ -25,9 +27,10 @@ class Curve:
         """Adds what was measured at a step."""
         self.records.append({"step": step, **record})
 
-    def write(self) -> None:
-        """Writes the curve so far."""
-        self._out.write_json(NAME, self.records)
+    def write(self, before: int | None = None) -> None:
+        """Writes the curve so far; or what was recorded before a step."""
+        kept = [r for r in self.records if before is None or r["step"] < before]
+        self._out.write_json(NAME, kept)
 
     @property
     def validated(self) -> list[Record]:

@@ -26,6 +26,7 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.processes import interrupts
 from retort.processes.libraries import lean_imports, stay_offline
+from retort.spec import Loss
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, on_policy, training_rows
 from retort.stages.train.batches import Batch, TrainingItem
@@ -33,7 +34,13 @@ from retort.stages.train.curve import Curve
 from retort.stages.train.distributed import Ranks, accumulating, join, whole
 from retort.stages.train.features import FeatureObjective, feature_terms
 from retort.stages.train.head import Sums, Term
-from retort.stages.train.objective import Objective, packs_exactly, terms_of, trusted_head
+from retort.stages.train.objective import (
+    Objective,
+    packs_exactly,
+    term_of,
+    terms_of,
+    trusted_head,
+)
 from retort.stages.train.optimizer import lr_factor, optimizer_of
 from retort.stages.train.student import open_student, save_student
 from retort.stages.train.teacher import InMemory, LiveTeacher, open_teacher
@@ -82,7 +89,7 @@ def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
         "num_too_long": data.num_too_long,
         "share_known": data.by_bytes.share_known,
         "share_aligned": data.by_bytes.share_aligned,
-        "num_steps": trainer.num_steps,
+        "num_steps": trainer.last_step,
         "seconds_per_step": trainer.seconds_per_step,
         "device": ranks.device,
         "num_processes": ranks.size,
@@ -137,7 +144,7 @@ class Trainer:
         self.features = objective if isinstance(objective, FeatureObjective) else None
         self.learner = self.features or self.model
         self.terms: list[Term] = objective.parts[1]
-        self.num_steps, self.seconds_per_step = 0, 0.0
+        self.num_steps, self.last_step, self.seconds_per_step = 0, 0, 0.0
         # What a round or its control sets: the steps, and the factor on the step size.
         self.most_steps: int | None = None
         self.factor: Callable[[int, int], float] = partial(lr_factor, knobs=self.knobs)
@@ -148,11 +155,12 @@ class Trainer:
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         self.num_steps = self.most_steps or per_epoch * knobs.num_epochs
-        step = checkpoint.resume(out, self.learner, self.optimizer)
-        self.ranks.meet(step)
-        if step:
-            self.report.note(f"continuing after step {step} of {self.num_steps}")
-        curve = Curve(out, step)
+        self.last_step = math.ceil(self.num_steps * (knobs.stop_after or 1))
+        begun = checkpoint.resume(out, self.learner, self.optimizer)
+        self.ranks.meet(begun)
+        if begun:
+            self.report.note(f"continuing after step {begun} of {self.num_steps}")
+        curve = Curve(out, begun)
         # A loss over labels needs a row that has some.
         first = sorted(
             data.train[:PROBE_ROWS], key=lambda item: not training_rows.has_choices(item[0])
@@ -161,9 +169,14 @@ class Trainer:
         self._check_gradients()
         started = time.monotonic()
         with interrupts.held() as interrupted:
-            self._passes(data, curve, step, interrupted)
-        made = max(1, (curve.records[-1]["step"] if curve.records else step) - step)
+            step = self._passes(data, curve, begun, interrupted)
+        made = max(1, step - begun)
         self.seconds_per_step = (time.monotonic() - started) / made
+        if knobs.stop_after:
+            # A longer training makes no validation in the middle of a pass.
+            if self.ranks.is_first:
+                curve.write(before=step + (step % per_epoch == 0))
+            checkpoint.pause(out, step, self.learner, self.optimizer, self.ranks.is_first)
         if self.ranks.is_first:
             curve.write()
         best = curve.best_step
@@ -177,37 +190,39 @@ class Trainer:
 
     def _passes(
         self, data: training_rows.TrainingData, curve: Curve, step: int, interrupted: Sequence[int]
-    ) -> None:
-        """Makes all steps after `step`. Raises `KeyboardInterrupt` once an interrupt's state is
-        saved."""
+    ) -> int:
+        """Makes all steps after `step`; returns the last one. Raises `KeyboardInterrupt` once an
+        interrupt's state is saved."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
         num_epochs = math.ceil(self.num_steps / per_epoch)
         saved = reported = time.monotonic()
-        for epoch in range(step // per_epoch, num_epochs):
+        for epoch in range(step // per_epoch, math.ceil(self.last_step / per_epoch)):
             if knobs.early_stopping and curve.num_stale >= knobs.early_stopping:
                 self.report.note(f"stopped early: {curve.num_stale} passes without a lower loss")
-                return
+                return step
             order = training_rows.steps_of_epoch(data, knobs.batch_size, knobs.seed, epoch)
-            last = min(per_epoch, self.num_steps - epoch * per_epoch)
-            for within in range(step - epoch * per_epoch, last):
+            first = epoch * per_epoch
+            last = min(per_epoch, self.num_steps - first)
+            for within in range(step - first, min(last, self.last_step - first)):
                 soon = (index for part in order[within : within + AHEAD] for index in part)
                 self._expect([data.train[index] for index in soon])
                 record = self._step(step, [data.train[index] for index in order[within]])
                 step += 1
                 end_of_epoch = within + 1 == last
-                if end_of_epoch:
+                measures = end_of_epoch or step == self.last_step
+                if measures:
                     record |= self._end_of_epoch(data)
                 now = time.monotonic()
-                if end_of_epoch or now - reported > 1:
+                if measures or now - reported > 1:
                     reported = now
                     curve.add(step, record)
                     self.report.metrics(record, step)
                     note = f"loss {record['loss']:.4f}, epoch {epoch + 1} of {num_epochs}"
-                    self.report.progress(step, self.num_steps, "steps", note)
+                    self.report.progress(step, self.last_step, "steps", note)
                 if knobs.keep == "best" and end_of_epoch and curve.best_step == step:
                     checkpoint.write_best(out, self.learner, self.ranks.is_first)
-                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.num_steps
+                due = now - saved > knobs.runtime.checkpoint_seconds and step < self.last_step
                 due, stops = self.ranks.agree(due, bool(interrupted))
                 if due or stops:
                     saved = now
@@ -217,6 +232,7 @@ class Trainer:
                 if stops:
                     self.ranks.meet(step)  # torchrun ends all once one has left
                     raise KeyboardInterrupt
+        return step
 
     def _step(self, step: int, items: list[TrainingItem]) -> dict[str, float]:
         """Makes one optimizer step; returns its losses per supervised token and its norms."""
@@ -248,7 +264,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         sums_M = self.ranks.sum(sums_M)
-        record = self._record(sums_M[:-2], num_valid)
+        record = self._record(sums_M[:-2], num_valid, self.terms)
         if sums_M[-1]:
             record["teacher_top_k_mass"] = float(sums_M[-2] / sums_M[-1])
         return record | {
@@ -332,19 +348,23 @@ class Trainer:
     def _validate(self, items: list[TrainingItem]) -> dict[str, float]:
         """Returns the objective and its terms per supervised token of the validation items."""
         self.model.eval()
-        sums_L = torch.zeros(len(self.terms), dtype=torch.float64)
+        terms = list(self.terms)
+        if self.knobs.stop_after and "cross_entropy" not in (term.name for term in terms):
+            # What trials are compared by that have other losses.
+            terms.append(term_of(Loss(name="cross_entropy", weight=0.0)))
+        sums_L = torch.zeros(len(terms), dtype=torch.float64)
         self._expect(items)
         with torch.no_grad():
             for part in self._parts(sorted(items, key=lambda item: len(item[0].input_ids))):
-                sums_L += self._losses(self._batch(part)).values_L.cpu()
-        record = self._record(self.ranks.sum(sums_L), training_rows.supervised(items))
+                sums_L += self._losses(self._batch(part), terms).values_L.cpu()
+        record = self._record(self.ranks.sum(sums_L), training_rows.supervised(items), terms)
         return {f"validation_{k}": v for k, v in record.items()}
 
-    def _record(self, sums_L: Tensor, num_valid: int) -> dict[str, float]:
+    def _record(self, sums_L: Tensor, num_valid: int, terms: list[Term]) -> dict[str, float]:
         """Returns the objective and each of its terms, per supervised token."""
         means = (sums_L / max(num_valid, 1)).tolist()
-        loss = sum(term.weight * mean for term, mean in zip(self.terms, means, strict=True))
-        return {"loss": loss} | {t.name: m for t, m in zip(self.terms, means, strict=True)}
+        loss = sum(term.weight * mean for term, mean in zip(terms, means, strict=True))
+        return {"loss": loss} | {t.name: m for t, m in zip(terms, means, strict=True)}
 
     def _check_gradients(self) -> None:
         """Raises `StageError` for a loss without a gradient: it would do nothing."""

@@ -16,7 +16,7 @@ from retort.records import Example, Response, Split
 from retort.spec import rounds
 from retort.stages.stage import Stage, read_decisions, read_responses, read_signals, stream_examples
 from retort.stages.train import other_tokens, training_rows
-from retort.stages.train.alignment import aligned, ends_well, within
+from retort.stages.train.alignment import aligned, ends_well, largest, within
 from retort.stages.train.batches import TrainingItem
 from retort.stages.train.training_rows import TrainingData
 from retort.stages.train.translation import TranslatedSignal
@@ -105,7 +105,7 @@ def _read(stage: Stage) -> _Round:
         [r for r in read_responses(answered) if r.token_ids],
         read_signals(answered),
         {r.id: r for r in read_responses(scored)},
-        read_signals(scored),
+        {name: largest(stage.spec.train.top_k, s) for name, s in read_signals(scored).items()},
     )
     wanted = {response.example_id for response in found.responses}
     for example in stream_examples(stage.input("prepare"), "train", "validation"):

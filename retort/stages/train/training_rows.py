@@ -27,12 +27,19 @@ from retort.stages.stage import (
 )
 from retort.stages.teacher_requests import instruction_of
 from retort.stages.train import other_tokens
-from retort.stages.train.alignment import aligned, check_pairing, ends_well, learned, within
+from retort.stages.train.alignment import (
+    aligned,
+    check_pairing,
+    ends_well,
+    largest,
+    learned,
+    within,
+)
 from retort.stages.train.batches import TrainingItem
 from retort.stages.train.other_tokens import ByBytes
 from retort.stages.train.translation import TranslatedSignal
 from retort.store import model_folder
-from retort.store.signals import cut
+from retort.store.signals import Signal, cut
 
 ODD_END = "they have an end token before their end, which a text may spell out"
 # The choices of an answer without a label, in a job with a loss over labels.
@@ -85,7 +92,7 @@ def build(
     teachers = {response.id: response.teacher for response in kept if response.teacher}
     if stage.spec.train.text == "expected":
         kept, decisions = with_own_answers(kept, examples, decisions)
-    signals = read_signals(stage.input("generate")) if uses_signal else {}
+    signals = _signals(stage) if uses_signal else {}
     own = [examples[r.example_id] for r in kept]
     chats = [r.messages or example.messages for r, example in zip(kept, own, strict=True)]
     prompts = encoding.render_each(tokenizer, chats, [example.tools for example in own])
@@ -154,6 +161,12 @@ def fewest(
     asked = {r.example_id for r in kept if examples[r.example_id].split == "train"}
     chosen = set(sorted(asked, key=lambda id: (content_id(id), id))[:number])
     return [r for r in kept if r.example_id in chosen or r.example_id not in asked]
+
+
+def _signals(stage: Stage) -> dict[str, Signal]:
+    """Returns what is read of the stored signals, by the id of the response."""
+    stored = read_signals(stage.input("generate"))
+    return {name: largest(stage.spec.train.top_k, signal) for name, signal in stored.items()}
 
 
 def _warnings(num_other: int, left_out: Counter[str], text_alone: Counter[str]) -> list[str]:
