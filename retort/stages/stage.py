@@ -79,6 +79,13 @@ def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
     )
 
 
+def spent_on_prompts(stage: Stage) -> dict[str, float]:
+    """Returns what the teacher has cost as the writer of prompts, and in checking these."""
+    facts = stage.input("prepare").read_manifest().get("facts", {})
+    spending: dict[str, float] = facts.get("expanded", {}).get("spending", {}).get("generate", {})
+    return spending
+
+
 def read_examples(prepared: Folder, *splits: Split) -> list[Example]:
     """Returns the examples of the given splits, in their order in the user's files."""
     return list(stream_examples(prepared, *splits))

@@ -167,8 +167,8 @@ def test_the_budget_of_teacher_and_writer_ends_a_run_and_what_was_paid_is_kept(t
     assert facts["num_examples"]["train"] == 20
     assert all(model.asked[text] == 1 for text in asked)
     spent = facts["expanded"]["spending"]
-    assert spent["writer"]["cost"] == spent["writer"]["output_tokens"] > 200
-    assert spent["teacher"]["cost"] == 0 and spent["teacher"]["output_tokens"] >= 84
+    assert spent["expand.writer"]["cost"] == spent["expand.writer"]["output_tokens"] > 200
+    assert spent["generate"]["cost"] == 0 and spent["generate"]["output_tokens"] >= 84
 
 
 def test_a_job_without_a_check_keeps_all_that_is_new(tmp_path, student):

@@ -13,10 +13,10 @@ import orjson
 
 from retort.engines import Request
 from retort.errors import DataError
-from retort.records import Example, Quarantined, write_lines
+from retort.records import EXPANDED, Example, Quarantined, write_lines
 from retort.spec.expand import Way
 from retort.stages.expand.agreement import agreed, is_verified
-from retort.stages.expand.form import ORIGIN, Form
+from retort.stages.expand.form import Form
 from retort.stages.expand.novelty import Novelty
 from retort.stages.expand.replies import texts_in, values_in
 from retort.stages.expand.ways import FAILED, Material, Writing, first_writings, write_from
@@ -81,6 +81,7 @@ class Expansion:
         self._asked: set[str] = set()
         self._requests: dict[str, list[Request]] = {"writer": [], "teacher": []}
         self._answered: dict[str, Consultation] = {}
+        self._spending: dict[str, dict[str, float]] = {}
         self.kept: list[Example] = []
         self._refused: list[tuple[Written, str]] = []
         self._batches: list[dict[str, int]] = []
@@ -197,7 +198,8 @@ class Expansion:
                 own |= {"reasoning": "none", "instruction": None, "stop": ()}
             spec = teaching(spec, spec.generate.model_copy(update=own | sampling))
         found = ask(replace(self.stage, spec=spec), self._requests[whom], where)
-        self._answered[whom] = found
+        # As writer the teacher has the same ledger: what is there last is all that was spent.
+        self._answered[whom], self._spending[where] = found, found.spending
         return found
 
     def _new(self, written: list[Written]) -> list[tuple[Written, Example]]:
@@ -255,7 +257,7 @@ class Expansion:
         return bad + write_lines(
             [
                 Quarantined(
-                    f"{ORIGIN}/{written.origin.way}",
+                    f"{EXPANDED}/{written.origin.way}",
                     line,
                     reason,
                     orjson.dumps(
@@ -272,6 +274,7 @@ class Expansion:
         reasons = Counter(facts["quarantine_reasons"])
         reasons.update(reason for _, reason in self._refused)
         kept, refused = len(self.kept), len(self._refused)
+        refused_of = Counter(written.origin.way for written, _ in self._refused)
         ways = Counter(example.metadata["way"] for example in self.kept)
         expected = sum(example.expected is not None for example in self.kept)
         num_expected = {**facts["num_expected"]}
@@ -287,12 +290,12 @@ class Expansion:
                 "num_own": len(self._train),
                 "num_seeds": len(self._form.seeds),
                 "num_kept": dict(ways),
-                "num_refused": refused,
+                "num_refused": dict(refused_of),
                 "num_empty_replies": self._num_empty,
                 "num_batches": len(self._batches),
                 "shares_usable": [b["usable"] / max(b["written"], 1) for b in self._batches],
                 "ended": ended,
-                "spending": {whom: found.spending for whom, found in self._answered.items()},
+                "spending": self._spending,
             },
             "ledgers": sorted({found.ledger for found in self._answered.values()}),
             "num_unreached": sum(found.num_unreached for found in self._answered.values()),

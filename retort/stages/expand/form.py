@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from retort.data import task_types
 from retort.data.duplicates.asked import without_system
 from retort.plugins import find_function
-from retort.records import Example, Message, Row, content_id
+from retort.records import EXPANDED, Example, Message, Row, content_id
 from retort.spec import JobSpec
 from retort.stages.expand.ways import Source, Writing
 
-ORIGIN = "expanded"
 BORDER = re.compile(r"\n|: ")
 
 
@@ -90,7 +89,7 @@ class Form:
         messages = [*system, {"role": "user", "content": self.frame.around(text)}]
         prompt = self._kind.prompt(Row(messages=messages), self._spec.prepare)
         metadata = {key: parent.metadata[key] for key in self._inherited if key in parent.metadata}
-        metadata |= {"origin": ORIGIN, "way": origin.way, "parents": list(origin.parents)}
+        metadata |= {"origin": EXPANDED, "way": origin.way, "parents": list(origin.parents)}
         metadata |= {"detail": origin.detail} if origin.detail else {}
         name = self._name(messages)
         return Example(name, "train", messages, metadata=metadata, options=prompt.options)
@@ -101,9 +100,9 @@ class Form:
         return Source(example.id, self.text_of(example), is_written=True)
 
     def _name(self, messages: list[Message]) -> str:
-        name, number = f"{ORIGIN}-{content_id(messages)}", 2
+        name, number = f"{EXPANDED}-{content_id(messages)}", 2
         while name in self._known:
-            name, number = f"{ORIGIN}-{content_id(messages)}-{number}", number + 1
+            name, number = f"{EXPANDED}-{content_id(messages)}-{number}", number + 1
         return name
 
     def _is_seed(self, example: Example) -> bool:
