@@ -4,7 +4,8 @@ model made of them.
 `python -m benchmarks.expand` trains the writer, a language model of 200,000 parameters, lets it
 write 2,000 problems that the quickstart's teacher answers alike twice, and trains two students
 that see as many rows: some of 50 seeds again and again, or the 2,000. Leaks into the test are
-looked for here by brute force, pair by pair. The interval resamples test problems.
+looked for here by brute force, pair by pair. The interval resamples test problems. A folder named
+on the command line keeps what was made, for a run that goes on there.
 """
 
 import json
@@ -31,6 +32,7 @@ NUM_SEEDS, NUM_ROWS, NUM_EPOCHS = 50, 2000, 14
 LEAK = 0.6  # share of a test problem's three-word sequences, as prepare.decontaminate.overlap
 RUNTIME = {"max_num_seqs": 128, "num_threads": 1}
 Triples = set[tuple[str, ...]]
+Vectors = dict[str, list[float]]  # by example: the score, and 1
 
 
 def spec_of(folder: Path, is_expanding: bool) -> JobSpec:
@@ -110,37 +112,31 @@ def numbers(words: list[str]) -> tuple[str, ...]:
 def main() -> None:
     """Prints what was written, then one JSON line a measure."""
     torch.set_num_threads(1)
+    if sys.argv[1:]:
+        measure(Path(sys.argv[1]).resolve())
+        return
     with tempfile.TemporaryDirectory(prefix="retort-bench-") as name:
-        folder = Path(name)
-        rows = (JOB.parent / "data/train.jsonl").read_text().splitlines()[:NUM_SEEDS]
-        (folder / "seeds.jsonl").write_text("\n".join(rows) + "\n")
+        measure(Path(name))
+
+
+def measure(folder: Path) -> None:
+    """Makes the writer and both students in a folder, and prints what was found."""
+    rows = (JOB.parent / "data/train.jsonl").read_text().splitlines()[:NUM_SEEDS]
+    (folder / "seeds.jsonl").write_text("\n".join(rows) + "\n")
+    if not (folder / "writer").is_dir():
         make_writer(folder / "writer")
-        few, grown = run(folder, False), run(folder, True)
-        expanded = InputFolder(grown[1]["expand"].uri)
-        facts = expanded.read_manifest()["facts"]["expanded"]
-        train, test = read_examples(expanded, "train"), read_examples(expanded, "test")
-        new = [example for example in train if is_expanded(example)]
-        exact, near, alike = leaks(new, test)
-        scores = [accuracies(*each, "train") for each in (few, grown)]
+    grown, few = run(folder, True), run(folder, False)
+    expanded = InputFolder(grown[1]["expand"].uri)
+    facts = expanded.read_manifest()["facts"]["expanded"]
+    train, test = read_examples(expanded, "train"), read_examples(expanded, "test")
+    new = [example for example in train if is_expanded(example)]
+    exact, near, alike = leaks(new, test)
     print(json.dumps({key: value for key, value in facts.items() if key != "spending"}))
     for example in new[:3]:
         print(
             f"  {example.messages[-1]['content']}  (from {', '.join(example.metadata['parents'])})"
         )
-    apart = [{k: v for k, v in each.items() if k not in alike} for each in scores]
-    gains = [
-        metrics.difference("accuracy", grown_, few_, NUM_RESAMPLES, seed=0)
-        for few_, grown_ in (scores, apart)
-    ]
-    for label, (own, other), gain in zip(
-        ("all test problems", f"without the {len(alike)} whose numbers were written too"),
-        (reversed(scores), reversed(apart)),
-        gains,
-        strict=True,
-    ):
-        shares = [sum(score for score, _ in each.values()) / len(each) for each in (own, other)]
-        bounds = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
-        print(f"{label}: {shares[0]:.1%} against {shares[1]:.1%} of the seeds' student, {bounds}")
+    gains = compare([accuracies(*each, "train") for each in (few, grown)], alike)
     show(
         [
             ("expand.rows", len(train), NUM_ROWS, len(train) >= NUM_ROWS),
@@ -151,6 +147,23 @@ def main() -> None:
             ("expand.gain_low_of_others", gains[1]["low"], 0.0, gains[1]["low"] > 0),
         ]
     )
+
+
+def compare(scores: list[Vectors], alike: set[str]) -> list[dict[str, Any]]:
+    """Prints both students' accuracy; returns the gain over all test problems, and over those
+    whose numbers no written problem has."""
+    apart = [{k: v for k, v in each.items() if k not in alike} for each in scores]
+    gains = []
+    for label, (few, grown) in {
+        "all test problems": scores,
+        f"without the {len(alike)} whose numbers were written too": apart,
+    }.items():
+        gain = metrics.difference("accuracy", grown, few, NUM_RESAMPLES, seed=0)
+        own, other = (sum(score for score, _ in s.values()) / len(s) for s in (grown, few))
+        bounds = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+        print(f"{label}: {own:.1%}, the student of the seeds {other:.1%}; {bounds}", flush=True)
+        gains.append(gain)
+    return gains
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ def answer(arguments: dict[str, Any], where: str, run: str, report: Reporter) ->
 
     report.progress(0, total, "answers", "loading")
     ledger.describe(request_context(stage.spec))
-    engine = open_teacher(stage.spec, settings_of(stage.spec, ledger.folder.uri), report)
+    settings = settings_of(stage.spec, ledger.folder.uri)
+    engine = open_teacher(stage.spec, settings, report, stage.resident)
     ledger.start(engine.facts)
     loop = RequestLoop(plan, ledger, budget, received)
     budget.start()

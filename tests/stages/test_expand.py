@@ -147,7 +147,7 @@ def test_a_writer_that_repeats_itself_ends_the_stage_which_says_so(tmp_path, stu
         facts, made = run(raw, str(tmp_path / "store"), Reporter(notes.append))
     kept = len(read_examples(made, "train"))
     assert 6 < kept < 100 and facts["num_examples"]["train"] == kept
-    assert "less than expand.min_new: 0.2" in facts["expanded"]["ended"]
+    assert "expand.min_new is 0.2" in facts["expanded"]["ended"]
     shares = facts["expanded"]["shares_usable"]
     assert shares[-1] < 0.2 and all(share >= 0.2 for share in shares[:-1])
     assert any("stopped, for" in note.get("text", "") for note in notes)
@@ -216,3 +216,22 @@ def test_a_job_without_expansion_has_the_recipes_it_had_and_one_with_it_reads_it
     changed = recipes(build({**raw, "expand": {"to": 61}}), {})
     same = {name for name, recipe in changed.items() if recipe.name == with_it[name].name}
     assert same == {"prepare"}
+
+
+def test_a_model_of_this_machine_stays_open_from_batch_to_batch(tmp_path):
+    """All that it knows is letters: it writes random ones, some of them whole replies."""
+    writer = save_model(tmp_path / "writer", hidden=32, layers=1)
+    config = json.loads((writer / "config.json").read_text())
+    (writer / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    own = {"model": str(writer), "engine": "transformers", "runtime": {"num_threads": 1}}
+    expand = {"to": 30, "by": ["evolve"], "samples": 0, "temperature": 2.0, "min_new": 0}
+    raw = {
+        **job(tmp_path, "", expand={**expand, "writer": {**own, "max_tokens": 48}}),
+        "generate": {"teacher": str(writer), "engine": "transformers", "top_k": 0},
+        "train": {"student": str(writer)},
+    }
+    facts, made = run(raw, str(tmp_path / "store"))
+    assert len(read_examples(made, "train")) > 6 and facts["expanded"]["num_empty_replies"] > 0
+    assert facts["expanded"]["num_batches"] > 1
+    log = (tmp_path / "store/log").read_text()
+    assert log.count("Loading weights: 100%") == 1

@@ -13,8 +13,11 @@ import orjson
 
 from retort.engines import Request
 from retort.errors import DataError
+from retort.processes.resident import Resident
 from retort.records import EXPANDED, Example, Quarantined, write_lines
+from retort.spec import JobSpec
 from retort.spec.expand import Way
+from retort.stages.engine_settings import resident_of
 from retort.stages.expand.agreement import agreed, is_verified
 from retort.stages.expand.form import Form
 from retort.stages.expand.novelty import Novelty
@@ -38,7 +41,10 @@ def expand(stage: Stage) -> dict[str, Any]:
     """
     train = read_examples(stage.input("prepare"), "train")
     expansion = Expansion(stage, train)
-    ended = expansion.run()
+    try:
+        ended = expansion.run()
+    finally:
+        expansion.close()
     for name in (name for name in expansion.prepared.files() if _is_copied(name)):
         stage.out.write(name, expansion.prepared.read(name))
     size = stage.spec.prepare.shard_size
@@ -82,6 +88,7 @@ class Expansion:
         self._requests: dict[str, list[Request]] = {"writer": [], "teacher": []}
         self._answered: dict[str, Consultation] = {}
         self._spending: dict[str, dict[str, float]] = {}
+        self._residents: dict[str, Resident | None] = {}
         self.kept: list[Example] = []
         self._refused: list[tuple[Written, str]] = []
         self._batches: list[dict[str, int]] = []
@@ -151,11 +158,10 @@ class Expansion:
         self.kept += used
         self._batches.append({"written": len(written), "usable": len(usable)})
         self._tell()
-        share = len(usable) / max(len(written), 1)
-        if share < max(self.knobs.min_new, 1e-9):
+        if not usable or len(usable) < self.knobs.min_new * len(written):
             return (
                 f"stopped, for {len(usable):,} of the last {len(written):,} written prompts can be "
-                f"used, less than expand.min_new: {self.knobs.min_new:g}{self._most_refused()}"
+                f"used; expand.min_new is {self.knobs.min_new:g}{self._most_refused()}"
             )
         return ""
 
@@ -197,10 +203,26 @@ class Expansion:
                 own |= {"n": 1, "max_tokens": knobs.max_tokens}
                 own |= {"reasoning": "none", "instruction": None, "stop": ()}
             spec = teaching(spec, spec.generate.model_copy(update=own | sampling))
-        found = ask(replace(self.stage, spec=spec), self._requests[whom], where)
+        stage = replace(self.stage, spec=spec, resident=self._resident(where, spec))
+        found = ask(stage, self._requests[whom], where)
         # As writer the teacher has the same ledger: what is there last is all that was spent.
         self._answered[whom], self._spending[where] = found, found.spending
         return found
+
+    def _resident(self, where: str, spec: JobSpec) -> Resident | None:
+        """Returns the process in which a model stays open from batch to batch; the other model
+        gives back its accelerator's memory meanwhile."""
+        if where not in self._residents:
+            self._residents[where] = resident_of(spec, self.stage.log)
+        for other, resident in self._residents.items():
+            if resident and other != where:
+                resident.rest()
+        return self._residents[where]
+
+    def close(self) -> None:
+        """Ends the processes of the models."""
+        for resident in filter(None, self._residents.values()):
+            resident.end()
 
     def _new(self, written: list[Written]) -> list[tuple[Written, Example]]:
         """Returns the written prompts that the job can ask and that are new, as examples."""
