@@ -80,17 +80,18 @@ def consult(
     `name` is the model's role, the knob that names it. Raises what `ask` raises.
     """
     consulting = replace(stage, spec=as_teacher(stage.spec, model))
-    return ask(consulting, requests, f"{stage.name}.{name}")
+    return ask(consulting, requests, f"{stage.name}.{name}", uuid.uuid4().hex)
 
 
-def ask(stage: Stage, requests: list[Request], where: str) -> Consultation:
+def ask(stage: Stage, requests: list[Request], where: str, run: str) -> Consultation:
     """Returns the answers of the model that is the teacher of a stage's job.
 
     `where` is the section of the spec whose `spending` bounds it, and names what waits in the
-    stage's scratch. The model is only loaded, in a process of its own, when its ledger lacks an
-    answer. Raises what `processes.run` raises, and `StageError` where its budget is used up.
+    stage's scratch. What failed for a passing reason is asked once in a `run`. The model is only
+    loaded, in a process of its own, when its ledger lacks an answer. Raises what `processes.run`
+    raises, and `StageError` where its budget is used up.
     """
-    run, model, name = uuid.uuid4().hex, stage.spec.generate.teacher, where.rpartition(".")[2]
+    model, name = stage.spec.generate.teacher, where.rpartition(".")[2]
     examples = [Example(r.id, "train", r.messages, tools=r.tools) for r in requests]
     plan, _ = _open(stage, run)
     missing = [e for e in examples if any(entry is None for _, entry in plan.walk(e))]

@@ -171,6 +171,25 @@ def test_the_budget_of_teacher_and_writer_ends_a_run_and_what_was_paid_is_kept(t
     assert spent["generate"]["cost"] == 0 and spent["generate"]["output_tokens"] >= 84
 
 
+def test_what_could_not_be_reached_is_asked_once_a_run_and_again_by_the_next(tmp_path, student):
+    model = Model()
+    with endpoint(model.behave) as (_, url):
+        raw = made_of(tmp_path, url, student, expand={"to": 60, "samples": 0, "by": ["evolve"]})
+        model.is_away = True
+        facts, made = run(raw, str(tmp_path / "store"))
+        assert facts["num_unreached"] > 3 and facts["expanded"]["num_batches"] > 1
+        assert set(model.asked.values()) == {1}
+        failed = {text for text in model.asked if sum(text.encode()) % 3 == 0}
+        answered = {*model.asked} - failed
+        assert facts["num_unreached"] == len(failed) == facts["expanded"]["num_empty_replies"]
+        model.is_away = False
+        made.clear()
+        facts, made = run(raw, str(tmp_path / "store"))
+        assert facts["num_unreached"] == 0 and len(read_examples(made, "train")) == 60
+        assert {model.asked[text] for text in answered} == {1}
+        assert 0 < sum(model.asked[text] == 2 for text in failed)
+
+
 def test_a_job_without_a_check_keeps_all_that_is_new(tmp_path, student):
     model = Model()
     with endpoint(model.behave) as (_, url):

@@ -22,6 +22,7 @@ from retort.stages.expand import expand
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage
 from retort.store import Folder, open_store
+from tests.support.misbehaving import bad
 
 PLACES = ["Basel", "Chur", "Davos", "Erlach", "Freiburg", "Glarus", "Herisau", "Ilanz", "Jona"]
 THINGS = ["anvils", "brooms", "candles", "drums", "easels", "flutes", "gloves", "hooks", "irons"]
@@ -45,14 +46,15 @@ class Model:
 
     def __init__(self, endless: bool = True):
         self.asked: Counter[str] = Counter()
-        self.seeds: list[int] = []
         self._endless, self._answers = endless, 0
+        self.is_away = False
 
     async def behave(self, seen: Any, request: Any, text: str) -> web.Response:
         """A completion of the text's kind."""
         body = seen.bodies[-1]
         self.asked[text] += 1
-        self.seeds.append(body.get("seed"))
+        if self.is_away and text.startswith("Rewrite") and sum(text.encode()) % 3 == 0:
+            return bad(503)
         reply = self.reply(text, body.get("seed") or 0)
         choice = {"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(reply.split())}
@@ -88,7 +90,7 @@ def job(folder: Path, url: str, **knobs: Any) -> dict[str, Any]:
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         (folder / f"{name}.jsonl").write_bytes(lines)
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "validation", "test")}
-    runtime = {"max_concurrency": 4}
+    runtime = {"max_concurrency": 4, "max_attempts": 1}
     return {
         "name": "few",
         "prepare": {"task_type": "math", **files, **knobs.pop("prepare", {})},

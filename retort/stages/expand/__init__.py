@@ -5,6 +5,7 @@ Every reply is in a ledger, and every draw is named by its batch: a killed run g
 and the same ledger gives the same prompts.
 """
 
+import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +85,7 @@ class Expansion:
         held_out = read_examples(self.prepared, "validation", "test")
         self._novelty = Novelty(stage.spec, map(text_of, train), map(text_of, held_out))
         self._sources, self._material = list(self._form.seeds), Material()
-        self._asked: set[str] = set()
+        self._asked, self._run = set[str](), uuid.uuid4().hex
         self._requests: dict[str, list[Request]] = {"writer": [], "teacher": []}
         self._answered: dict[str, Consultation] = {}
         self._spending: dict[str, dict[str, float]] = {}
@@ -204,7 +205,7 @@ class Expansion:
                 own |= {"reasoning": "none", "instruction": None, "stop": ()}
             spec = teaching(spec, spec.generate.model_copy(update=own | sampling))
         stage = replace(self.stage, spec=spec, resident=self._resident(where, spec))
-        found = ask(stage, self._requests[whom], where)
+        found = ask(stage, self._requests[whom], where, self._run)
         # As writer the teacher has the same ledger: what is there last is all that was spent.
         self._answered[whom], self._spending[where] = found, found.spending
         return found

@@ -60,7 +60,7 @@ OPERATIONS = {
 }
 # A rewriting that speaks of itself has failed (Xu et al., section 3.3).
 FAILED = re.compile(
-    r"\b(?:given|re-?written|new|above) prompt\b|#\s*(?:given|re-?written)", re.IGNORECASE
+    r"\b(?:given|re-?written|created) prompt\b|#\s*(?:given|re-?written)", re.IGNORECASE
 )
 
 
