@@ -1,7 +1,7 @@
 """What expansion is worth: the quickstart's student of 50 seed problems, and of 2,000 that a tiny
 model made of them.
 
-`python -m benchmarks.expand` trains the writer, a language model of 200,000 parameters, lets it
+`python -m benchmarks.expand` trains the writer, a language model of 240,000 parameters, lets it
 write 2,000 problems that the quickstart's teacher answers alike twice, and trains two students
 that see as many rows: some of 50 seeds again and again, or the 2,000. Leaks into the test are
 looked for here by brute force, pair by pair. The interval resamples test problems. A folder named
