@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.signal_store
 	$(BIN)/python -m benchmarks.prepare
+	$(BIN)/python -m benchmarks.expand
 	$(BIN)/python -m benchmarks.duplicates
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.train

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from benchmarks import Measure, show
 from retort import processes
+from retort.data.duplicates import Texts, find_duplicates, find_leaks
 from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates import Texts, find_duplicates, find_leaks
 
 ROWS, HELD_OUT, PEER_ROWS = 1_000_000, 10_000, 20_000
 WORDS, VOCABULARY, COMMON_SENTENCES = 60, 100_000, 2_000

@@ -30,9 +30,9 @@ from tasks import (
     evaluate,
     evaluate_champion,
     evaluate_exports,
+    examples,
     export_all,
     generate_all,
-    prepare,
     release,
     report,
     train_all,
@@ -61,19 +61,19 @@ def distill(
         force: Stages to run again although they are cached.
     """
     with open_job(spec, store, force) as job:
-        examples = prepare(job)
-        responses = generate_all(job, prepare=examples)
-        kept = curate(job, prepare=examples, generate=responses)
-        base = cut_student(job, prepare=examples, generate=responses, curate=kept)
-        students = train_all(job, prepare=examples, generate=responses, curate=kept, **base)
-        learned = {"prepare": examples, "train": students["train"]}
+        asked = examples(job)
+        responses = generate_all(job, **asked)
+        kept = curate(job, **asked, generate=responses)
+        base = cut_student(job, **asked, generate=responses, curate=kept)
+        students = train_all(job, **asked, generate=responses, curate=kept, **base)
+        learned = {**asked, "train": students["train"]}
         exports = export_all(job, **learned, generate=responses, curate=kept)
-        scores = evaluate(job, prepare=examples, **students, **base)
+        scores = evaluate(job, **asked, **students, **base)
         exported = evaluate_exports(job, **learned, **exports)
-        champion = evaluate_champion(job, prepare=examples)
+        champion = evaluate_champion(job, **asked)
         page = report(
             job,
-            prepare=examples,
+            **asked,
             generate=responses,
             curate=kept,
             evaluate=scores,

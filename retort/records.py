@@ -146,6 +146,14 @@ class Decision:
     score: float | None = None
 
 
+EXPANDED = "expanded"
+
+
+def is_expanded(example: Example) -> bool:
+    """Whether a model wrote the example's prompt: then its metadata say how, and from which."""
+    return example.metadata.get("origin") == EXPANDED
+
+
 def chat_text(
     turns: Iterable[Message], *, with_roles: bool = False, with_calls: bool = False
 ) -> str:

@@ -25,6 +25,7 @@ from tasks.listeners import brief
 # Names the server's limit.
 SLOT = "RETORT_SLOT"
 WITH_A_MODEL: tuple[StageName, ...] = (
+    "expand",
     "generate",
     "curate",
     "cut",

@@ -27,7 +27,7 @@ from retort.spec import (
     rounds,
     training_of,
 )
-from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION
+from retort.spec.fingerprint import CHAMPION, EVALUATE_CHAMPION, examples_of
 from retort.store import Artifact, Folder
 from tasks.slots import slot
 
@@ -94,7 +94,8 @@ def _completed(cached: Artifact) -> State[Artifact]:
     return Completed(name="Cached", message=cached.uri, data=cached)
 
 
-prepare = stage_task("prepare")
+_prepare = stage_task("prepare")
+_expand = stage_task("expand")
 generate = stage_task("generate")
 curate = stage_task("curate")
 _cut = stage_task("cut")
@@ -103,6 +104,13 @@ evaluate = stage_task("evaluate")
 _evaluate_champion = stage_task("evaluate", EVALUATE_CHAMPION)
 report = stage_task("report")
 release = stage_task("release")
+
+
+def examples(job: JobRun) -> dict[str, Artifact]:
+    """Returns the artifact of the examples under its name: `prepare`, or `expand` where a model
+    writes further prompts."""
+    prepared = {"prepare": _prepare(job)}
+    return {"expand": _expand(job, **prepared)} if job.spec.expand else prepared
 
 
 def generate_all(job: JobRun, **inputs: Artifact) -> Artifact:
@@ -200,7 +208,7 @@ def export_all(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
 def evaluate_exports(job: JobRun, **inputs: Artifact) -> dict[str, Artifact]:
     """Returns the artifacts of the evaluations of the exported students, by their names. One at a
     time, so that none is slowed by another."""
-    own = {name: inputs[name] for name in ("prepare", "train")}
+    own = {name: inputs[name] for name in (examples_of(inputs), "train")}
     made = {}
     for role in job.spec.exports:
         name, export = evaluation_of(role), export_of(role)

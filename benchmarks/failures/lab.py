@@ -97,7 +97,8 @@ class Lab:
         code = command.wait(WAIT_SECONDS)
         assert code in WELL, "\n".join(command.lines)
         shutil.copytree(store, self.snapshot(FINISHED), ignore=LEFT_OUT)
-        stages = [stage for stage in STAGES if stage != "cut"]  # the job's base is given
+        # The job has a base, and prompts enough.
+        stages = [stage for stage in STAGES if stage not in ("cut", "expand")]
         for number, stage in enumerate(stages):
             name = STAGE_OF.get(stage, stage)
             for later in stages[number + 1 :]:

@@ -17,6 +17,7 @@ from retort.errors import SpecError, did_you_mean
 from retort.jobs.cleanup import versions
 from retort.plugins import module_names
 from retort.spec import JobSpec, build_at
+from retort.spec.fingerprint import examples_of
 from retort.spec.flat import put
 from retort.store import MANIFEST, Folder, Store, model_folder
 from retort.tracking import Version, open_registry, tracking_uri
@@ -137,8 +138,9 @@ def prepared_for(found: FoundModel) -> Folder:
     """Returns the examples that a model was trained on. Raises `SpecError` where they are gone."""
     root = found.address.rpartition("/")[0]
     manifest = Folder(root).manifest() if root else None
-    name = (manifest or {}).get("ingredients", {}).get("inputs", {}).get("prepare", "none")
-    prepared = Store(root.rpartition("/artifacts/")[0]).artifact("prepare", name)
+    inputs = (manifest or {}).get("ingredients", {}).get("inputs", {})
+    stage = examples_of(inputs)
+    prepared = Store(root.rpartition("/artifacts/")[0]).artifact(stage, inputs.get(stage, "none"))
     if prepared.manifest() is None:
         raise SpecError(
             f"{found.label}: the examples that it was trained on are not in its store; name a "

@@ -16,12 +16,12 @@ from retort.records import (
     read_lines,
 )
 from retort.spec import INPUTS, JobSpec, Recipe, capture_of, differences, recipes
-from retort.spec.fingerprint import CHAMPION
+from retort.spec.fingerprint import CHAMPION, examples_of
 from retort.stages.engine_settings import engine_of
 from retort.stages.stage import read_decisions, read_responses, stream_examples
 from retort.stages.teacher_requests import RequestPlan, ledger_name, request_context
 from retort.stages.teachers import asked, each_job
-from retort.store import MANIFEST, Store
+from retort.store import MANIFEST, Folder, Store
 from retort.store.ledger import CONTEXT_FILE, Ledger
 from retort.store.urls import public_json
 from retort.tracking import Tracker
@@ -102,7 +102,8 @@ def rejected(spec: JobSpec, store: Store) -> Iterator[tuple[Example, Response, D
     """
     wanted = recipes(spec, source_digests(spec))
     prepared, generated, curated = (
-        store.artifact(stage, wanted[stage].name).checked() for stage in INPUTS["report"][:3]
+        store.artifact(stage, wanted[stage].name).checked()
+        for stage in (examples_of(wanted), *INPUTS["report"][1:3])
     )
     if generated.manifest() is None or not curated.has("decisions.jsonl"):
         return
@@ -126,9 +127,14 @@ def removed(spec: JobSpec, store: Store) -> Iterator[Removed]:
 
 
 def _left_out(spec: JobSpec, store: Store, name: str, shape: type[Record]) -> list[Record]:
-    recipe = recipes(spec, source_digests(spec))["prepare"]
-    prepared = store.artifact("prepare", recipe.name).checked()
+    prepared = _examples(spec, store).checked()
     return read_lines(shape, prepared.read(name)) if prepared.has(name) else []
+
+
+def _examples(spec: JobSpec, store: Store) -> Folder:
+    """Returns the artifact with a job's examples."""
+    wanted = recipes(spec, source_digests(spec))
+    return store.artifact(name := examples_of(wanted), wanted[name].name)
 
 
 def what_is_asked(spec: JobSpec, store: Store) -> str:
@@ -169,8 +175,7 @@ def _changed_context(spec: JobSpec, store: Store, ledger: Ledger) -> str:
 
 
 def _plan(spec: JobSpec, store: Store) -> tuple[RequestPlan, Ledger, Iterator[Example]]:
-    recipe = recipes(spec, source_digests(spec))["prepare"]
-    prepared = store.artifact("prepare", recipe.name)
+    prepared = _examples(spec, store)
     if prepared.manifest() is None:
         raise DataError(f"{spec.name}: no examples prepared in this store; run the job first")
     ledger = Ledger(store.ledger(ledger_name(request_context(spec))), engine_of(spec).parse)

@@ -12,6 +12,7 @@ from retort.stages.curate.check import check as check_curate
 from retort.stages.cut.check import check as check_cut
 from retort.stages.cut.shape import num_parameters
 from retort.stages.evaluate.check import check as check_evaluate
+from retort.stages.expand.check import check as check_expand
 from retort.stages.export.check import check as check_export
 from retort.stages.generate.check import check as check_generate
 from retort.stages.prepare.check import check as check_prepare
@@ -31,6 +32,7 @@ def check(spec: JobSpec, store: Store) -> list[str]:
     """
     return [
         *check_prepare(spec),
+        *check_expand(spec),
         *check_generate(spec),
         *check_curate(spec),
         *check_cut(spec, store.is_local),

@@ -14,7 +14,7 @@ from retort.jobs.source_digests import plug_ins, source_digests
 from retort.metrics.bootstrap import ExampleStatistics
 from retort.metrics.kinds import matrix, value_of
 from retort.spec import TRIAL, JobSpec, Recipe, of_trial, recipes
-from retort.spec.fingerprint import INPUTS
+from retort.spec.fingerprint import INPUTS, examples_of
 from retort.stages.engine_settings import engine_of
 from retort.stages.evaluate.trial import STATISTICS
 from retort.stages.train.check import check as check_train
@@ -89,7 +89,7 @@ def run(
     job.recipes[f"train-{name}"] = wanted["train"]
     train = make(job, f"train-{name}", {each: found[each] for each in wanted["train"].inputs})
     job.recipes[f"evaluate-{name}"] = of_trial(wanted, wanted["train"])
-    read = {"prepare": found["prepare"], "generate": found["generate"], TRIAL: train}
+    read = {name: found[name] for name in (examples_of(found), "generate")} | {TRIAL: train}
     return _read(name, spec, train, make(job, f"evaluate-{name}", read))
 
 
@@ -109,7 +109,7 @@ def stored(job: JobRun, make: Make | None = None) -> dict[str, Artifact]:
         if recipe.stage == "train":
             break
         read = {each: made[each] for each in recipe.inputs}
-        if recipe.stage != "generate":
+        if recipe.stage not in ("expand", "generate"):
             made[name] = (make or cached_or_made)(job, name, read)
         elif found := job.cached(name, read):
             made[name] = found
@@ -118,7 +118,8 @@ def stored(job: JobRun, make: Make | None = None) -> dict[str, Artifact]:
                 f"{job.spec.name}: the teacher's answers are not stored yet, or some failed for a "
                 "passing reason, and no teacher is asked here; run the job first: retort run SPEC"
             )
-    return {name: made[name] for name in (*INPUTS["train"], "cut") if name in made}
+    _, *others = INPUTS["train"]
+    return {name: made[name] for name in (examples_of(made), *others, "cut") if name in made}
 
 
 def is_trained(job: JobRun, spec: JobSpec) -> bool:

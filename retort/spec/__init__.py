@@ -3,6 +3,7 @@
 from retort.spec.curate import ConsultedModel, Curate, Judge
 from retort.spec.engine import EngineRuntime
 from retort.spec.evaluate import Evaluate
+from retort.spec.expand import Expand
 from retort.spec.export import Export
 from retort.spec.fingerprint import INPUTS, TRIAL, Recipe, differences, of_trial, recipes
 from retort.spec.generate import Generate
@@ -42,6 +43,7 @@ __all__ = [
     "Curate",
     "EngineRuntime",
     "Evaluate",
+    "Expand",
     "Export",
     "FromTeacher",
     "Gate",

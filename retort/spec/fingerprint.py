@@ -6,6 +6,7 @@ or the job file keeps every cache. `runtime` knobs stay out.
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +44,7 @@ TRIAL = "train-trial"
 # `train`; those that look at the student (evaluate, report) look at it too.
 INPUTS: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
+    "expand": ("prepare",),
     "generate": ("prepare",),
     "curate": ("prepare", "generate"),
     "cut": ("prepare", "generate", "curate"),
@@ -56,12 +58,19 @@ INPUTS: dict[StageName, tuple[StageName, ...]] = {
 # Those that read the base, where that is an artifact too.
 READ_BASE: tuple[StageName, ...] = ("train", "evaluate", "report")
 
+# Knobs of generate that decide whether the teacher agrees with itself on a new prompt.
+ASKED_TO_AGREE = ("max_tokens", "max_model_len", "reasoning", "instruction", "dtype")
+
 # Knobs that are addresses, or `auto`: what they stand for counts, through `sources`.
 ADDRESSES = {
     ("prepare", "train"),
     ("prepare", "validation"),
     ("prepare", "test"),
     ("prepare", "decontaminate", "against"),
+    ("expand", "writer", "model"),
+    ("expand", "writer", "engine"),
+    ("expand", "writer", "endpoint"),
+    ("expand", "writer", "api_key_env"),
     ("curate", "judge", "model"),
     ("curate", "judge", "engine"),
     ("curate", "judge", "endpoint"),
@@ -115,7 +124,8 @@ def recipes(
     spec: JobSpec, sources: dict[str, str], champion: str | None = None
 ) -> dict[str, Recipe]:
     """Returns the recipe of every stage of a job, in order: each control's after the student's.
-    There is a `cut` only where the student is cut from its teacher.
+    There is a `cut` only where the student is cut from its teacher, and an `expand` only where a
+    model writes further prompts: it holds the others too, and is then read in place of `prepare`.
 
     A control's recipe stands under the name of its training (`train-fine_tuning`) and is that of a
     job which trains nothing else, so that the two share an artifact. `sources` maps each address in
@@ -128,7 +138,7 @@ def recipes(
     """
     made: dict[str, Recipe] = {}
     for stage in STAGES:
-        if stage == "cut" and spec.cut is None:
+        if (stage == "cut" and not spec.cut) or (stage == "expand" and not spec.expand):
             continue
         if stage == "export":
             # The user's own formats count for none but themselves.
@@ -257,7 +267,7 @@ def _of_export(made: dict[str, Recipe], role: str) -> Recipe:
     asking, export = made["evaluate"].ingredients, made[export_of(role)]
     others = ("generate.teacher", "train.student", "evaluate.engine")
     sources = {key: digest for key, digest in asking["sources"].items() if key not in others}
-    names = ("prepare", "train", export_of(role))
+    names = (examples_of(made), "train", export_of(role))
     inputs = {name: made[name].name for name in names}
     ingredients = {**asking, "sources": sources, "inputs": inputs}
     return Recipe("evaluate", ingredients, export.spec)
@@ -269,7 +279,8 @@ def _of_champion(made: dict[str, Recipe], champion: str) -> Recipe:
     asking = made["evaluate"].ingredients
     own = ("generate.teacher", "train.student")
     sources = {key: digest for key, digest in asking["sources"].items() if key not in own}
-    inputs = {"prepare": made["prepare"].name, CHAMPION: champion}
+    examples = examples_of(made)
+    inputs = {examples: made[examples].name, CHAMPION: champion}
     return replace(made["evaluate"], ingredients={**asking, "sources": sources, "inputs": inputs})
 
 
@@ -278,7 +289,8 @@ def of_trial(made: dict[str, Recipe], train: Recipe) -> Recipe:
     the job's own recipes. The knobs that measure speed, or further metrics, do not count."""
     asking = made["evaluate"].ingredients
     own = ("task_type", "max_tokens", "max_model_len", "dtype", "seed")
-    inputs = {name: made[name].name for name in ("prepare", "generate")} | {TRIAL: train.name}
+    names = (examples_of(made), "generate")
+    inputs = {name: made[name].name for name in names} | {TRIAL: train.name}
     sources = {k: v for k, v in asking["sources"].items() if k == "evaluate.engine"}
     found = {"split": "validation", **{name: asking["knobs"][name] for name in own}}
     ingredients = {**asking, "knobs": found, "sources": sources, "inputs": inputs}
@@ -305,20 +317,30 @@ def _recipe(
         further += [export_of(role) for role in spec.exports]
     if stage == "report":
         further += [evaluation_of(role) for role in spec.exports]
+    needs = [examples_of(made) if name == "prepare" else name for name in INPUTS[stage]]
     ingredients = {
         "stage": stage,
         "version": VERSIONS[stage],
         "knobs": knobs(spec, stage),
         "sources": {k: v for k, v in sources.items() if k in _sources_of(stage)},
-        "inputs": {needed: made[needed].name for needed in (*INPUTS[stage], *further)},
+        "inputs": {needed: made[needed].name for needed in (*needs, *further)},
     }
     return Recipe(stage, ingredients, spec)
+
+
+def examples_of(made: Collection[str]) -> str:
+    """Returns which of a job's artifacts, or of a stage's inputs, holds its examples."""
+    return "expand" if "expand" in made else "prepare"
 
 
 def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     """Returns the knobs of a stage that change its result, defaults resolved."""
     section = _without_new(getattr(spec, stage))
     found = _content(section, (stage,))
+    if stage == "expand":
+        # The teacher's answers, which must agree, are those of a job that asks for text alone.
+        own = _content(_without_new(spec.generate), ("generate",))
+        found["generate"] = {name: own[name] for name in ASKED_TO_AGREE}
     if stage == "curate":
         # A filter's files count by their content, which is among the sources.
         found["filters"] = [
@@ -382,6 +404,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def _sources_of(stage: StageName) -> set[str]:
     own = {".".join(address) for address in ADDRESSES if address[0] == stage}
     own.add(f"{stage}.plug_ins")
+    if stage == "expand":
+        own |= {"expand.writer", "generate.teacher", "generate.engine"}
     if stage == "curate":
         own |= {"curate.judge", "curate.second_teacher"}
     if stage == "evaluate":

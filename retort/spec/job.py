@@ -9,6 +9,7 @@ from retort.spec import azure
 from retort.spec.cluster import Cluster
 from retort.spec.curate import ConsultedModel, Curate
 from retort.spec.evaluate import Evaluate
+from retort.spec.expand import Expand
 from retort.spec.export import Export, role_of
 from retort.spec.flat import expand, is_flat
 from retort.spec.generate import Generate
@@ -20,10 +21,20 @@ from retort.spec.sweep import Sweep
 from retort.spec.train import Loss, Train
 
 StageName = Literal[
-    "prepare", "generate", "curate", "cut", "train", "export", "evaluate", "report", "release"
+    "prepare",
+    "expand",
+    "generate",
+    "curate",
+    "cut",
+    "train",
+    "export",
+    "evaluate",
+    "report",
+    "release",
 ]
 STAGES: tuple[StageName, ...] = (
     "prepare",
+    "expand",  # only where a model writes further prompts
     "generate",
     "curate",
     "cut",  # only where the student is cut from its teacher
@@ -75,6 +86,7 @@ class JobSpec(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
     )
     prepare: Prepare = knob(..., "section", "Rows to examples.")
+    expand: Expand | None = knob(None, "section", "Examples to more examples.")
     generate: Generate = knob(..., "section", "Examples to teacher responses.")
     curate: Curate = knob(Curate(), "section", "Responses to kept responses.")
     train: Train = knob(..., "section", "Kept responses to a student.")
@@ -296,9 +308,10 @@ class JobSpec(Section):
 
     @property
     def consulted_models(self) -> dict[str, ConsultedModel]:
-        """The judges and the second teacher, by their knobs."""
+        """The writer of prompts, the judges and the second teacher, by their knobs."""
         graders = self.evaluate.graders
         found = {
+            "expand.writer": self.expand.writer if self.expand else None,
             "curate.judge": self.curate.judge,
             "curate.second_teacher": self.curate.second_teacher,
             "evaluate.judge": self.evaluate.judge,

@@ -29,6 +29,7 @@ DATA_PATHS = (
 MODEL_PATHS = (
     ("generate", "teacher"),
     ("train", "student"),
+    ("expand", "writer", "model"),
     ("curate", "judge", "model"),
     ("curate", "second_teacher", "model"),
     ("evaluate", "judge", "model"),

@@ -33,7 +33,7 @@ class Spending(Section):
 
 
 class TeacherSpending(Spending):
-    """What the teacher may cost, in generate and evaluate together."""
+    """What the teacher may cost, in expand, generate and evaluate together."""
 
     pilot_rows: int = knob(
         16,

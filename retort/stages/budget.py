@@ -23,7 +23,8 @@ class Budget:
     """Tokens, time and money of one artifact, over all runs that worked on it.
 
     `artifact` names it, `where` the section of the spec whose `spending` holds the limits.
-    `reserved_*` is the most that the requests under way can cost.
+    `*_before` is what an earlier stage has spent of the same limits; `reserved_*` is the most that
+    the requests under way can cost.
     """
 
     spending: Spending
@@ -33,6 +34,8 @@ class Budget:
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    tokens_before: int = 0
+    cost_before: float = 0.0
     reserved_input: int = 0
     reserved_output: int = 0
     started: float | None = None
@@ -56,6 +59,11 @@ class Budget:
         self.input_tokens += int(spending.get("input_tokens", 0))
         self.output_tokens += int(spending.get("output_tokens", 0))
         self.seconds += spending.get("engine_seconds", 0.0)
+
+    def set_off(self, spending: dict[str, float]) -> None:
+        """Takes what an earlier stage has spent, given by its `facts`, off the limits alone."""
+        self.tokens_before = int(spending.get("input_tokens", 0) + spending.get("output_tokens", 0))
+        self.cost_before = spending.get("cost", 0.0)
 
     def resume(self, out: Folder) -> None:
         """Adds the seconds that earlier runs and other processes kept in an artifact's folder."""
@@ -134,9 +142,10 @@ class Budget:
         more_input = self.input_tokens + self.reserved_input + prompt_bound(request)
         more_output = self.output_tokens + self.reserved_output + max_tokens
         total, limit = spending.max_tokens_total, spending.max_cost
-        if total is not None and more_input + more_output > total:
+        if total is not None and self.tokens_before + more_input + more_output > total:
             return f"max_tokens_total: {total}"
-        if limit is not None and self.cost(more_input, more_output, self.elapsed()) > limit:
+        cost = self.cost_before + self.cost(more_input, more_output, self.elapsed())
+        if limit is not None and cost > limit:
             return f"max_cost: {limit:g}"
         return None
 

@@ -1,4 +1,5 @@
-"""Consulting a further model: a judge for its score of an answer, a second teacher for its answer.
+"""Consulting a further model: a judge for its score of an answer, a second teacher for its answer,
+a writer for prompts.
 
 It is asked as a teacher is, greedily, through a ledger of its own, so that changing a filter or a
 threshold asks it nothing again. To the rest of the code it *is* the teacher of a job whose
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from retort import processes
@@ -17,7 +19,7 @@ from retort.engines import Answer, Request, find_engine, resolve
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import Example, Message, Response, State, chat_text, read_lines, write_lines
-from retort.spec import ConsultedModel, JobSpec, StageName
+from retort.spec import ConsultedModel, Gate, JobSpec, StageName
 from retort.spec.engine import GenerateRuntime
 from retort.spec.generate import Generate
 from retort.spec.spending import TeacherSpending
@@ -27,7 +29,7 @@ from retort.stages.request_loop import RequestLoop
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store import model_folder
-from retort.store.ledger import Ledger, StoredAnswer
+from retort.store.ledger import Ledger, LedgerEntry, StoredAnswer
 
 # Only what failed is asked again by the next run: what was refused or cut off stays so.
 RETRY: tuple[State, ...] = ("failed",)
@@ -57,59 +59,76 @@ def check(spec: JobSpec, stage: StageName) -> list[str]:
 
 @dataclass(frozen=True)
 class Consultation:
-    """A model's finished answers by request id. `num_unreached` are the requests that failed for a
-    passing reason: they are asked again by the next run, which therefore makes the stage anew."""
+    """A model's finished answers by the ids of the responses: a request's own for its first answer.
+
+    `num_unreached` are those that failed for a passing reason: they are asked again by the next
+    run, which therefore makes the stage anew. `spending` is what the stage has paid for them, and
+    `ledger` the name of where they are.
+    """
 
     texts: dict[str, str]
     num_unreached: int
+    spending: dict[str, float]
+    ledger: str
 
 
 def consult(
     stage: Stage, model: ConsultedModel, requests: list[Request], name: str
 ) -> Consultation:
-    """Returns a model's finished answers; where it gave none there is none.
+    """Returns a model's finished answers, greedy ones; where it gave none there is none.
 
-    `name` is the model's role, and names what waits in the stage's scratch. The model is only
+    `name` is the model's role, the knob that names it. Raises what `ask` raises.
+    """
+    consulting = replace(stage, spec=as_teacher(stage.spec, model))
+    return ask(consulting, requests, f"{stage.name}.{name}", uuid.uuid4().hex)
+
+
+def ask(stage: Stage, requests: list[Request], where: str, run: str) -> Consultation:
+    """Returns the answers of the model that is the teacher of a stage's job.
+
+    `where` is the section of the spec whose `spending` bounds it, and names what waits in the
+    stage's scratch. What failed for a passing reason is asked once in a `run`. The model is only
     loaded, in a process of its own, when its ledger lacks an answer. Raises what `processes.run`
     raises, and `StageError` where its budget is used up.
     """
-    consulting = replace(stage, spec=as_teacher(stage.spec, model))
-    run = uuid.uuid4().hex
+    model, name = stage.spec.generate.teacher, where.rpartition(".")[2]
     examples = [Example(r.id, "train", r.messages, tools=r.tools) for r in requests]
-    plan, ledger = _open(consulting, run)
-    missing = [e for e in examples if plan.entry_for(_request_of(plan, e)) is None]
+    plan, _ = _open(stage, run)
+    missing = [e for e in examples if any(entry is None for _, entry in plan.walk(e))]
     if missing:
-        stage.report.note(f"{name}: asking {model.model} about {len(missing):,} responses")
-        stage.out.write(_waiting(name), write_lines(examples))
+        stage.report.note(f"{name}: asking {model} about {len(missing):,} {_subject(stage)}")
+        stage.out.write(_waiting(where), write_lines(examples))
         processes.run(
             answer,
-            {"arguments": consulting.arguments(), "name": name, "run": run},
+            {"arguments": stage.arguments(), "where": where, "run": run},
             stage.report,
             stage.log,
-            model.runtime.model_dump(mode="json"),
+            stage.spec.generate.runtime.model_dump(mode="json", exclude={"stall_seconds"}),
         )
-        plan, ledger = _open(consulting, run)
-    entries = [plan.entry_for(_request_of(plan, example)) for example in examples]
+    budget = _budget(stage, where)
+    plan, ledger = _open(stage, run, budget.seen)
+    entries = [entry for request, entry in _walked(plan, examples, budget)]
     num_unreached = sum(entry is not None and entry.transient for entry in entries)
     if num_unreached:
         stage.report.note(
-            f"warning: {name}: {num_unreached:,} of {len(examples):,} requests to {model.model} "
+            f"warning: {name}: {num_unreached:,} of {len(entries):,} requests to {model} "
             "failed for a passing reason and count as unanswered; the next run asks them again"
         )
-    return Consultation(dict(_answers(plan, ledger, examples)), num_unreached)
+    texts = dict(_answers(plan, ledger, examples))
+    return Consultation(texts, num_unreached, budget.facts(), ledger.folder.name)
 
 
-def answer(arguments: dict[str, Any], name: str, run: str, report: Reporter) -> int:
+def answer(arguments: dict[str, Any], where: str, run: str, report: Reporter) -> int:
     """The child's side: asks what waits and commits each answer; returns how many there were.
 
     Raises `StageError` where the model's budget is used up.
     """
     stage = from_arguments(arguments, report)
-    budget = Budget(stage.spec.generate.spending, stage.out.name, f"{stage.name}.{name}")
-    budget.resume(stage.out)
+    budget = _budget(stage, where)
     plan, ledger = _open(stage, run, budget.seen)
-    examples = read_lines(Example, stage.out.read(_waiting(name)))
-    total, num_answered, shown_at = _num_missing(plan, examples, budget), 0, 0.0
+    examples = read_lines(Example, stage.out.read(_waiting(where)))
+    missing = {r.key for r, entry in _walked(plan, examples, budget) if entry is None}
+    total, num_answered, shown_at = len(missing), 0, 0.0
 
     def received(request: TeacherRequest, given: Answer, response: Response) -> None:
         nonlocal num_answered, shown_at
@@ -120,7 +139,8 @@ def answer(arguments: dict[str, Any], name: str, run: str, report: Reporter) -> 
 
     report.progress(0, total, "answers", "loading")
     ledger.describe(request_context(stage.spec))
-    engine = open_teacher(stage.spec, settings_of(stage.spec, ledger.folder.uri), report)
+    settings = settings_of(stage.spec, ledger.folder.uri)
+    engine = open_teacher(stage.spec, settings, report, stage.resident)
     ledger.start(engine.facts)
     loop = RequestLoop(plan, ledger, budget, received)
     budget.start()
@@ -157,22 +177,42 @@ def score_of(text: str) -> float | None:
     return score if LEAST <= score <= MOST and out_of in ("", "5") else None
 
 
-def as_teacher(spec: JobSpec, who: ConsultedModel, retry: tuple[State, ...] = RETRY) -> JobSpec:
-    """Returns a job in which the model is the teacher, asked greedily and for text alone."""
+def as_teacher(
+    spec: JobSpec, who: ConsultedModel, retry: tuple[State, ...] = RETRY, **sampling: float
+) -> JobSpec:
+    """Returns a job in which the model is the teacher, asked for text alone; greedily where no
+    knobs of the sampling are given."""
     runtime = GenerateRuntime(**who.runtime.model_dump(), retry=retry)
     own = {"model", "runtime", "spending"}
     asked = who.model_dump(include=set(ConsultedModel.model_fields) - own)
     asked["spending"] = TeacherSpending(**who.spending.model_dump())
-    generate = Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
-    # None may need the signal that is not, nor name one of several teachers.
-    alone = {"losses": (), "controls": (), "without_teacher": None}
-    train = spec.train.model_copy(update=alone)
-    return spec.model_copy(update={"generate": generate, "train": train})
+    asked |= sampling
+    return teaching(
+        spec, Generate(teacher=who.model, top_k=0, turns="last", runtime=runtime, **asked)
+    )
 
 
-def _waiting(name: str) -> str:
+def teaching(spec: JobSpec, generate: Generate) -> JobSpec:
+    """Returns a job with another teacher, and nothing that would need this one's signal."""
+    alone = {"losses": (), "controls": (), "without_teacher": None, "on_policy": None}
+    train = spec.train.model_copy(update={**alone, "student": spec.base})
+    report = spec.report.model_copy(update={"gate": Gate()})
+    return spec.model_copy(update={"generate": generate, "train": train, "report": report})
+
+
+def _waiting(where: str) -> str:
     """Returns the name of the file with what a model is to be asked."""
-    return f"scratch/{name}.jsonl"
+    return f"scratch/{where}.jsonl"
+
+
+def _subject(stage: Stage) -> str:
+    return "prompts" if stage.name == "expand" else "responses"
+
+
+def _budget(stage: Stage, where: str) -> Budget:
+    budget = Budget(stage.spec.generate.spending, stage.out.name, where)
+    budget.resume(stage.out)
+    return budget
 
 
 def _open(stage: Stage, run: str, seen: Counted | None = None) -> tuple[RequestPlan, Ledger]:
@@ -184,26 +224,20 @@ def _open(stage: Stage, run: str, seen: Counted | None = None) -> tuple[RequestP
     return RequestPlan(stage.spec, ledger), ledger
 
 
-def _request_of(plan: RequestPlan, example: Example) -> TeacherRequest:
-    """Returns the one request of an example: only its last turn is asked, for one sample."""
-    return next(plan.walk(example))[0]
-
-
-def _num_missing(plan: RequestPlan, examples: list[Example], budget: Budget) -> int:
-    """Returns how many requests the ledger lacks, each of which the budget gets to know."""
-    requests = {request.key: request for request in (_request_of(plan, e) for e in examples)}
-    for request in requests.values():
+def _walked(
+    plan: RequestPlan, examples: list[Example], budget: Budget
+) -> Iterator[tuple[TeacherRequest, LedgerEntry | None]]:
+    """Yields each request with the entry that serves it; the budget gets to know it."""
+    for request, entry in chain.from_iterable(map(plan.walk, examples)):
         budget.walked(request)
-    return sum(plan.entry_for(request) is None for request in requests.values())
+        yield request, entry
 
 
 def _answers(
     plan: RequestPlan, ledger: Ledger, examples: list[Example]
 ) -> Iterator[tuple[str, str]]:
-    for example in examples:
-        request = _request_of(plan, example)
-        entry = plan.entry_for(request)
+    for request, entry in chain.from_iterable(map(plan.walk, examples)):
         assert entry, "every missing answer was committed"
         response = plan.response(request, ledger.read(entry)[0])
         if response.state == "accepted":
-            yield example.id, response.text
+            yield response.id, response.text

@@ -11,6 +11,7 @@ from retort.events import Reporter
 from retort.processes.resident import Address, Resident
 from retort.records import Decision, Example, Response, Split, read_lines
 from retort.spec import DERIVED, JobSpec, StageName
+from retort.spec.fingerprint import examples_of
 from retort.store import Artifact, Folder, InputFolder, Store, model_folder, signals
 from retort.store.signals import Signal
 
@@ -36,7 +37,11 @@ class Stage:
     resident: Resident | Address | None = None
 
     def input(self, name: str) -> InputFolder:
-        """The folder of an input artifact, of a stage or a control: reading it checks digests."""
+        """The folder of an input artifact, of a stage or a control: reading it checks digests.
+
+        `prepare` is the artifact with the examples, which `expand` made if it is an input.
+        """
+        name = examples_of(self.inputs) if name == "prepare" else name
         return InputFolder(self.inputs[name].uri)
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -72,6 +77,13 @@ def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
         log=Path(arguments["log"]),
         resident=Address(**arguments["resident"]) if arguments.get("resident") else None,
     )
+
+
+def spent_on_prompts(stage: Stage) -> dict[str, float]:
+    """Returns what the teacher has cost as the writer of prompts, and in checking these."""
+    facts = stage.input("prepare").read_manifest().get("facts", {})
+    spending: dict[str, float] = facts.get("expanded", {}).get("spending", {}).get("generate", {})
+    return spending
 
 
 def read_examples(prepared: Folder, *splits: Split) -> list[Example]:

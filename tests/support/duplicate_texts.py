@@ -1,7 +1,7 @@
 """Texts, and what is found among them, for the tests of duplicates and of leaks."""
 
+from retort.data.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
 from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates import DuplicatePair, Texts, find_duplicates, find_leaks
 from tests.support.slow_duplicates import Row
 
 ASKS = "the quick brown fox jumps over the lazy dog near a river bank while old birds sing songs"

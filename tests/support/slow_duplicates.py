@@ -6,7 +6,7 @@ nothing are those named here. It compares each text with every kept one: give it
 
 import random
 
-from retort.stages.prepare.duplicates import DuplicatePair
+from retort.data.duplicates import DuplicatePair
 
 NUMBERS, NEGATIONS = ("3", "7", "12", "two"), ("not", "never")
 FUNCTIONS = ("please", "of", "the", "and")

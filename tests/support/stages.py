@@ -13,8 +13,8 @@ from retort.stages.stage import Stage, read_responses
 from retort.store import Folder, open_store
 
 RUNTIME = {"max_num_seqs": 4, "num_threads": 1}
-# Those of every job: only some cut a student from its teacher, or export it.
-EVERY_STAGE = tuple(stage for stage in STAGES if stage not in ("cut", "export"))
+# Those of every job: only some expand their prompts, cut a student from its teacher, or export it.
+EVERY_STAGE = tuple(stage for stage in STAGES if stage not in ("expand", "cut", "export"))
 
 
 def job(teacher: Path | str, train: Path, engine: str, **knobs: Any) -> dict[str, Any]:

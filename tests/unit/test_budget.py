@@ -82,3 +82,16 @@ def test_answers_that_others_paid_for_do_not_count():
     budget.seen(stored, find_engine("openai").parse(KEY, stored.raw))
     budget.walked(request())
     assert (budget.responses, budget.input_tokens, budget.output_tokens) == (0, 0, 0)
+
+
+def test_what_an_earlier_stage_has_spent_is_off_the_limits_and_no_cost_of_this_one():
+    price = {"price_per_million_output_tokens": 1e6}
+    for limit, earlier in [
+        ({"max_tokens_total": 3000}, {"input_tokens": 1500, "output_tokens": 1100, "cost": 0.0}),
+        ({"max_cost": 100.0, **price}, {"input_tokens": 9, "output_tokens": 60, "cost": 60.0}),
+    ]:
+        budget = Budget(Spending(**limit), "own")
+        assert budget.refuses(request(), MAX_TOKENS) is None
+        budget.set_off(earlier)
+        assert budget.refuses(request(), MAX_TOKENS).startswith(next(iter(limit)))
+        assert budget.spent == budget.facts()["output_tokens"] == 0

@@ -9,16 +9,16 @@ import numpy as np
 import orjson
 import pytest
 
-from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates import DuplicatePair, find_duplicates, find_leaks
-from retort.stages.prepare.duplicates.sketch import NUM_HASHES, bands
-from retort.stages.prepare.duplicates.words import (
+from retort.data.duplicates import DuplicatePair, find_duplicates, find_leaks
+from retort.data.duplicates.sketch import NUM_HASHES, bands
+from retort.data.duplicates.words import (
     CHARACTER,
     FUNCTION,
     NAME,
     NEGATION,
     tokens,
 )
+from retort.spec.prepare import Decontaminate, Deduplicate
 from tests.conftest import ROOT
 from tests.support.duplicate_texts import ASKS, CONTEXT, duplicates, gathered, leaks
 from tests.support.real_data import SHARED
@@ -324,8 +324,8 @@ def test_the_result_does_not_depend_on_the_process_or_on_when_rows_were_stored(m
     }
     assert len(results) == 1
     whole = gathered(corpus(3)).columns()
-    monkeypatch.setattr("retort.stages.prepare.duplicates.texts.MAX_PENDING", 7)
-    monkeypatch.setattr("retort.stages.prepare.duplicates.words.MAX_CACHED", 20)
+    monkeypatch.setattr("retort.data.duplicates.texts.MAX_PENDING", 7)
+    monkeypatch.setattr("retort.data.duplicates.words.MAX_CACHED", 20)
     again = gathered(corpus(3))
     for one, two in zip(whole, again.columns(), strict=True):
         assert np.array_equal(one, two)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from retort.stages.prepare.duplicates import DuplicatePair
+from retort.data.duplicates import DuplicatePair
 from tests.support.duplicate_texts import ASKS, CONTEXT, leaks
 from tests.support.slow_duplicates import corpus, slow_leaks
 

@@ -122,7 +122,7 @@ def _artifacts(spec: JobSpec, store: Store) -> dict[str, Artifact]:
     """Returns what was made of the job already."""
     found: dict[str, Artifact] = {}
     for name, recipe in recipes(spec, source_digests(spec)).items():
-        if name in ("prepare", "generate", "train"):
+        if name in ("prepare", "expand", "generate", "train"):
             artifact = store.artifact(recipe.stage, recipe.name).finished()
             found |= {name: artifact} if artifact else {}
     return found

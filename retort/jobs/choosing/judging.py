@@ -17,6 +17,7 @@ from retort.jobs.shadow.sample import Sample
 from retort.metrics.scoring import AGREEMENT
 from retort.records import Example, Response, Split, read_lines
 from retort.spec import JobSpec
+from retort.spec.fingerprint import examples_of
 from retort.stages.evaluate.compared_models import is_answered
 from retort.stages.stage import stream_examples
 from retort.store import Artifact, Folder, InputFolder, Store
@@ -36,7 +37,8 @@ class Made:
 
     def folder(self, stage: str) -> Folder | None:
         """Returns an artifact's folder; None where it was not made."""
-        return InputFolder(self.artifacts[stage].uri) if stage in self.artifacts else None
+        name = examples_of(self.artifacts) if stage == "prepare" else stage
+        return InputFolder(self.artifacts[name].uri) if name in self.artifacts else None
 
     def answered(self, split: Split, seed: int) -> list[Example]:
         """Returns some of the rows that the teacher was asked, in random order."""

@@ -21,7 +21,7 @@ from retort.tracking.server import exists
 RELEASE = re.compile(r"artifacts/release/([^/]+)(?:/|$)")
 PAGE = 1000  # versions in one request to MLflow
 # Knobs whose model is asked through a ledger that no manifest names.
-CONSULTED = ("curate.judge", "curate.second_teacher", "evaluate.judge")
+CONSULTED = ("expand.writer", "curate.judge", "curate.second_teacher", "evaluate.judge")
 
 Manifests = dict[Key, dict[str, Any]]  # empty where there is none
 

@@ -24,6 +24,7 @@ from retort.metrics.learning_curve import (
 )
 from retort.records import Example, content_id, sha256_of
 from retort.spec import JobSpec
+from retort.spec.fingerprint import examples_of
 from retort.stages.stage import read_decisions, read_examples, read_responses
 from retort.store import Artifact, InputFolder
 
@@ -89,7 +90,7 @@ def _examples(inputs: dict[str, Artifact]) -> tuple[list[Example], list[str]]:
     """Returns the training examples, and the ids of those with a kept answer in the order in which
     subsets take them."""
     folders = {name: InputFolder(artifact.uri) for name, artifact in inputs.items()}
-    examples = read_examples(folders["prepare"], "train")
+    examples = read_examples(folders[examples_of(inputs)], "train")
     decisions, ids = read_decisions(folders["curate"]), {example.id for example in examples}
     responses = read_responses(folders["generate"])
     kept = {r.example_id for r in responses if r.example_id in ids and decisions[r.id].kept}

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retort.data.duplicates import Texts, find_duplicates, normal_words
 from retort.records import Example, chat_text
 from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates import Texts, find_duplicates, normal_words
 
 ALARM = 0.001
 DIVISIONS, BATCH = 1999, 250

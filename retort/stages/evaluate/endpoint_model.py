@@ -30,7 +30,7 @@ from retort.stages.evaluate.compared_models import (
 from retort.stages.evaluate.load_test import FEWEST_SAMPLES
 from retort.stages.judge import as_teacher
 from retort.stages.request_loop import Listener, RequestLoop
-from retort.stages.stage import Stage
+from retort.stages.stage import Stage, spent_on_prompts
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest, ledger_name, request_context
 from retort.store.ledger import Ledger, StoredAnswer
 
@@ -213,6 +213,7 @@ class EndpointModel:
         if route:  # the first of several teachers is the one that is compared
             facts = facts.get("teachers", {}).get(route.order[0], {})
         budget.charge(facts.get("spending", {}))
+        budget.set_off(spent_on_prompts(self._stage))
         return budget
 
     def _counted(self) -> Budget:

@@ -16,7 +16,7 @@ from retort.stages.generate.listed_signals import check_first
 from retort.stages.generate.progress import Progress
 from retort.stages.generate.written import asked_in_round, written_answers
 from retort.stages.request_loop import RequestLoop
-from retort.stages.stage import Stage, stream_examples
+from retort.stages.stage import Stage, spent_on_prompts, stream_examples
 from retort.stages.teacher_requests import RequestPlan, TeacherRequest
 from retort.stages.teachers import asked
 from retort.store.ledger import Ledger, StoredAnswer
@@ -37,6 +37,8 @@ class CaptureSession:
         route = self._knobs.route
         where = f"generate.teachers.{route.order[0]}" if route else "generate"
         self.budget = Budget(self._knobs.spending, self._artifact, where)
+        if route is None:
+            self.budget.set_off(spent_on_prompts(stage))
         self.progress = Progress(stage.report, self.budget)
         self._loop = RequestLoop(self.plan, ledger, self.budget, self._received)
         self.num_missing = self._num_before = 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from retort.data import sources, task_types
 from retort.data.balance import share
+from retort.data.duplicates.asked import text_of_prompt, texts_of_row
 from retort.data.formats import find_format, read_row, recognise
 from retort.data.sources import SourceRow
 from retort.errors import DataError, SpecError
@@ -26,7 +27,6 @@ from retort.records import (
     Quarantined,
     Row,
     Split,
-    chat_text,
     content_id,
     write_lines,
 )
@@ -34,11 +34,8 @@ from retort.spec import JobSpec
 
 # Held-out rows come first: a train row that repeats one of them is removed, not the reverse.
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
-# The columns that a row of a file of an unknown job asks; the question comes last.
-ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
 # The parts of a turn that are no text.
 NAMES = ("role", "tool_call_id")
-SHORT_COLUMN, MUCH_LONGER = 8, 3  # words; times as many characters
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Reader:
         where = "prepare.decontaminate.against"
         for raw in sources.read(source, where, self._knobs.max_row_bytes):
             if raw.value is not None:
-                yield from ((raw, text) for text in _texts_of(raw.value))
+                yield from ((raw, text) for text in texts_of_row(raw.value))
 
     def _read(self, raw: SourceRow, split: Split) -> Read:
         if raw.value is None:
@@ -106,7 +103,7 @@ class Reader:
             name, row = read_row(raw.value, self._format(raw.value), self._knobs.columns)
             row = self._scrubbed(row) if self._scrubbers else row
             prompt = self._kind.prompt(row, self._knobs)
-            text, short = _compared(prompt)
+            text, short = text_of_prompt(prompt)
             split = self._split(split, raw.group or content_id(prompt.messages))
             if raw.group and self._groups.setdefault(raw.group, split) != split:
                 return Read(raw, split, reason=f"of a conversation in {self._groups[raw.group]}")
@@ -197,45 +194,6 @@ class Reader:
         elif isinstance(value, dict):
             return {key: self._scrub(item) for key, item in value.items()}
         return value
-
-
-def _texts_of(value: dict[str, Any]) -> list[str]:
-    """Returns what a row of any form asks; of an unknown form, each of its texts by itself."""
-    try:
-        return [compared(read_row(value, "auto", {})[1])]
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
-        return [item for item in value.values() if isinstance(item, str)]
-
-
-def _compared(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
-    """Returns the text by which a row is compared, and the short ones of several parts of it.
-
-    A template's own words are left out, as all rows share them. A part that is much longer than
-    the others, such as a text to read, comes before them: the question is last.
-    """
-    parts = list(prompt.asked or ())
-    if len(parts) < 2:
-        return "".join(parts) or _without_system(prompt.messages), ()
-    short = [part for part in parts if len(part.split()) <= SHORT_COLUMN]
-    *others, longest = sorted(map(len, parts))
-    if longest >= MUCH_LONGER * others[-1] and len(parts[0]) < longest:
-        place = next(place for place, part in enumerate(parts) if len(part) == longest)
-        parts.insert(0, parts.pop(place))
-        short.append(f"from {place}")
-    return "\n".join(parts), tuple(short)
-
-
-def compared(row: Row) -> str:
-    """Returns what a row of a file of an unknown job asks: its chat, or columns of usual names."""
-    if row.messages:
-        last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
-        return _without_system(row.messages[: last + 1])
-    parts: list[str] = []
-    for name in ASKED:
-        value = row.fields.get(name)
-        parts += [str(item) for item in value] if isinstance(value, list) else []
-        parts += [value] if isinstance(value, str) else []
-    return "\n".join(parts)
 
 
 def quarantined(read: Read) -> Quarantined:
@@ -345,8 +303,3 @@ def check_counts(spec: JobSpec, counts: Counts, whole: bool = True) -> None:
             "prepare.test: missing, and there is no prepare.validation to compare the models on; "
             "give a file that the student is not trained on, or set prepare.test_ratio: 0.1"
         )
-
-
-def _without_system(turns: list[Message]) -> str:
-    """Returns a chat as text, its instructions left out."""
-    return chat_text(turn for turn in turns if turn["role"] != "system")

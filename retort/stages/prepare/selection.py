@@ -15,17 +15,17 @@ from typing import Any
 import orjson
 
 from retort.data import balance, task_types
-from retort.data.sources import SourceRow
-from retort.records import SPLITS, Example, Removed, Split, chat_text, content_id
-from retort.spec import JobSpec, Prepare
-from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates import (
+from retort.data.duplicates import (
     DuplicatePair,
     Texts,
     find_duplicates,
     find_leaks,
     normal_words,
 )
+from retort.data.sources import SourceRow
+from retort.records import SPLITS, Example, Removed, Split, chat_text, content_id
+from retort.spec import JobSpec, Prepare
+from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.rows import Read, Reader
 
 SHOWN_CHARACTERS = 2000

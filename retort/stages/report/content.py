@@ -13,7 +13,7 @@ from retort.stages.report import licences, slices
 from retort.stages.report.gate import judge
 from retort.stages.report.measurements import Answered, exported
 from retort.stages.report.plots import Records
-from retort.stages.stage import Stage
+from retort.stages.stage import Stage, spent_on_prompts
 from retort.stages.teachers import each_job
 from retort.store import MODEL, urls
 
@@ -140,10 +140,11 @@ def _ran(stage: Stage, evaluated: shapes.Evaluated) -> shapes.RunContent:
 
 
 def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
-    """Returns what the teacher's answers took, those to held-out rows too where they were paid for;
-    without a price their cost is unknown."""
+    """Returns what the teacher's answers took, those to held-out rows too where they were paid for,
+    and what it wrote where it made prompts; without a price their cost is unknown."""
     sums = Counter[str](stage.facts("generate").get("spending"))
     sums.update(stage.facts("evaluate").get("spending"))
+    sums.update(spent_on_prompts(stage))
     spending: dict[str, Any] = dict(sums)
     if not spending:
         return None

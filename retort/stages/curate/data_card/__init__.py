@@ -34,6 +34,7 @@ def write(stage: Stage, decisions: list[Decision]) -> DataCard:
     `decisions` are curation's on every response, in any order.
     """
     facts = stage.facts("prepare")
+    expanded = facts.get("expanded")
     examples = counts.count_examples(stage)
     responses = counts.count_responses(stage, examples, decisions)
     quarantined = dict(facts.get("quarantine_reasons", {}))
@@ -54,8 +55,10 @@ def write(stage: Stage, decisions: list[Decision]) -> DataCard:
         balance=_balance(examples, responses),
         lengths=counts.lengths(examples, responses),
         sources=_sources(stage),
+        origins=counts.origins(stage, expanded, decisions) if expanded else {},
     )
-    stage.out.write_json("data_card.json", asdict(card))
+    told = {name: value for name, value in asdict(card).items() if name != "origins" or value}
+    stage.out.write_json("data_card.json", told)
     stage.out.write("data_card.svg", picture(card))
     stage.out.write("data_card.md", as_markdown(card).encode())
     stage.out.write("data_card.html", as_html(card).encode("utf-8", "replace"))

@@ -1,7 +1,7 @@
 """The data card as data, which `data_card.json` holds, and as sections of the report's pages:
 tables in Markdown, bars in HTML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from retort.metrics.comparison import pages
 
@@ -133,6 +133,7 @@ class DataCard:
 
     `recognised` counts the formats, `splits` rows, examples and kept responses by split; `lengths`
     are of prompts and answers; `sources` says by split where rows came from, with their digest.
+    `origins` counts the prompts of the job's own rows and those that a model wrote, by the way.
     """
 
     name: str
@@ -144,6 +145,7 @@ class DataCard:
     balance: GroupBalance
     lengths: dict[str, LengthHistogram]
     sources: dict[str, dict[str, str]]
+    origins: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -175,6 +177,7 @@ def as_markdown(card: DataCard) -> str:
         [["step", "left", "removed", "why"], *steps],
         [["reason", "what", "number"], *reasons],
         _balance(card.balance),
+        _origins(card.origins),
         [["lengths", "in", "min", "median", "p95", "max"], *lengths],
     ]
     shown = [str(table) for rows in tables if (table := pages.markdown_table(rows))]
@@ -196,6 +199,13 @@ def _balance(spread: GroupBalance) -> list[list[str]]:
     if more := names[MOST_GROUPS:]:
         rows.append([f"{len(more)} more groups", *[""] * len(shares)])
     return [[spread.by, *(headings[kind] for kind in shares)], *rows]
+
+
+def _origins(origins: dict[str, dict[str, int]]) -> list[list[str]]:
+    """Returns a row for each origin of training prompts; none where all are the job's own."""
+    names = list(next(iter(origins.values()), {}))
+    rows = [[way, *(f"{found[name]:,}" for name in names)] for way, found in origins.items()]
+    return [["training prompts", *names], *rows]
 
 
 def as_html(card: DataCard) -> str:

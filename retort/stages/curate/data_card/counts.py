@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.data import balance, text_stats
-from retort.records import Decision, Response, Split, chat_text, read_lines
+from retort.records import Decision, Response, Split, chat_text, is_expanded, read_lines
 from retort.stages.curate.data_card.card import FunnelStep, LengthCounts, LengthHistogram
 from retort.stages.stage import Stage, stream_examples
 from retort.store import Folder
@@ -25,6 +25,7 @@ Numbers = npt.NDArray[Any]
 ASKED: tuple[Split, ...] = ("train", "validation")
 MOST_CLUSTERED = 20_000
 NOT_COUNTED = -1
+OWN = "own rows"
 MOST_BINS, IN_EQUAL_BINS = 30, 99
 # The fact of prepare, its step's name, and why rows are removed.
 REMOVED = (
@@ -128,6 +129,26 @@ def _cluster(stage: Stage, examples: Examples) -> None:
     for place, group in zip(places, groups, strict=True):
         examples.group_E[place] = numbers[group]
     examples.num_sampled = len(places) if step > 1 else None
+
+
+def origins(
+    stage: Stage, expanded: Mapping[str, Any], decisions: list[Decision]
+) -> dict[str, dict[str, int]]:
+    """Returns what became of the job's own training prompts, and of those that a model wrote in
+    each way: how many are asked, how many were refused, and of how many responses are learned."""
+    train = stream_examples(stage.input("prepare"), "train")
+    way_of = {e.id: str(e.metadata["way"]) if is_expanded(e) else OWN for e in train}
+    kept, asked = {d.id for d in decisions if d.kept}, Counter(way_of.values())
+    responses = _responses(stage.input("generate"))
+    learned = Counter(way_of.get(r.example_id) for r in responses if r.id in kept)
+    return {
+        way: {
+            "examples": asked[way],
+            "refused": expanded["num_refused"].get(way, 0),
+            "learned from": learned[way],
+        }
+        for way in dict.fromkeys((OWN, *asked, *expanded["num_refused"]))
+    }
 
 
 def count_responses(stage: Stage, examples: Examples, decisions: list[Decision]) -> Responses:

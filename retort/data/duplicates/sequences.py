@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.data.duplicates.texts import I64, U64, TextColumns, mixed
 
 WIDTH = 3  # words of a sequence
 SAMPLE = 10_000  # texts

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates.lines import LastLines, last_lines
-from retort.stages.prepare.duplicates.near import Edges, joined
-from retort.stages.prepare.duplicates.questions import (
+from retort.data.duplicates.lines import LastLines, last_lines
+from retort.data.duplicates.near import Edges, joined
+from retort.data.duplicates.questions import (
     LONGER,
     SHORT_LINE,
     Spans,
@@ -23,7 +22,7 @@ from retort.stages.prepare.duplicates.questions import (
     holds_names,
     sizes,
 )
-from retort.stages.prepare.duplicates.sequences import (
+from retort.data.duplicates.sequences import (
     F64,
     Lookup,
     Ragged,
@@ -35,7 +34,8 @@ from retort.stages.prepare.duplicates.sequences import (
     sequences,
     spread,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.data.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.spec.prepare import Deduplicate
 
 MIN_HITS = 2  # rare sequences in common before a pair is compared
 MORE_HITS, MIN_LOOKED_AT = 3, 64  # times as many texts may be looked at, or these few

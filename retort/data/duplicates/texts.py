@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.stages.prepare.duplicates.words import (
+from retort.data.duplicates.words import (
     BRACKET,
     BREAK,
     CHARACTER,

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retort.stages.prepare.duplicates.sequences import (
+from retort.data.duplicates.sequences import (
     COMMON_SHARE,
     batches,
     distinct,
     spread,
     spread_sample,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed, ordered_sums
+from retort.data.duplicates.texts import I64, U64, TextColumns, mixed, ordered_sums
 
 SHORT_LINE = 8  # words
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.stages.prepare.duplicates.sequences import (
+from retort.data.duplicates.sequences import (
     Lookup,
     batches,
     distinct,
     num_words,
     sequences,
 )
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.data.duplicates.texts import I64, U64, TextColumns, mixed
 
 NUM_HASHES = 96
 LEAST_RECALL = 0.999  # of pairs exactly at the threshold of similarity

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
+from retort.data.duplicates.leaks import find_parts
+from retort.data.duplicates.near import find_near
+from retort.data.duplicates.sequences import WIDTH, num_words
+from retort.data.duplicates.texts import I64, U64, TextColumns, Texts, mixed
 from retort.spec.prepare import Decontaminate, Deduplicate
-from retort.stages.prepare.duplicates.leaks import find_parts
-from retort.stages.prepare.duplicates.near import find_near
-from retort.stages.prepare.duplicates.sequences import WIDTH, num_words
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, Texts, mixed
 
 
 @dataclass(frozen=True)

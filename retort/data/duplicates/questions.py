@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.stages.prepare.duplicates.sequences import Ragged, batches, overlaps, spread
-from retort.stages.prepare.duplicates.texts import A_CHARACTER, A_NAME, I64, TextColumns, mixed
-from retort.stages.prepare.duplicates.words import hash64
+from retort.data.duplicates.sequences import Ragged, batches, overlaps, spread
+from retort.data.duplicates.texts import A_CHARACTER, A_NAME, I64, TextColumns, mixed
+from retort.data.duplicates.words import hash64
 
 # Words; two characters of a script without spaces count as one.
 SHORT_LINE, NAMES_MATTER = 16, 60

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from retort.spec.prepare import Deduplicate
-from retort.stages.prepare.duplicates.lines import LastLines, last_lines
-from retort.stages.prepare.duplicates.questions import (
+from retort.data.duplicates.lines import LastLines, last_lines
+from retort.data.duplicates.questions import (
     SHORT_LINE,
     Spans,
     fill_a_template,
@@ -21,7 +20,7 @@ from retort.stages.prepare.duplicates.questions import (
     holds_names,
     sizes,
 )
-from retort.stages.prepare.duplicates.sequences import (
+from retort.data.duplicates.sequences import (
     F64,
     Lookup,
     Ragged,
@@ -35,8 +34,9 @@ from retort.stages.prepare.duplicates.sequences import (
     sequences_between,
     spread,
 )
-from retort.stages.prepare.duplicates.sketch import buckets, mates, may_be_similar, sketched
-from retort.stages.prepare.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.data.duplicates.sketch import buckets, mates, may_be_similar, sketched
+from retort.data.duplicates.texts import I64, U64, TextColumns, mixed
+from retort.spec.prepare import Deduplicate
 
 SEEN = 1 << 22  # pairs that are remembered
 MAX_SWEEPS = 4
