@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks import show
-from benchmarks.on_policy import accuracies, made
 from benchmarks.seeds import JOB, NUM_RESAMPLES, SEEDS, Scores, mean_of
+from benchmarks.students import accuracies, made
 from retort import metrics
 from retort.events import SILENT
 from retort.jobs.choosing import ChooseRequest, choose

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import show
-from benchmarks.on_policy import accuracies, made
 from benchmarks.seeds import JOB, NUM_RESAMPLES
+from benchmarks.students import accuracies, made
 from benchmarks.writer import NUM_WRITTEN, make_writer
 from retort import metrics
 from retort.jobs.run import JobRun

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.data.balance import READ_CHARACTERS
-from retort.stages.prepare.duplicates import normal_words
+from retort.data.duplicates import normal_words
 
 F64 = npt.NDArray[np.float64]
 RUN, HASHES = 3, 1 << 20
