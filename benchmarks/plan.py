@@ -4,12 +4,13 @@ came with a half and with all of it.
 `python -m benchmarks.plan [seeds]`. Three task types: the quickstart's problems, learned from its
 teacher's distributions; sentences whose label is that of most of their words; questions whose
 answer is a word's own. In the last two words are as frequent as in a language, so that many are
-rare, and the base knows the most frequent ones: rare words give errors that fall as the plan's curve
-does, which favours it. A first form of these two tasks, with students of random weights that had only
-begun to learn, was outside all four bands; plans warn of such curves now. Each seed draws rows and trainings anew. A plan is
-made of the job with a quarter of its examples (`train.max_examples`), then students learn from two
-and four times as many, and their validation score is compared with the plan's 80% band. Trainings
-run in this process, so that the time is theirs and not that of starting processes.
+rare, and the base knows the most frequent ones: rare words give errors that fall as the plan's
+curve does, which favours it. A first form of these two tasks, with students of random weights that
+had only begun to learn, was outside all four bands; plans warn of such curves now. Each seed draws
+rows and trainings anew. A plan is made of the job with a quarter of its examples
+(`train.max_examples`), then students learn from two and four times as many, and their validation
+score is compared with the plan's 80% band. Trainings run in this process, so that the time is
+theirs and not that of starting processes.
 """
 
 import json
