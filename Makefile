@@ -77,6 +77,11 @@ bench: setup
 	$(BIN)/python -m benchmarks.from_teacher
 	$(BIN)/python -m benchmarks.shadow
 	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.choose
+	$(BIN)/python -m benchmarks.any_teacher
+	$(BIN)/python -m benchmarks.routed_teachers
+	$(BIN)/python -m benchmarks.endpoint_signal
 
 # Pins every version anew for both targets; no index host is written.
 lock: .venv/ready
