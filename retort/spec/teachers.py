@@ -128,6 +128,12 @@ def complete(raw: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(raw["teachers"], dict):
         return raw
     given = {name: _plain(each) for name, each in raw["teachers"].items()}
+    for name, each in given.items():
+        if not (isinstance(name, str) and isinstance(each, dict)):
+            raise ValueError(
+                f"teachers.{name} must be a name with a section such as {{teacher: MODEL}}, not "
+                f"{type(each).__name__} {each!r:.40}"
+            )
     teachers = {name: _inherited(raw, each) for name, each in given.items()}
     is_complete = all(OneTeacher.model_fields.keys() <= {*each} for each in given.values())
     if raw.get("teacher") and not is_complete:
@@ -142,12 +148,12 @@ def complete(raw: dict[str, Any]) -> dict[str, Any]:
             "teachers needs a route that says whose answers are learned: metadata.KEY, "
             "best_judged, agreement or all"
         )
-    order = list(route.get("order") or teachers)
-    if set(order) != set(teachers) or len(order) != len(teachers):
+    order = route.get("order") or [*teachers]
+    if not isinstance(order, (list, tuple)) or sorted(map(str, order)) != sorted(teachers):
         raise ValueError(f"route.order must name each of {', '.join(teachers)} once")
     first = teachers[order[0]]
     own = {key: value for key, value in first.items() if key in OneTeacher.model_fields}
-    return {**raw, **own, "teachers": teachers, "route": {**route, "order": order}}
+    return {**raw, **own, "teachers": teachers, "route": {**route, "order": [*order]}}
 
 
 def shared_knobs(section: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
@@ -165,10 +171,8 @@ def shared_knobs(section: dict[str, Any], teacher: dict[str, Any]) -> dict[str, 
     return {key: section[key] for key in knobs if key in section and key not in hidden}
 
 
-def _inherited(raw: dict[str, Any], teacher: Any) -> Any:
+def _inherited(raw: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
     """Returns a teacher with what it does not set from the section, or the section's default."""
-    if not isinstance(teacher, dict):
-        return teacher
     shared = {key: _plain(value) for key, value in shared_knobs(raw, teacher).items()}
     inside = {
         key: {**shared[key], **teacher.get(key, {})}
