@@ -14,7 +14,13 @@ WAYS: tuple[Way, ...] = ("self_instruct", "attributes", "evolve", "persona")
 class Expand(Section):
     """A model writes more training prompts of the kind of the job's rows."""
 
-    to: int = knob(..., "rows", "Training rows in the end, those of prepare.train included.", ge=2)
+    to: int = knob(
+        ...,
+        "rows",
+        "Training rows in the end, those of prepare.train included.",
+        ge=2,
+        le=10_000_000,
+    )
     by: tuple[Way, ...] = knob(
         WAYS,
         "names",

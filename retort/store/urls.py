@@ -17,6 +17,7 @@ from retort.store import s3
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 GLOB_CHARACTERS = frozenset("*?[")
+MOST_FILES = 50_000  # below a folder that a job names
 # Read ahead at a time from a file that is not on this machine.
 BLOCK_BYTES = 8 << 20
 # The modules whose errors are the store's, and their transient errors: the connection failed,
@@ -97,11 +98,27 @@ def find_urls(url: str) -> list[str]:
             root, allowed = _fixed_part(files, path), path.rsplit("/", 1)[-1][:1]
             found = _matches(files, root, path)
         else:
-            found = files.find(root) if files.exists(root) else []
+            found = _below(files, root, url) if files.exists(root) else []
     shown = sorted(name for name in found if _is_shown(name.removeprefix(root), allowed))
     if not shown:
         raise FileNotFoundError(public(url))
     return [str(files.unstrip_protocol(name)) if "://" in url else name for name in shown]
+
+
+def _below(files: Any, root: str, url: str) -> list[str]:
+    """Returns the files below a folder. Raises `SpecError` for one of this machine with too many to
+    be the rows of a job, such as the root of a disk."""
+    if "://" in url:
+        return list(files.find(root))
+    found: list[str] = []
+    for folder, _, names in files.walk(root):
+        found += [f"{folder.rstrip('/')}/{name}" for name in names]
+        if len(found) > MOST_FILES:
+            raise SpecError(
+                f"{public(url)} holds more than {MOST_FILES:,} files; name the folder of the rows, "
+                "or a pattern such as rows/*.jsonl"
+            )
+    return found
 
 
 def is_glob(url: str) -> bool:

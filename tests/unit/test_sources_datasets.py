@@ -134,3 +134,16 @@ def test_the_digest_of_a_dataset_is_of_its_split_and_not_of_its_place(saved, tmp
     assert found[0][1] != found[0][2]
     assert found[0][3] != found[0][4]
     assert digest(str(home / "one"), "x") == found[0][0]
+
+
+def test_a_folder_of_far_too_many_files_is_refused_and_one_of_many_is_read(tmp_path, monkeypatch):
+    from retort.store import urls
+
+    for number in range(12):
+        (tmp_path / f"{number % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"{number % 3}" / f"{number:02d}.jsonl").write_text("{}\n")
+    monkeypatch.setattr(urls, "MOST_FILES", 12)
+    assert len(urls.find_urls(str(tmp_path))) == 12
+    (tmp_path / "2" / "more.jsonl").write_text("{}\n")
+    with pytest.raises(SpecError, match="holds more than 12 files; name the folder of the rows"):
+        urls.find_urls(str(tmp_path))
