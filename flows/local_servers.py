@@ -146,18 +146,21 @@ def prepare_server(
     from prefect.types.entrypoint import EntrypointType
 
     from flows.distill import distill
+    from flows.plan import plan
     from flows.server_setup import bootstrap
+    from flows.sweep import sweep
 
     async def prepare() -> None:
         await bootstrap([POOL], gpus, crashed_after)
-        deployment = await distill.ato_deployment(
-            name="process",
-            work_pool_name=POOL,
-            parameters={"store": store.uri},
-            job_variables={"working_dir": str(folder)} if folder else {},
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        await deployment.aapply()
+        for flow in (distill, plan, sweep):
+            deployment = await flow.ato_deployment(
+                name="process",
+                work_pool_name=POOL,
+                parameters={"store": store.uri},
+                job_variables={"working_dir": str(folder)} if folder else {},
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            await deployment.aapply()
 
     settings = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
     with temporary_settings({setting: environment.get(setting.name) for setting in settings}):

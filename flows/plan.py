@@ -10,6 +10,7 @@ from prefect import flow
 from flows.distill import SEND_SECONDS, open_job
 from retort.events import shown
 from retort.jobs import plan as plans
+from retort.jobs import report_page
 from retort.jobs.plan import words
 from retort.jobs.plan.page import page
 from retort.jobs.run import JobRun
@@ -41,9 +42,11 @@ def plan(spec: JobSpec, store: str = ".retort") -> plans.Plan:
 
 
 def publish(job: JobRun, found: plans.Plan) -> None:
-    """Leaves the plan in the store as a page, in MLflow, and among the flow run's artifacts."""
+    """Leaves the plan in the store as a page and in the job's report, in MLflow, and among the flow
+    run's artifacts."""
     latest = job.store.job(job.spec.name)
     latest.write(PAGE, page(found))
+    report_page.refresh(job.store, job.spec.name, found.points[-1].train)
     content = json.dumps(found.as_json(), indent=2, ensure_ascii=False).encode()
     files = {"plan.json": content, PAGE: latest.read(PAGE)}
     job.tracker.close_job(found.numbers(), None, files)

@@ -51,7 +51,8 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort benchmark`: asks what is missing, prints a table, and renews the job's report."""
-    from retort.jobs.benchmark import BenchmarkRequest, benchmark, refresh
+    from retort.jobs import report_page
+    from retort.jobs.benchmark import BenchmarkRequest, benchmark
 
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise errors.SpecError(f"--num-fewshot: {options.num_fewshot} must be 0 or more")
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     spec, _ = load_spec(options)
     store = open_store(options)
     content = benchmark(spec, store, request, Reporter(_tell))
-    is_in_report = refresh(spec, store, content)
+    is_in_report = report_page.refresh(store, spec.name, content["student"])
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return DONE

@@ -194,17 +194,15 @@ class JobRun:
     def finish(self, flow_run_id: str | None) -> ReportContent:
         """Returns the report of this run, and leaves it in the store under the job's name.
 
-        There it holds what belongs to this run alone, and the public benchmarks if they were run.
+        There it holds what belongs to this run alone, and what was found beside the job.
         """
-        from retort.jobs.benchmark import of_student
-        from retort.stages.report.rendering import page_of
+        from retort.jobs import report_page
 
         reported, latest = InputFolder(self.used["report"].uri), self.store.job(self.spec.name)
-        benchmarks = of_student(self.store, self.spec.name, self.used["train"].name)
-        content = replace(self._of_this_run(reported, flow_run_id), benchmarks=benchmarks)
+        content = report_page.with_found(self.store, self._of_this_run(reported, flow_run_id))
         files = {
             "report.json": json.dumps(as_json(content), indent=2, ensure_ascii=False).encode(),
-            "report.html": page_of(content, reported),
+            "report.html": report_page.page(self.store, content, reported),
             **{name: reported.read(name) for name in ("report.md", "data_card.svg")},
         }
         for name, data in files.items():

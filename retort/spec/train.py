@@ -243,6 +243,15 @@ class Train(Section):
         gt=0,
         lt=1,
     )
+    cool_down: float = knob(
+        0.0,
+        "ratio of steps",
+        "With stop_after: so many more steps, as a share of those made, in which the learning rate "
+        "falls to 0. A longer training goes on from before them.",
+        added_later=True,
+        ge=0,
+        le=1,
+    )
     without_teacher: str | None = knob(
         None,
         "name",

@@ -26,6 +26,7 @@ REFUSED = {
     "train.controls": OTHERS,
     "train.runtime": OTHERS,
     "train.stop_after": "the rungs of the sweep set it",
+    "train.cool_down": "the rungs of the sweep set it",
 }
 TRIED = ("train", "curate")
 # Filters that have a model asked.

@@ -1,8 +1,10 @@
 """`retort plan` on a tiny job: subsets, money, what an earlier plan said, and the command."""
 
+import html
 import json
 import re
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,15 +13,19 @@ import yaml
 from mlflow import MlflowClient
 
 from retort.errors import DataError
-from retort.jobs import trials
+from retort.jobs import report_page, trials
 from retort.jobs.plan import plan, words
 from retort.jobs.plan.page import page
 from retort.jobs.run import JobRun
+from retort.metrics.comparison import as_json
 from retort.spec import load
+from retort.stages.report.examples import side_by_side
+from retort.stages.report.rendering import draw
 from retort.stages.stage import read_examples
 from retort.store import Folder, open_store
 from retort.tracking import tracking_uri
 from tests.conftest import BIN, environment
+from tests.support import report_content
 from tests.support.tiny import write_job, write_rows
 
 PRICES = {"price_per_million_input_tokens": 2.0, "price_per_million_output_tokens": 8.0}
@@ -112,6 +118,29 @@ def test_more_data_costs_only_new_points_and_shows_the_forecast_beside_the_fact(
     assert [point.num_examples for point in other.points] == [8, 16, 32, 64]
     assert len([name for name in heard if name.startswith("train-")]) == 4
     assert not other.facts
+
+
+def test_the_report_of_the_same_student_shows_the_plan(folder, first):
+    found, _ = first
+    latest = open_store(str(folder / "store")).job("tiny")
+    answered = report_content.answered(20)
+    whole = replace(report_content.content(answered), name="tiny")
+    store = open_store(str(folder / "store"))
+    reported = store.artifact("report", "some")
+    reported.write_json("examples.json", asdict(side_by_side(answered)))
+    reported.write_json("pictures.json", draw(whole))
+    latest.write_json("plan.json", found.as_json())
+    for student, is_own in ((found.points[-1].train, True), ("another", False)):
+        own = replace(whole, fingerprints={"train": student, "report": "some"})
+        latest.write_json("report.json", as_json(own))
+        assert report_page.refresh(store, "tiny", student)
+        page = latest.read("report.html").decode()
+        assert (html.escape(words.headline(found)) in page) is is_own
+        assert ('id="plan"' in page) is is_own
+        told = latest.read_json("report.json")
+        assert told.get("plan") == (json.loads(json.dumps(found.as_json())) if is_own else None)
+    latest.remove("report.json")
+    assert not report_page.refresh(store, "tiny", "another")
 
 
 def test_too_little_is_refused(folder, first):

@@ -1,6 +1,7 @@
 """A Prefect server prepared for Retort: what is made once is there once, however often."""
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -79,11 +80,14 @@ def named(api, name):
 
 def test_the_shipped_deployments_are_checked_by_the_server_and_their_schedules_sleep(deployed):
     pools = dict(zip(("process", "docker", "kubernetes"), POOLS, strict=True))
-    for kind, pool in {**pools, "kubernetes-ray": pools["kubernetes"]}.items():
-        shipped = named(deployed, f"distill/{kind}")
-        assert shipped["work_pool_name"] == pool
+    kinds = {**pools, "kubernetes-ray": pools["kubernetes"]}
+    for flow, kind in itertools.product(("distill", "plan", "sweep"), kinds):
+        shipped = named(deployed, f"{flow}/{kind}")
+        assert shipped["work_pool_name"] == kinds[kind]
+        assert shipped["entrypoint"] == f"flows/{flow}.py:{flow}"
         assert shipped["parameters"] == {"store": "s3://bucket/retort"}
-        assert [schedule["active"] for schedule in shipped["schedules"]] == [False]
+        active = [schedule["active"] for schedule in shipped["schedules"]]
+        assert active == ([False] if flow == "distill" else [])
         assert shipped["pull_steps"]
         assert shipped["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         assert shipped["enforce_parameter_schema"]

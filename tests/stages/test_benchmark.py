@@ -23,7 +23,7 @@ from flows.commands.options import on_spec
 from retort import processes
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
-from retort.jobs import benchmark
+from retort.jobs import benchmark, report_page
 from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import candidates, longest
 from retort.jobs.benchmark.results import gathered
@@ -356,7 +356,7 @@ def test_benchmarks_of_another_student_are_not_shown(job):
 
 def test_the_report_of_the_same_student_shows_them(job):
     store, content = open_store(str(job["root"] / "store")), content_of(job)
-    assert not benchmark.refresh(job["spec"], store, content)
+    assert not report_page.refresh(store, "tiny", content["student"])
     found = report_content.answered(20)
     whole = report_content.content(found)
     whole = replace(whole, fingerprints={"train": content["student"], "report": "some"})
@@ -365,10 +365,10 @@ def test_the_report_of_the_same_student_shows_them(job):
     reported = store.artifact("report", "some")
     reported.write_json("examples.json", asdict(side_by_side(found)))
     reported.write_json("pictures.json", draw(whole))
-    assert benchmark.refresh(job["spec"], store, content)
+    assert report_page.refresh(store, "tiny", content["student"])
     assert store.job("tiny").read_json("report.json") == {**made, "benchmarks": content}
     assert b"tiny_group" in store.job("tiny").read("report.html")
-    assert not benchmark.refresh(job["spec"], store, {**content, "student": "another"})
+    assert not report_page.refresh(store, "tiny", "another")
 
 
 def test_an_unknown_engine_or_folder_is_refused(job):

@@ -104,6 +104,26 @@ def test_a_training_that_stopped_early_goes_on_to_the_student_of_a_whole_one(
     assert passes == [[6, 12], [6, 12]]
 
 
+def test_a_student_that_cools_down_is_compared_and_a_longer_training_goes_on_from_before(
+    ready, tmp_path
+):
+    knobs = {"learning_rate": 1e-2, "stop_after": 0.4}
+    early = train(ready, tmp_path / "early", **knobs)
+    cooled = train(ready, tmp_path / "cooled", **knobs, cool_down=0.5)
+    assert not same(early, cooled)
+    curve = json.loads((tmp_path / "cooled/history.json").read_text())
+    rates = {each["step"]: each["learning_rate"] for each in curve}
+    # 5 steps of 12, and 3 more: the last one with a third of the step size that the sixth has.
+    sixth = 1e-2 * 0.5 * (1 + math.cos(math.pi * 4 / 11))
+    assert curve[-1]["step"] == 8 and curve[-1]["validation_loss"] > 0
+    assert rates[8] == pytest.approx(sixth / 3)
+    shutil.copytree(tmp_path / "cooled/paused", tmp_path / "later")
+    later = train(ready, tmp_path / "later", learning_rate=1e-2)
+    assert same(later, train(ready, tmp_path / "whole", learning_rate=1e-2))
+    steps = [each["step"] for each in json.loads((tmp_path / "later/history.json").read_text())]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
 def test_the_seed_decides_the_order(ready, tmp_path):
     assert not same(train(ready, tmp_path / "a", seed=1), train(ready, tmp_path / "b", seed=2))
 

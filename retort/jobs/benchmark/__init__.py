@@ -21,7 +21,7 @@ task that a model did not run is missing there. A difference is student - role, 
 question, of the metrics that are means.
 """
 
-from retort.jobs.benchmark.results import of_student, refresh, table
+from retort.jobs.benchmark.results import of_student, table
 from retort.jobs.benchmark.run import BenchmarkRequest, benchmark
 
-__all__ = ["BenchmarkRequest", "benchmark", "of_student", "refresh", "table"]
+__all__ = ["BenchmarkRequest", "benchmark", "of_student", "table"]

@@ -162,21 +162,3 @@ def of_student(store: Store, name: str, student: str) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = job.read_json("benchmarks.json")
     return content if content["student"] == student else None
-
-
-def refresh(spec: JobSpec, store: Store, content: dict[str, Any]) -> bool:
-    """Shows benchmarks in the job's report; returns whether there was one of this very student."""
-    job = store.job(spec.name)
-    report = job.read_json("report.json") if job.has("report.json") else {}
-    if report.get("fingerprints", {}).get("train") != content["student"]:
-        return False
-    reported = store.artifact("report", report["fingerprints"]["report"])
-    if not reported.has("pictures.json"):
-        return False  # made by an earlier Retort
-    from retort.metrics.comparison import read_content
-    from retort.stages.report.rendering import page_of
-
-    report["benchmarks"] = content
-    job.write_json("report.json", report)
-    job.write("report.html", page_of(read_content(report), reported))
-    return True

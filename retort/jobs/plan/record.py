@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from retort.jobs.plan.shapes import Fact, Plan, Point
 from retort.metrics.comparison.shapes import Estimate
@@ -56,20 +57,25 @@ def write(folder: Folder, plan: Plan, known: list[Point]) -> None:
     folder.write_json(LATEST, plan.as_json())
 
 
+def latest(folder: Folder) -> Plan | None:
+    """Returns the last plan, without the scores of each example; None where there is none."""
+    if not folder.has(LATEST):
+        return None
+    raw: dict[str, Any] = folder.read_json(LATEST)
+    raw["points"] = [{"first": [], "statistics": {}, **point} for point in raw["points"]]
+    return TypeAdapter(Plan).validate_python(raw)
+
+
 def facts_of(folder: Folder, point: Point, metric: str) -> list[Fact]:
     """Returns what earlier plans said of numbers of examples that were measured since, with this
     point as the newest."""
-    latest: dict[str, Any] = folder.read_json(LATEST) if folder.has(LATEST) else {}
-    if latest.get("metric") != metric or latest["points"][-1]["recipe"] != point.recipe:
+    last = latest(folder)
+    if last is None or last.metric != metric or last.points[-1].recipe != point.recipe:
         return []
-    facts = [
-        Fact(fact["num_examples"], Band(**fact["forecast"]), fact["score"])
-        for fact in latest["facts"]
-    ]
-    curve = [(size, Band(**band)) for size, band in latest["curve"]]
-    if latest["points"][-1]["num_examples"] < point.num_examples <= curve[-1][0]:
-        facts.append(Fact(point.num_examples, at(curve, point.num_examples), point.score.value))
-    return facts
+    number, curve = point.num_examples, last.curve
+    if not last.num_examples < number <= curve[-1][0]:
+        return last.facts
+    return [*last.facts, Fact(number, at(curve, number), point.score.value)]
 
 
 def at(curve: list[tuple[int, Band]], number: int) -> Band:

@@ -16,7 +16,10 @@ from retort.records import Split
 # JSON that is carried through and not looked into, such as a spec or the facts of a stage.
 Json = dict[str, Any]
 # What belongs to one run only: an artifact's report.json does not hold it.
-OF_ONE_RUN = ("fingerprints", "artifacts", "mlflow", "prefect", "registered", "benchmarks")
+OF_ONE_RUN = (
+    *("fingerprints", "artifacts", "mlflow", "prefect", "registered"),
+    *("benchmarks", "plan"),
+)
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,8 @@ class RunContent:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report says. The fields from `fingerprints` on belong to one run.
+    """All that a report says. The fields from `fingerprints` on belong to one run; the last two are
+    what `retort benchmark` and `retort plan` found of its student.
 
     `champion` says where it lies and whether it could be read, `exports` holds the student in other
     formats by role, `teachers` several teachers by name, `registered` the student's name and
@@ -321,6 +325,7 @@ class ReportContent:
     prefect: dict[str, str | None] = field(default_factory=dict)
     registered: dict[str, str | None] = field(default_factory=dict)
     benchmarks: Json | None = None
+    plan: Json | None = None
 
 
 def read_content(raw: Mapping[str, Any]) -> ReportContent:

@@ -7,6 +7,7 @@ script run but the one whose digest it names.
 
 import base64
 import hashlib
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -42,6 +43,16 @@ SLICE_HEADING = ["examples", "teacher", "student", "student - teacher", "outcome
 Pictures = dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class PlanShown:
+    """A plan of the student: what more prompts are worth in one sentence, as a table whose first
+    row is its heading, and as an SVG element."""
+
+    headline: str
+    forecasts: list[list[str]]
+    picture: str
+
+
 def markdown(content: ReportContent, examples: list[ComparedAnswers], card: str) -> str:
     """Returns the report in Markdown; `card` is the data card in it."""
     slices = [(_slice_rows(each, content.comparison.metric), each) for each in content.slices]
@@ -55,7 +66,12 @@ def markdown(content: ReportContent, examples: list[ComparedAnswers], card: str)
     )
 
 
-def page(content: ReportContent, examples: SideBySide, pictures: Pictures) -> bytes:
+def page(
+    content: ReportContent,
+    examples: SideBySide,
+    pictures: Pictures,
+    plan: PlanShown | None = None,
+) -> bytes:
     """Returns the report's page; the content may or may not hold what belongs to one run.
 
     `pictures` are what `draw` returned and, under `card`, the data card's HTML.
@@ -66,6 +82,7 @@ def page(content: ReportContent, examples: SideBySide, pictures: Pictures) -> by
         "page.html",
         **_shared(content),
         views=views,
+        plan=plan,
         pictures={name: [Markup(each) for each in drawn] for name, drawn in pictures.items()},
         examples=examples,
         embedded=Markup(embedded(examples)),
@@ -76,10 +93,10 @@ def page(content: ReportContent, examples: SideBySide, pictures: Pictures) -> by
     return shown.encode("utf-8", "replace")
 
 
-def page_of(content: ReportContent, reported: Folder) -> bytes:
+def page_of(content: ReportContent, reported: Folder, plan: PlanShown | None = None) -> bytes:
     """Returns the page of a report's artifact once more; the content may say more of one run."""
     examples = read_side_by_side(reported.read_json("examples.json"))
-    return page(content, examples, reported.read_json("pictures.json"))
+    return page(content, examples, reported.read_json("pictures.json"), plan)
 
 
 def draw(content: ReportContent) -> Pictures:

@@ -177,10 +177,12 @@ class Trainer:
             if self.ranks.is_first:
                 curve.write(before=step + (step % per_epoch == 0))
             checkpoint.pause(out, step, self.learner, self.optimizer, self.ranks.is_first)
+            self._cool_down(data, curve, step)
         if self.ranks.is_first:
             curve.write()
-        best = curve.best_step
-        if knobs.keep == "best" and best is not None and best != curve.records[-1]["step"]:
+        best, is_cooled = curve.best_step, bool(knobs.stop_after and knobs.cool_down)
+        behind = best is not None and best != curve.records[-1]["step"]
+        if knobs.keep == "best" and behind and not is_cooled:
             checkpoint.load_best(out, self.learner)
             self.report.note(f"kept the student after step {best}, of the lowest validation loss")
         self.report.note(curve.outcome())
@@ -233,6 +235,29 @@ class Trainer:
                     self.ranks.meet(step)  # torchrun ends all once one has left
                     raise KeyboardInterrupt
         return step
+
+    def _cool_down(self, data: training_rows.TrainingData, curve: Curve, step: int) -> None:
+        """Makes a few more steps with a step size that falls to 0, so that students of different
+        step sizes can be compared before their ends (arXiv:2405.18392, section 3)."""
+        number = min(math.ceil(step * self.knobs.cool_down), self.num_steps - step)
+        if not number:
+            return
+        begun, at_first = step, self.factor(step, self.num_steps)
+        self.factor = lambda at, _: at_first * (1 - (at - begun) / number)
+        per_epoch = math.ceil(data.num_draws / self.knobs.batch_size)
+        while step < begun + number:
+            epoch, within = divmod(step, per_epoch)
+            order = training_rows.steps_of_epoch(
+                data, self.knobs.batch_size, self.knobs.seed, epoch
+            )
+            for part in order[within : within + begun + number - step]:
+                items = [data.train[index] for index in part]
+                self._expect(items)
+                record = self._step(step, items)
+                step += 1
+        record |= self._end_of_epoch(data)
+        curve.add(step, record)
+        self.report.metrics(record, step)
 
     def _step(self, step: int, items: list[TrainingItem]) -> dict[str, float]:
         """Makes one optimizer step; returns its losses per supervised token and its norms."""
