@@ -34,7 +34,7 @@ HALVES = {
 }
 OF_KIND = {kind: half for half, kinds in HALVES.items() for kind in kinds}
 ROLES = ("whole", "routed", *HALVES)
-NUM_TAUGHT = 15_000  # problems that a half learns from, three times each
+NUM_TAUGHT = 40_000  # problems that a half learns from, three times each
 NUM_PROBLEMS, NUM_EPOCHS = 2_700, 12
 LEAST_SHARE = 0.95
 
