@@ -5,6 +5,7 @@ whoever is lost.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from retort import processes
 from retort.engines import Request, Settings
@@ -30,6 +32,7 @@ from retort.spec import build, load
 from retort.stages.stage import Stage
 from retort.store import Folder
 from tests.conftest import BIN, ROOT, environment
+from tests.jobs import test_sweep
 from tests.stages.test_ranks import notes
 from tests.stages.test_ranks import run as run_training
 from tests.support.servers import free_port
@@ -396,3 +399,28 @@ def test_a_whole_job_moves_onto_a_cluster_and_back_and_stays_cached(tmp_path, cl
 
     assert ": cached" not in done([*on_cluster, *more])
     assert done([*command, *more]).count(": cached\n") == 7
+
+
+def test_trials_of_a_sweep_train_side_by_side_on_the_nodes(tmp_path, cluster):
+    path = test_sweep.write(tmp_path, trials=2, rungs=1)
+    test_sweep.ask(path, tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    alone = test_sweep.swept(path, tmp_path / "store")
+    job_file = yaml.safe_load(path.read_text())
+    job_file["train"]["runtime"]["num_threads"] = 1
+    path.write_text(yaml.safe_dump({**job_file, "cluster": {"ray": cluster.address}}))
+    at_once, most = set[str](), 0
+
+    def listen(name: str, event) -> None:
+        nonlocal most
+        if name.startswith("train-") and event["kind"] == "progress":
+            at_once.add(name)
+            most = max(most, len(at_once))
+        elif event["kind"] == "done":
+            at_once.discard(name)
+
+    found = test_sweep.swept(path, tmp_path / "other", listen)
+    assert most == 2
+    told = [[(each.values, each.scores) for each in f.candidates] for f in (alone, found)]
+    assert told[0] == told[1]
+    assert found.winner.values == alone.winner.values
