@@ -413,7 +413,7 @@ def test_trials_of_a_sweep_train_side_by_side_on_the_nodes(tmp_path, cluster):
 
     def listen(name: str, event) -> None:
         nonlocal most
-        if name.startswith("train-") and event["kind"] == "progress":
+        if name.startswith("train-") and event["kind"] == "started":
             at_once.add(name)
             most = max(most, len(at_once))
         elif event["kind"] == "done":
