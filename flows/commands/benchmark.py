@@ -103,19 +103,10 @@ def _tell(event: Event) -> None:
 
 def _print(content: dict[str, Any]) -> None:
     """Prints a row for each task and metric, a column a model."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from flows.commands.tables import open_console, table_of
     from retort.jobs.benchmark import table
 
-    console = Console(soft_wrap=True)
-    heading, *rows = table(content)
-    scores = Table()
-    for name in heading:
-        scores.add_column(Text(shown(name)), min_width=len(name))
-    for row in rows:
-        scores.add_row(*(Text(shown(cell)) for cell in row))
-    console.print(scores)
+    console = open_console()
+    console.print(table_of(table(content), folds=False))
     for note in content["notes"]:
-        console.print(f"note: {shown(note)}", highlight=False, markup=False)
+        console.print(f"note: {shown(note)}")

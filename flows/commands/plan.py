@@ -48,20 +48,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(found: "Plan", page: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from flows.commands.tables import open_console, table_of
     from retort.jobs.plan import words
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    for heading, *rows in (words.measured(found), words.forecasts(found)):
-        table = Table()
-        for name in heading:
-            table.add_column(Text(shown(name)), overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(shown(cell)) for cell in row))
-        console.print(table)
+    console = open_console()
+    for rows in (words.measured(found), words.forecasts(found)):
+        console.print(table_of(rows))
     console.print(shown(words.headline(found)), style="bold")
     for line in words.lines(found):
         console.print(shown(line))

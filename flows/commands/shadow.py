@@ -101,23 +101,18 @@ def _traffic(options: argparse.Namespace) -> Any:
 
 
 def _print(found: "Shadow") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from flows.commands.tables import open_console, table_of
     from retort.metrics.comparison.formatting import estimate
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = open_console()
     if found.num_requests:
-        table = Table()
-        for heading in ("against the logged answers", *found.models.values()):
-            table.add_column(Text(shown(heading)), overflow="fold")
+        rows = [["against the logged answers", *found.models.values()]]
         for name in next(iter(found.metrics.values())):
-            cells = [
+            cells = (
                 estimate(own.get(name), name, with_interval=True) for own in found.metrics.values()
-            ]
-            table.add_row(Text(shown(name)), *map(Text, cells))
-        console.print(table)
+            )
+            rows.append([name, *cells])
+        console.print(table_of(rows))
         console.print(f"{found.num_requests:,} requests, each of a conversation of its own")
     if found.verdict:
         console.print(shown(found.verdict), style="bold")

@@ -51,20 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(found: "Found", winner: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from flows.commands.tables import open_console, table_of
     from retort.jobs.sweep import words
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    heading, *rows = words.table(found)
-    table = Table()
-    for name in heading:
-        table.add_column(Text(shown(name)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
-    console.print(table)
+    console = open_console()
+    console.print(table_of(words.table(found)))
     console.print(shown(words.headline(found)), style="bold")
     for line in words.lines(found):
         console.print(shown(line))

@@ -83,6 +83,8 @@ def test_a_plan_trains_on_nested_subsets_and_says_the_money_of_the_stored_tokens
         assert (forecast.num_prompts, forecast.num_examples) == (number, 32 + number)
         assert forecast.money == pytest.approx(each * number)
         assert forecast.gain.low <= forecast.gain.value <= forecast.gain.high
+    # The untrained students answer nothing rightly, and no band promises less than nothing.
+    assert all(0 <= band.low <= band.value <= band.high <= 1 for _, band in found.curve)
     assert any("3 numbers of examples are few" in note for note in found.notes)
     assert any("20 validation examples are few" in note for note in found.notes)
     assert {limit.name for limit in found.limits} == {"data", "loss", "epochs", "student size"}

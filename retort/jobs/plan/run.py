@@ -186,9 +186,11 @@ def _planned(
 
 
 def _score(metric: str, error: Band) -> Band:
-    """Returns the band of a metric that belongs to that of its error."""
+    """Returns the band of a metric that belongs to that of its error; none is outside of what the
+    metric can be."""
     ends = error_of(metric, np.array([error.value, error.low, error.high]))
-    value, low, high = (float(end) for end in ends)
+    least, most = kind(metric).bounds or (-np.inf, np.inf)
+    value, low, high = (float(end) for end in np.clip(ends, least, most))
     return Band(value, min(low, high), max(low, high))
 
 
