@@ -64,6 +64,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_rounds
 	$(BIN)/python -m benchmarks.intervals
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.report

@@ -11,16 +11,15 @@ import json
 import multiprocessing
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
 
 from benchmarks import Measure, show
 from benchmarks.seeds import JOB, SEEDS
 from benchmarks.students import accuracies, made_in, tell
+from benchmarks.trl_rounds import tokens_a_second
 from retort.spec import JobSpec, load, rounds, training_of
 from retort.store import Artifact, InputFolder
 
@@ -31,7 +30,6 @@ CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, the
 # share of a round's time that is not learning, and the tokens a second over TRL's.
-TRL_STEPS = 16
 LEAST_OVER_STEPS, MOST_NOT_LEARNING, LEAST_OVER_TRL = 0.06, 0.4, 1.5
 
 
@@ -74,53 +72,6 @@ def seconds_of(artifact: Artifact) -> float:
     return float(InputFolder(artifact.uri).read_manifest()["seconds"])
 
 
-def of_trl(student: str, teacher: str, questions: list[str]) -> float:
-    """Returns the tokens a second of TRL's DistillationTrainer, which is on-policy too: the tokens
-    that the student wrote in a step, over the time of the step. One thread, after three steps."""
-    import datasets
-    from trl import DistillationConfig, DistillationTrainer
-
-    torch.set_num_threads(1)
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = DistillationConfig(
-            output_dir=folder,
-            per_device_train_batch_size=32,
-            gradient_accumulation_steps=1,
-            max_steps=TRL_STEPS,
-            max_completion_length=96,
-            learning_rate=1e-4,
-            beta=0.0,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1_000_000,
-            model_init_kwargs={"dtype": "float32"},
-            teacher_model_init_kwargs={"dtype": "float32"},
-        )
-        rows = datasets.Dataset.from_dict({"prompt": chats})
-        trainer = DistillationTrainer(
-            model=student, teacher_model=teacher, args=arguments, train_dataset=rows
-        )
-        marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
-        plain = trainer.compute_loss
-
-        def counted(model: Any, inputs: dict[str, Any], *more: Any, **options: Any) -> Any:
-            found = plain(model, inputs, *more, **options)
-            number = int(inputs["completion_mask"].sum())
-            marks.append((time.perf_counter(), marks[-1][1] + number))
-            return found
-
-        trainer.compute_loss = counted
-        trainer.train()
-    (start, before), (end, after) = marks[3], marks[-1]
-    return (after - before) / (end - start)
-
-
 def main() -> None:
     """Prints a table with a line a seed and role, then one JSON line a measure."""
     seeds = [int(seed) for seed in sys.argv[1:]] or list(SEEDS)
@@ -150,7 +101,13 @@ def main() -> None:
     rows = [json.loads(line) for line in (JOB.parent / "data/train.jsonl").open()][:NUM_PROBLEMS]
     models, questions = JOB.parent / "models", [row["question"] for row in rows]
     with ProcessPoolExecutor(1, mp_context=spawning) as pool:
-        theirs = pool.submit(of_trl, str(models / "base"), str(models / "teacher"), questions)
+        theirs = pool.submit(
+            tokens_a_second,
+            str(models / "base"),
+            str(models / "teacher"),
+            questions,
+            max_tokens=96,
+        )
         ratio = written / total / theirs.result()
     print(f"tokens a second: {written / total:,.0f}, TRL {theirs.result():,.0f}")
     measures.append(("on_policy.tokens_over_trl", ratio, LEAST_OVER_TRL, ratio >= LEAST_OVER_TRL))
