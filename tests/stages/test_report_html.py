@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from retort.metrics.comparison.drawing import SMALL
 from retort.metrics.comparison.shapes import (
     ConfusionMatrix,
     Difference,
@@ -17,6 +18,7 @@ from retort.stages.curate.data_card.card import Reasons
 from retort.stages.report import read_card
 from retort.stages.report.examples import embedded, side_by_side
 from retort.stages.report.measurements import Answered
+from retort.stages.report.plots import trade_off
 from retort.stages.report.rendering import draw, markdown, page
 from retort.stages.report.slices import slices
 from retort.store import Folder
@@ -205,3 +207,19 @@ def test_a_data_card_of_an_earlier_version_is_shown_as_its_picture(tmp_path):
     root = ElementTree.fromstring(shown)
     assert "12,700" in {"".join(each.itertext()) for each in root.iter()}
     assert "var(--blue)" in shown and "#0072b2" not in shown
+
+
+def test_long_names_of_controls_stand_whole_in_a_legend(answered):
+    models = dict(report_content.content(answered).models)
+    names = ["without_hidden_states", "without_attention_relations", "offline_cost"]
+    picture = trade_off(models | dict.fromkeys(names, models["base"]), "accuracy")
+    root = ElementTree.fromstring(picture or "")
+    width = float(root.get("viewBox", "").split()[2])
+    places = {
+        each.text: float(each.get("x", "nan"))
+        for each in root.iter()
+        if each.tag.endswith("text") and each.text in {*names, *models}
+    }
+    assert {*places} == {*names, *models}
+    for name, at in places.items():
+        assert at + 0.6 * SMALL * len(name) < width

@@ -56,6 +56,6 @@ def picture(plan: Plan) -> str:
         drawing.tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
         drawing.tick(axes.xaxis, "{:,.0f}".format)
         axes.set_xlabel("examples that the student learns from")
-        figure.legend(loc="outside upper left", ncols=5, columnspacing=1)
+        drawing.legend(figure, axes, 5)
         title = f"{plan.metric} by the number of examples, measured and expected"
         return drawing.element(figure, "curve", title)

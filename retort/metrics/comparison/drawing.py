@@ -31,6 +31,8 @@ VARIABLES = {
 }
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 TEXT, SMALL = 9.5, 8.5  # points
+# In a legend, in sizes of its letters: a letter, and a mark with the space around it.
+WIDTH_OF_CHARACTER, MARK = 0.62, 3.0
 LOOK: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "retort",
@@ -119,6 +121,14 @@ def tick(axis: Any, show: Callable[[float], str], is_whole: bool = False) -> Non
     else:
         axis.set_major_locator(MaxNLocator(5, integer=is_whole))
     axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+
+
+def legend(figure: "Figure", axes: "Axes", most: int, **look: Any) -> None:
+    """Names what is drawn above the axes, in at most so many columns and as many as have room."""
+    widest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+    room = figure.get_figwidth() * 72 / (SMALL * (WIDTH_OF_CHARACTER * widest + MARK))
+    ncols = max(1, min(most, int(room)))
+    figure.legend(loc="outside upper left", ncols=ncols, columnspacing=1, **look)
 
 
 def name_rows(axes: "Axes", names: list[str]) -> None:

@@ -53,7 +53,7 @@ def trade_off(models: ModelsByRole, metric: str) -> str | None:
         drawing.tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
         drawing.tick(axes.xaxis, "{:g}".format if is_priced else _clock)
         axes.set_xlabel(f"{what}: further left is better")
-        figure.legend(loc="outside upper left", ncols=6, handletextpad=0, columnspacing=1)
+        drawing.legend(figure, axes, 6, handletextpad=0)
         return drawing.element(figure, "trade", f"{metric} against {what}")
 
 
@@ -84,7 +84,7 @@ def sizes(content: ReportContent) -> str | None:
         drawing.tick(axes.yaxis, "{:g}%".format if scale == 100 else "{:g}".format)
         drawing.tick(axes.xaxis, show.count_bytes)
         axes.set_xlabel("size on disk: further left is smaller")
-        figure.legend(loc="outside upper left", ncols=3, handletextpad=0, columnspacing=1)
+        drawing.legend(figure, axes, 3, handletextpad=0)
         return drawing.element(figure, "sizes", f"{metric} against size on disk")
 
 
