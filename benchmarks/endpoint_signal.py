@@ -23,7 +23,7 @@ from benchmarks.students import job_of, made_in, tell, trained
 from retort.spec import JobSpec
 from tests.support import servers
 
-NUM_EPOCHS, MOST_POINTS = 9, 0.01
+NUM_EPOCHS, MOST_POINTS = 18, 0.01
 KEY = "ENDPOINT_SIGNAL_KEY"
 
 
