@@ -74,12 +74,13 @@ bench: setup
 	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.real_model
-	$(BIN)/python -m benchmarks.on_policy
 	$(BIN)/python -m benchmarks.from_teacher
 	$(BIN)/python -m benchmarks.shadow
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.choose
+	# These train many students, and take a quarter of an hour or more each.
+	$(BIN)/python -m benchmarks.on_policy
 	$(BIN)/python -m benchmarks.any_teacher
 	$(BIN)/python -m benchmarks.routed_teachers
 	$(BIN)/python -m benchmarks.endpoint_signal

@@ -3,7 +3,8 @@
 `python -m benchmarks.endpoint_signal` serves the quickstart's teacher with vLLM's own server. One
 job asks it over HTTP, knowing neither its tokenizer nor its weights: its listed log-probabilities
 become the signal by their bytes. The other runs the model itself. Three seeds a job, all on the
-same problems; intervals resample test problems, each with all its seeds.
+same problems; intervals resample test problems, each with all its seeds. It takes longer than most:
+with half as many passes two trainings of one job are ten points apart.
 """
 
 import itertools

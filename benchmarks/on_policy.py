@@ -25,7 +25,7 @@ from retort.store import Artifact, InputFolder
 
 NUM_PROBLEMS, NUM_EPOCHS = 2000, 14
 NUM_ROUNDS = 8
-ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 4, "learning_rate": 3e-3, "held_out": 64}
+ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 8, "learning_rate": 3e-3, "held_out": 64}
 CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, the

@@ -4,6 +4,8 @@
 of problems, and four students three times: of the quickstart's own teacher, of both halves with
 each problem routed to the teacher of its kind, and of each half alone, which is asked everything.
 Answers that are wrong are left out. Intervals resample test problems, each with all its seeds.
+Teaching the halves takes two cores 25 minutes: of halves that learned from 15,000 problems each,
+and were wrong in one of four, the routed student kept 0.67 of what the whole's has.
 """
 
 import itertools
