@@ -84,7 +84,9 @@ def distill(
             **exported,
         )
         release(job, **learned, curate=kept, report=page, **exports)
-        content = finished[spec.name] = job.finish(flow_run.get_id())
+        from retort.jobs import reporting  # scipy and more, which nothing before needs
+
+        content = finished[spec.name] = reporting.finish(job, flow_run.get_id())
         publish(job, content)
         outbox.flush(SEND_SECONDS)
         return content

@@ -10,7 +10,7 @@ from prefect import flow
 from flows.distill import SEND_SECONDS, open_job
 from retort.events import shown
 from retort.jobs import plan as plans
-from retort.jobs import report_page
+from retort.jobs import reporting
 from retort.jobs.plan import words
 from retort.jobs.plan.page import page
 from retort.jobs.run import JobRun
@@ -46,7 +46,7 @@ def publish(job: JobRun, found: plans.Plan) -> None:
     run's artifacts."""
     latest = job.store.job(job.spec.name)
     latest.write(PAGE, page(found))
-    report_page.refresh(job.store, job.spec.name, found.points[-1].train)
+    reporting.refresh(job.store, job.spec.name, found.points[-1].train)
     content = json.dumps(found.as_json(), indent=2, ensure_ascii=False).encode()
     files = {"plan.json": content, PAGE: latest.read(PAGE)}
     job.tracker.close_job(found.numbers(), None, files)

@@ -51,7 +51,7 @@ def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`retort benchmark`: asks what is missing, prints a table, and renews the job's report."""
-    from retort.jobs import report_page
+    from retort.jobs import reporting
     from retort.jobs.benchmark import BenchmarkRequest, benchmark
 
     if options.num_fewshot is not None and options.num_fewshot < 0:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     spec, _ = load_spec(options)
     store = open_store(options)
     content = benchmark(spec, store, request, Reporter(_tell))
-    is_in_report = report_page.refresh(store, spec.name, content["student"])
+    is_in_report = reporting.refresh(store, spec.name, content["student"])
     if options.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return DONE

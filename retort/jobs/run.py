@@ -9,11 +9,9 @@ with the same content; nothing else counts, so a moved store or a new machine ke
 import _thread
 import contextlib
 import importlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ from retort.events import Event, Reporter
 from retort.jobs import preflight
 from retort.jobs.placed import placed
 from retort.jobs.source_digests import source_digests
-from retort.metrics.comparison import ReportContent, as_json, flat_differences, read_content
-from retort.metrics.comparison.shapes import Comparison
 from retort.processes import machine
 from retort.processes.resident import Resident
 from retort.records import SPLITS
@@ -34,7 +30,6 @@ from retort.stages.stage import Stage
 from retort.stages.train.curve import PAUSED
 from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
 from retort.store.leases import Holder
-from retort.store.urls import public
 from retort.tracking import NONE, ReleasedStudent, Tracker, champion
 
 # The first words of the names of what is made round after round by one engine: `rollouts-1` ...
@@ -191,44 +186,6 @@ class JobRun:
             if run_id:
                 self.tracker.fail(run_id, error)
 
-    def finish(self, flow_run_id: str | None) -> ReportContent:
-        """Returns the report of this run, and leaves it in the store under the job's name.
-
-        There it holds what belongs to this run alone, and what was found beside the job.
-        """
-        from retort.jobs import report_page
-
-        reported, latest = InputFolder(self.used["report"].uri), self.store.job(self.spec.name)
-        content = report_page.with_found(self.store, self._of_this_run(reported, flow_run_id))
-        files = {
-            "report.json": json.dumps(as_json(content), indent=2, ensure_ascii=False).encode(),
-            "report.html": report_page.page(self.store, content, reported),
-            **{name: reported.read(name) for name in ("report.md", "data_card.svg")},
-        }
-        for name, data in files.items():
-            latest.write(name, data)
-        self.tracker.close_job(_numbers(content.comparison), content.gate.passed, files)
-        return content
-
-    def _of_this_run(self, reported: Folder, flow_run_id: str | None) -> ReportContent:
-        """Returns the report with what belongs to this run alone: artifacts and ids."""
-        released = Folder(self.used["release"].uri).read_manifest()["facts"]
-        return replace(
-            read_content(reported.read_json("report.json")),
-            fingerprints={name: artifact.name for name, artifact in self.used.items()},
-            artifacts={name: artifact.uri for name, artifact in self.used.items()},
-            mlflow={
-                "tracking_uri": public(self.tracker.uri),
-                "run_id": self.tracker.parent_id,
-            },
-            prefect={"flow_run_id": flow_run_id},
-            registered={
-                "name": released["registered_model"],
-                "version": released.get("model_version"),
-                "compared_with": self.champion.version if self.champion else None,
-            },
-        )
-
     def _register(self, release: Folder) -> None:
         """Registers the released student unless that was done: MLflow may have been away."""
         facts = release.read_manifest()["facts"]
@@ -330,12 +287,6 @@ def names_file(kind: str) -> str:
 
 def _digests(inputs: dict[str, Artifact]) -> dict[str, str]:
     return {name: artifact.digest for name, artifact in inputs.items()}
-
-
-def _numbers(found: Comparison) -> dict[str, float]:
-    """Returns the numbers of the comparison, as MLflow metrics."""
-    plain = {key: float(v) for key, v in vars(found).items() if isinstance(v, int | float)}
-    return plain | flat_differences(found.differences)
 
 
 def _small_files(folder: Folder) -> dict[str, str]:

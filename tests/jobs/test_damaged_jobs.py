@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from retort.errors import DamagedError
+from retort.jobs import reporting
 from retort.jobs.inspection import why
 from retort.jobs.run import JobRun
 from retort.spec import load
@@ -24,7 +25,7 @@ def place(tmp_path_factory) -> Path:
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         _, job, how = run(folder)
-        content = job.finish("none")
+        content = reporting.finish(job, "none")
     assert set(how.values()) == {"done"} and content.registered["version"] is None
     return folder
 
@@ -69,7 +70,7 @@ def test_a_student_whose_release_was_committed_while_mlflow_was_away_is_register
     for _ in range(2):
         _, job, how = run(place)
         assert set(how.values()) == {"cached"}
-        assert job.finish("none").registered["version"] == "1"
+        assert reporting.finish(job, "none").registered["version"] == "1"
     uri = tracking_uri(open_store(str(place / "store")))
     client = MlflowClient(uri, registry_uri=uri)
     assert [str(v.version) for v in client.search_model_versions("name = 'tiny'")] == ["1"]

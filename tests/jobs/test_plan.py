@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 
 from retort.errors import DataError
-from retort.jobs import report_page, trials
+from retort.jobs import reporting, trials
 from retort.jobs.plan import plan, words
 from retort.jobs.plan.page import page
 from retort.jobs.run import JobRun
@@ -135,14 +135,14 @@ def test_the_report_of_the_same_student_shows_the_plan(folder, first):
     for student, is_own in ((found.points[-1].train, True), ("another", False)):
         own = replace(whole, fingerprints={"train": student, "report": "some"})
         latest.write_json("report.json", as_json(own))
-        assert report_page.refresh(store, "tiny", student)
+        assert reporting.refresh(store, "tiny", student)
         page = latest.read("report.html").decode()
         assert (html.escape(words.headline(found)) in page) is is_own
         assert ('id="plan"' in page) is is_own
         told = latest.read_json("report.json")
         assert told.get("plan") == (json.loads(json.dumps(found.as_json())) if is_own else None)
     latest.remove("report.json")
-    assert not report_page.refresh(store, "tiny", "another")
+    assert not reporting.refresh(store, "tiny", "another")
 
 
 def test_too_little_is_refused(folder, first):

@@ -23,7 +23,7 @@ from flows.commands.options import on_spec
 from retort import processes
 from retort.errors import DataError, SpecError
 from retort.events import SILENT
-from retort.jobs import benchmark, report_page
+from retort.jobs import benchmark, reporting
 from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import candidates, longest
 from retort.jobs.benchmark.results import gathered
@@ -356,19 +356,20 @@ def test_benchmarks_of_another_student_are_not_shown(job):
 
 def test_the_report_of_the_same_student_shows_them(job):
     store, content = open_store(str(job["root"] / "store")), content_of(job)
-    assert not report_page.refresh(store, "tiny", content["student"])
+    assert not reporting.refresh(store, "tiny", content["student"])
     found = report_content.answered(20)
     whole = report_content.content(found)
-    whole = replace(whole, fingerprints={"train": content["student"], "report": "some"})
+    prints = {"train": content["student"], "report": "some"}
+    whole = replace(whole, name="tiny", fingerprints=prints)
     made = json.loads(json.dumps(as_json(whole)))
     store.job("tiny").write_json("report.json", made)
     reported = store.artifact("report", "some")
     reported.write_json("examples.json", asdict(side_by_side(found)))
     reported.write_json("pictures.json", draw(whole))
-    assert report_page.refresh(store, "tiny", content["student"])
+    assert reporting.refresh(store, "tiny", content["student"])
     assert store.job("tiny").read_json("report.json") == {**made, "benchmarks": content}
     assert b"tiny_group" in store.job("tiny").read("report.html")
-    assert not report_page.refresh(store, "tiny", "another")
+    assert not reporting.refresh(store, "tiny", "another")
 
 
 def test_an_unknown_engine_or_folder_is_refused(job):
