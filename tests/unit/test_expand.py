@@ -1,5 +1,6 @@
 """The parts of expand: what a reply holds, what is asked in which way, and what counts as new."""
 
+import itertools
 import random
 
 import pytest
@@ -148,6 +149,33 @@ def test_copies_near_copies_siblings_and_held_out_rows_are_refused_each_with_its
     novelty.add([texts[2], texts[5]])
     assert novelty.refusals([texts[5], "Who bakes rolls?"]) == {0: "copy of a written prompt"}
     assert novelty.late_refusals() == {}
+    # What looked new when little was known is taken out at the end, and may be written again.
+    novelty.add(["A near bus.", texts[5].replace("48", "48 fine"), "Who asks for 7 loaves?"])
+    assert novelty.late_refusals() == {3: "near copy of another prompt"}
+    novelty.drop([3])
+    assert novelty.late_refusals() == {}
+    assert novelty.refusals(["Who asks for 7 loaves?"]) == {0: "copy of a written prompt"}
+
+
+def test_a_held_out_problem_that_is_told_of_other_things_is_refused_among_many_like_it():
+    asked = "{} has {} {}. {} has {} times as many. How many {} do both have together?"
+    things = ("figs", "pens", "cups", "nuts")
+    many = [
+        asked.format(one, n, what, other, n + 2, what)
+        for n, (what, one, other, _) in enumerate(
+            itertools.product(things, ("Ada", "Ben"), ("Gina", "Hugo"), range(20)), start=11
+        )
+    ]
+    held_out = asked.format("Jack", 7, "stones", "Kira", 8, "stones")
+    retold = [
+        asked.format("Jack", 7, "figs", "Kira", 8, "figs"),
+        asked.format("Jack", 8, "figs", "Kira", 7, "figs"),
+        asked.format("Dora", 7, "figs", "Emil", 8, "figs"),
+    ]
+    found = Novelty(spec_of(), SEEDS, [held_out]).refusals([*many, *retold])
+    assert {place - len(many): reason for place, reason in found.items()} == {
+        0: "near copy of a held-out row"
+    }
 
 
 def test_what_the_job_leaves_in_is_refused_all_the_same_and_foreign_files_count(tmp_path):

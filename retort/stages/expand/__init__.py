@@ -113,7 +113,8 @@ class Expansion:
         ended = ""
         while not ended and self._num_missing > 0:
             ended = self._batch()
-        self._refuse_late()
+            if ended or self._num_missing <= 0:
+                self._refuse_late()
         return ended or "there are enough"
 
     def _learn_material(self) -> None:
@@ -263,6 +264,7 @@ class Expansion:
             origin = Writing("", example.metadata["way"], "", tuple(example.metadata["parents"]))
             self._refused.append((Written(self._form.text_of(example), origin), reason))
         self.kept = [each for place, each in enumerate(self.kept) if place not in late]
+        self._novelty.drop(late)
 
     def _most_refused(self) -> str:
         most = Counter(reason for _, reason in self._refused).most_common(1)
