@@ -48,7 +48,7 @@ def endpoint_spec(folder: Path, url: str, seed: int) -> JobSpec:
 
 def local_spec(folder: Path, files: Mapping[str, str], seed: int) -> JobSpec:
     """Returns the job whose teacher scores here what the endpoint's answered."""
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "prepare": {**files, "limit": None},
         "generate": {"mode": "score"},
         "train": trained_by(seed),
