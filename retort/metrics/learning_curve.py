@@ -1,11 +1,18 @@
-"""How an error falls with the number of examples: e(n) = e_inf + a n^-b, and how sure that is.
+"""How an error falls with the number of examples, e(n) = e_inf + a (n + m)^-b, and how sure that
+is.
+
+What a student knows before counts as m examples more; it is 0 for one that begins with nothing, and
+the plain power law then. Of a student that knows something the error hardly falls at first, and
+each doubling gains more than the one before until n is as large as m.
 
 All sizes are resampled on the same validation examples, so that their errors are paired. To each
 resample a curve is drawn of many, each as probable as its prior and its distance from the errors
 make it; few sizes tell little, and then the draws differ much. `benchmarks/plan.py` measures how
 often the bands hold what came. Source of the form: Cortes et al., "Learning Curves: Asymptotic
-Values and Rate of Convergence" (1993); that a curve is drawn for each resample: Newton & Raftery,
-"Approximate Bayesian Inference with the Weighted Likelihood Bootstrap" (1994).
+Values and Rate of Convergence" (1993); of m: Hernandez et al., "Scaling Laws for Transfer"
+(arXiv:2102.01293), in whose words it is data that was transferred; that a curve is drawn for each
+resample: Newton & Raftery, "Approximate Bayesian Inference with the Weighted Likelihood Bootstrap"
+(1994).
 """
 
 # R resamples, P sizes, G curves of the grid
@@ -21,6 +28,11 @@ NUM_DRAWS = 1000
 # Of b: what is measured of learners lies around a half, and seldom below a tenth or above one.
 EXPONENTS = np.geomspace(0.05, 2.0, 16)
 EXPONENT_PRIOR = -0.5 * (np.log(EXPONENTS / 0.5) / 0.7) ** 2
+# Of m, as a share of the largest number of examples.
+KNOWN, KNOWN_PRIOR = np.array([0.0, 0.3, 1.0, 4.0]), np.log([0.25, 0.25, 0.25, 0.25])
+# Each m with each b, and what is known of them before.
+SHAPES = np.stack([each.ravel() for each in np.meshgrid(KNOWN, EXPONENTS, indexing="ij")])
+SHAPE_PRIOR = (KNOWN_PRIOR[:, None] + EXPONENT_PRIOR).ravel()
 # Of e_inf, as a share of the lowest error.
 FLOORS = np.linspace(0.0, 1.0, 13)
 # What two trainings of the same size differ by, as a share of the metric's range (standard
@@ -49,7 +61,8 @@ class Band:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Curves that fit, one for each resample: e(n) = floor + drop (n / size)^-exponent.
+    """Curves that fit, one for each resample: e(n) = floor + drop ((x + m) / (1 + m))^-exponent of
+    x = n / size, where m is `known`.
 
     `size` is the largest number of examples that was measured; `noise` what trainings of a size
     differ by, and `scale` the metric's range.
@@ -59,12 +72,14 @@ class LearningCurve:
     floor_R: Array
     drop_R: Array
     exponent_R: Array
+    known_R: Array
     noise_R: Array
     scale: float
 
     def errors(self, number: float) -> Array:
         """Returns the error at a number of examples, of each draw."""
-        found: Array = self.floor_R + self.drop_R * (number / self.size) ** -self.exponent_R
+        more_R = (number / self.size + self.known_R) / (1 + self.known_R)
+        found: Array = self.floor_R + self.drop_R * more_R**-self.exponent_R
         return found
 
     def gain(self, number: float, since: float | None = None) -> Band:
@@ -140,28 +155,31 @@ def fit(metric: str, sizes: Sequence[int], errors_RP: Array, seed: int = 0) -> L
     rows = np.arange(len(chosen_R))
     drop_R = np.concatenate(drops, axis=1)[rows, chosen_R]
     spread_R = np.concatenate(spreads, axis=1)[rows, chosen_R]
-    noise, rest = np.divmod(chosen_R, len(FLOORS) * len(EXPONENTS))
-    floor, exponent = np.divmod(rest, len(EXPONENTS))
+    noise, rest = np.divmod(chosen_R, len(FLOORS) * len(SHAPE_PRIOR))
+    floor, shape = np.divmod(rest, len(SHAPE_PRIOR))
+    known_R, exponent_R = SHAPES[:, shape]
     return LearningCurve(
         max(sizes),
         least_R + FLOORS[floor] * (lowest_R - least_R),
         np.maximum(0.0, drop_R + spread_R * random.standard_normal(len(rows))),
-        EXPONENTS[exponent],
+        exponent_R,
+        known_R,
         NOISES[noise] * scale,
         scale,
     )
 
 
 def _amplitudes(x_P: Array, y_RP: Array, weights_P: Array) -> tuple[Array, Array, Array]:
-    """Returns for each resample and exponent the log-probability, the drop that fits best, 0 or
-    more, and its standard deviation."""
-    powers_PG = x_P[:, None] ** -EXPONENTS
+    """Returns for each resample and shape the log-probability, the drop that fits best, 0 or more,
+    and its standard deviation."""
+    known_G, exponents_G = SHAPES
+    powers_PG = ((x_P[:, None] + known_G) / (1 + known_G)) ** -exponents_G
     squared_G = weights_P @ powers_PG**2
     product_RG = (y_RP * weights_P) @ powers_PG
     drop_RG = np.maximum(0.0, product_RG / squared_G)
     rest_RG = (y_RP**2) @ weights_P[:, None] - 2 * drop_RG * product_RG + drop_RG**2 * squared_G
     score_RG = -0.5 * rest_RG + 0.5 * np.log(weights_P).sum() - 0.5 * np.log(squared_G)
-    return score_RG + EXPONENT_PRIOR, drop_RG, squared_G**-0.5
+    return score_RG + SHAPE_PRIOR, drop_RG, squared_G**-0.5
 
 
 def _scale(metric: str, errors_RP: Array) -> float:

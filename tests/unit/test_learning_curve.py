@@ -35,9 +35,21 @@ def test_what_comes_with_more_examples_is_within_the_band_and_near_its_middle(la
         assert gain.low <= error(1024) - error(1024 * times) <= gain.high
 
 
+@pytest.mark.parametrize("known", [300, 1000])
+def test_a_student_that_knows_something_gains_more_with_each_doubling_and_that_is_foretold(known):
+    def error(n: int) -> float:
+        return 0.6 * ((n + known) / (64 + known)) ** -0.8
+
+    curve = curve_of(error)
+    for times in (2, 4):
+        said = curve.error(1024 * times)
+        assert said.low <= error(1024 * times) <= said.high
+        assert abs(said.value - error(1024 * times)) < 0.025 * times
+
+
 def test_a_curve_that_ended_promises_nothing_and_none_rises():
     ended = curve_of(lambda n: 0.2)
-    assert ended.gain(8 * 1024).value < 0.01
+    assert ended.gain(8 * 1024).value < 0.02
     rising = curve_of(lambda n: 0.2 + n / 1e5)
     assert rising.gain(4096).value >= 0
     assert (rising.errors(4096) <= rising.errors(1024)).all()
