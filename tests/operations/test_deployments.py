@@ -54,24 +54,36 @@ def test_twice_is_once_and_what_someone_changed_by_hand_stays(bootstrap, prefect
     assert waits == [600]
 
 
-@pytest.fixture
-def deployed(bootstrap, prefect_url):
-    """The server after `prefect deploy --all` of the file that is shipped; its address."""
-    assert bootstrap().returncode == 0
+def deploy(api: str, *which: str) -> None:
+    """Runs `prefect deploy` of the file that is shipped."""
     done = subprocess.run(
         [
-            *(str(BIN / "prefect"), "--no-prompt", "deploy", "--all"),
+            *(str(BIN / "prefect"), "--no-prompt", "deploy", *which),
             *("--prefect-file", "deployments/prefect.yaml"),
         ],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=ROOT,
-        env=environment(PREFECT_API_URL=prefect_url, RETORT_STORE="s3://bucket/retort"),
+        env=environment(PREFECT_API_URL=api, RETORT_STORE="s3://bucket/retort"),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def deployed(bootstrap, prefect_url):
+    """The server after `prefect deploy --all`; its address."""
+    assert bootstrap().returncode == 0
+    deploy(prefect_url, "--all")
     return prefect_url
+
+
+def test_the_pattern_of_the_stack_deploys_every_flow_for_one_kind_of_pool(bootstrap, prefect_url):
+    assert bootstrap().returncode == 0
+    deploy(prefect_url, "--name", "*/docker")
+    for flow in ("distill", "plan", "sweep"):
+        assert named(prefect_url, f"{flow}/docker")["work_pool_name"] == "retort-docker"
 
 
 def named(api, name):

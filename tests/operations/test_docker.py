@@ -132,7 +132,8 @@ def test_the_deployment_and_the_pool_that_the_stack_names_are_those_that_are_mad
     pools = {deployment["name"]: deployment["work_pool"]["name"] for deployment in made}
     named = {words[words.index("--pool") + 1] for words in COMMANDS if "--pool" in words}
     deploying = [pairwise(words) for words in COMMANDS if "deploy" in words]
-    deployed = {value for words in deploying for option, value in words if option == "--name"}
+    patterns = {value for words in deploying for option, value in words if option == "--name"}
+    deployed = {pattern.removeprefix("*/") for pattern in patterns}  # of every flow
     asked = {words[words.index("--deployment") + 1] for words in COMMANDS if "submit" in words}
     assert named <= POOLS.keys()
     assert asked <= deployed

@@ -45,6 +45,7 @@ VARIABLES, ON_RAY = (
     deployment["work_pool"]["job_variables"]
     for deployment in yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
     if deployment["work_pool"]["name"] == "retort-kubernetes"
+    and deployment["entrypoint"] == "flows/distill.py:distill"
 )
 
 

@@ -119,7 +119,8 @@ def test_every_command_of_the_page_is_one():
                 assert f" AS {value}\n" in (ROOT / "docker/Dockerfile").read_text()
     assert {words[0] for words in lines} == PROGRAMS
     shipped = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
-    named = {value for words in lines for option, value in pairwise(words) if option == "--name"}
+    patterns = {value for words in lines for option, value in pairwise(words) if option == "--name"}
+    named = {pattern.strip("'").removeprefix("*/") for pattern in patterns}  # of every flow
     named |= {
         value for words in lines for option, value in pairwise(words) if option == "--deployment"
     }

@@ -45,16 +45,22 @@ def log_in(page: Page, prefect: str, login: str) -> None:
     page.goto(f"{prefect}/deployments")
     page.locator("input[type=password]").fill(login)
     page.get_by_role("button").first.click()
-    expect(page.get_by_role("link", name="process", exact=True)).to_be_visible()
+    expect(_deployment(page)).to_be_visible()
 
 
 def open_form(page: Page, prefect: str) -> None:
     """Goes from the list of deployments to the form of a run with parameters of one's own."""
     page.goto(f"{prefect}/deployments")
-    page.get_by_role("link", name="process", exact=True).click()
+    _deployment(page).click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     expect(page.get_by_text(LEARNING_RATE)).to_be_visible()
+
+
+def _deployment(page: Page) -> Locator:
+    """The link to the flow's own deployment, in the list of those of all flows."""
+    row = page.get_by_role("row").filter(has_text="distill")
+    return row.get_by_role("link", name="process", exact=True)
 
 
 def field(page: Page, description: str) -> Locator:
