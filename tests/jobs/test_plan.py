@@ -141,6 +141,10 @@ def test_the_report_of_the_same_student_shows_the_plan(folder, first):
         assert ('id="plan"' in page) is is_own
         told = latest.read_json("report.json")
         assert told.get("plan") == (json.loads(json.dumps(found.as_json())) if is_own else None)
+    for damaged in (b"{", b"[]", b'{"points": [{}]}'):  # it keeps no job from its report
+        latest.write("plan.json", damaged)
+        assert reporting.refresh(store, "tiny", "another")
+    latest.write_json("plan.json", found.as_json())
     latest.remove("report.json")
     assert not reporting.refresh(store, "tiny", "another")
 

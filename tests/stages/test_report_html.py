@@ -11,6 +11,8 @@ from retort.metrics.comparison.drawing import SMALL
 from retort.metrics.comparison.shapes import (
     ConfusionMatrix,
     Difference,
+    ExportedStudent,
+    GateCheck,
     TrainingContent,
 )
 from retort.stages.curate.data_card import as_html, as_markdown, picture
@@ -18,7 +20,7 @@ from retort.stages.curate.data_card.card import Reasons
 from retort.stages.report import read_card
 from retort.stages.report.examples import embedded, side_by_side
 from retort.stages.report.measurements import Answered
-from retort.stages.report.plots import trade_off
+from retort.stages.report.plots import sizes, trade_off
 from retort.stages.report.rendering import draw, markdown, page
 from retort.stages.report.slices import slices
 from retort.store import Folder
@@ -207,6 +209,15 @@ def test_a_data_card_of_an_earlier_version_is_shown_as_its_picture(tmp_path):
     root = ElementTree.fromstring(shown)
     assert "12,700" in {"".join(each.itertext()) for each in root.iter()}
     assert "var(--blue)" in shown and "#0072b2" not in shown
+
+
+def test_a_picture_of_exports_without_any_score_has_no_legend(answered):
+    content = report_content.content(answered)
+    unknown = replace(content.models["student"], metrics={})
+    check = GateCheck("quality", "within a point", None, False, "it did not run")
+    exports = {"student_gguf": ExportedStudent("gguf", unknown, check)}
+    models = dict.fromkeys(("teacher", "student"), unknown)
+    assert sizes(replace(content, models=models, exports=exports))
 
 
 def test_long_names_of_controls_stand_whole_in_a_legend(answered):

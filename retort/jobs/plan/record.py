@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from retort.errors import DamagedError
 from retort.jobs.plan.shapes import Fact, Plan, Point
 from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.learning_curve import Band
@@ -58,12 +59,16 @@ def write(folder: Folder, plan: Plan, known: list[Point]) -> None:
 
 
 def latest(folder: Folder) -> Plan | None:
-    """Returns the last plan, without the scores of each example; None where there is none."""
+    """Returns the last plan, without the scores of each example; None where there is none that can
+    be read: a damaged one, or that of another version, must not keep a job from its report."""
     if not folder.has(LATEST):
         return None
-    raw: dict[str, Any] = folder.read_json(LATEST)
-    raw["points"] = [{"first": [], "statistics": {}, **point} for point in raw["points"]]
-    return TypeAdapter(Plan).validate_python(raw)
+    try:
+        raw: dict[str, Any] = folder.read_json(LATEST)
+        raw["points"] = [{"first": [], "statistics": {}, **point} for point in raw["points"]]
+        return TypeAdapter(Plan).validate_python(raw)
+    except (ValueError, KeyError, TypeError, DamagedError):
+        return None
 
 
 def facts_of(folder: Folder, point: Point, metric: str) -> list[Fact]:

@@ -125,7 +125,10 @@ def tick(axis: Any, show: Callable[[float], str], is_whole: bool = False) -> Non
 
 def legend(figure: "Figure", axes: "Axes", most: int, **look: Any) -> None:
     """Names what is drawn above the axes, in at most so many columns and as many as have room."""
-    widest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    widest = max(map(len, labels))
     room = figure.get_figwidth() * 72 / (SMALL * (WIDTH_OF_CHARACTER * widest + MARK))
     ncols = max(1, min(most, int(room)))
     figure.legend(loc="outside upper left", ncols=ncols, columnspacing=1, **look)
