@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import Measure, show
+from benchmarks.world import HERE
 from retort.store import Folder
 
-JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
+JOB = HERE / "job.yaml"
 ROLES = ("teacher", "base", "student")
 LATENCIES = ("latency_seconds", "first_token_seconds")
 

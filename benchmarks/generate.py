@@ -24,6 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import Measure, http_engine, show
+from benchmarks.world import HERE
 from retort import processes
 from retort.data import encoding
 from retort.engines import vllm
@@ -37,7 +38,7 @@ from retort.stages.stage import Stage, read_examples
 from retort.store import Store
 from tests.support import zoo
 
-QUESTIONS = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "data"
+QUESTIONS = HERE / "data"
 TOP_K, ECHO_ROWS = 16, 1_000_000
 
 

@@ -10,7 +10,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-HERE = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
+from benchmarks.world import module
+
 PIECES = r"\d{1,2}| ?[A-Za-z]+| ?[^A-Za-z\d ]+| "
 VOCABULARY, NUM_TEXTS = 480, 8_000
 
@@ -45,21 +46,18 @@ def make_tokenizer(texts: list[str], specials: list[str], template: str) -> PreT
 
 def make_base(folder: Path) -> None:
     """Writes the base: the quickstart's own recipe, on the same problems, with this tokenizer."""
-    sys.path.insert(0, str(HERE))
-    quickstart: Any = __import__("make")
-    learn, world = __import__("learn"), __import__("world")
-    words = __import__("tokenizer")
+    make, learn, world, words = map(module, ("make", "learn", "world", "tokenizer"))
     texts = world.sample_texts()[:NUM_TEXTS]
     tokenizer = make_tokenizer(texts, words.SPECIALS, words.CHAT_TEMPLATE)
     torch.set_num_threads(1)
     seen: set[str] = set()
-    for split, count in quickstart.NUM_ROWS.items():
-        list(islice(world.problems(split, quickstart.SEED, seen), count))
-    own = world.problems("train", quickstart.SEED + quickstart.BASE.seed, seen)
-    model = learn.build_model(quickstart.BASE, tokenizer)
+    for split, count in make.NUM_ROWS.items():
+        list(islice(world.problems(split, make.SEED, seen), count))
+    own = world.problems("train", make.SEED + make.BASE.seed, seen)
+    model = learn.build_model(make.BASE, tokenizer)
     with contextlib.redirect_stdout(sys.stderr):
-        problems = list(islice(own, quickstart.BASE.num_problems))
-        learn.train(model, tokenizer, problems, quickstart.BASE)
+        problems = list(islice(own, make.BASE.num_problems))
+        learn.train(model, tokenizer, problems, make.BASE)
     save(model, tokenizer, folder)
 
 

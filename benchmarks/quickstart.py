@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks import Measure, show
+from benchmarks.world import HERE
 from retort.store import InputFolder, Store, folder
 
-JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
+JOB = HERE / "job.yaml"
 
 
 def run(store: str) -> tuple[float, float, dict[str, Any]]:

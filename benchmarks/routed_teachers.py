@@ -25,9 +25,10 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks import Measure, show
-from benchmarks.other_student import HERE, save
+from benchmarks.other_student import save
 from benchmarks.seeds import SEEDS, Scores
 from benchmarks.students import job_of, made_in, share, tell, trained
+from benchmarks.world import HERE, module
 from retort.spec import JobSpec
 
 HALVES = {
@@ -41,16 +42,9 @@ NUM_PROBLEMS, NUM_EPOCHS = 2_700, 12
 LEAST_SHARE = 0.95
 
 
-def _quickstart(name: str) -> Any:
-    """Returns a module of the quickstart's own."""
-    if str(HERE) not in sys.path:
-        sys.path.insert(0, str(HERE))
-    return __import__(name)
-
-
 def write_rows(folder: Path) -> dict[str, str]:
     """Writes the quickstart's problems with the half that each belongs to; returns the files."""
-    make, world = _quickstart("make"), _quickstart("world")
+    make, world = module("make"), module("world")
     seen, files = set[str](), {}
     for split, number in make.NUM_ROWS.items():
         kinds = {p.question: p.kind for p in islice(world.problems(split, make.SEED, seen), number)}
@@ -68,7 +62,7 @@ def write_rows(folder: Path) -> dict[str, str]:
 
 def teach(folder: Path, half: str) -> None:
     """Trains a teacher by the quickstart's recipe on problems of its half alone."""
-    make, world, learn = (_quickstart(name) for name in ("make", "world", "learn"))
+    make, world, learn = (module(name) for name in ("make", "world", "learn"))
     torch.set_num_threads(1)
     recipe = replace(make.TEACHER, num_problems=NUM_TAUGHT)
     tokenizer, seen = AutoTokenizer.from_pretrained(HERE / "models" / "teacher"), set[str]()

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import show
+from benchmarks.world import HERE
 from retort import metrics
 from retort.data import task_types
 from retort.records import Response, read_lines
@@ -23,7 +23,7 @@ from retort.spec import load
 from retort.stages.stage import read_examples
 from retort.store import Folder
 
-JOB = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "job.yaml"
+JOB = HERE / "job.yaml"
 SEEDS = (0, 1, 2)
 NUM_RESAMPLES = 10_000
 Scores = dict[str, dict[str, list[float]]]  # by role and example's id: the score, and 1

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from benchmarks import Measure, show
+from benchmarks.world import HERE
 from retort.events import Reporter
 from retort.jobs.finding import FoundModel
 from retort.jobs.shadow import ShadowRequest, drift_of, shadow
@@ -30,7 +31,6 @@ from retort.store import open_store
 
 SPANS, IN_A_RECORD, REQUESTS = 100_000, 500, 500
 TRAININGS, WINDOWS, TRAINING, WINDOW, NEW = 20, 10, 1500, 250, 0.2
-QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
 STARTED = 1_795_946_400_000_000_000  # 2026-11-29, in nanoseconds
 
 
@@ -136,11 +136,11 @@ def read(folder: Path, number: int) -> float:
 
 def answered(folder: Path) -> float:
     """Returns the seconds of a shadow of two models, their engines' starts with it."""
-    rows = [json.loads(line) for line in (QUICKSTART / "data/test.jsonl").open()][:REQUESTS]
+    rows = [json.loads(line) for line in (HERE / "data/test.jsonl").open()][:REQUESTS]
     path = folder / "asked.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     student, champion = (
-        FoundModel(name, str(QUICKSTART / "models" / name), {}) for name in ("base", "teacher")
+        FoundModel(name, str(HERE / "models" / name), {}) for name in ("base", "teacher")
     )
     notes = Reporter(lambda event: None)
     request = ShadowRequest(Traffic(traffic=str(path)), REQUESTS, task_type="math")

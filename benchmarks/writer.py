@@ -9,14 +9,13 @@ import random
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from benchmarks.world import module
 from retort.stages.expand.ways import SELF_INSTRUCT
 
-HERE = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
 NUM_SHOWN, NUM_LISTED, NUM_WRITTEN, NUM_LISTS, SEED = 3, 8, 4, 6_000, 7
 TEMPLATE = (
     "{{ '<bos>' }}{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -34,13 +33,11 @@ def listed(questions: list[str]) -> str:
 
 def make_writer(folder: Path) -> None:
     """Trains the model on lists of training problems of the quickstart's world and writes it."""
-    sys.path.insert(0, str(HERE))
-    quickstart: Any = __import__("make")
-    learn, world, words = __import__("learn"), __import__("world"), __import__("tokenizer")
+    make, learn, world, words = map(module, ("make", "learn", "world", "tokenizer"))
     seen: set[str] = set()
-    for split, count in quickstart.NUM_ROWS.items():
-        list(islice(world.problems(split, quickstart.SEED, seen), count))
-    own = world.problems("train", quickstart.SEED + SEED, seen)
+    for split, count in make.NUM_ROWS.items():
+        list(islice(world.problems(split, make.SEED, seen), count))
+    own = world.problems("train", make.SEED + SEED, seen)
     pool = [problem.question for problem in islice(own, 4 * NUM_LISTS)]
     tokenizer = words.make_tokenizer([*world.sample_texts(), listed(pool)])
     tokenizer.chat_template = TEMPLATE

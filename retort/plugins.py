@@ -13,7 +13,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -113,10 +113,11 @@ def _is_from(module: ModuleType, path: Path) -> bool:
     return module.__file__ is not None and Path(module.__file__).resolve() == path.resolve()
 
 
-def module_names(package: ModuleType) -> list[str]:
+@cache
+def module_names(package: ModuleType) -> tuple[str, ...]:
     """Returns the names of the plug-in files in a package folder, sorted."""
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def function_names(module_name: str) -> list[str]:
@@ -205,7 +206,7 @@ def check_options(
             raise SpecError(f"{kind} {name}: unknown option '{option}'{near}; it has: {listed}")
 
 
-def unknown(kind: str, name: str, names: list[str], own: str = "package.module:name") -> str:
+def unknown(kind: str, name: str, names: Sequence[str], own: str = "package.module:name") -> str:
     """Returns the message that refuses an unknown name; `own` is how users name their plug-in."""
     return (
         f"unknown {kind} '{name}'{did_you_mean(name, names)}; "

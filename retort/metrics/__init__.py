@@ -27,6 +27,8 @@ from retort.metrics.kinds import value as value
 from retort.metrics.scoring import Metric, deciding, labels_of, place
 from retort.metrics.scoring import Statistics as Statistics
 from retort.metrics.scoring import confusion as confusion
+from retort.metrics.scoring import decided as decided
+from retort.metrics.scoring import scored as scored
 from retort.metrics.scoring import statistics as statistics
 from retort.records import Example
 

@@ -3,7 +3,8 @@ is.
 
 What a student knows before counts as m examples more; it is 0 for one that begins with nothing, and
 the plain power law then. Of a student that knows something the error hardly falls at first, and
-each doubling gains more than the one before until n is as large as m.
+each doubling gains more than the one before until n is as large as m. Its end, e_inf, is looked for
+around the teacher's own error, rather above than below.
 
 All sizes are resampled on the same validation examples, so that their errors are paired. To each
 resample a curve is drawn of many, each as probable as its prior and its distance from the errors
@@ -25,16 +26,17 @@ from retort.metrics.bootstrap import ExampleStatistics, resampled
 from retort.metrics.kinds import Array, kind, lower_is_better
 
 NUM_DRAWS = 1000
-# Of b: what is measured of learners lies around a half, and seldom below a tenth or above one.
-EXPONENTS = np.geomspace(0.05, 2.0, 16)
-EXPONENT_PRIOR = -0.5 * (np.log(EXPONENTS / 0.5) / 0.7) ** 2
-# Of m, as a share of the largest number of examples.
-KNOWN, KNOWN_PRIOR = np.array([0.0, 0.3, 1.0, 4.0]), np.log([0.25, 0.25, 0.25, 0.25])
+# Of m, as a share of the largest number of examples; each is as probable as the others.
+KNOWN = np.array([0.0, 0.3, 1.0, 4.0])
+# Of b: what is measured of learners that begin with nothing lies around a half, and seldom below a
+# tenth or above one; of students that know something the error falls faster, once it falls.
+EXPONENTS, USUAL = np.geomspace(0.05, 4.0, 16), np.where(KNOWN == 0, 0.5, 1.0)
 # Each m with each b, and what is known of them before.
 SHAPES = np.stack([each.ravel() for each in np.meshgrid(KNOWN, EXPONENTS, indexing="ij")])
-SHAPE_PRIOR = (KNOWN_PRIOR[:, None] + EXPONENT_PRIOR).ravel()
-# Of e_inf, as a share of the lowest error.
-FLOORS = np.linspace(0.0, 1.0, 13)
+SHAPE_PRIOR = (-0.5 * (np.log(EXPONENTS / USUAL[:, None]) / 0.7) ** 2).ravel()
+# Of e_inf, as a share of the lowest error, and how fast it is less probable above and below the
+# share that the teacher's error is.
+FLOORS, ABOVE, BELOW = np.linspace(0.0, 1.0, 13), 0.25, 0.5
 # What two trainings of the same size differ by, as a share of the metric's range (standard
 # deviations), around one in a hundred.
 NOISES = np.geomspace(0.0025, 0.04, 5)
@@ -126,9 +128,16 @@ def speeds_up(sizes: Sequence[int], errors: Sequence[float]) -> bool:
     return half > 0 and float(drops[-half:].mean()) > 1.5 * max(float(drops[:half].mean()), MISFIT)
 
 
-def fit(metric: str, sizes: Sequence[int], errors_RP: Array, seed: int = 0) -> LearningCurve:
+def fit(
+    metric: str,
+    sizes: Sequence[int],
+    errors_RP: Array,
+    seed: int = 0,
+    teacher_R: Array | None = None,
+) -> LearningCurve:
     """Returns the curves that fit the resampled errors of so many examples each. Their floor is
-    between the metric's best value and the lowest error; none rises.
+    between the metric's best value and the lowest error, and where the teacher's errors are given
+    rather near them; none rises.
 
     Raises `ValueError` for fewer than two sizes.
     """
@@ -138,15 +147,16 @@ def fit(metric: str, sizes: Sequence[int], errors_RP: Array, seed: int = 0) -> L
     lowest_R = errors_RP.min(axis=1)
     least = 0.0 if kind(metric).bounds or lower_is_better(metric) else None
     least_R = np.zeros_like(lowest_R) if least is not None else lowest_R - 2 * scale
+    floor_prior = _floor_prior(least_R, lowest_R, teacher_R)
     x_P = np.asarray(sizes, dtype=np.float64) / max(sizes)
     doublings_P = np.abs(np.log2(x_P))
     scores, drops, spreads = [], [], []
     for noise, prior in zip(NOISES * scale, NOISE_PRIOR, strict=True):
         weights_P = 1 / (noise**2 + (MISFIT * scale * doublings_P) ** 2)
-        for share in FLOORS:
+        for share, floor in zip(FLOORS, floor_prior, strict=True):
             y_RP = errors_RP - (least_R + share * (lowest_R - least_R))[:, None]
             score, drop, spread = _amplitudes(x_P, y_RP, weights_P)
-            scores.append(score + prior)
+            scores.append(score + prior + floor)
             drops.append(drop)
             spreads.append(np.broadcast_to(spread, drop.shape))
     random = np.random.default_rng(seed)
@@ -167,6 +177,16 @@ def fit(metric: str, sizes: Sequence[int], errors_RP: Array, seed: int = 0) -> L
         NOISES[noise] * scale,
         scale,
     )
+
+
+def _floor_prior(least_R: Array, lowest_R: Array, teacher_R: Array | None) -> Array:
+    """Returns the log-probability of each floor, up to a constant: all are the same without a
+    teacher."""
+    if teacher_R is None:
+        return np.zeros(len(FLOORS))
+    room = max(float((lowest_R - least_R).mean()), 1e-9)
+    beyond = FLOORS - np.clip(float((teacher_R - least_R).mean()) / room, 0.0, 1.0)
+    return np.where(beyond > 0, -beyond / ABOVE, beyond / BELOW)
 
 
 def _amplitudes(x_P: Array, y_RP: Array, weights_P: Array) -> tuple[Array, Array, Array]:

@@ -33,26 +33,46 @@ def statistics(
     `SpecError` for an unknown metric, and for a user's metric that returns anything but a finite
     number or None.
     """
-    own, labels = metrics_of(task_type), labels_of(task_type, examples)
-    by = deciding(task_type)
-    result: Statistics = {}
-    for name in dict.fromkeys([*own, *names, AGREEMENT]):
-        metric = find(name)
-        scores: dict[str, list[float]] = {}
-        for example in examples:
-            text = answers[example.id]
-            if name == AGREEMENT:
-                score = metric(example, text, teacher[example.id], task_type, by)
-            elif name == MACRO_F1:
-                score = metric(example, text, task_type, labels)
-            else:
-                score = metric(example, text, task_type)
-            if score is not None:
-                scores[example.id] = _vector(name, example, score)
-        if scores:
-            result[name] = scores
-    decides = next((name for name in own if name in result), AGREEMENT)
-    return {name: result[name] for name in (decides, *result) if name in result}
+    own, every = metrics_of(task_type), (task_type, examples, answers, teacher)
+    found = {name: scored(name, *every) for name in dict.fromkeys([*own, *names, AGREEMENT])}
+    decides = next((name for name in own if found[name]), AGREEMENT)
+    return {name: found[name] for name in (decides, *found) if found[name]}
+
+
+def decided(
+    task_type: TaskType,
+    examples: Sequence[Example],
+    answers: dict[str, str],
+    teacher: dict[str, str],
+) -> tuple[str, dict[str, list[float]]]:
+    """Returns the deciding metric and its statistics alone, as `statistics` does."""
+    found: dict[str, list[float]] = {}
+    for name in (*metrics_of(task_type), AGREEMENT):
+        if found := scored(name, task_type, examples, answers, teacher):
+            break
+    return name, found
+
+
+def scored(
+    name: str,
+    task_type: TaskType,
+    examples: Sequence[Example],
+    answers: dict[str, str],
+    teacher: dict[str, str],
+) -> dict[str, list[float]]:
+    """Returns one metric's statistics by the example's id."""
+    metric, further = find(name), tuple[Any, ...]()
+    if name == AGREEMENT:
+        further = (deciding(task_type),)
+    elif name == MACRO_F1:
+        further = (labels_of(task_type, examples),)
+    scores: dict[str, list[float]] = {}
+    for example in examples:
+        own = (teacher[example.id],) if name == AGREEMENT else ()
+        score = metric(example, answers[example.id], *own, task_type, *further)
+        if score is not None:
+            scores[example.id] = _vector(name, example, score)
+    return scores
 
 
 def deciding(task_type: TaskType) -> list[Metric]:

@@ -31,7 +31,7 @@ from retort.store import Artifact, InputFolder
 # The subsets: 1/16, 1/8 ... of what is stored, of so many examples at least.
 PARTS, LEAST_EXAMPLES = (16, 8, 4, 2), 8
 # On this part the other loss is tried, where the job's own controls did not.
-PROBE = 4
+PROBE = 8
 MORE = (1000, 2000, 10_000)
 # A doubling of the examples that gains less than this share of the metric's range gains nothing.
 LEAST_GAIN = 0.005
@@ -161,7 +161,7 @@ def _planned(
     metric, knobs, (examples, kept, inputs) = whole.metric, job.spec.evaluate, read
     errors = errors_of(metric, [*(p.statistics for p in points), whole.teacher], knobs.seed)
     sizes = [point.num_examples for point in points]
-    curve = fit(metric, sizes, errors[:, :-1], knobs.seed)
+    curve = fit(metric, sizes, errors[:, :-1], knobs.seed, errors[:, -1])
     least = LEAST_GAIN * curve.scale
     cost = prompt_cost(job.spec, InputFolder(inputs["generate"].uri), examples, len(kept))
     told = np.geomspace(sizes[0], sizes[-1] * SHOWN, 33)

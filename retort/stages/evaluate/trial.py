@@ -36,10 +36,11 @@ def score(stage: Stage) -> dict[str, Any]:
     asked, teacher = _asked(stage)
     answers = {r.id: r.text for r in read_lines(Response, stage.out.read(ANSWERS))}
     kind = task_types.load(stage.spec.prepare.task_type)
-    texts = {"student": {e.id: answers[e.id] for e in asked}, "teacher": teacher}
-    found = {role: metrics.statistics(kind, asked, own, teacher) for role, own in texts.items()}
-    metric = next(iter(found["student"]))
-    statistics = {role: own[metric] for role, own in found.items()}
+    metric, student = metrics.decided(kind, asked, answers, teacher)
+    statistics = {
+        "student": student,
+        "teacher": metrics.scored(metric, kind, asked, teacher, teacher),
+    }
     stage.out.write_json(STATISTICS, {"metric": metric, **statistics})
     means = {
         role: metrics.interval(metric, own, 100, seed=0)["value"]
