@@ -6,6 +6,7 @@ Batches are padded on the left; the signal is read from the model's own logits o
 # B batch, T time, V vocabulary, K teacher top-k
 import time
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice, starmap
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False
 PENALTIES = False
 parse = parse_local
+# Of a batch that is scored: its tokens at most, and what its width is a multiple of.
+TOKENS, STEP = 2048, 16
 
 
 def open_engine(settings: Settings) -> "TransformersEngine":
@@ -47,6 +50,7 @@ class TransformersEngine:
         self._model = model.to(resolve_device(settings.runtime["device"])).eval()
         limit = int(getattr(model.config, "max_position_embeddings", 1 << 30))
         self._max_length = min(settings.max_model_len or limit, limit)
+        self._has_experts = "expert" in model.config.to_json_string()
         self._end_ids = end_ids(self._model, self._tokenizer)
         torch.manual_seed(settings.seed)
         self.facts = {
@@ -81,21 +85,44 @@ class TransformersEngine:
         self._model.load_state_dict(_load(folder, self._model.dtype).state_dict())
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
-        """Yields the signal of existing answers, one forward pass each."""
-        for request in filter(None, requests):
-            rows, answers = tokenize(self._tokenizer, [request], self._max_length)
+        """Yields the signal of existing answers, those of about one length together.
+
+        A row's length alone decides the shape of its batch, which empty rows fill. So its scores do
+        not depend on what else is asked, in no bit: a run that was killed makes other batches.
+        """
+        source, more = iter(requests), True
+        while more:
+            batch, more = take_requests(source, self._settings.runtime["max_num_seqs"])
+            rows, answers = tokenize(self._tokenizer, batch, self._max_length)
             yield from answers
-            for row in rows:
-                start = len(row.prompt_ids)
-                with self._torch.inference_mode():
-                    ids_1T = self._torch.tensor([row.ids], device=self._model.device)
-                    logits_TV = self._model(ids_1T).logits[0, start - 1 : -1]
-                self.steps += 1
-                top = self._top_k(logits_TV[:, None], ids_1T[:, start:])
-                text = self._tokenizer.decode(row.answer_ids, skip_special_tokens=True)
-                signal = captured(*(part[0] for part in top))
-                raw = local_raw(row.prompt_ids, row.answer_ids, "stop", text)
-                yield Answer(request.id, raw, signal)
+            for width, alike in groupby(sorted(rows, key=self._width), key=self._width):
+                while few := list(islice(alike, self._num_at_once(width))):
+                    yield from self._score(few, width)
+
+    def _width(self, row: TokenizedRequest) -> int:
+        return min(-(-len(row.ids) // STEP) * STEP, self._max_length)
+
+    def _num_at_once(self, width: int) -> int:
+        """Returns how many rows of a width are scored at once; one where a token's expert sees how
+        many others it has."""
+        return 1 if self._has_experts else max(1, TOKENS // width)
+
+    def _score(self, rows: list[TokenizedRequest], width: int) -> Iterator[Answer]:
+        torch, pad = self._torch, self._tokenizer.pad_token_id
+        ids_BT = torch.full((self._num_at_once(width), width), pad)
+        for index, row in enumerate(rows):
+            ids_BT[index, : len(row.ids)] = torch.tensor(row.ids)
+        ids_BT = ids_BT.to(self._model.device)
+        with torch.inference_mode():
+            # What follows a row changes nothing of it, so that no mask is needed.
+            logits_BTV = self._model(ids_BT).logits
+        self.steps += 1
+        for index, row in enumerate(rows):
+            start, end = len(row.prompt_ids), len(row.ids)
+            top = self._top_k(logits_BTV[index, start - 1 : end - 1], ids_BT[index, start:end])
+            text = self._tokenizer.decode(row.answer_ids, skip_special_tokens=True)
+            raw = local_raw(row.prompt_ids, row.answer_ids, "stop", text)
+            yield Answer(row.request.id, raw, captured(*top))
 
     def _batch(self, rows: list[TokenizedRequest]) -> Iterator[Answer]:
         torch, settings = self._torch, self._settings
@@ -124,7 +151,12 @@ class TransformersEngine:
                 **(ends if settings.stop else {}),
             )
         new_ids = out.sequences[:, width:].tolist()
-        top = self._top_k(out.logits, out.sequences[:, width:]) if settings.top_k else None
+        top: list[Any] = []
+        if settings.top_k:
+            steps = zip(out.logits, out.sequences[:, width:].T, strict=True)
+            top = [
+                np.stack(part, axis=1) for part in zip(*starmap(self._top_k, steps), strict=True)
+            ]
         for index, row in enumerate(rows):
             new, reason = self._cut(new_ids[index][: room[index]])
             ids = [*row.answer_ids, *new]
@@ -168,19 +200,13 @@ class TransformersEngine:
                 return ids[: index + 1], "stop"
         return ids, "length"
 
-    def _top_k(self, logits: Any, targets_BT: Any) -> tuple[Any, ...]:
-        """Returns a signal's arrays, each with the batch first; `logits` are T times [B, V]."""
-        torch = self._torch
-        kept: list[tuple[Any, ...]] = []
-        for step, logits_BV in enumerate(logits):
-            logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-            values_BK, ids_BK = logprobs_BV.topk(self._settings.top_k, dim=-1)
-            target_B1 = targets_BT[:, step : step + 1]
-            kept.append(
-                (ids_BK, values_BK, target_B1[:, 0], logprobs_BV.gather(1, target_B1)[:, 0])
-            )
+    def _top_k(self, logits_NV: Any, targets_N: Any) -> tuple[Any, ...]:
+        """Returns a signal's arrays of N tokens."""
+        logprobs_NV = self._torch.log_softmax(logits_NV.float(), dim=-1)
+        values_NK, ids_NK = logprobs_NV.topk(self._settings.top_k, dim=-1)
+        chosen_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
         ids, values, targets, chosen = (
-            torch.stack(part, dim=1).cpu().numpy() for part in zip(*kept, strict=True)
+            part.cpu().numpy() for part in (ids_NK, values_NK, targets_N, chosen_N)
         )
         return ids.astype(np.int32), values, targets.astype(np.int32), chosen
 

@@ -190,3 +190,27 @@ def test_a_sample_of_transformers_is_that_of_its_seed_whatever_is_beside_it(tmp_
         alone |= answers([request])
     assert together == alone
     assert answers([replace(requests[0], seed=5)])["0"] != together["0"]
+
+
+def test_what_a_text_is_scored_with_does_not_depend_on_what_else_is_scored(tmp_path):
+    runtime = {"device": "cpu", "max_num_seqs": 64}
+    folder = str(save_model(tmp_path / "model", seed=3))
+    engine = find_engine("transformers").open_engine(
+        Settings(folder, 0.0, 1.0, 9, 64, TOP_K, "float32", 0, runtime)
+    )
+    texts = [f"{i} + {3 * i} = {'1' * (i % 7)}" for i in range(150)]
+    requests = [
+        Request(str(i), [{"role": "user", "content": text[:5]}], response=text)
+        for i, text in enumerate(texts)
+    ]
+    scored = {answer.id: answer for answer in engine.score(requests)}
+    assert len(scored) == len(requests)
+    assert engine.steps < 20  # many at once
+    for some in (requests[:1], requests[40:43], requests[::-3]):
+        again = list(engine.score(some))
+        assert len(again) == len(some)
+        for answer in again:
+            own = scored[answer.id]
+            assert answer.raw == own.raw
+            for name in vars(own.signal):
+                assert (getattr(answer.signal, name) == getattr(own.signal, name)).all()
