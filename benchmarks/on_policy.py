@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ LEAST_OVER_STEPS, MOST_NOT_LEARNING, LEAST_OVER_TRL = 0.06, 0.4, 1.5
 
 def spec_of(seed: int, controls: Sequence[str] = CONTROLS, **knobs: int) -> JobSpec:
     """Returns the quickstart with few problems, rounds and their controls."""
-    knobs = {
+    own: dict[str, Any] = {
         "prepare.limit": NUM_PROBLEMS,
         "train.num_epochs": NUM_EPOCHS,
         "train.seed": seed,
@@ -45,7 +46,7 @@ def spec_of(seed: int, controls: Sequence[str] = CONTROLS, **knobs: int) -> JobS
         "train.on_policy": json.dumps({**ROUNDS, **knobs}),
         "report.gate": json.dumps({"min_retention": 0.5}),
     }
-    return load(JOB, [f"{key}={value}" for key, value in knobs.items()])[0]
+    return load(JOB, [f"{key}={value}" for key, value in own.items()])[0]
 
 
 def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
@@ -77,7 +78,7 @@ def parts_of(spec: JobSpec, artifacts: Mapping[str, Artifact], first: int) -> di
 def own_tokens_a_second(store: str) -> float:
     """Returns the tokens that a student wrote in rounds over the time of these rounds, after the
     first: each answer is learned from once. With one thread."""
-    spec = spec_of(0, controls=(), rounds=TIMED, passes=1)
+    spec = spec_of(0, controls=(), rounds=TIMED, prompts=NUM_PROBLEMS, passes=1)
     artifacts = made_in(store, spec)
     rows = InputFolder(artifacts["train"].uri).read_manifest()["facts"]["rounds"]
     written = sum(row["num"] * row["length"] for row in rows[1:])
