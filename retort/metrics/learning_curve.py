@@ -36,13 +36,14 @@ SHAPES = np.stack([each.ravel() for each in np.meshgrid(KNOWN, EXPONENTS, indexi
 SHAPE_PRIOR = (-0.5 * (np.log(EXPONENTS / USUAL[:, None]) / 0.7) ** 2).ravel()
 # Of e_inf, as a share of the lowest error, and how fast it is less probable above and below the
 # share that the teacher's error is.
-FLOORS, ABOVE, BELOW = np.linspace(0.0, 1.0, 13), 0.25, 0.5
+FLOORS, ABOVE, BELOW = np.linspace(0.0, 1.0, 13), 0.3, 0.5
 # What two trainings of the same size differ by, as a share of the metric's range (standard
 # deviations), around one in a hundred.
 NOISES = np.geomspace(0.0025, 0.04, 5)
 NOISE_PRIOR = -0.5 * (np.log(NOISES / 0.01) / 0.7) ** 2
-# How far a curve of this form is off, for each doubling between a size and the largest.
-MISFIT = 0.01
+# How far a curve of this form is off, for each doubling between a size and the largest, within what
+# was measured and beyond.
+MISFIT_WITHIN, MISFIT = 0.003, 0.01
 BAND = (0.1, 0.9)
 
 
@@ -152,7 +153,7 @@ def fit(
     doublings_P = np.abs(np.log2(x_P))
     scores, drops, spreads = [], [], []
     for noise, prior in zip(NOISES * scale, NOISE_PRIOR, strict=True):
-        weights_P = 1 / (noise**2 + (MISFIT * scale * doublings_P) ** 2)
+        weights_P = 1 / (noise**2 + (MISFIT_WITHIN * scale * doublings_P) ** 2)
         for share, floor in zip(FLOORS, floor_prior, strict=True):
             y_RP = errors_RP - (least_R + share * (lowest_R - least_R))[:, None]
             score, drop, spread = _amplitudes(x_P, y_RP, weights_P)

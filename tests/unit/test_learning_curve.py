@@ -15,8 +15,10 @@ def students(errors: list[float], seed: int = 0) -> list[dict[str, list[float]]]
     return [{str(i): [float(hard[i] >= error), 1.0] for i in range(V)} for error in errors]
 
 
-def curve_of(error, sizes=SIZES):
-    return fit("accuracy", sizes, errors_of("accuracy", students([error(n) for n in sizes]), 0))
+def curve_of(error, sizes=SIZES, teacher=None):
+    made = students([error(n) for n in sizes])
+    own = None if teacher is None else errors_of("accuracy", students([teacher]), 0)[:, 0]
+    return fit("accuracy", sizes, errors_of("accuracy", made, 0), teacher_R=own)
 
 
 def power(floor: float, drop: float, exponent: float):
@@ -45,6 +47,27 @@ def test_a_student_that_knows_something_gains_more_with_each_doubling_and_that_i
         said = curve.error(1024 * times)
         assert said.low <= error(1024 * times) <= said.high
         assert abs(said.value - error(1024 * times)) < 0.025 * times
+
+
+def test_the_end_of_a_curve_is_looked_for_around_the_teachers_error():
+    def error(n: int) -> float:
+        return 0.05 + 0.25 * ((n + 700) / 764) ** -1.2
+
+    alone, beside, bad = curve_of(error), curve_of(error, teacher=0.05), curve_of(error, teacher=1)
+    came = error(4096)
+    assert abs(beside.error(4096).value - came) < abs(alone.error(4096).value - came)
+    assert bad.gain(4096).value < alone.gain(4096).value < beside.gain(4096).value
+
+
+@pytest.mark.parametrize("teacher", [0.0, 0.1, 0.5])
+def test_a_teacher_does_not_hide_where_a_student_ends(teacher):
+    """One that is too small for the task, or one that is better than its teacher."""
+    error = power(0.2, 0.4, 0.8)
+    curve = curve_of(error, teacher=teacher)
+    for times in (2, 4):
+        said = curve.error(1024 * times)
+        assert said.low <= error(1024 * times) <= said.high
+        assert abs(said.value - error(1024 * times)) < 0.0125 * times
 
 
 def test_a_curve_that_ended_promises_nothing_and_none_rises():

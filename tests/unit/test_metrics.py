@@ -118,7 +118,11 @@ def test_what_decides_is_the_first_that_applies_and_agreement_where_no_answer_is
         (math, example("7"), ["rouge_1", "accuracy"], ["accuracy", "rouge_1", "agreement"]),
         (qa, example("A", options={"A": "x", "B": "y"}), (), ["accuracy", "macro_f1", "agreement"]),
     ):
-        assert list(statistics(task_type, [asked], texts, texts, names)) == expected
+        found = statistics(task_type, [asked], texts, texts, names)
+        assert list(found) == expected
+        metric, alone = metrics.decided(task_type, [asked], texts, texts)
+        assert metric == expected[0]
+        assert alone == found[metric]
 
 
 def test_labels_that_differ_from_row_to_row_are_counted_by_what_they_are():
