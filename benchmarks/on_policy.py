@@ -28,7 +28,7 @@ from retort.store import Artifact, InputFolder
 
 NUM_PROBLEMS, NUM_EPOCHS = 2000, 14
 NUM_ROUNDS, TIMED = 8, 4
-ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 8, "learning_rate": 3e-3, "held_out": 64}
+ROUNDS = {"rounds": NUM_ROUNDS, "prompts": 1024, "passes": 9, "learning_rate": 3e-3, "held_out": 64}
 CONTROLS = ("offline_steps", "offline_cost")
 ROLES = ("student", "offline", *CONTROLS)
 # What is claimed: points over equal steps in each seed, the interval's bound over equal cost, the
@@ -56,7 +56,8 @@ def trained(store: str, seed: int) -> tuple[dict[str, dict[str, list[float]]], d
     spec = spec_of(seed)
     artifacts = made_in(store, spec)
     found = {role: accuracies(spec, artifacts, training_of(role)) for role in ROLES}
-    seconds = parts_of(spec, artifacts, 1)
+    # In the first round the engines start.
+    seconds = parts_of(spec, artifacts, 2)
     for row in InputFolder(artifacts["train"].uri).read_manifest()["facts"]["rounds"]:
         print(f"seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     counts = {role: sum(score for score, _ in found[role].values()) for role in ROLES}
