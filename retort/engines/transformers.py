@@ -21,8 +21,9 @@ GIVES_SIGNAL = SCORES = CONTINUES = True
 REMOTE = False
 PENALTIES = False
 parse = parse_local
-# Of a batch that is scored: its tokens at most, and what its width is a multiple of.
-TOKENS, STEP = 2048, 16
+# Texts that are scored are put together by their length among so many; a batch has so many tokens
+# at most, and its width is a multiple of the last.
+AMONG, TOKENS, STEP = 512, 2048, 16
 
 
 def open_engine(settings: Settings) -> "TransformersEngine":
@@ -92,7 +93,7 @@ class TransformersEngine:
         """
         source, more = iter(requests), True
         while more:
-            batch, more = take_requests(source, self._settings.runtime["max_num_seqs"])
+            batch, more = take_requests(source, AMONG)
             rows, answers = tokenize(self._tokenizer, batch, self._max_length)
             yield from answers
             for width, alike in groupby(sorted(rows, key=self._width), key=self._width):

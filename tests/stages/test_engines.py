@@ -193,7 +193,7 @@ def test_a_sample_of_transformers_is_that_of_its_seed_whatever_is_beside_it(tmp_
 
 
 def test_what_a_text_is_scored_with_does_not_depend_on_what_else_is_scored(tmp_path):
-    runtime = {"device": "cpu", "max_num_seqs": 64}
+    runtime = {"device": "cpu", "max_num_seqs": 4}
     folder = str(save_model(tmp_path / "model", seed=3))
     engine = find_engine("transformers").open_engine(
         Settings(folder, 0.0, 1.0, 9, 64, TOP_K, "float32", 0, runtime)
