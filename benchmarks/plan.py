@@ -5,12 +5,13 @@ came with a half and with all of it.
 its teacher's distributions; sentences whose label is that of most of their words; questions whose
 answer is a word's own. The base of each has learned before: from other problems, so that it answers
 more than half of these rightly, or the most frequent words; words are as frequent as in a language,
-so that many are rare. Of students that began with nothing the curve is none: those of the problems
-answer none rightly until they have a thousand, and plans warn of such curves. Each seed draws rows
-and trainings anew; with seeds below 10 the curve's priors were chosen. A plan is made of the job
-with a quarter of its examples (`train.max_examples`), then students learn from two and four times
-as many, and their validation score is compared with the plan's 80% band. Trainings run in this
-process, so that the time is theirs and not that of starting processes.
+so that many are rare, without an end. Of students that began with nothing the curve is none: those
+of the problems answer none rightly until they have a thousand, and plans warn of such curves. Nor
+is it where most words are known and those that are left are learned all at once. Each seed draws
+rows and trainings anew; with seeds below 10 the curve's priors were chosen. A plan is made of the
+job with a quarter of its examples (`train.max_examples`), then students learn from two and four
+times as many, and their validation score is compared with the plan's 80% band. Trainings run in
+this process, so that the time is theirs and not that of starting processes.
 """
 
 import json
