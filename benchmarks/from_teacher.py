@@ -35,10 +35,10 @@ from retort.store import Folder, Store
 
 SEEDS = (0, 1, 2)
 CUT = "train.student={from_teacher: {layers: 2}}"
-# 2,000 problems, of which about 1,980 answers are kept, in seven passes.
-KNOBS = ("prepare.limit=2000", "train.num_epochs=7", "train.learning_rate=2e-3")
+# 2,000 problems, of which about 1,980 answers are kept, in nine passes.
+KNOBS = ("prepare.limit=2000", "train.num_epochs=9", "train.learning_rate=2e-3")
 LOSS = "train.losses=[{name: forward_kl}]"
-OTHERS = ("train.controls=[random_start]", "report.gate={}")
+OTHERS = ("train.controls=[random_start]", "report.gate={min_retention: 0.5}")
 # Only the answers count here.
 SHORT = ("evaluate.rounds=1", "evaluate.likelihood=false", "evaluate.latency_samples=2")
 NUM_TEACHERS = 4
