@@ -88,8 +88,8 @@ class TransformersEngine:
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the signal of existing answers, those of about one length together.
 
-        A row's length alone decides the shape of its batch, which empty rows fill. So its scores do
-        not depend on what else is asked, in no bit: a run that was killed makes other batches.
+        A row's length alone decides the shape of its batch, and empty rows fill it. So its scores
+        are the same in every bit whatever else is asked, also in a run that goes on after a kill.
         """
         source, more = iter(requests), True
         while more:
@@ -104,8 +104,8 @@ class TransformersEngine:
         return min(-(-len(row.ids) // STEP) * STEP, self._max_length)
 
     def _num_at_once(self, width: int) -> int:
-        """Returns how many rows of a width are scored at once; one where a token's expert sees how
-        many others it has."""
+        """Returns how many rows of a width are scored at once. It is one for a model with experts:
+        how an expert computes one token depends on the number of tokens that it is given."""
         return 1 if self._has_experts else max(1, TOKENS // width)
 
     def _score(self, rows: list[TokenizedRequest], width: int) -> Iterator[Answer]:
