@@ -12,7 +12,6 @@ import json
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect.blocks.fields import SecretDict
@@ -26,6 +25,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from retort.jobs.notify import NOTIFY_URL
+from retort.records import JsonObject
 
 # Prefect's kind of worker by the name of the pool.
 POOLS = {
@@ -106,12 +106,12 @@ async def pool(client: PrefectClient, name: str) -> str:
         return f"work pool {name}: made, for {kind} workers"
 
 
-def _of_kubernetes(default: dict[str, Any]) -> dict[str, Any]:
-    template: dict[str, Any] = json.loads(KUBERNETES_TEMPLATE.read_text(encoding="utf-8"))
+def _of_kubernetes(default: JsonObject) -> JsonObject:
+    template: JsonObject = json.loads(KUBERNETES_TEMPLATE.read_text(encoding="utf-8"))
     return template
 
 
-def _of_docker(default: dict[str, Any]) -> dict[str, Any]:
+def _of_docker(default: JsonObject) -> JsonObject:
     """Returns the default template with a variable for further settings of a container."""
     name = "container_create_kwargs"
     knob = {"type": "object", "title": "Further settings", "default": {}}

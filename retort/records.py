@@ -9,8 +9,10 @@ import orjson
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+# An object of JSON, as it is read or about to be written: what it holds is known to who reads it.
+JsonObject = dict[str, Any]
 # {role, content}, both texts; an assistant's turn may have tool_calls, a tool's turn tool_call_id
-Message = dict[str, Any]
+Message = JsonObject
 Record = TypeVar("Record")
 
 State = Literal["accepted", "truncated", "refused", "filtered", "too_long", "failed"]
@@ -32,8 +34,8 @@ class Example:
     messages: list[Message]
     expected: str | None = None
     reference: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    tools: list[JsonObject] | None = None
+    metadata: JsonObject = field(default_factory=dict)
     options: dict[str, str] | None = None
     answers: list[str] | None = None
 
@@ -47,10 +49,10 @@ class Row:
     """
 
     messages: list[Message] | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: JsonObject = field(default_factory=dict)
     id: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    tools: list[JsonObject] | None = None
+    metadata: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Removed:
     file: str
     line: int
     reason: str
-    example: dict[str, Any]
+    example: JsonObject
     other: str | None = None
     other_text: str | None = None
     similarity: float | None = None
@@ -119,7 +121,7 @@ class Response:
     prompt_sha256: str = ""
     state: State = "accepted"
     cause: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[JsonObject] | None = None
     example_id: str = ""
     sample: int = 0
     turn: int = 0

@@ -19,6 +19,7 @@ from prefect.states import Completed
 from retort import processes
 from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
+from retort.records import JsonObject
 from retort.spec import (
     ROUND_CONTROLS,
     StageName,
@@ -164,9 +165,9 @@ def make_rounds(job: JobRun, number: int, **inputs: Artifact) -> dict[str, Artif
     return made
 
 
-def facts_of(artifact: Artifact) -> dict[str, Any]:
+def facts_of(artifact: Artifact) -> JsonObject:
     """Returns the facts in an artifact's manifest."""
-    facts: dict[str, Any] = Folder(artifact.uri).read_manifest()["facts"]
+    facts: JsonObject = Folder(artifact.uri).read_manifest()["facts"]
     return facts
 
 

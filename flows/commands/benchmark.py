@@ -10,6 +10,7 @@ from typing import Any
 from flows.commands.options import DONE, load_spec, open_store, say
 from retort import errors
 from retort.events import Event, Reporter, shown
+from retort.records import JsonObject
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
@@ -101,7 +102,7 @@ def _tell(event: Event) -> None:
         say(f"benchmark: {count}, {shown(event['note'])}")
 
 
-def _print(content: dict[str, Any]) -> None:
+def _print(content: JsonObject) -> None:
     """Prints a row for each task and metric, a column a model."""
     from flows.commands.tables import open_console, table_of
     from retort.jobs.benchmark import table

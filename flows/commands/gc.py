@@ -16,6 +16,7 @@ from rich.table import Table
 from flows.commands.options import DONE
 from retort.errors import StoreError
 from retort.jobs import cleanup
+from retort.records import JsonObject
 from retort.store import open_store
 
 
@@ -81,7 +82,7 @@ def _removed(plan: cleanup.CleanupPlan) -> list[cleanup.StoredFolder]:
     return gone
 
 
-def _content(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> dict[str, Any]:
+def _content(plan: cleanup.CleanupPlan, gone: list[cleanup.StoredFolder] | None) -> JsonObject:
     """Returns the command's JSON: sizes in bytes, ages in days. `goes` is what would be removed and
     `stays` what is kept; `removed` is null without --delete."""
     shown = plan.to_remove if gone is None else gone

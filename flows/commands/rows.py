@@ -9,11 +9,11 @@ from typing import Any
 from flows.commands.options import DONE, load_spec, open_store, say, several
 from retort import errors
 from retort.events import shown
-from retort.records import STATES, Example, Response, chat_text
+from retort.records import STATES, Example, JsonObject, Response, chat_text
 
 MOST_REASONS = 20
 # What is counted, the line, and the whole row.
-PrintedRow = tuple[str, str, dict[str, Any]]
+PrintedRow = tuple[str, str, JsonObject]
 
 # What became of rows that are not learned from, for `retort rows`.
 OUTCOMES = {
@@ -96,7 +96,7 @@ def left_out(options: argparse.Namespace) -> Iterator[PrintedRow]:
             yield gone.reason, f"{gone.reason:32} {pair}{like}", vars(gone)
 
 
-def _whole(example: Example, response: Response) -> dict[str, Any]:
+def _whole(example: Example, response: Response) -> JsonObject:
     """Returns a response with all that is known of its example, and the chat it ends."""
     known = {name: getattr(example, name) for name in ("split", "expected", "metadata")}
     reply = {"role": "assistant", "content": response.text}

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from retort.client.models import Evaluation, Models, ModelVersion, Score
 from retort.client.state import JobState, Status
 from retort.errors import SpecError
 from retort.jobs import login, trust
+from retort.records import JsonObject
 from retort.spec import JobSpec, build_at, documents, flat, load
 from retort.store import open_store
 
@@ -51,7 +52,7 @@ class DistillationJob:
     validation_data: str | None = None
     test_data: str | None = None
     task_type: str | None = None
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: JsonObject = field(default_factory=dict)
     name: str | None = None
 
     @property
@@ -155,7 +156,7 @@ class Jobs:
 class JobReport:
     """A job's report: `content` as in report.json; a notebook shows the page."""
 
-    content: dict[str, Any] = field(repr=False)
+    content: JsonObject = field(repr=False)
     page: str = field(repr=False)
 
     def _repr_html_(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from retort.errors import DataError
-from retort.records import Message
+from retort.records import JsonObject, Message
 
 IGNORED = -100
 
@@ -108,7 +108,7 @@ def for_template(chat: list[Message]) -> list[Message]:
     ]
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+def _with_object(call: JsonObject) -> JsonObject:
     function = call.get("function")
     if not isinstance(function, dict):
         return call
@@ -116,7 +116,7 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
     return call if arguments is None else {**call, "function": {**function, "arguments": arguments}}
 
 
-def arguments_of(arguments: Any) -> dict[str, Any] | None:
+def arguments_of(arguments: Any) -> JsonObject | None:
     """Returns the arguments of a tool call as an object, also if they are its JSON; else None."""
     if arguments is None or arguments == "":
         return {}

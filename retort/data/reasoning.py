@@ -6,10 +6,10 @@ nothing marks an answer is an answer as a whole.
 
 import json
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from retort.data.task_types import TaskType, reasoning_of
-from retort.records import Message
+from retort.records import JsonObject, Message
 from retort.spec import Generate
 
 RATIONALE_KEYS = ("reasoning", "rationale", "explanation", "thought", "thoughts", "cot")
@@ -121,7 +121,7 @@ def _joined(*parts: str | None) -> str | None:
     return "\n\n".join(part.strip() for part in parts if part and part.strip()) or None
 
 
-def _fields(text: str) -> dict[str, Any]:
+def _fields(text: str) -> JsonObject:
     """Returns the JSON object in a text, bare or fenced, with keys in lower case; {} if none."""
     first, last = text.find("{"), text.rfind("}")
     if not 0 <= first < last:
@@ -137,7 +137,7 @@ def _fields(text: str) -> dict[str, Any]:
     return {}
 
 
-def _value(fields: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+def _value(fields: JsonObject, keys: tuple[str, ...]) -> str | None:
     """Returns the first field that is not null, as text; a list of texts as lines."""
     for key in keys:
         value = fields.get(key)

@@ -15,6 +15,7 @@ import orjson
 import regex
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 
 # Thai to Khmer, kana, Chinese characters, and those beyond the first 65,536.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -204,7 +205,7 @@ def parts(name: str) -> set[str]:
     return {_bare(fold(word)) for word in name.split()} - LINKS
 
 
-def sound_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def sound_schema(schema: JsonObject) -> JsonObject:
     """Returns a valid JSON schema. Raises ValueError with the fault of an invalid one."""
     import jsonschema
 
@@ -228,13 +229,13 @@ def schema_file(path: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def schema_from(path: str) -> dict[str, Any]:
+def schema_from(path: str) -> JsonObject:
     """Returns the JSON schema of a file, read once."""
-    schema: dict[str, Any] = orjson.loads(Path(path).read_bytes())
+    schema: JsonObject = orjson.loads(Path(path).read_bytes())
     return schema
 
 
-def schema_fault(value: Any, schema: dict[str, Any]) -> str | None:
+def schema_fault(value: Any, schema: JsonObject) -> str | None:
     """Returns the rule that a JSON value breaks and its place, such as "required at $.items[]".
 
     Nothing is downloaded: a reference to another address raises `SpecError`.

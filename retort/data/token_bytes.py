@@ -18,6 +18,7 @@ from typing import Any
 
 from retort.data import encoding
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 # A tokenizer that cannot spell this is no use: letters in both cases, spaces, digits, a new line.
 PROBE = "Hello World, 12 and 345:\n  caf\u00e9 \U0001f600"
@@ -107,7 +108,7 @@ def without_lead(parts: Sequence[bytes], text: str) -> bool | None:
     return True if whole == b" " + wanted else None
 
 
-def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _steps(decoder: JsonObject | None) -> list[JsonObject]:
     """Returns the steps of a decoder, those of a sequence each."""
     if decoder is None:
         return []
@@ -116,13 +117,13 @@ def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [decoder]
 
 
-def _is_bytes(described: dict[str, Any]) -> bool:
+def _is_bytes(described: JsonObject) -> bool:
     """Whether tokens are written as bytes although no decoder says so."""
     pre = described["pre_tokenizer"] or {}
     return any(step["type"] == "ByteLevel" for step in [pre, *pre.get("pretokenizers", [])])
 
 
-def _speller(steps: list[dict[str, Any]]) -> Any:
+def _speller(steps: list[JsonObject]) -> Any:
     """Returns the function from a token's text to its bytes."""
     kinds = {step["type"] for step in steps}
     if not steps or "ByteLevel" in kinds:

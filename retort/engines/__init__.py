@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from retort.errors import SpecError
 from retort.plugins import find_file
-from retort.records import Message, Response, State
+from retort.records import JsonObject, Message, Response, State
 from retort.store.signals import Signal
 
 # The state of a response, by its finish reason: those of vLLM, of OpenAI, and our own.
@@ -40,7 +40,7 @@ class Request:
 
     id: str
     messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JsonObject] | None = None
     max_tokens: int | None = None
     seed: int | None = None
     continues: list[int] | None = None
@@ -55,7 +55,7 @@ class Answer:
     """
 
     id: str
-    raw: dict[str, Any]
+    raw: JsonObject
     signal: Signal | None = None
 
 
@@ -86,7 +86,7 @@ class Settings:
     top_k: int
     dtype: str
     seed: int
-    runtime: dict[str, Any]
+    runtime: JsonObject
     endpoint: str | None = None
     api_key_env: str | None = None
     state: str | None = None
@@ -108,7 +108,7 @@ class Engine(Protocol):
     accelerator's memory and take it again. A generator of answers that is closed drops the rest.
     """
 
-    facts: dict[str, Any]
+    facts: JsonObject
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields each answer when it is finished, in any order. Takes requests as it has room.
@@ -148,7 +148,7 @@ class EngineModule(Protocol):
         Raises `SpecError`.
         """
 
-    def parse(self, request_id: str, raw: dict[str, Any]) -> Response:
+    def parse(self, request_id: str, raw: JsonObject) -> Response:
         """Returns the response in a raw answer."""
 
 

@@ -28,6 +28,7 @@ from retort.engines._replies import (
     wants_other_name,
 )
 from retort.errors import SpecError
+from retort.records import JsonObject
 from retort.store import Folder
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ class BatchApi:
 
     max_requests: int
     max_bytes: int
-    row: Callable[[str, Any], dict[str, Any]]  # for a custom id and a body
+    row: Callable[[str, Any], JsonObject]  # for a custom id and a body
     upload: Callable[[Caller, list[bytes]], Any]
     create: Callable[[Any, str, Any], Any]  # for a client, an intent's id and what was uploaded
     resource: Callable[[Any], Any]  # the part of a client that lists and retrieves batches
     created_at: Callable[[Any], float]
     has_ended: Callable[[Any], bool]
     claims: Callable[[Caller, Any, Intent], bool | None]
-    results: Callable[[Caller, Any], Iterator[tuple[str, dict[str, Any]]]]
+    results: Callable[[Caller, Any], Iterator[tuple[str, JsonObject]]]
 
 
 class BatchEngine:
@@ -245,7 +246,7 @@ class BatchEngine:
         missing = make_error("missing", f"{MISSING['message']} {why}".strip())
         self._errors.update(dict.fromkeys(waiting.values(), missing))
 
-    def _is_final(self, intent: Intent, raw: dict[str, Any]) -> bool:
+    def _is_final(self, intent: Intent, raw: JsonObject) -> bool:
         """Whether a result is the answer, or its request goes into a further batch."""
         error = raw.get("error")
         if error and wants_other_name(self._api, error):

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from retort.engines import Request, Settings
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Api:
     key_env: str
     path: str
     headers: Callable[[str, str], dict[str, str]]  # for a host and a key
-    body: Callable[[Settings, Request], dict[str, Any]]
+    body: Callable[[Settings, Request], JsonObject]
     client_class: str
     version: str = ""
     rename: tuple[str, str] | None = None
@@ -109,7 +109,7 @@ def describe(settings: Settings, api: Api) -> str:
     return f"{api.name} at {connection.shown}, {key}"
 
 
-def facts_of(connection: Connection, api: Api) -> dict[str, Any]:
+def facts_of(connection: Connection, api: Api) -> JsonObject:
     """Returns the facts of an endpoint that artifacts carry."""
     return {
         "engine": api.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.errors import DamagedError
+from retort.records import JsonObject
 
 # GGUF's types of values (docs/gguf.md of ggml), as `struct` has them.
 NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
@@ -20,7 +21,7 @@ STRING, ARRAY = 8, 9
 class Header:
     """The values of a file, without its arrays, and the type of each tensor."""
 
-    values: dict[str, Any]
+    values: JsonObject
     types: dict[str, str]
 
     @property

@@ -4,9 +4,8 @@ An upper bound, so that no request ever waits for room. It is worth knowing: mem
 only be cleared, which costs a start seconds, and hide what the model itself takes.
 """
 
-from typing import Any
-
 from retort.engines import Settings
+from retort.records import JsonObject
 from retort.store import model_folder
 
 # vLLM's tokens a block on a CPU, the unit in which memory is given to a sequence.
@@ -31,7 +30,7 @@ def cache_bytes(settings: Settings, dtype: str) -> int:
     return min(most, int(SPARE * blocks * BLOCK_TOKENS * numbers * of_number))
 
 
-def _numbers_of_token(config: dict[str, Any]) -> int | None:
+def _numbers_of_token(config: JsonObject) -> int | None:
     """Returns how many numbers are kept of a token, in all layers; None where that is not known."""
     kinds = [*config, *(config.get("layer_types") or [])]
     heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.errors import SpecError
-from retort.records import Message
+from retort.records import JsonObject, Message
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Completion:
 
     token_ids: list[int]
     stop_type: str
-    logprobs: list[dict[str, Any]]
+    logprobs: list[JsonObject]
 
 
 class LlamaServer:
@@ -88,13 +88,13 @@ class LlamaServer:
         """Ends the server and frees the model."""
         self._server = None
 
-    def _post(self, place: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, place: str, body: JsonObject) -> JsonObject:
         connection = http.client.HTTPConnection(self._address)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         with contextlib.closing(connection):
             connection.request("POST", place, json.dumps(body), headers)
             reply = connection.getresponse()
-            found: dict[str, Any] = json.loads(reply.read())
+            found: JsonObject = json.loads(reply.read())
         if reply.status != 200:
             raise ValueError(f"llama.cpp refuses a request: {found.get('error', found)}")
         return found

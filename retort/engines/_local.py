@@ -5,7 +5,7 @@ from typing import Any
 
 from retort.data import encoding
 from retort.engines import STATE_OF, Answer, Request
-from retort.records import Response, ids_sha256
+from retort.records import JsonObject, Response, ids_sha256
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def local_raw(
     reason: str,
     text: str = "",
     cause: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns an answer as it is stored, for `parse_local` to read."""
     raw = {
         "text": text,
@@ -68,7 +68,7 @@ def local_raw(
     return raw | ({"cause": cause} if cause else {})
 
 
-def parse_local(request_id: str, raw: dict[str, Any]) -> Response:
+def parse_local(request_id: str, raw: JsonObject) -> Response:
     """Returns the response in an answer that `local_raw` made."""
     reason = raw["finish_reason"]
     state = STATE_OF.get(reason, "failed")

@@ -32,6 +32,7 @@ from retort.engines._replies import (
     wants_other_name,
 )
 from retort.errors import StageError
+from retort.records import JsonObject
 
 # All that a client sends besides the connection's own headers.
 HTTP_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type"}
@@ -126,7 +127,7 @@ class Caller:
         time.sleep(seconds)
 
 
-def read_lines(data: bytes) -> Iterator[dict[str, Any]]:
+def read_lines(data: bytes) -> Iterator[JsonObject]:
     """Yields the rows of a file of results; unreadable ones are left out."""
     for line in filter(None, data.splitlines()):
         with suppress(ValueError):
@@ -150,7 +151,7 @@ def timed_stream(
     return reply.data if isinstance(reply.data, Timing) else None
 
 
-def _time_events(caller: Caller, body: dict[str, Any]) -> Reply:
+def _time_events(caller: Caller, body: JsonObject) -> Reply:
     """Returns the Timing of a stream as the reply, or None if no event came."""
     stream_class = caller.package.Stream[object]
 
@@ -171,7 +172,7 @@ def _time_events(caller: Caller, body: dict[str, Any]) -> Reply:
     return caller.once(call)
 
 
-def _has_text(event: dict[str, Any]) -> bool:
+def _has_text(event: JsonObject) -> bool:
     """Whether an event carries a part of the answer."""
     choices = event.get("choices") or [{}]
     delta = choices[0].get("delta") or {}

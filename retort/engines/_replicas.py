@@ -23,6 +23,7 @@ from retort.engines import Answer, Request, Settings, Timing, find_engine
 from retort.errors import BY_NAME, EngineDiedError
 from retort.plugins import FOLDER
 from retort.processes.ray_cluster import Cluster, connect, first_line
+from retort.records import JsonObject
 from retort.store import InputFolder
 
 # Requests that wait at a replica besides those that its engine works on.
@@ -83,13 +84,13 @@ class _Replica:
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Returns the engine's facts, once the model is loaded."""
         while self._opened is None:
             time.sleep(0.01)
         if isinstance(self._opened, BaseException):
             raise self._opened
-        found: dict[str, Any] = self._opened.facts
+        found: JsonObject = self._opened.facts
         return found
 
     def exchange(self, packed: bytes) -> bytes:
@@ -200,7 +201,7 @@ class Replicas:
         self._window = settings.runtime.get("max_num_seqs", 1) + SPARE_REQUESTS
         self._max_failures = settings.runtime.get("max_restarts", DEFAULT_RESTARTS)
         self._waiting: deque[Request] = deque()
-        self.facts: dict[str, Any] = {}
+        self.facts: JsonObject = {}
         self.steps = 0
         while not any(hand.is_ready for hand in self._hands):
             list(self._receive())

@@ -16,7 +16,7 @@ import orjson
 from retort.engines import STATE_OF
 from retort.engines._endpoint import Api, Connection
 from retort.errors import StageError
-from retort.records import Response
+from retort.records import JsonObject, Response
 
 # HTTP statuses: the key is refused; the endpoint is busy.
 DENIED = (401, 402, 403)
@@ -103,9 +103,7 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str], connection: Co
     return Reply(error=error, wait_seconds=_retry_after(headers))
 
 
-def error_in(
-    value: dict[str, Any], headers: Mapping[str, str], connection: Connection
-) -> Reply | None:
+def error_in(value: JsonObject, headers: Mapping[str, str], connection: Connection) -> Reply | None:
     """Returns the error in a reply of status 200, as routers send it, or None for an answer.
 
     Its code is taken for the status. Raises `StageError` if the key is refused.
@@ -153,7 +151,7 @@ def reason_of(error: EndpointError) -> str | None:
 
 
 def read_answer(
-    request_id: str, raw: dict[str, Any], read: Callable[[str, dict[str, Any]], Response]
+    request_id: str, raw: JsonObject, read: Callable[[str, JsonObject], Response]
 ) -> Response:
     """Returns the response in a raw answer: `read` of its body, or a failed response."""
     reason = "error"
@@ -176,7 +174,7 @@ def wants_other_name(api: Api, error: EndpointError) -> bool:
     return all(name in error["message"] for name in api.rename)
 
 
-def rename_field(api: Api, body: dict[str, Any]) -> dict[str, Any]:
+def rename_field(api: Api, body: JsonObject) -> JsonObject:
     """Returns a body with the field under its other name."""
     old, new = api.rename or ("", "")
     return {new if name == old else name: value for name, value in body.items()}

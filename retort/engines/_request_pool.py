@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import orjson
@@ -40,6 +39,7 @@ from retort.engines._replies import (
     wants_other_name,
 )
 from retort.errors import StageError
+from retort.records import JsonObject
 
 FIRST_LIMIT = 32
 # Answers that come together are handed over together: each wake-up of a thread costs CPU time.
@@ -78,7 +78,7 @@ class HttpEngine:
 
     def score(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields what the endpoint says of existing answers, each with the text that it scored."""
-        texts: dict[str, Any] = {}
+        texts: JsonObject = {}
 
         def noted() -> Iterator[Request | None]:
             for request in requests:
@@ -276,7 +276,7 @@ class RequestPool:
         self._queue.appendleft(pending)
         self._send_next()
 
-    def _finish(self, pending: _PendingRequest, raw: dict[str, Any]) -> None:
+    def _finish(self, pending: _PendingRequest, raw: JsonObject) -> None:
         if not self._finished:
             self._loop.call_later(HANDOVER_SECONDS, self._hand_over)
         self._finished.append(Answer(pending.request.id, raw))

@@ -28,6 +28,7 @@ from retort.engines import Answer, Request, Settings, Timing, find_engine
 from retort.events import Reporter
 from retort.processes.__main__ import end_group, facts_of
 from retort.processes.resident import GONE, Address
+from retort.records import JsonObject
 
 # Requests that travel together; an engine is rarely so many ahead of its client.
 REQUESTS_AT_ONCE = 16
@@ -173,7 +174,7 @@ class _Server:
         call = getattr(self._engine, name)
         return self._answer(client, call) if name in ("generate", "score") else call(*given)
 
-    def _open(self, engine: str, settings: Settings) -> dict[str, Any]:
+    def _open(self, engine: str, settings: Settings) -> JsonObject:
         """Returns the facts of the engine: the one that is open, with new weights where they are
         others, or the first."""
         settings = replace(settings, runtime={**settings.runtime, "is_resident": True})
@@ -183,7 +184,7 @@ class _Server:
         else:
             self._take(wanted, settings)
         self._model = wanted
-        facts: dict[str, Any] = self._engine.facts
+        facts: JsonObject = self._engine.facts
         return facts
 
     def _take(self, wanted: _Model, settings: Settings) -> None:
@@ -263,7 +264,7 @@ class ResidentEngine:
         self._address, self._opening = address, (engine, settings)
         self._connection: Connection | None = None
         self.steps = 0
-        self.facts: dict[str, Any] = self._open()
+        self.facts: JsonObject = self._open()
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields each answer when it is finished."""
@@ -288,7 +289,7 @@ class ResidentEngine:
             self._connection.close()
         self._connection = None
 
-    def _open(self) -> dict[str, Any]:
+    def _open(self) -> JsonObject:
         while True:
             self._connection = self._address.connect()
             facts = self._call("open", *self._opening)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from retort.engines import STATE_OF
-from retort.records import Response, State
+from retort.records import JsonObject, Response, State
 
 # Other names of OpenAI's finish reasons, in lower case. A missing reason is that of a whole answer.
 FINISH_REASONS = {
@@ -37,7 +37,7 @@ FINISH_REASONS = {
 THINKING = ("thinking", "reasoning", "reasoning_content")
 
 
-def read_completion(request_id: str, body: dict[str, Any]) -> Response:
+def read_completion(request_id: str, body: JsonObject) -> Response:
     """Returns the response in a chat completion; reasoning stands before the text, in think tags.
 
     Raises `ValueError` with what is wrong where there is no answer to read.
@@ -110,14 +110,14 @@ def _content(content: Any) -> tuple[str, str]:
     return "".join(texts[False]), "".join(texts[True])
 
 
-def _reasoning(message: dict[str, Any]) -> str:
+def _reasoning(message: JsonObject) -> str:
     for name in ("reasoning_content", "reasoning"):
         if isinstance(message.get(name), str) and message[name].strip():
             return str(message[name]).strip("\n")
     return ""
 
 
-def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]]:
+def _tool_calls(message: JsonObject) -> list[JsonObject]:
     """Returns the tool calls, with the arguments as a text of JSON, as OpenAI writes them."""
     calls = message.get("tool_calls") or []
     if function := message.get("function_call"):  # OpenAI's older form
@@ -127,7 +127,7 @@ def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [_with_text(call) for call in calls]
 
 
-def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+def _with_text(call: JsonObject) -> JsonObject:
     function = call.get("function")
     if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
         return call

@@ -16,7 +16,7 @@ from retort.engines._endpoint import Api, describe
 from retort.engines._official import Caller, read_lines
 from retort.engines._replies import make_error, read_answer, read_error
 from retort.engines._shapes import count
-from retort.records import Message, Response, State
+from retort.records import JsonObject, Message, Response, State
 
 if TYPE_CHECKING:
     from anthropic import Anthropic
@@ -51,7 +51,7 @@ STATUS_OF = {
 }
 
 
-def _response(request_id: str, body: dict[str, Any]) -> Response:
+def _response(request_id: str, body: JsonObject) -> Response:
     blocks, usage = body["content"], body.get("usage") or {}
     reason = body.get("stop_reason") or "end_turn"
     state = STATES.get(reason, "failed")
@@ -78,7 +78,7 @@ def _response(request_id: str, body: dict[str, Any]) -> Response:
     )
 
 
-def _text(blocks: list[dict[str, Any]]) -> str:
+def _text(blocks: list[JsonObject]) -> str:
     """Returns the text of a reply's blocks, after its thinking in think tags."""
     text = "".join(block["text"] for block in blocks if block["type"] == "text")
     thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
@@ -86,8 +86,8 @@ def _text(blocks: list[dict[str, Any]]) -> str:
     return f"<think>\n{thinking}\n</think>\n\n{text}" if thinking else text
 
 
-def _body(settings: Settings, request: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _body(settings: Settings, request: Request) -> JsonObject:
+    body: JsonObject = {
         "model": settings.model,
         "messages": _turns(request.messages),
         "temperature": settings.temperature,
@@ -105,7 +105,7 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
     return body
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: JsonObject) -> JsonObject:
     """Returns a tool in Anthropic's form."""
     if "function" not in tool:
         return tool
@@ -145,7 +145,7 @@ def _content(message: Message) -> Any:
     text, calls = message.get("content"), message.get("tool_calls") or []
     if not calls:
         return text
-    blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
+    blocks: list[JsonObject] = [{"type": "text", "text": text}] if text else []
     for call in calls:
         function = call["function"]
         arguments = function.get("arguments") or {}
@@ -176,7 +176,7 @@ def _claims(caller: Caller, batch: "MessageBatch", intent: Intent) -> bool | Non
     return custom_id in intent.custom_ids
 
 
-def _results(caller: Caller, batch: "MessageBatch") -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(caller: Caller, batch: "MessageBatch") -> Iterator[tuple[str, JsonObject]]:
     """Yields the result of each row, as raw JSON. The URL is ours: `results` of the client sends
     the key to whatever host the batch names."""
     path = f"/v1/messages/batches/{batch.id}/results"
@@ -184,7 +184,7 @@ def _results(caller: Caller, batch: "MessageBatch") -> Iterator[tuple[str, dict[
         yield row["custom_id"], _result(caller, row["result"])
 
 
-def _result(caller: Caller, result: dict[str, Any]) -> dict[str, Any]:
+def _result(caller: Caller, result: JsonObject) -> JsonObject:
     if result["type"] == "succeeded":
         return {"body": result["message"]}
     if result["type"] != "errored":

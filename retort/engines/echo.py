@@ -5,17 +5,16 @@ It tries a job's plumbing without a model; its tokens are the UTF-8 bytes of the
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from retort.engines import Answer, Request, Settings, Timing, timed_alone
 from retort.engines._local import local_raw, parse_local
 from retort.errors import SpecError
-from retort.records import Response
+from retort.records import JsonObject, Response
 
 GIVES_SIGNAL = SCORES = CONTINUES = REMOTE = False
 
 
-def parse(request_id: str, raw: dict[str, Any]) -> Response:
+def parse(request_id: str, raw: JsonObject) -> Response:
     """Returns the response in a raw answer, without ids: bytes are no tokenizer's ids."""
     return replace(parse_local(request_id, raw), token_ids=[])
 
@@ -30,7 +29,7 @@ class EchoEngine:
 
     def __init__(self, settings: Settings):
         self._max_tokens = settings.max_tokens
-        self.facts: dict[str, Any] = {"engine": "echo", "engine_version": "1", "dtype": "none"}
+        self.facts: JsonObject = {"engine": "echo", "engine_version": "1", "dtype": "none"}
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Answer]:
         """Yields the answers in the order of the requests."""

@@ -14,7 +14,6 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from retort.engines._llama_server import Completion, LlamaServer
 from retort.engines._local import TokenizedRequest, local_raw, parse_local, tokenize
 from retort.errors import SpecError
 from retort.processes.libraries import lean_imports, stay_offline
+from retort.records import JsonObject
 from retort.store.signals import Signal, captured
 
 GIVES_SIGNAL = True
@@ -125,7 +125,7 @@ class LlamaCppEngine:
         most = (row.request.max_tokens or settings.max_tokens) - len(row.answer_ids)
         room = min(most, self._max_length - len(row.ids))
         ids: list[int] = []
-        found: list[dict[str, Any]] = []
+        found: list[JsonObject] = []
         reason, signal = "length", None
         try:
             while len(ids) < room:
@@ -167,7 +167,7 @@ class LlamaCppEngine:
             cache_prompt=keeps,
         )
 
-    def _signal(self, prompt_ids: list[int], ids: list[int], found: list[dict[str, Any]]) -> Signal:
+    def _signal(self, prompt_ids: list[int], ids: list[int], found: list[JsonObject]) -> Signal:
         """Returns an answer's signal; a distribution that the server left out is asked for."""
         if [entry["id"] for entry in found[: len(ids)]] != ids:
             found = [self._distribution(prompt_ids + ids[:t], ids[t]) for t in range(len(ids))]
@@ -179,7 +179,7 @@ class LlamaCppEngine:
             np.array([entry["logprob"] for entry in found[: len(ids)]], np.float32),
         )
 
-    def _distribution(self, ids: list[int], target: int) -> dict[str, Any]:
+    def _distribution(self, ids: list[int], target: int) -> JsonObject:
         """Returns the distribution after some ids, whatever token llama.cpp would choose there.
 
         The server leaves out that of a token that ends amid a character: it is made to choose an

@@ -20,7 +20,7 @@ from retort.engines._official import Caller, read_lines
 from retort.engines._replies import make_error, read_answer, read_error
 from retort.engines._shapes import count, read_completion
 from retort.errors import SpecError
-from retort.records import Response
+from retort.records import JsonObject, Response
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -41,8 +41,8 @@ MOST_LISTED = 20
 CHATS_URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
-def _body(settings: Settings, request: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _body(settings: Settings, request: Request) -> JsonObject:
+    body: JsonObject = {
         "model": settings.model,
         "messages": request.messages,
         "temperature": settings.temperature,
@@ -64,9 +64,9 @@ def _body(settings: Settings, request: Request) -> dict[str, Any]:
     return body
 
 
-def _score_body(settings: Settings, request: Request) -> dict[str, Any]:
+def _score_body(settings: Settings, request: Request) -> JsonObject:
     reply = {"role": "assistant", "content": request.response}
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "model": settings.model,
         "messages": [*request.messages, reply],
         "add_generation_prompt": False,
@@ -85,7 +85,7 @@ def _headers(host: str, key: str) -> dict[str, str]:
     return {**bearer, "api-key": key} if host.endswith(".azure.com") else bearer
 
 
-def _row(custom_id: str, body: Any) -> dict[str, Any]:
+def _row(custom_id: str, body: Any) -> JsonObject:
     return {"custom_id": custom_id, "method": "POST", "url": CHATS_URL, "body": body}
 
 
@@ -109,7 +109,7 @@ def _claims(caller: Caller, batch: "Batch", intent: Intent) -> bool:
     return (batch.metadata or {}).get("retort_intent") == intent.id
 
 
-def _results(caller: Caller, batch: "Batch") -> Iterator[tuple[str, dict[str, Any]]]:
+def _results(caller: Caller, batch: "Batch") -> Iterator[tuple[str, JsonObject]]:
     """Yields the result of each row that has one: answers are in one file, errors in another."""
     for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
         for row in read_lines(caller.call(partial(_download, file_id))):
@@ -120,7 +120,7 @@ def _download(file_id: str, client: "OpenAI") -> bytes:
     return client.files.content(file_id).content
 
 
-def _result(caller: Caller, row: dict[str, Any]) -> dict[str, Any]:
+def _result(caller: Caller, row: JsonObject) -> JsonObject:
     response, error = row.get("response"), row.get("error") or {}
     if not response:
         code = str(error.get("code"))
@@ -177,13 +177,13 @@ def check(settings: Settings) -> str:
     return line
 
 
-def parse(request_id: str, raw: dict[str, Any]) -> Response:
+def parse(request_id: str, raw: JsonObject) -> Response:
     """Returns the response in a raw answer; of scores, the answer that was scored."""
     read = partial(_scored, raw["scored"]) if "scored" in raw else read_completion
     return read_answer(request_id, raw, read)
 
 
-def _scored(text: str, request_id: str, body: dict[str, Any]) -> Response:
+def _scored(text: str, request_id: str, body: JsonObject) -> Response:
     usage = body.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     num_prompt, num_tokens = (

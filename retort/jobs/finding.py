@@ -16,6 +16,7 @@ from retort.data import task_types
 from retort.errors import SpecError, did_you_mean
 from retort.jobs.cleanup import versions
 from retort.plugins import module_names
+from retort.records import JsonObject
 from retort.spec import JobSpec, build_at
 from retort.spec.fingerprint import examples_of
 from retort.spec.flat import put
@@ -38,7 +39,7 @@ class FoundModel:
 
     label: str
     address: str
-    spec: dict[str, Any]
+    spec: JsonObject
 
     @contextmanager
     def here(self) -> Iterator[str]:
@@ -99,7 +100,7 @@ def rivals(store: Store, name: str, against: str | None) -> tuple[FoundModel, Fo
 
 def spec_to_ask(
     found: FoundModel, rows: Any, task_type: str | None, evaluate: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns the job, as JSON, by which a model is asked: that which made it, with other rows.
 
     Raises `SpecError` where nobody says the task type.
@@ -121,7 +122,7 @@ def spec_to_ask(
     return sections
 
 
-def built(sections: dict[str, Any], knobs: Mapping[str, Any]) -> JobSpec:
+def built(sections: JsonObject, knobs: Mapping[str, Any]) -> JobSpec:
     """Returns the spec of a job's JSON with some knobs changed. Raises `SpecError` for a knob that
     there is not."""
     for key, value in knobs.items():
@@ -223,17 +224,17 @@ def _root(store: Store, version: Version) -> str | None:
     return next((uri for uri in (root, here) if uri and Folder(uri).has(MANIFEST)), None)
 
 
-def _report(root: str) -> dict[str, Any]:
+def _report(root: str) -> JsonObject:
     """Returns the report that a release was made from; nothing where it is gone."""
     manifest = Folder(root).read_json(MANIFEST)
     made_from = manifest.get("ingredients", {}).get("inputs", {}).get("report", "none")
     folder = Store(root.rpartition("/artifacts/")[0]).artifact("report", made_from)
-    found: dict[str, Any] = folder.read_json("report.json") if folder.has("report.json") else {}
+    found: JsonObject = folder.read_json("report.json") if folder.has("report.json") else {}
     return found
 
 
-def _spec(root: str) -> dict[str, Any]:
-    spec: dict[str, Any] = _report(root).get("ran", {}).get("spec", {})
+def _spec(root: str) -> JsonObject:
+    spec: JsonObject = _report(root).get("ran", {}).get("spec", {})
     return spec
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from retort.data import sources
 from retort.errors import DamagedError
@@ -23,7 +22,7 @@ from retort.jobs.placed import placed
 from retort.jobs.source_digests import source_digests
 from retort.processes import machine
 from retort.processes.resident import Resident
-from retort.records import SPLITS
+from retort.records import SPLITS, JsonObject
 from retort.spec import JobSpec, StageName
 from retort.stages.engine_settings import resident_of
 from retort.stages.stage import Stage
@@ -141,7 +140,7 @@ class JobRun:
                 resident = self._resident(name)
                 self._rest(beside=name)
                 context = Stage(stage, seen, self.store, inputs, folder, report, self.log, resident)
-                facts: dict[str, Any] = function_of(stage)(context)
+                facts: JsonObject = function_of(stage)(context)
             seconds = time.time() - started
         finally:
             self._keep_log()
@@ -193,7 +192,7 @@ class JobRun:
         if not is_registered and (version := self.tracker.register(self._candidate(facts))):
             release.amend({"model_version": version})
 
-    def _candidate(self, facts: dict[str, Any]) -> ReleasedStudent:
+    def _candidate(self, facts: JsonObject) -> ReleasedStudent:
         """Returns the student that `release` made, in the form that the registry takes."""
         train = self.used["train"]
         return ReleasedStudent(
@@ -302,8 +301,8 @@ def _small_files(folder: Folder) -> dict[str, str]:
     }
 
 
-def function_of(stage: StageName) -> Callable[[Stage], dict[str, Any]]:
+def function_of(stage: StageName) -> Callable[[Stage], JsonObject]:
     """Returns a stage's function, which has the name of its module."""
     module = importlib.import_module(f"retort.stages.{stage}")
-    function: Callable[[Stage], dict[str, Any]] = getattr(module, stage)
+    function: Callable[[Stage], JsonObject] = getattr(module, stage)
     return function

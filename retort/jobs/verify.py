@@ -3,11 +3,11 @@ damaged ledgers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from retort.errors import DamagedError, SpecError, StoreError, did_you_mean
 from retort.jobs.cleanup.reading import ARTIFACTS, LEDGER, Key, folder_of, items_in
 from retort.jobs.cleanup.roots import ledgers_of, stage_of
+from retort.records import JsonObject
 from retort.store import MANIFEST, Folder, InputFolder, Store
 from retort.store.ledger import CONTEXT_FILE, ENGINE_FILE
 from retort.store.ledger.segment import open_segment, repair_segment, segment_names
@@ -41,7 +41,7 @@ def verify(store: Store, job: str | None) -> Iterator[CheckedFolder]:
             f"no job '{job}' in {store.uri}{did_you_mean(job, names)}; its jobs: "
             f"{', '.join(names) or 'none'}"
         )
-    manifests: dict[Key, dict[str, Any]] = {}
+    manifests: dict[Key, JsonObject] = {}
     keys: list[Key] = [item.key for item in items_in(store, ARTIFACTS) if item.is_finished]
     for name in names if job is None else [job]:
         folder = store.job(name)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 from retort.metrics.kinds import Array, kind, matrix, value_of
+from retort.records import JsonObject
 
 ExampleStatistics = dict[str, list[float]]  # statistics by example's id
 TAIL = 0.025
@@ -118,7 +119,7 @@ def resampled(metric: str, found: ExampleStatistics, num_bootstrap: int, seed: i
     return values
 
 
-def tells(difference: dict[str, Any]) -> str:
+def tells(difference: JsonObject) -> str:
     """Returns above or below where the 95% interval of a difference is on one side of zero, else
     unclear: so many examples cannot tell. For a metric of which less is better, below is better.
     """
@@ -127,7 +128,7 @@ def tells(difference: dict[str, Any]) -> str:
     return "below" if difference["high"] < 0 else "unclear"
 
 
-def examples_needed(difference: dict[str, Any]) -> int | None:
+def examples_needed(difference: JsonObject) -> int | None:
     """Returns how many examples it would take for a difference as large as the one measured to
     stand clear of zero by 1.96 standard errors; None where none was measured.
 

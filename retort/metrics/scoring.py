@@ -11,7 +11,7 @@ from typing import Any
 from retort.data.task_types import TaskType, metrics_of
 from retort.errors import SpecError
 from retort.plugins import find_function
-from retort.records import Example
+from retort.records import Example, JsonObject
 
 ScoreValue = float | list[float] | None
 Metric = Callable[[Example, str, TaskType], ScoreValue]
@@ -113,7 +113,7 @@ def place(task_type: TaskType, labels: Sequence[str], answer: str | None) -> int
 
 def confusion(
     task_type: TaskType, examples: Sequence[Example], answers: dict[str, str]
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Returns `labels`, and `counts` by expected label (row) and predicted label (column).
 
     The last column counts texts without an answer. None if the answers are no closed set.

@@ -26,6 +26,7 @@ from retort.plugins import FOLDER
 from retort.processes import cluster_run, disk, forks
 from retort.processes.cluster_run import Plan
 from retort.processes.ray_cluster import LostNodeError
+from retort.records import JsonObject
 
 Result = TypeVar("Result")
 
@@ -50,10 +51,10 @@ WANTS_MEMORY = (
 
 def run(
     function: Callable[..., Result],
-    arguments: dict[str, Any],
+    arguments: JsonObject,
     report: Reporter,
     log: Path,
-    runtime: dict[str, Any],
+    runtime: JsonObject,
 ) -> Result:
     """Returns the result of `function(report=..., **arguments)`, called in a child process.
 
@@ -113,7 +114,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def start(
-    function: str, arguments: dict[str, Any], runtime: dict[str, Any], log: Path, scratch: Path
+    function: str, arguments: JsonObject, runtime: JsonObject, log: Path, scratch: Path
 ) -> Child:
     """Returns the process that runs a function, or has it run, and prints its events.
 
@@ -148,7 +149,7 @@ def start(
         )
 
 
-def _plan(runtime: dict[str, Any]) -> Plan:
+def _plan(runtime: JsonObject) -> Plan:
     told = {name: os.environ[name] for name in TOLD if name in os.environ}
     return Plan(
         num_processes=runtime.get("num_processes", 1),
@@ -159,7 +160,7 @@ def _plan(runtime: dict[str, Any]) -> Plan:
     )
 
 
-def _threads(runtime: dict[str, Any]) -> dict[str, str]:
+def _threads(runtime: JsonObject) -> dict[str, str]:
     """Returns the variables that limit a child's threads, which its libraries read when loaded."""
     number, many = runtime.get("num_threads"), runtime.get("num_processes", 1)
     if number is None and many > 1:
@@ -167,7 +168,7 @@ def _threads(runtime: dict[str, Any]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(number)} if number else {}
 
 
-def _events(process: Child, runtime: dict[str, Any], function: str) -> Iterator[Event]:
+def _events(process: Child, runtime: JsonObject, function: str) -> Iterator[Event]:
     """Yields the child's events, until it has ended or an error is so long ago that the rest is not
     waited for. Raises when the child hangs or its time is over."""
     received: queue.Queue[str] = queue.Queue()

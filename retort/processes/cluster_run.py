@@ -22,6 +22,7 @@ from typing import Any
 
 from retort.events import Event, Reporter
 from retort.processes.ray_cluster import Cluster, LostNodeError, connect, first_line
+from retort.records import JsonObject
 
 # How long processes that were told to end may take to write a checkpoint.
 LEAVE_SECONDS = 90.0
@@ -36,7 +37,7 @@ class Plan:
     num_processes: int = 1
     num_nodes: int = 1
     num_threads: int = 1
-    cluster: dict[str, Any] = field(default_factory=dict)
+    cluster: JsonObject = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
 
     def words(self, rank: int = 0, host: str = "", port: int = 0) -> list[str]:
@@ -109,7 +110,7 @@ class Node:
         self._said.put(None)
 
 
-def relay(function: str, given: dict[str, Any], plan: dict[str, Any], report: Reporter) -> Any:
+def relay(function: str, given: JsonObject, plan: JsonObject, report: Reporter) -> Any:
     """Returns the result of `module:function`, called with `given` in processes of a cluster.
 
     `plan` is the JSON of `Plan`. What the ranks report goes to `report`, their errors too. Raises
@@ -127,7 +128,7 @@ class _Run:
         self._ray = connect(self._cluster.address)
         self._result: Any = None
 
-    def call(self, function: str, given: dict[str, Any]) -> Any:
+    def call(self, function: str, given: JsonObject) -> Any:
         """Returns the result of rank 0."""
         nodes = self._placed()
         started = self._get([node.address.remote() for node in nodes])

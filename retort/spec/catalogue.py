@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 # What names have or lack without meaning another model.
 PREFIXES = ("meta", "microsoft", "deepseekai", "metallama", "openai", "anthropic")
@@ -59,7 +60,7 @@ class CataloguedModel(BaseModel):
 def models() -> dict[str, CataloguedModel]:
     """Returns the models of the catalogue by their names."""
     text = (files("retort.spec") / "catalogue.yaml").read_text("utf-8")
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    entries: dict[str, JsonObject] = yaml.safe_load(text)
     return {name: CataloguedModel(name=name, **entry) for name, entry in entries.items()}
 
 
@@ -68,7 +69,7 @@ def find(name: str) -> CataloguedModel | None:
     return _by_key().get(_key(name))
 
 
-def resolve(section: dict[str, Any], key: str, where: str, folder: Path) -> str | None:
+def resolve(section: JsonObject, key: str, where: str, folder: Path) -> str | None:
     """Replaces a catalogued name under a key of a section by what it stands for; returns a sentence
     on that, or None where the value is a path (from `folder`), a hub id, a name at an endpoint or
     unknown.

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, field_validator, model_validator
 
+from retort.records import JsonObject
 from retort.spec.engine import EngineRuntime
 from retort.spec.section import Section, knob
 from retort.spec.spending import Spending
@@ -16,7 +17,7 @@ class Filter(Section):
     name: str = knob(..., "name", "The filter.")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """The options besides the name."""
         return dict(self.model_extra or {})
 

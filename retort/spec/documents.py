@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 # Aliases can make a few lines stand for billions of values.
 MAX_VALUES = 100_000
@@ -89,7 +90,7 @@ def _twice(key: Any) -> str:
     return f"the key '{key}' is written twice; keep one"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]

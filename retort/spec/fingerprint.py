@@ -8,8 +8,8 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from retort.records import JsonObject
 from retort.spec import rounds
 from retort.spec.job import (
     CONTROLS,
@@ -105,7 +105,7 @@ class Recipe:
     """
 
     stage: StageName
-    ingredients: dict[str, Any] = field(hash=False)
+    ingredients: JsonObject = field(hash=False)
     spec: JobSpec = field(compare=False, repr=False)
 
     @property
@@ -333,7 +333,7 @@ def examples_of(made: Collection[str]) -> str:
     return "expand" if "expand" in made else "prepare"
 
 
-def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
+def knobs(spec: JobSpec, stage: StageName) -> JsonObject:
     """Returns the knobs of a stage that change its result, defaults resolved."""
     section = _without_new(getattr(spec, stage))
     found = _content(section, (stage,))
@@ -366,7 +366,7 @@ def knobs(spec: JobSpec, stage: StageName) -> dict[str, Any]:
     return found
 
 
-def _without_new(section: Section) -> dict[str, Any]:
+def _without_new(section: Section) -> JsonObject:
     """Returns a section as JSON, without the knobs that were added later and have their default."""
     values = section.model_dump(mode="json")
     for name, knob in type(section).model_fields.items():
@@ -378,7 +378,7 @@ def _without_new(section: Section) -> dict[str, Any]:
     return values
 
 
-def _content(section: dict[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
+def _content(section: JsonObject, at: tuple[str, ...]) -> JsonObject:
     """Returns the knobs of a section, and of those in it, that are no addresses."""
     return {
         key: _content(value, (*at, key)) if isinstance(value, dict) else value
@@ -387,7 +387,7 @@ def _content(section: dict[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: JsonObject, new: JsonObject, prefix: str = "") -> list[str]:
     """Returns one line for each ingredient that differs: its name, the old and the new value."""
     lines: list[str] = []
     for key in sorted({*old, *new}):

@@ -6,6 +6,7 @@ Also what all foreign forms share: placing a value in our sections, with the nam
 from typing import Any, NamedTuple
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 from retort.spec import catalogue
 
 # flat key -> section.key of the spec
@@ -36,17 +37,17 @@ HYPERPARAMETERS = {
 class Expansion(NamedTuple):
     """A foreign form as our sections, a note on each value, and the user's names of the keys."""
 
-    sections: dict[str, Any]
+    sections: JsonObject
     notes: list[str]
     names: dict[str, str]
 
 
-def is_flat(raw: dict[str, Any]) -> bool:
+def is_flat(raw: JsonObject) -> bool:
     """Whether a mapping is the flat form: it names a teacher_model or a student_model."""
     return "teacher_model" in raw or "student_model" in raw
 
 
-def expand(raw: dict[str, Any]) -> Expansion:
+def expand(raw: JsonObject) -> Expansion:
     """Returns the flat form as sections, with a note on each value.
 
     `hyperparameters.temperature` is both the teacher's sampling temperature and, for the stored
@@ -93,7 +94,7 @@ def place(made: Expansion, ours: str, theirs: str, value: Any, note: str | None 
     made.notes.append(note or f"{theirs}: {' '.join(str(value).split())} is {ours}")
 
 
-def put(sections: dict[str, Any], dotted: str, value: Any) -> None:
+def put(sections: JsonObject, dotted: str, value: Any) -> None:
     """Sets the value of a dotted key, making the sections on the way."""
     *parents, last = dotted.split(".")
     for parent in parents:
@@ -101,7 +102,7 @@ def put(sections: dict[str, Any], dotted: str, value: Any) -> None:
     sections[last] = value
 
 
-def mapping(value: Any, where: str) -> dict[str, Any]:
+def mapping(value: Any, where: str) -> JsonObject:
     """Returns a value that must be a mapping; None is an empty one.
 
     Raises `SpecError`, which does not show the value: it may be a secret.
@@ -113,7 +114,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def refuse_unknown(section: dict[str, Any], allowed: Any, prefix: str) -> None:
+def refuse_unknown(section: JsonObject, allowed: Any, prefix: str) -> None:
     """Raises `SpecError` for the first key that is not allowed, with the nearest allowed one."""
     for key in section:
         if key not in allowed:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 from retort.spec import azure, catalogue, documents, flat
 from retort.spec.flat import Expansion, mapping
 from retort.spec.job import JobSpec
@@ -79,7 +80,7 @@ def load(
     return build(made.sections, str(path), made.names), made.notes
 
 
-def build_at(raw: dict[str, Any], folder: Path) -> JobSpec:
+def build_at(raw: JsonObject, folder: Path) -> JobSpec:
     """Returns the spec of a mapping in any form of a job; its paths are relative to a folder.
 
     Raises `SpecError` as `load` does.
@@ -89,7 +90,7 @@ def build_at(raw: dict[str, Any], folder: Path) -> JobSpec:
     return build(made.sections, "job", made.names)
 
 
-def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None = None) -> JobSpec:
+def build(raw: JsonObject, where: str = "spec", names: dict[str, str] | None = None) -> JobSpec:
     """Returns the spec of a mapping. Raises `SpecError` that lists every mistake in it.
 
     `names` are the keys as the user wrote them, if they differ from ours, by ours.
@@ -104,13 +105,13 @@ def build(raw: dict[str, Any], where: str = "spec", names: dict[str, str] | None
         raise SpecError(f"{where} is not a valid job:\n" + "\n".join(lines)) from None
 
 
-def _expand(raw: dict[str, Any], teacher: str | None, student: str | None) -> Expansion:
+def _expand(raw: JsonObject, teacher: str | None, student: str | None) -> Expansion:
     if azure.is_azure(raw):
         return azure.expand(raw, teacher, student)
     return flat.expand(raw) if flat.is_flat(raw) else Expansion(raw, [], {})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -198,7 +199,7 @@ def _anchor(made: Expansion, folder: Path) -> None:
             chosen |= {k: _data(v, folder) for k, v in chosen.items() if k.endswith("_file")}
 
 
-def _teachers(sections: dict[str, Any]) -> list[tuple[str, ...]]:
+def _teachers(sections: JsonObject) -> list[tuple[str, ...]]:
     """Returns the knobs that name one of several teachers."""
     generate = sections.get("generate")
     teachers = generate.get("teachers") if isinstance(generate, dict) else None
@@ -206,7 +207,7 @@ def _teachers(sections: dict[str, Any]) -> list[tuple[str, ...]]:
     return [("generate", "teachers", name, "teacher") for name in named]
 
 
-def _use_base_url(made: Expansion, holder: dict[str, Any], variable: str, section: str) -> None:
+def _use_base_url(made: Expansion, holder: JsonObject, variable: str, section: str) -> None:
     """Sets the endpoint that the providers' own clients take from the environment, too."""
     if url := os.environ.get(variable):
         holder["endpoint"] = url

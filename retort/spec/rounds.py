@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from retort.records import JsonObject
 from retort.spec.job import ROUND_CONTROLS, JobSpec
 from retort.spec.section import MAX_SEED
 from retort.spec.spending import TeacherSpending
@@ -132,7 +133,7 @@ def control(spec: JobSpec) -> JobSpec:
     )
 
 
-_PLAIN: dict[str, Any] = {
+_PLAIN: JsonObject = {
     "turns": "last",
     "top_p": 1.0,
     "frequency_penalty": 0.0,

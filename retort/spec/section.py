@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from retort.records import JsonObject
+
 # Units that the form shows by itself, or that say nothing.
 PLAIN_UNITS = ("1", "section", "yes or no")
 ADDED_LATER = "added_later"
@@ -15,7 +17,7 @@ ADDED_LATER = "added_later"
 MAX_SEED = 2**32 - 1
 
 
-def _plain_fields(schema: dict[str, Any]) -> None:
+def _plain_fields(schema: JsonObject) -> None:
     """Makes an optional number or text a plain field of the form.
 
     Otherwise the form asks for a choice between `int` and `None`. A run's parameters may hold a
@@ -72,7 +74,7 @@ def knob(
     )
 
 
-def _limits(bounds: dict[str, Any]) -> list[str]:
+def _limits(bounds: JsonObject) -> list[str]:
     """Returns a knob's bounds in words."""
     if "ge" in bounds and "le" in bounds:
         return [f"{bounds['ge']} to {bounds['le']}"]

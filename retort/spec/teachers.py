@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, model_validator
 
+from retort.records import JsonObject
 from retort.spec.engine import GenerateRuntime
 from retort.spec.section import Section, knob
 from retort.spec.spending import TeacherSpending
@@ -74,7 +75,7 @@ class Route(Section):
         found = self.to.get(value, value)
         return found if found in self.order else self.default
 
-    def rows_of(self, name: str) -> dict[str, Any]:
+    def rows_of(self, name: str) -> JsonObject:
         """Returns which values a teacher answers, as ingredients of its fingerprint: its own, or
         all but those of the others. Nothing where it answers every example."""
         if self.key is None:
@@ -115,7 +116,7 @@ class Route(Section):
         return self
 
 
-def complete(raw: dict[str, Any]) -> dict[str, Any]:
+def complete(raw: JsonObject) -> JsonObject:
     """Returns a `generate` section in which every teacher has all of its knobs, the first one's
     being the section's own, and the route has the order. A complete section stays what it is.
 
@@ -156,7 +157,7 @@ def complete(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, **own, "teachers": teachers, "route": {**route, "order": [*order]}}
 
 
-def shared_knobs(section: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+def shared_knobs(section: JsonObject, teacher: JsonObject) -> JsonObject:
     """Returns the knobs of the section that a teacher has where it sets none.
 
     A key belongs to its endpoint, and an endpoint to its engine: a teacher with another endpoint or
@@ -171,7 +172,7 @@ def shared_knobs(section: dict[str, Any], teacher: dict[str, Any]) -> dict[str, 
     return {key: section[key] for key in knobs if key in section and key not in hidden}
 
 
-def _inherited(raw: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+def _inherited(raw: JsonObject, teacher: JsonObject) -> JsonObject:
     """Returns a teacher with what it does not set from the section, or the section's default."""
     shared = {key: _plain(value) for key, value in shared_knobs(raw, teacher).items()}
     inside = {

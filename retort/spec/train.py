@@ -1,9 +1,10 @@
 """The knobs of the student: what it learns from the kept responses, and how."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, field_validator
 
+from retort.records import JsonObject
 from retort.spec.section import MAX_SEED, Section, knob
 from retort.spec.student import Student
 
@@ -22,7 +23,7 @@ class Loss(Section):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """The options of its function besides: alpha, beta, mu, layers ..."""
         return dict(self.model_extra or {})
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 from retort.spec.job import JobSpec
 from retort.spec.sweep import Range, Sweep
 
@@ -43,7 +44,7 @@ def sweep_of(spec: JobSpec) -> Sweep:
     return spec.sweep
 
 
-def variant(spec: JobSpec, values: dict[str, Any]) -> JobSpec:
+def variant(spec: JobSpec, values: JsonObject) -> JobSpec:
     """Returns the job with other values of some knobs, by their paths. It sweeps nothing.
 
     Raises `SpecError` where it is no valid job.
@@ -168,7 +169,7 @@ def _annotation(path: str) -> set[Any]:
     return {kind for kind in kinds if isinstance(kind, type)}
 
 
-def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+def _put(raw: JsonObject, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     at: Any = raw
     for part in parents:

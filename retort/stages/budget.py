@@ -4,11 +4,10 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
-from retort.records import Response
+from retort.records import JsonObject, Response
 from retort.spec.spending import Spending
 from retort.stages.teacher_requests import TeacherRequest
 from retort.store import Folder
@@ -214,7 +213,7 @@ def prompt_bound(request: TeacherRequest) -> int:
     return len(orjson.dumps(sent)) + TEMPLATE_TOKENS
 
 
-def usage_note(spending: dict[str, Any]) -> str:
+def usage_note(spending: JsonObject) -> str:
     """Returns what to know of the tokens in a budget's `facts`; empty where all were told."""
     if not (number := spending.get("num_without_usage")):
         return ""

@@ -12,13 +12,21 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 from retort import processes
 from retort.engines import Answer, Request, find_engine, resolve
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.records import Example, Message, Response, State, chat_text, read_lines, write_lines
+from retort.records import (
+    Example,
+    JsonObject,
+    Message,
+    Response,
+    State,
+    chat_text,
+    read_lines,
+    write_lines,
+)
 from retort.spec import ConsultedModel, Gate, JobSpec, StageName
 from retort.spec.engine import GenerateRuntime
 from retort.spec.generate import Generate
@@ -118,7 +126,7 @@ def ask(stage: Stage, requests: list[Request], where: str, run: str) -> Consulta
     return Consultation(texts, num_unreached, budget.facts(), ledger.folder.name)
 
 
-def answer(arguments: dict[str, Any], where: str, run: str, report: Reporter) -> int:
+def answer(arguments: JsonObject, where: str, run: str, report: Reporter) -> int:
     """The child's side: asks what waits and commits each answer; returns how many there were.
 
     Raises `StageError` where the model's budget is used up.

@@ -1,7 +1,6 @@
 """What the stages of an on-policy round do when an earlier round said that the rounds end."""
 
-from typing import Any
-
+from retort.records import JsonObject
 from retort.spec import rounds
 from retort.stages.stage import Stage
 
@@ -15,7 +14,7 @@ def ended(stage: Stage) -> str | None:
     return reason
 
 
-def pass_on(stage: Stage, reason: str) -> dict[str, Any]:
+def pass_on(stage: Stage, reason: str) -> JsonObject:
     """Writes the student of the round before as that of this one; returns the stage's facts."""
     name = rounds.before(stage.inputs)
     assert name

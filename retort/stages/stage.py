@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from retort.data import token_bytes
 from retort.data.token_bytes import TokenBytes
 from retort.events import Reporter
 from retort.processes.resident import Address, Resident
-from retort.records import Decision, Example, Response, Split, read_lines
+from retort.records import Decision, Example, JsonObject, Response, Split, read_lines
 from retort.spec import DERIVED, JobSpec, StageName
 from retort.spec.fingerprint import examples_of
 from retort.store import Artifact, Folder, InputFolder, Store, model_folder, signals
@@ -44,12 +43,12 @@ class Stage:
         name = examples_of(self.inputs) if name == "prepare" else name
         return InputFolder(self.inputs[name].uri)
 
-    def facts(self, name: str) -> dict[str, Any]:
+    def facts(self, name: str) -> JsonObject:
         """The facts in an input's manifest."""
-        facts: dict[str, Any] = self.input(name).read_manifest()["facts"]
+        facts: JsonObject = self.input(name).read_manifest()["facts"]
         return facts
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         """The stage as JSON, for a child process; `from_arguments` is its inverse.
 
         A resident process is started where it is not there: make them anew for each child.
@@ -65,7 +64,7 @@ class Stage:
         }
 
 
-def from_arguments(arguments: dict[str, Any], report: Reporter) -> Stage:
+def from_arguments(arguments: JsonObject, report: Reporter) -> Stage:
     """Returns the stage that `Stage.arguments` described, in the child process."""
     return Stage(
         name=arguments["name"],

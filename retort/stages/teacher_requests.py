@@ -12,7 +12,7 @@ from typing import Any
 from retort.data import reasoning, task_types
 from retort.engines import Request, resolve
 from retort.errors import DataError
-from retort.records import Example, Message, Response, sha256_of
+from retort.records import Example, JsonObject, Message, Response, sha256_of
 from retort.spec import JobSpec
 from retort.stages.engine_settings import engine_of, teacher_digest
 from retort.store import model_folder
@@ -56,7 +56,7 @@ class TruncatedAnswer:
     limits: tuple[int, int]
 
 
-def request_context(spec: JobSpec) -> dict[str, Any]:
+def request_context(spec: JobSpec) -> JsonObject:
     """Returns what all requests of a job have in common and what decides their answers."""
     knobs = spec.generate
     greedy = knobs.temperature == 0 or knobs.mode == "score"
@@ -86,7 +86,7 @@ def request_context(spec: JobSpec) -> dict[str, Any]:
     return context
 
 
-def ledger_name(context: dict[str, Any]) -> str:
+def ledger_name(context: JsonObject) -> str:
     """Returns the name of the ledger of a request context."""
     return sha256_of(context)[:16]
 

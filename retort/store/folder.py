@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from retort.errors import DamagedError, StoreError
+from retort.records import JsonObject
 from retort.store.files import SCRATCH, Files, as_json, damaged
 from retort.store.urls import is_missing, public_json, store_errors
 
@@ -55,7 +56,7 @@ class Artifact:
 class Folder(Files):
     """One folder of a store, which is an artifact once it has a manifest."""
 
-    def commit(self, manifest: dict[str, Any]) -> Artifact:
+    def commit(self, manifest: JsonObject) -> Artifact:
         """Writes the manifest, which lists every file; from here on the artifact exists. Addresses
         in it are without secrets.
 
@@ -78,7 +79,7 @@ class Folder(Files):
             self.remove(name)
         return self.reference(made)
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> JsonObject:
         """Returns the manifest of an artifact. Raises `StoreError` where there is none, and
         `DamagedError` for one that is not as it was written."""
         manifest = self.read_json(MANIFEST)
@@ -88,12 +89,12 @@ class Folder(Files):
             raise damaged(self._path(MANIFEST), "it is not as it was written")
         return manifest
 
-    def amend(self, facts: dict[str, Any]) -> None:
+    def amend(self, facts: JsonObject) -> None:
         """Adds to the facts in the manifest of a finished artifact; its files stay as they are."""
         manifest = self.read_manifest()
         self.write_json(MANIFEST, _signed({**manifest, "facts": {**manifest["facts"], **facts}}))
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> JsonObject | None:
         """Returns the manifest if there is one and every file it lists has its full size."""
         try:
             found = self.read_manifest()
@@ -120,14 +121,14 @@ class Folder(Files):
         for name in self.files():
             self.remove(name)
 
-    def reference(self, manifest: dict[str, Any]) -> Artifact:
+    def reference(self, manifest: JsonObject) -> Artifact:
         """Returns the reference to the artifact of a manifest; its digest names its content."""
         digests = {name: facts["sha256"] for name, facts in manifest["files"].items()}
         digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
         stage, name = self.uri.rsplit("/", 2)[-2:]
         return Artifact(stage, name, self.uri, digest)
 
-    def _of_another_run(self) -> dict[str, Any] | None:
+    def _of_another_run(self) -> JsonObject | None:
         """Returns the manifest that another run wrote; None where a file it lists is gone."""
         other = self.manifest()
         listed = other["files"] if other else {}
@@ -259,13 +260,13 @@ def folder_of(artifact: Artifact) -> Folder:
     return Folder(artifact.uri)
 
 
-def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
+def _signed(manifest: JsonObject) -> JsonObject:
     """Returns a manifest as it is stored: addresses without secrets, and its own digest."""
     stored = json.loads(as_json(public_json(manifest)))
     return {**stored, OWN_DIGEST: _digest_of(stored)}
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
+def _digest_of(manifest: JsonObject) -> str:
     content = {key: value for key, value in manifest.items() if key != OWN_DIGEST}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,9 +12,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from retort.errors import SpecError, did_you_mean
+from retort.records import JsonObject
 from retort.spec import catalogue
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "*.model", "*.txt")
@@ -102,7 +102,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield stream.read(BLOCK_BYTES)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """Returns a model's config.json. Raises `SpecError` where it is missing or no JSON."""
     path = folder / "config.json"
     try:
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def text_config(folder: Path) -> dict[str, Any]:
+def text_config(folder: Path) -> JsonObject:
     """Returns the part of config.json on the text model, for models that also have others."""
     config = read_config(folder)
     return {**config, **(config.get("text_config") or {})}
@@ -195,14 +195,14 @@ def short_length(folder: Path) -> int | None:
     return int(length) if kind in ("longrope", "su") and length else None
 
 
-def _rope(folder: Path) -> tuple[str, dict[str, Any]]:
+def _rope(folder: Path) -> tuple[str, JsonObject]:
     """Returns the kind of position encoding, and the settings of the model and of its rope."""
     config = read_config(folder)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return str(rope.get("rope_type") or rope.get("type")), {**config, **rope}
 
 
-def size(folder: Path) -> dict[str, Any]:
+def size(folder: Path) -> JsonObject:
     """Returns `parameters` (a count) and `weights_bytes` (bytes in memory) of a model's weights."""
     parameters = weights = 0
     for _, shape, dtype in tensors(folder):

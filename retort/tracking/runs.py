@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from retort.processes import interrupts
 from retort.processes.disk import make_folder, temporary_folder
+from retort.records import JsonObject
 from retort.store import Store
 from retort.store.urls import public
 from retort.tracking import registry
@@ -148,7 +149,7 @@ class Tracker:
             self._client.set_terminated(child.info.run_id, "KILLED")
 
     @_forgiving
-    def open_stage(self, stage: str, tags: dict[str, str], knobs: dict[str, Any]) -> str:
+    def open_stage(self, stage: str, tags: dict[str, str], knobs: JsonObject) -> str:
         """Starts a stage's run below the job's; returns its id. Knobs become parameters."""
         from mlflow.entities import Param
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -212,7 +213,7 @@ class Tracker:
         self._client.log_inputs(run_id, datasets=[DatasetInput(entity, tags)])
 
     @_forgiving
-    def close_stage(self, run_id: str, facts: dict[str, Any], files: dict[str, str]) -> None:
+    def close_stage(self, run_id: str, facts: JsonObject, files: dict[str, str]) -> None:
         """Logs a stage's numbers as metrics and its small files as artifacts; ends it well."""
         flat = safe_names(_flat(facts))
         numbers = {name: float(v) for name, v in flat.items() if isinstance(v, int | float)}
@@ -259,7 +260,7 @@ class Tracker:
         return registry.register(self._client, self._client.get_run(self.parent_id), student)
 
     @_forgiving
-    def trial(self, name: str, knobs: dict[str, Any], numbers: dict[str, float]) -> None:
+    def trial(self, name: str, knobs: JsonObject, numbers: dict[str, float]) -> None:
         """Adds a finished run below the parent: what a training of other knobs came to."""
         run_id = self.open_stage(name, {"retort.trial": name}, knobs)
         self.close_stage(run_id, numbers, {})
@@ -281,8 +282,8 @@ class Tracker:
         self._client.set_terminated(self.parent_id, "FINISHED")
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(value: JsonObject, prefix: str = "") -> JsonObject:
+    found: JsonObject = {}
     for key, item in value.items():
         if isinstance(item, dict):
             found |= _flat(item, f"{prefix}{key}.")

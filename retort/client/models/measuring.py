@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from retort import metrics, processes
 from retort.client.models.results import Evaluation, Score, TestData
@@ -21,7 +20,7 @@ from retort.events import Event, Reporter
 from retort.jobs.finding import FoundModel, built, spec_to_ask
 from retort.metrics.scoring import AGREEMENT
 from retort.metrics.scoring import find as find_metric
-from retort.records import Example, write_lines
+from retort.records import Example, JsonObject, write_lines
 from retort.spec import JobSpec
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import asked_examples, read_answers
@@ -46,7 +45,7 @@ class EvaluationRequest:
     test_data: TestData
     metrics: Sequence[str] | None
     task_type: str | None
-    knobs: dict[str, Any]
+    knobs: JsonObject
 
 
 def measured(store: Store, found: FoundModel, asked: EvaluationRequest) -> Evaluation:
@@ -84,7 +83,7 @@ def spec_of(found: FoundModel, asked: EvaluationRequest) -> JobSpec:
     Raises `SpecError` for a knob that there is not, and where nobody says the task type.
     """
     rows = str(asked.test_data) if isinstance(asked.test_data, Path) else asked.test_data
-    evaluate: dict[str, Any] = {**ONCE, "metrics": []}
+    evaluate: JsonObject = {**ONCE, "metrics": []}
     if TIME not in (asked.metrics or ()):
         evaluate["latency_samples"] = LEAST_SAMPLES
     return built(spec_to_ask(found, rows, asked.task_type, evaluate), asked.knobs)

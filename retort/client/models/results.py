@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-TestData = str | Path | list[str] | dict[str, Any]
+from retort.records import JsonObject
+
+TestData = str | Path | list[str] | JsonObject
 
 
 @dataclass(frozen=True)

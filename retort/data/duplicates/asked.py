@@ -1,16 +1,14 @@
 """The text by which a row is compared: what it asks, without what all rows of its job share."""
 
-from typing import Any
-
 from retort.data.formats import read_row
-from retort.records import Message, Prompt, Row, chat_text
+from retort.records import JsonObject, Message, Prompt, Row, chat_text
 
 # The columns that a row of a file of an unknown job asks; the question comes last.
 ASKED = ("context", "premise", "choices", "article", "text", "prompt", "question", "hypothesis")
 SHORT_COLUMN, MUCH_LONGER = 8, 3  # words; times as many characters
 
 
-def texts_of_row(value: dict[str, Any]) -> list[str]:
+def texts_of_row(value: JsonObject) -> list[str]:
     """Returns what a row of any form asks; of an unknown form, each of its texts by itself."""
     try:
         return [_columns(read_row(value, "auto", {})[1])]

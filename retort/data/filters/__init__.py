@@ -7,7 +7,7 @@ measurements are in `retort.data.text_stats`.
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from pydantic import AfterValidator, Field
@@ -15,12 +15,12 @@ from pydantic import AfterValidator, Field
 from retort.data import text_stats
 from retort.data.filters import refusals
 from retort.data.filters.candidate import Candidate
-from retort.records import Message, chat_text
+from retort.records import JsonObject, Message, chat_text
 
 Count = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Code = Annotated[str, AfterValidator(text_stats.language_code)]
-Schema = Annotated[dict[str, Any], AfterValidator(text_stats.sound_schema)]
+Schema = Annotated[JsonObject, AfterValidator(text_stats.sound_schema)]
 SchemaFile = Annotated[str, AfterValidator(text_stats.schema_file)]
 
 NO_ANSWER = "no answer found"

@@ -17,7 +17,7 @@ from retort.data import reasoning
 from retort.data.task_types import TaskType
 from retort.errors import SpecError, did_you_mean
 from retort.plugins import find_function
-from retort.records import Example, Response
+from retort.records import Example, JsonObject, Response
 from retort.spec import JobSpec
 
 Rejects = Callable[..., str | None]
@@ -79,7 +79,7 @@ def item_of(spec: JobSpec, task_type: TaskType, example: Example, response: Resp
     return Candidate(example, response, task_type, text)
 
 
-def check(name: str, options: dict[str, Any]) -> Rejects:
+def check(name: str, options: JsonObject) -> Rejects:
     """Returns the filter of a name after checking its options.
 
     Raises `SpecError` for an unknown filter, an unknown or missing option, or a value of the wrong

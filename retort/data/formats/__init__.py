@@ -13,25 +13,25 @@ from retort.data.formats._chat import is_asked, read_chat, turns_in, unquoted
 from retort.data.formats._columns import any_row, choices_of, first, reply_in, row_of, text
 from retort.data.formats._recognition import find_format, read_row, recognise
 from retort.data.formats._replies import reply_of, request_of
-from retort.records import Message, Row
+from retort.records import JsonObject, Message, Row
 
 __all__ = ["find_format", "read_row", "recognise"]
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):\s?")
 
 
-def messages(row: dict[str, Any]) -> Row:
+def messages(row: JsonObject) -> Row:
     """A chat: OpenAI's, its fine-tuning rows, Anthropic's with `system` beside the messages."""
     return row_of(row, {}, _chat(row, row.get("messages")))
 
 
-def bedrock(row: dict[str, Any]) -> Row:
+def bedrock(row: JsonObject) -> Row:
     """Bedrock's `bedrock-conversation-2024`: turns and `system` as lists of {text}."""
     used = ("system", "schemaVersion")
     return row_of(row, {}, read_chat(row.get("messages"), row.get("system")), used)
 
 
-def openai_batch(row: dict[str, Any]) -> Row:
+def openai_batch(row: JsonObject) -> Row:
     """A request of OpenAI's batch files: `custom_id` and the request as `body`."""
     body = row.get("body")
     if not isinstance(body, dict):
@@ -43,7 +43,7 @@ def openai_batch(row: dict[str, Any]) -> Row:
     )
 
 
-def stored_completion(row: dict[str, Any]) -> Row:
+def stored_completion(row: JsonObject) -> Row:
     """A request with its reply, as OpenAI stores it: the reply becomes the last turn."""
     request = row.get("request")
     request = request if isinstance(request, dict) else row
@@ -56,12 +56,12 @@ def stored_completion(row: dict[str, Any]) -> Row:
     return row_of({**row, **tools}, {}, chat, used)
 
 
-def sharegpt(row: dict[str, Any]) -> Row:
+def sharegpt(row: JsonObject) -> Row:
     """ShareGPT: `conversations` of {from, value}, from human, gpt or system; Gemini: `contents`."""
     return row_of(row, {}, _chat(row, first(row, names.CONVERSATION)), names.CONVERSATION)
 
 
-def alpaca(row: dict[str, Any]) -> Row:
+def alpaca(row: JsonObject) -> Row:
     """Alpaca: `instruction`, `input`, `output` and `history`; Dolly's names for them too."""
     prompt = text(row, names.INSTRUCTION)
     extra = first(row, ("input", "context"))
@@ -71,7 +71,7 @@ def alpaca(row: dict[str, Any]) -> Row:
     return _asked(row, {"prompt": prompt}, "completion", reply_in(reply))
 
 
-def prompt_completion(row: dict[str, Any]) -> Row:
+def prompt_completion(row: JsonObject) -> Row:
     """`prompt` with `completion`, `response` or `chosen`: texts, or lists of turns as TRL's.
 
     A completion that preference data labels as a bad one (`label: false`) is left out.
@@ -91,7 +91,7 @@ def prompt_completion(row: dict[str, Any]) -> Row:
     return row_of(row, {}, chat, ("prompt", "completion", names.HISTORY))
 
 
-def preference(row: dict[str, Any]) -> Row:
+def preference(row: JsonObject) -> Row:
     """`chosen` and `rejected` chats that begin with the prompt: turns, or Anthropic's transcripts.
 
     The chosen one is read.
@@ -102,7 +102,7 @@ def preference(row: dict[str, Any]) -> Row:
     return row_of(row, {}, read_chat(chosen, first(row, names.SYSTEM)), ("chosen", "rejected"))
 
 
-def question_answer(row: dict[str, Any]) -> Row:
+def question_answer(row: JsonObject) -> Row:
     """A question with its answer, SQuAD's with its context, ARC's and MMLU's with the choices.
 
     An answer that is a letter, an index or a text of the choices is kept so, and so are several
@@ -122,29 +122,29 @@ def question_answer(row: dict[str, Any]) -> Row:
     return _asked(row, fields, "answer", answer, names.NUMBERED_TRUTHS)
 
 
-def nli(row: dict[str, Any]) -> Row:
+def nli(row: JsonObject) -> Row:
     """Two texts and what the first says about the second; a label that is a number stays one."""
     fields = {"premise": text(row, names.PREMISE), "hypothesis": text(row, names.HYPOTHESIS)}
     return row_of(row, {**fields, "label": first(row, names.LABEL)})
 
 
-def summarization(row: dict[str, Any]) -> Row:
+def summarization(row: JsonObject) -> Row:
     """A text with its summary: `article`, `document` or `dialogue`, `highlights` or `abstract`."""
     article = text(row, names.ARTICLE)
     return row_of(row, {"article": article, "summary": first(row, names.SUMMARY)})
 
 
-def text_label(row: dict[str, Any]) -> Row:
+def text_label(row: JsonObject) -> Row:
     """A text with its class; a label that is a number stays one."""
     return row_of(row, {"text": text(row, names.TEXT), "label": first(row, names.LABEL)})
 
 
-def columns(row: dict[str, Any]) -> Row:
+def columns(row: JsonObject) -> Row:
     """Any columns, unchanged: for a task type of the user's own that no other format fits."""
     return any_row(row, {})
 
 
-def _chat(row: dict[str, Any], turns: Any) -> list[Message]:
+def _chat(row: JsonObject, turns: Any) -> list[Message]:
     """Returns a row's chat, with the chosen reply that preference data may have beside it.
 
     A reply that it labels as a bad one is left out.
@@ -159,8 +159,8 @@ def _chat(row: dict[str, Any], turns: Any) -> list[Message]:
 
 
 def _asked(
-    row: dict[str, Any],
-    fields: dict[str, Any],
+    row: JsonObject,
+    fields: JsonObject,
     reply_name: str,
     reply: Any,
     truths: dict[str, bool] = names.TRUTHS,

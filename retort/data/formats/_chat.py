@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from retort.data.encoding import arguments_of
-from retort.records import Message
+from retort.records import JsonObject, Message
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_NAMES = {
@@ -222,7 +222,7 @@ def _apart(content: Any) -> tuple[Any, list[Any], list[Message]]:
     return rest or (None if calls or results else content), calls, results
 
 
-def _call_in(part: Any) -> dict[str, Any] | None:
+def _call_in(part: Any) -> JsonObject | None:
     """Returns the call of a tool that a part of a turn is, if it is one."""
     if not isinstance(part, dict):
         return None
@@ -251,7 +251,7 @@ def _result_in(part: Any) -> Message | None:
     return {"role": "tool", "content": text, **({"tool_call_id": identity} if identity else {})}
 
 
-def _calls(turn: dict[str, Any], place: int) -> list[Any] | None:
+def _calls(turn: JsonObject, place: int) -> list[Any] | None:
     """Returns the calls of tools in a turn, also in the form that OpenAI had before `tool_calls`.
 
     Raises ValueError if they are no list of objects, or their arguments no JSON object.

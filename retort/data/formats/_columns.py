@@ -6,7 +6,7 @@ Columns that change the meaning of a row, such as earlier turns or an image, are
 from typing import Any
 
 from retort.data.formats._chat import MEDIA, turns_in, unquoted
-from retort.records import Message, Row
+from retort.records import JsonObject, Message, Row
 
 PROMPT = ("prompt",)
 COMPLETION = ("completion", "response", "chosen", "output", "answer")
@@ -48,7 +48,7 @@ CHOICE_COLUMNS = frozenset([*CHOICES, *(names[1] for names in LETTERED)])
 PLACED = {"id", "metadata", "tools", "messages"}
 
 
-def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+def first(row: JsonObject, names: tuple[str, ...]) -> Any:
     """Returns the value of the first of the named columns that is neither null nor empty."""
     for name in names:
         value = row.get(name)
@@ -57,7 +57,7 @@ def first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return None
 
 
-def text(row: dict[str, Any], names: tuple[str, ...]) -> str:
+def text(row: JsonObject, names: tuple[str, ...]) -> str:
     """Returns the text in the first of the named columns that the row has.
 
     Raises ValueError if it is no text or empty.
@@ -70,8 +70,8 @@ def text(row: dict[str, Any], names: tuple[str, ...]) -> str:
 
 
 def row_of(
-    row: dict[str, Any],
-    fields: dict[str, Any],
+    row: JsonObject,
+    fields: JsonObject,
     messages: list[Message] | None = None,
     used: tuple[str, ...] = (),
 ) -> Row:
@@ -91,8 +91,8 @@ def row_of(
 
 
 def any_row(
-    row: dict[str, Any],
-    fields: dict[str, Any],
+    row: JsonObject,
+    fields: JsonObject,
     messages: list[Message] | None = None,
     used: tuple[str, ...] = (),
 ) -> Row:
@@ -113,7 +113,7 @@ def any_row(
     return Row(messages, values, identity(row), tools_of(row), metadata)
 
 
-def refuse_media(row: dict[str, Any]) -> None:
+def refuse_media(row: JsonObject) -> None:
     """Raises ValueError for a row with an image, a sound or a video."""
     for name, value in row.items():
         is_named = name in MEDIA and isinstance(value, str | list | dict)
@@ -131,7 +131,7 @@ def _is_media(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"bytes", "path"}
 
 
-def earlier_turns(row: dict[str, Any]) -> list[Any]:
+def earlier_turns(row: JsonObject) -> list[Any]:
     """Returns the turns before a row's question, as LLaMA-Factory's and ms-swift's `history`.
 
     It is a list of [question, answer] pairs, of turns, or of texts of which the last is an answer.
@@ -165,13 +165,13 @@ def reply_in(value: Any) -> Any:
     return value
 
 
-def verdict(row: dict[str, Any], truths: dict[str, bool] = TRUTHS) -> bool | None:
+def verdict(row: JsonObject, truths: dict[str, bool] = TRUTHS) -> bool | None:
     """Returns whether a row marks its answer as a good one; None if it does not say."""
     texts = (str(row.get(name)).lower() for name in VERDICTS)
     return next((truths[text] for text in texts if text in truths), None)
 
 
-def identity(row: dict[str, Any]) -> str | None:
+def identity(row: JsonObject) -> str | None:
     """Returns the row's own id, if any."""
     for name in ID:
         value = row.get(name)
@@ -180,7 +180,7 @@ def identity(row: dict[str, Any]) -> str | None:
     return None
 
 
-def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+def tools_of(row: JsonObject) -> list[JsonObject] | None:
     """Returns the tools of a row; `functions`, OpenAI's older form, become tools.
 
     Raises ValueError if they are no list of objects.
@@ -195,7 +195,7 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return tools
 
 
-def choices_of(row: dict[str, Any]) -> tuple[list[str], list[str]] | None:
+def choices_of(row: JsonObject) -> tuple[list[str], list[str]] | None:
     """Returns the choices of a question with their letters, or None.
 
     They may be a list, {label: [...], text: [...]}, a list of {label, text}, {letter: text}, or

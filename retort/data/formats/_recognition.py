@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from retort.data.formats import _columns as names
 from retort.data.formats._replies import of_evals
 from retort.errors import SpecError
 from retort.plugins import find_function
-from retort.records import Row
+from retort.records import JsonObject, Row
 
-Format = Callable[[dict[str, Any]], Row]
+Format = Callable[[JsonObject], Row]
 KNOWN = (
     "messages; conversations; contents; body; choices with a message; instruction; question, "
     "problem or query; premise and hypothesis; prompt; chosen and rejected; article, document or "
@@ -31,7 +30,7 @@ CONVERSATION = frozenset(names.CONVERSATION) - {names.CONTENTS}
 TABLES = [(name, [frozenset(columns) for columns in needed]) for name, needed in BY_COLUMNS]
 
 
-def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -> tuple[str, Row]:
+def read_row(value: JsonObject, format_name: str, columns: dict[str, str]) -> tuple[str, Row]:
     """Returns the name of a row's format, and the row in the form that task types read.
 
     `format_name` is a format's name or "auto"; `columns` maps our names of columns to the file's.
@@ -45,7 +44,7 @@ def read_row(value: dict[str, Any], format_name: str, columns: dict[str, str]) -
     return name, find_format(name)(value)
 
 
-def recognise(row: dict[str, Any]) -> str:
+def recognise(row: JsonObject) -> str:
     """Returns the name of the first format whose columns a row has, if possible with values.
 
     Raises ValueError that lists the row's columns and the known ones.
@@ -62,7 +61,7 @@ def recognise(row: dict[str, Any]) -> str:
     return name
 
 
-def _chat_format(row: dict[str, Any]) -> str | None:
+def _chat_format(row: JsonObject) -> str | None:
     if "messages" in row:
         if "schemaVersion" in row and "bedrock" in str(row["schemaVersion"]):
             return "bedrock"
@@ -75,7 +74,7 @@ def _chat_format(row: dict[str, Any]) -> str | None:
     return "sharegpt" if is_chat else None
 
 
-def _has_reply(row: dict[str, Any]) -> bool:
+def _has_reply(row: JsonObject) -> bool:
     """Whether a row has a reply beside its messages: a completion, or an output."""
     choices = row.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
@@ -83,27 +82,27 @@ def _has_reply(row: dict[str, Any]) -> bool:
     return "output" in row
 
 
-def _is_answered(row: dict[str, Any]) -> bool:
+def _is_answered(row: JsonObject) -> bool:
     turns = row["messages"]
     last = turns[-1] if isinstance(turns, list) and turns else None
     return isinstance(last, dict) and last.get("role") == "assistant" and "choices" not in row
 
 
-def _is_stored(row: dict[str, Any]) -> bool:
+def _is_stored(row: JsonObject) -> bool:
     if isinstance(row.get("request"), dict):
         return any(name in row for name in ("response", "choices", "output"))
     replied = any(name in row for name in ("choices", "output", "preferred_output"))
     return replied and isinstance(row.get("input"), list | dict)
 
 
-def _table_format(row: dict[str, Any]) -> str | None:
+def _table_format(row: JsonObject) -> str | None:
     for name, needed in TABLES:
         if not any(columns.isdisjoint(row) for columns in needed):
             return name
     return None
 
 
-def _renamed(row: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _renamed(row: JsonObject, columns: dict[str, str]) -> tuple[JsonObject, JsonObject]:
     """Returns a row with our names added to the file's, and one with ours instead of the file's.
 
     Raises ValueError for a column that the row does not have.

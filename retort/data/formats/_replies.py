@@ -7,13 +7,14 @@ left out.
 from typing import Any
 
 from retort.data.formats._columns import first
+from retort.records import JsonObject
 
-Turn = dict[str, Any]
+Turn = JsonObject
 # Where a row of Evals' data files, or an output item of one of its runs, holds the row itself.
 ITEMS = ("item", "datasource_item")
 
 
-def of_evals(row: dict[str, Any]) -> dict[str, Any]:
+def of_evals(row: JsonObject) -> JsonObject:
     """Returns the row inside a row of OpenAI's Evals, with its columns as metadata too, so that
     graders find them; any other row unchanged.
 
@@ -31,7 +32,7 @@ def of_evals(row: dict[str, Any]) -> dict[str, Any]:
     return {**identity, **item, **chat, "metadata": item}
 
 
-def request_of(body: dict[str, Any]) -> tuple[list[Any], Any]:
+def request_of(body: JsonObject) -> tuple[list[Any], Any]:
     """Returns the turns of a request, and the system prompt that it has beside them.
 
     Raises ValueError if it has no turns.
@@ -46,7 +47,7 @@ def request_of(body: dict[str, Any]) -> tuple[list[Any], Any]:
     return _turns(turns), first(body, ("instructions", "system"))
 
 
-def reply_of(row: dict[str, Any]) -> list[Any]:
+def reply_of(row: JsonObject) -> list[Any]:
     """Returns the turns of the reply in a row or in its `response`.
 
     Raises ValueError if there is none.

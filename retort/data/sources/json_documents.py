@@ -21,6 +21,7 @@ from retort.data.sources.source_row import (
     parsed,
     too_long,
 )
+from retort.records import JsonObject
 
 # A list under one of these names is part of a row or trace; under any other name it may be the
 # rows.
@@ -104,7 +105,7 @@ def _whole(file: str, blocks: Iterator[bytes], most: int) -> Iterator[SourceRow]
         yield bad(file, 1, document.strip(), error)
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
+def _object(data: bytes) -> JsonObject | None:
     """Returns the JSON object in bytes, or None."""
     try:
         value = parsed(data)
@@ -113,7 +114,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _rows_of(value: dict[str, Any]) -> list[Any] | None:
+def _rows_of(value: JsonObject) -> list[Any] | None:
     """Returns the one list of objects in an object, which holds its rows; None if it is a row."""
     lists = [
         (name, item)

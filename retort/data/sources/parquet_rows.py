@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from retort.data.sources.source_row import SourceRow, bad, dumped, not_utf8, too_long
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 BATCH_ROWS = 1024
 
@@ -114,7 +115,7 @@ def _checked_row(
     return _row(file, line, value, most)
 
 
-def _row(file: str, line: int, value: dict[str, Any], most: int) -> SourceRow:
+def _row(file: str, line: int, value: JsonObject, most: int) -> SourceRow:
     raw = dumped(value)
     if len(raw) > most:
         return bad(file, line, raw, too_long(most))

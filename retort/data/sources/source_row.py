@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from retort.records import JsonObject
+
 # The part of an overlong row that is kept.
 KEPT_BYTES = 64 << 10
 # The smallest integers beyond 64 bits have 20 digits, negative ones 19; times have 19, too. Bytes
@@ -35,7 +37,7 @@ class SourceRow:
     file: str
     line: int
     raw: bytes
-    value: dict[str, Any] | None
+    value: JsonObject | None
     error: str | None
     group: str | None = None
 

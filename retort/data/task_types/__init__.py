@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from retort.errors import SpecError
 from retort.plugins import find_file
-from retort.records import Example, Message, Prompt, Row
+from retort.records import Example, JsonObject, Message, Prompt, Row
 from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty")
@@ -153,7 +153,7 @@ def _asked(row: Row, template: str) -> tuple[str, ...]:
     return (*map(str, choices), *(str(row.fields[name]) for name in names if name != "choices"))
 
 
-def fill(template: str, fields: dict[str, Any]) -> str:
+def fill(template: str, fields: JsonObject) -> str:
     """Returns a template with each `{column}` replaced by its value; `{{` and `}}` are braces.
 
     Raises `ValueError` for an unknown column, a column without a value and an unpaired brace.

@@ -11,7 +11,7 @@ from retort.data.reasoning import conclusion
 from retort.data.task_types import read_prompt
 from retort.data.task_types._answers import normal, same
 from retort.data.task_types._labels import of_truth, whole_number
-from retort.records import Example, Prompt, Row
+from retort.records import Example, JsonObject, Prompt, Row
 from retort.spec.prepare import Prepare
 
 FILTERS = ("finished", "not_refused", "non_empty", "option_valid", "verified")
@@ -65,7 +65,7 @@ def equal(given: str, expected: str) -> bool:
     return same(given, expected)
 
 
-def _options(fields: dict[str, Any]) -> dict[str, str]:
+def _options(fields: JsonObject) -> dict[str, str]:
     choices = fields.get("choices")
     if choices is None:
         return {}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError, did_you_mean
 from retort.jobs import inspection
 from retort.jobs.source_digests import source_digests
+from retort.records import JsonObject
 from retort.spec import JobSpec, recipes, training_of
 from retort.stages import engine_settings
 from retort.store import Folder, Store, model_folder
@@ -31,7 +31,7 @@ class BenchmarkedModel:
     role: str
     address: str
     digest: str
-    settings: dict[str, Any] | None = field(default=None, repr=False)
+    settings: JsonObject | None = field(default=None, repr=False)
     engine: str = ""
     is_made: bool = False
 
@@ -76,7 +76,7 @@ def _input(spec: JobSpec, role: str) -> BenchmarkedModel:
     return BenchmarkedModel(role, model, engine_settings.teacher_digest(spec), vars(settings), name)
 
 
-def _live(spec: JobSpec) -> dict[str, Any]:
+def _live(spec: JobSpec) -> JsonObject:
     """Returns the endpoint's runtime without batches, which take up to a day."""
     return {**spec.generate.runtime.model_dump(mode="json"), "batch": False}
 

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 
 from retort.engines import Request, Settings, cut_at, find_engine
 from retort.errors import StageError
+from retort.records import JsonObject
 
 # The harness's own default, for tasks that give none (lm_eval.models.api_models).
 MAX_TOKENS = 256
@@ -62,7 +63,7 @@ class EndpointModel(LM):  # type: ignore[misc]
         return self.loglikelihood(requests)
 
 
-def _settings(settings: Settings, arguments: dict[str, Any]) -> Settings:
+def _settings(settings: Settings, arguments: JsonObject) -> Settings:
     """Returns the endpoint's settings for a task's generation_kwargs."""
     until = arguments.get("until") or []
     samples = bool(arguments.get("do_sample"))

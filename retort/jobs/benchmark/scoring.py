@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from numbers import Real
 from typing import Any, TypedDict, TypeGuard
 
+from retort.records import JsonObject
+
 # The harness's own seeds (lm_eval.defaults): tasks that draw few-shot examples draw the same ones.
 RANDOM_SEED, OTHER_SEED = 0, 1234
 
@@ -46,7 +48,7 @@ def seed() -> None:
         torch.manual_seed(OTHER_SEED)
 
 
-def scored(opened: Any, loaded: dict[str, Any], name: str, limit: int | None) -> TaskResult:
+def scored(opened: Any, loaded: JsonObject, name: str, limit: int | None) -> TaskResult:
     """Returns the result of an opened model on a loaded task."""
     from lm_eval.evaluator import evaluate
 
@@ -72,7 +74,7 @@ def scored(opened: Any, loaded: dict[str, Any], name: str, limit: int | None) ->
     }
 
 
-def _facts(row: str, output: dict[str, Any]) -> TaskFacts:
+def _facts(row: str, output: JsonObject) -> TaskFacts:
     members = output.get("group_subtasks", {}).get(row) or [row]
     counts = [output["n-samples"][task]["effective"] for task in _leaves(row, output)]
     return {
@@ -84,7 +86,7 @@ def _facts(row: str, output: dict[str, Any]) -> TaskFacts:
     }
 
 
-def _leaves(row: str, output: dict[str, Any]) -> list[str]:
+def _leaves(row: str, output: JsonObject) -> list[str]:
     """Returns the tasks of a row: itself, or those of a group."""
     members = output.get("group_subtasks", {}).get(row)
     if not members:
@@ -92,7 +94,7 @@ def _leaves(row: str, output: dict[str, Any]) -> list[str]:
     return [leaf for member in members for leaf in _leaves(member, output)]
 
 
-def _metrics(result: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+def _metrics(result: JsonObject) -> dict[str, dict[str, float | None]]:
     """Returns the metrics of a row, by name and filter: acc, `exact_match, strict-match` ..."""
     metrics = {}
     for key, value in result.items():
@@ -113,7 +115,7 @@ def _title(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric}, {filter_name}"
 
 
-def _scores(samples: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+def _scores(samples: dict[str, list[JsonObject]]) -> dict[str, dict[str, float]]:
     """Returns the score of each question by metric, of the metrics with one number a question."""
     by_metric: dict[str, dict[str, float]] = {}
     for task, rows in samples.items():
@@ -125,7 +127,7 @@ def _scores(samples: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, flo
     return by_metric
 
 
-def _arguments(samples: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[Any, ...]]:
+def _arguments(samples: dict[str, list[JsonObject]]) -> Iterator[tuple[Any, ...]]:
     """Yields the arguments of each request once, because each filter repeats them."""
     for rows in samples.values():
         first = rows[0]["filter"] if rows else None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from retort.data import balance
 from retort.errors import DataError, SpecError
@@ -20,7 +20,7 @@ from retort.jobs.choosing.judging import Judged, Made, judged
 from retort.jobs.choosing.pool import Pool
 from retort.jobs.choosing.scores import F64
 from retort.jobs.source_digests import source_digests
-from retort.records import write_lines
+from retort.records import JsonObject, write_lines
 from retort.spec import JobSpec, recipes
 from retort.spec.prepare import Source
 from retort.store import Artifact, Store
@@ -83,7 +83,7 @@ class Choice:
     chosen: tuple[ChosenRow, ...]
     notes: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Returns all of it as JSON."""
         return asdict(self)
 

@@ -10,9 +10,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from retort.errors import StoreError
+from retort.records import JsonObject
 from retort.spec import STAGES
 from retort.store import MANIFEST, SCRATCH, Folder, Store, store_errors
 from retort.store.urls import filesystem, is_missing
@@ -54,7 +54,7 @@ class JobRecord:
 
     name: str
     artifacts: dict[str, str]
-    report: dict[str, Any]
+    report: JsonObject
 
 
 def items_in(store: Store, part: str) -> list[StoredFolder]:
@@ -86,7 +86,7 @@ def files_in(uri: str) -> dict[str, FileFacts]:
     }
 
 
-def _written_at(facts: dict[str, Any]) -> float:
+def _written_at(facts: JsonObject) -> float:
     """Returns when a file was written, seconds since 1970; in a store that does not report it, no
     file is old."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
@@ -152,7 +152,7 @@ def _facts(folder: Folder, name: str) -> FileFacts | None:
     return None
 
 
-def read_json(folder: Folder, name: str) -> dict[str, Any]:
+def read_json(folder: Folder, name: str) -> JsonObject:
     """Returns the content of a JSON file; an empty dict where there is no such file. Raises
     `DamagedError` for one that is no JSON, for then it is not known which folders it uses."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from retort.errors import StoreError
 from retort.jobs.cleanup.reading import JobRecord, Key, StoredFolder, folder_of, read_json
+from retort.records import JsonObject
 from retort.spec import STAGES, rounds
 from retort.store import MANIFEST, Store
 from retort.store.ledger import CONTEXT_FILE
@@ -23,7 +24,7 @@ PAGE = 1000  # versions in one request to MLflow
 # Knobs whose model is asked through a ledger that no manifest names.
 CONSULTED = ("expand.writer", "curate.judge", "curate.second_teacher", "evaluate.judge")
 
-Manifests = dict[Key, dict[str, Any]]  # empty where there is none
+Manifests = dict[Key, JsonObject]  # empty where there is none
 
 
 def used_by(jobs: list[JobRecord]) -> set[Key]:

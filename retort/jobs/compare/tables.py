@@ -12,6 +12,7 @@ from retort.jobs.compare.pairs import StudentPair, pairs
 from retort.jobs.compare.runs import Run
 from retort.metrics.comparison import details, pages, shapes, table
 from retort.metrics.comparison import formatting as show
+from retort.records import JsonObject
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ComparedRuns:
     pairs: list[StudentPair]
     notes: list[str]
 
-    def as_json(self) -> shapes.Json:
+    def as_json(self) -> JsonObject:
         """Returns what `retort compare --json` prints."""
         return {
             "runs": [_run_as_json(run) for run in self.runs],
@@ -48,7 +49,7 @@ def compare(runs: list[Run]) -> ComparedRuns:
     )
 
 
-def _run_as_json(run: Run) -> shapes.Json:
+def _run_as_json(run: Run) -> JsonObject:
     content = run.content
     student = content.models["student"].as_json()
     return {

@@ -6,7 +6,6 @@ artifacts have other names and would never be found as cached.
 """
 
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -15,6 +14,7 @@ from retort.errors import DamagedError
 from retort.jobs.plan.shapes import Fact, Plan, Point
 from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.learning_curve import Band
+from retort.records import JsonObject
 from retort.store import Folder
 
 LATEST, POINTS = "plan.json", "plan-points.json"
@@ -26,7 +26,7 @@ LEAST_SHARED = 16
 
 def read(folder: Folder) -> list[Point]:
     """Returns the points of all plans of a job."""
-    stored: list[dict[str, Any]] = folder.read_json(POINTS) if folder.has(POINTS) else []
+    stored: list[JsonObject] = folder.read_json(POINTS) if folder.has(POINTS) else []
     return [Point(**{**raw, "score": Estimate(**raw["score"])}) for raw in stored]
 
 
@@ -64,7 +64,7 @@ def latest(folder: Folder) -> Plan | None:
     if not folder.has(LATEST):
         return None
     try:
-        raw: dict[str, Any] = folder.read_json(LATEST)
+        raw: JsonObject = folder.read_json(LATEST)
         raw["points"] = [{"first": [], "statistics": {}, **point} for point in raw["points"]]
         return TypeAdapter(Plan).validate_python(raw)
     except (ValueError, KeyError, TypeError, DamagedError):

@@ -1,11 +1,12 @@
 """What a plan says. Scores are values of the metric that decides; of shares, 0.01 is a point."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from retort.metrics.bootstrap import ExampleStatistics
 from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.learning_curve import Band
+from retort.records import JsonObject
 
 Verdict = Literal["yes", "no", "unclear"]
 
@@ -95,7 +96,7 @@ class Plan:
         """How many examples the job's student learns from."""
         return self.points[-1].num_examples
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Returns all of it as JSON, without the scores of each example."""
         found = asdict(self)
         for point in found["points"]:

@@ -27,7 +27,7 @@ from retort.jobs.shadow.sample import Sample
 from retort.metrics.comparison.shapes import Difference, Estimate
 from retort.metrics.scoring import AGREEMENT
 from retort.processes import machine
-from retort.records import Example, Response, question_text
+from retort.records import Example, JsonObject, Response, question_text
 from retort.spec import JobSpec, Traffic
 from retort.stages.evaluate.compared_models import is_answered, settings_of
 from retort.stages.prepare.rows import Reader, check_counts, new_counts
@@ -39,7 +39,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 # What a student and its engine may take, bytes.
 ROOM_BYTES = 6 << 30
 # A job measures all of its models; here each answers once.
-ONCE: dict[str, Any] = {
+ONCE: JsonObject = {
     "judge": None,
     "graders": None,
     "likelihood": False,
@@ -69,7 +69,7 @@ class Compared:
     logged: str
     answers: dict[str, str]
     scores: dict[str, float]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -95,7 +95,7 @@ class Shadow:
     drift: Drift | None = None
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Returns all of it as JSON."""
         return {**asdict(self), "drift": self.drift and self.drift.as_json()}
 
@@ -253,13 +253,11 @@ def _answers(
     return {response["id"]: Response(**response) for response in raw}
 
 
-def answer(
-    spec: dict[str, Any], model: str, requests: list[Any], report: Reporter
-) -> list[dict[str, Any]]:
+def answer(spec: JsonObject, model: str, requests: list[Any], report: Reporter) -> list[JsonObject]:
     """Returns a model's responses to requests, greedily, as a comparison asks for them."""
     job = JobSpec.model_validate(spec)
     module = find_engine(resolve(job.evaluate.engine, 0))
-    engine, found = module.open_engine(settings_of(job, model)), list[dict[str, Any]]()
+    engine, found = module.open_engine(settings_of(job, model)), list[JsonObject]()
     for given in engine.generate(Request(*each) for each in requests):
         found.append(asdict(module.parse(given.id, given.raw)))
         report.progress(len(found), len(requests), "requests")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.data.duplicates import Texts, find_duplicates, normal_words
-from retort.records import Example, chat_text
+from retort.records import Example, JsonObject, chat_text
 from retort.spec.prepare import Deduplicate
 
 ALARM = 0.001
@@ -73,7 +73,7 @@ class Drift:
         """Whether the prompts are not those of the training any more."""
         return self.p_value <= ALARM
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Returns the drift as JSON."""
         return {**asdict(self), "alarm": self.is_alarm, "alarm_at": ALARM}
 

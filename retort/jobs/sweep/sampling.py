@@ -18,6 +18,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from retort.records import JsonObject
 from retort.spec import JobSpec
 from retort.spec.sweep import Range, Sweep
 from retort.spec.variants import is_whole, sweep_of, value_of, variant
@@ -38,12 +39,12 @@ class Sampler:
             self._study = optuna.create_study(sampler=_sampler(self._sweep), direction="maximize")
         self._space = {path: _distribution(path, v) for path, v in self._sweep.over.items()}
         self._own = {path: _own(spec, path) for path in self._space}
-        self._waiting: dict[str, Any] = {}
+        self._waiting: JsonObject = {}
         self._seen = {_key(self._own)}
 
-    def draw(self, number: int) -> list[dict[str, Any]]:
+    def draw(self, number: int) -> list[JsonObject]:
         """Returns up to so many trials, as values by knob; fewer once all have been tried."""
-        found: list[dict[str, Any]] = []
+        found: list[JsonObject] = []
         repeated = 0
         while len(found) < number and repeated < MOST_REPEATED:
             trial = self._study.ask(self._space)
@@ -57,7 +58,7 @@ class Sampler:
             found.append(values)
         return found
 
-    def tell(self, values: dict[str, Any], score: float | None) -> None:
+    def tell(self, values: JsonObject, score: float | None) -> None:
         """Takes what a trial scored, the job as it is too (no values); None where it failed."""
         if not values:
             self._tell_own(score)
@@ -68,7 +69,7 @@ class Sampler:
 
     def _tell_own(self, score: float | None) -> None:
         """Tells the score of the job as it is, where its values are among those to try."""
-        params: dict[str, Any] = {}
+        params: JsonObject = {}
         for path, value in self._own.items():
             tried = self._sweep.over[path]
             params[path] = value if isinstance(tried, Range) else _place(tried, value)
@@ -120,5 +121,5 @@ def _distribution(path: str, values: Any) -> BaseDistribution:
     return FloatDistribution(values.low, values.high, log=values.log)
 
 
-def _key(values: dict[str, Any]) -> str:
+def _key(values: JsonObject) -> str:
     return json.dumps(values, sort_keys=True)

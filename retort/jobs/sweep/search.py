@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import yaml
 
@@ -27,6 +26,7 @@ from retort.jobs.devices import trainings_at_once
 from retort.jobs.run import JobRun
 from retort.jobs.trials import Make, Trial
 from retort.metrics.kinds import matrix, value_of
+from retort.records import JsonObject
 from retort.spec import JobSpec, variants
 from retort.store import Artifact
 
@@ -45,7 +45,7 @@ class Candidate:
     what its training came to at each rung that it reached."""
 
     number: int
-    values: dict[str, Any]
+    values: JsonObject
     spec: JobSpec | None = None
     rungs: list[Trial] = field(default_factory=list)
     failed: str | None = None
@@ -94,7 +94,7 @@ class Found:
     differences: dict[str, dict[str, float]]
     shares: tuple[float | None, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Returns all of it as JSON."""
         return {
             "metric": self.metric,
@@ -126,7 +126,7 @@ class Search:
 
         sampler, knobs = Sampler(self.job.spec), self.knobs
         while number := min(knobs.drawn_together, knobs.trials - len(self.candidates)):
-            drawn: list[dict[str, Any]] = [] if self.candidates else [{}]
+            drawn: list[JsonObject] = [] if self.candidates else [{}]
             drawn += sampler.draw(number - len(drawn))
             if not drawn:
                 self.job.note("sweep", "all that there is to try has been drawn")
@@ -284,7 +284,7 @@ def _gap(winner: Candidate, other: Candidate) -> dict[str, float]:
     )
 
 
-def _shown(each: Candidate) -> dict[str, Any]:
+def _shown(each: Candidate) -> JsonObject:
     return {
         "name": each.name,
         "values": each.values,

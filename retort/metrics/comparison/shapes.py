@@ -11,10 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter
 
 from retort.metrics import tells
-from retort.records import Split
+from retort.records import JsonObject, Split
 
-# JSON that is carried through and not looked into, such as a spec or the facts of a stage.
-Json = dict[str, Any]
 # What belongs to one run only: an artifact's report.json does not hold it.
 OF_ONE_RUN = (
     *("fingerprints", "artifacts", "mlflow", "prefect", "registered"),
@@ -115,9 +113,9 @@ class MeasuredModel:
     num_prompt_tokens: int | None = None
     confusion: ConfusionMatrix | None = None
     cost_per_1000_requests: float | None = None
-    others: Json = field(default_factory=dict)
+    others: JsonObject = field(default_factory=dict)
 
-    def as_json(self) -> Json:
+    def as_json(self) -> JsonObject:
         """Returns the model as report.json has it, the others beside what is known."""
         known = {name: value for name, value in asdict(self).items() if name != "others"}
         return self.others | known
@@ -137,8 +135,8 @@ class Evaluated:
     num_examples: int = 0
     latency_bound_seconds: float | None = None
     perplexity_of: str | None = None
-    versions: Json | None = None
-    hardware: Json | None = None
+    versions: JsonObject | None = None
+    hardware: JsonObject | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -187,7 +185,7 @@ class ExportedStudent:
     model: MeasuredModel
     check: GateCheck
     against: Differences = field(default_factory=dict)
-    facts: Json = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ class TrainingContent:
     became of each on-policy round."""
 
     warnings: list[str] = field(default_factory=list)
-    controls: dict[str, Json] = field(default_factory=dict)
+    controls: dict[str, JsonObject] = field(default_factory=dict)
     curves: dict[str, list[dict[str, int | float | None]]] = field(default_factory=dict)
     rounds: list[dict[str, float]] = field(default_factory=list)
 
@@ -251,11 +249,11 @@ class DataContent:
 
     split: Split
     num_examples: int
-    prepare: Json = field(default_factory=dict)
-    generate: Json = field(default_factory=dict)
-    curate: Json = field(default_factory=dict)
-    train: Json = field(default_factory=dict)
-    card: Json = field(default_factory=dict)
+    prepare: JsonObject = field(default_factory=dict)
+    generate: JsonObject = field(default_factory=dict)
+    curate: JsonObject = field(default_factory=dict)
+    train: JsonObject = field(default_factory=dict)
+    card: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -284,9 +282,9 @@ class TeacherCost:
 class RunContent:
     """What was run, where, and how long each stage took; nothing measures energy yet."""
 
-    spec: Json
-    versions: Json | None = None
-    hardware: Json | None = None
+    spec: JsonObject
+    versions: JsonObject | None = None
+    hardware: JsonObject | None = None
     licences: dict[str, Licence] = field(default_factory=dict)
     money: TeacherCost | None = None
     seconds: dict[str, float | None] = field(default_factory=dict)
@@ -324,8 +322,8 @@ class ReportContent:
     mlflow: dict[str, str | None] = field(default_factory=dict)
     prefect: dict[str, str | None] = field(default_factory=dict)
     registered: dict[str, str | None] = field(default_factory=dict)
-    benchmarks: Json | None = None
-    plan: Json | None = None
+    benchmarks: JsonObject | None = None
+    plan: JsonObject | None = None
 
 
 def read_content(raw: Mapping[str, Any]) -> ReportContent:
@@ -338,14 +336,14 @@ def read_evaluated(facts: Mapping[str, Any]) -> Evaluated:
     return TypeAdapter(Evaluated).validate_python(_with_others(facts))
 
 
-def as_json(content: ReportContent) -> Json:
+def as_json(content: ReportContent) -> JsonObject:
     """Returns the content as report.json has it; what belongs to one run only where it is known."""
     models = {role: model.as_json() for role, model in content.models.items()}
     whole = {**asdict(content), "models": models}
     return {key: value for key, value in whole.items() if value or key not in OF_ONE_RUN}
 
 
-def _with_others(raw: Mapping[str, Any]) -> Json:
+def _with_others(raw: Mapping[str, Any]) -> JsonObject:
     """Returns JSON in which what is not known of a model stands under `others`."""
     if not isinstance(raw.get("models"), dict):
         return {**raw}

@@ -22,7 +22,7 @@ from retort.metrics.graders import (
     similarity,
 )
 from retort.metrics.graders.templates import MissingError, fill, item_of, sample_of
-from retort.records import Example, Message, Response, content_id
+from retort.records import Example, JsonObject, Message, Response, content_id
 
 RESULT = re.compile(r'"result"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
 # A number that stands alone, is no part of a word and no percentage.
@@ -41,8 +41,8 @@ Outside = Mapping[str, str | float]  # what models and code gave, by key
 class Case:
     """An answer to be graded: what templates can name of its example and of itself."""
 
-    item: dict[str, Any]
-    sample: dict[str, Any]
+    item: JsonObject
+    sample: JsonObject
 
     @classmethod
     def of(cls, example: Example, response: Response) -> "Case":
@@ -76,7 +76,7 @@ def chat_of(grader: ModelGrader, case: Case) -> list[Message]:
     return [*chat, {"role": "user", "content": form}]
 
 
-def call_of(grader: Python, case: Case) -> dict[str, Any]:
+def call_of(grader: Python, case: Case) -> JsonObject:
     """Returns what the code of a grader is called with."""
     return {"source": grader.source, "sample": case.sample, "item": case.item}
 

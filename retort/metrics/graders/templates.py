@@ -6,13 +6,13 @@ from typing import Any
 import orjson
 
 from retort.data.reasoning import think
-from retort.records import Example, Response, question_text
+from retort.records import Example, JsonObject, Response, question_text
 
 PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 STEP = re.compile(r"\.?([^.\[\]]+)|\[\s*(?:(\d+)|'([^']*)'|\"([^\"]*)\")\s*\]")
 SAMPLE = ("output_text", "output_json", "output_tools", "choices")
 Path = tuple[str, ...]
-Namespaces = dict[str, dict[str, Any]]
+Namespaces = dict[str, JsonObject]
 
 
 class MissingError(ValueError):
@@ -49,7 +49,7 @@ def fill(template: str, values: Namespaces) -> str:
     return PLACE.sub(lambda place: _text(_value(values, _path(place[1]))), template)
 
 
-def item_of(example: Example) -> dict[str, Any]:
+def item_of(example: Example) -> JsonObject:
     """Returns what `item` stands for: the example's metadata, and beside it what is asked (`input`
     as text, `messages`) and known of it (`expected`, `reference`, `answers`, `id`)."""
     known = {
@@ -64,7 +64,7 @@ def item_of(example: Example) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None} | example.metadata
 
 
-def sample_of(response: Response) -> dict[str, Any]:
+def sample_of(response: Response) -> JsonObject:
     """Returns what `sample` stands for; `output_json` only where the answer is JSON."""
     text = think(response.text)[1]
     message = {"role": "assistant", "content": text, "tool_calls": response.tool_calls or []}

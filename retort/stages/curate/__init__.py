@@ -8,27 +8,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from retort.data import balance, reasoning, task_types
 from retort.data.filters import candidate
 from retort.data.filters.candidate import Candidate, item_of
 from retort.data.task_types import TaskType
 from retort.errors import DataError
-from retort.records import Decision, Response, read_lines, write_lines
+from retort.records import Decision, JsonObject, Response, read_lines, write_lines
 from retort.spec import JobSpec
 from retort.stages.curate import data_card, judging
 from retort.stages.stage import Stage, read_examples
 
 # The filters that pick an answer among several teachers', added where the spec does not name them.
-OF_ROUTE: dict[str, dict[str, dict[str, Any]]] = {
+OF_ROUTE: dict[str, dict[str, JsonObject]] = {
     "best_judged": {"judged": {"min_score": 1.0}, "best_of_n": {}},
     "agreement": {"majority": {"at_least": 1}, "first_of_n": {}},
 }
 Chosen = list[tuple[str, Callable[[Candidate], str | None]]]
 
 
-def curate(stage: Stage) -> dict[str, Any]:
+def curate(stage: Stage) -> JsonObject:
     """Writes one decision for each response; returns counts, reasons and the balance of groups.
 
     Raises `DataError` when fewer train responses are kept than `curate.min_kept`.

@@ -5,16 +5,15 @@ layers, width.py channels, heads and hidden numbers; writing.py writes the folde
 Minitron's (arXiv:2407.14679), with the stored signal in place of the teacher's own.
 """
 
-from typing import Any
-
 from retort import processes
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
+from retort.records import JsonObject
 from retort.stages.engine_settings import on_cluster
 from retort.stages.stage import Stage
 
 
-def cut(stage: Stage) -> dict[str, Any]:
+def cut(stage: Stage) -> JsonObject:
     """Writes the student before it learned as a Hugging Face folder `student/`; returns what was
     chosen, by which measure, and its size."""
     runtime = on_cluster(stage.spec, stage.spec.train.runtime) | {"loads_model": True}
@@ -22,7 +21,7 @@ def cut(stage: Stage) -> dict[str, Any]:
     return processes.run(make, {"arguments": stage.arguments()}, stage.report, stage.log, runtime)
 
 
-def make(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def make(arguments: JsonObject, report: Reporter) -> JsonObject:
     """Returns what `writing.make` returns. It runs in the child, the only process to load torch."""
     with lean_imports():
         from retort.stages.cut import writing

@@ -13,13 +13,14 @@ from torch import Tensor
 from retort.data import encoding
 from retort.events import Reporter
 from retort.processes.libraries import resolve_device, stay_offline
+from retort.records import JsonObject
 from retort.stages.cut import layers, rows, width
 from retort.stages.cut.shape import AXES, LAYER, Plan, config_of, plan_of
 from retort.stages.stage import from_arguments
 from retort.store import model_folder
 
 
-def make(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def make(arguments: JsonObject, report: Reporter) -> JsonObject:
     """Writes the folder `student/` of the stage's artifact; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     knobs, folder = stage.spec.cut, Path(stage.spec.generate.teacher)

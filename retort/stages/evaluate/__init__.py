@@ -5,13 +5,12 @@ turns, round after round, so that what slows the machine for a while slows them 
 are kept.
 """
 
-from typing import Any
-
 from retort import processes
 from retort.errors import EngineDiedError, StoreError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
 from retort.processes import machine
+from retort.records import JsonObject
 from retort.spec import TRIAL, export_of
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import on_cluster
@@ -44,7 +43,7 @@ __all__ = ["check_template", "evaluate", "settings_of"]
 LIKELIHOOD = "likelihood.json"
 
 
-def evaluate(stage: Stage) -> dict[str, Any]:
+def evaluate(stage: Stage) -> JsonObject:
     """Writes each model's answers, measures and statistics, then `scores.json`; returns the scores.
 
     A killed run continues with the turns that are missing. An exported student that cannot be
@@ -65,7 +64,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         return {"failed": f"it cannot be measured: {error}", "num_unreached": 1}
 
 
-def _evaluate(stage: Stage) -> dict[str, Any]:
+def _evaluate(stage: Stage) -> JsonObject:
     take_turns(stage)
     likelihood = _fidelity(stage) if exported(stage) else _likelihood(stage)
     facts = _compared(stage, likelihood)
@@ -76,7 +75,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     return facts
 
 
-def _fidelity(stage: Stage) -> dict[str, Any]:
+def _fidelity(stage: Stage) -> JsonObject:
     """Returns how far an exported student's distributions are from the student's: one more process
     has the export answer, and another reads its answers with the student."""
     if stage.spec.evaluate.likelihood and not stage.out.has(LIKELIHOOD):
@@ -86,11 +85,11 @@ def _fidelity(stage: Stage) -> dict[str, Any]:
         processes.run(fidelity.answer, arguments, stage.report, stage.log, runtime)
         measured = processes.run(fidelity.measure, arguments, stage.report, stage.log, runtime)
         stage.out.write_json(LIKELIHOOD, measured)
-    facts: dict[str, Any] = stage.out.read_json(LIKELIHOOD) if stage.out.has(LIKELIHOOD) else {}
+    facts: JsonObject = stage.out.read_json(LIKELIHOOD) if stage.out.has(LIKELIHOOD) else {}
     return facts
 
 
-def _likelihood(stage: Stage) -> dict[str, Any]:
+def _likelihood(stage: Stage) -> JsonObject:
     """Returns how probable each local model finds given answers, measured in one more process.
 
     Nothing where the spec does not ask for it, or no model here gives probabilities.
@@ -114,11 +113,11 @@ def _likelihood(stage: Stage) -> dict[str, Any]:
         for text in measured["notes"]:
             stage.report.note(f"warning: {text}")
         stage.out.write_json(LIKELIHOOD, measured)
-    facts: dict[str, Any] = stage.out.read_json(LIKELIHOOD)
+    facts: JsonObject = stage.out.read_json(LIKELIHOOD)
     return facts
 
 
-def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
+def _compared(stage: Stage, likelihood: JsonObject) -> JsonObject:
     """Scores all answers and writes the statistics; returns the stage's facts."""
     knobs, held_out = stage.spec.evaluate, read_held_out(stage)
     ratings, num_unrated = judged(stage)
@@ -156,7 +155,7 @@ def _compared(stage: Stage, likelihood: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outcome(facts: dict[str, Any]) -> str:
+def _outcome(facts: JsonObject) -> str:
     """Returns a line with the models' scores, and whether anything was not measured in full."""
     main = facts["main_metric"]
     scores = ", ".join(

@@ -7,13 +7,12 @@ stage measures that alone, because another evaluation measured the job's own mod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from retort.data import encoding
 from retort.engines import EngineModule, Request, Settings, find_engine, resolve
 from retort.errors import DataError, StageError
 from retort.processes.libraries import lean_imports
-from retort.records import Example, Response, State, read_lines
+from retort.records import Example, JsonObject, Response, State, read_lines
 from retort.spec import JobSpec, export_of, training_of
 from retort.stages.stage import Stage, held_out_split, read_examples
 from retort.store import InputFolder, model_folder
@@ -169,7 +168,7 @@ def answered_examples(stage: Stage, role: str) -> list[Example]:
     return examples
 
 
-def generated(stage: Stage) -> dict[str, Any]:
+def generated(stage: Stage) -> JsonObject:
     """Returns the manifest of the answers that the student learned from; empty where unknown."""
     if "train" not in stage.inputs:
         return {}

@@ -10,11 +10,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 from retort.engines import Answer, GenerateFunction, Request, Timing
 from retort.errors import StageError
-from retort.records import Example, Response, content_id, write_lines
+from retort.records import Example, JsonObject, Response, content_id, write_lines
 from retort.spec import ConsultedModel, JobSpec
 from retort.spec.spending import Spending
 from retort.stages.budget import Budget
@@ -42,7 +41,7 @@ UNKNOWN = (
 # Beside the answers: how fast they came, a file for each run that asked any.
 RATES = "rates/"
 TOKENS = ("num_prompt_tokens", "num_tokens")
-Context = dict[str, Any]  # what a ledger's requests have in common
+Context = JsonObject  # what a ledger's requests have in common
 
 
 class EndpointModel:
@@ -62,7 +61,7 @@ class EndpointModel:
         stage.report.progress(0, len(self._examples), "answers", "loading")
         self._engine = self._module.open_engine(settings_of(stage.spec, model))
 
-    def measure(self, number: int) -> dict[str, Any]:
+    def measure(self, number: int) -> JsonObject:
         """Returns what the turn in round `number` (from 1) measured: the first answers all
         examples, and each times some requests alone.
 
@@ -81,7 +80,7 @@ class EndpointModel:
             **measures,
         }
 
-    def _answer_all(self) -> dict[str, Any]:
+    def _answer_all(self) -> JsonObject:
         """Asks what no ledger has and writes all answers; returns their counts, and the rates of
         all runs that asked for any of them."""
         plan, ledger = self._open(self._context)
@@ -126,7 +125,7 @@ class EndpointModel:
                     found[example.id] = response
         return found
 
-    def _rates(self, ledger: Ledger, asked: list[Response], seconds: float) -> dict[str, Any]:
+    def _rates(self, ledger: Ledger, asked: list[Response], seconds: float) -> JsonObject:
         """Returns requests and tokens a second over all runs that asked for these examples, None
         where none did; `asked` are the answers of this run."""
         folder, prefix = ledger.folder, f"{RATES}{content_id([e.messages for e in self._examples])}"
@@ -141,7 +140,7 @@ class EndpointModel:
             for kind in ("requests", "tokens")
         }
 
-    def _time_some(self, number: int) -> dict[str, Any]:
+    def _time_some(self, number: int) -> JsonObject:
         """Returns the latencies of requests alone, and what there was no time for.
 
         A ledger of the round keeps them, with the tokens of the answer to the same request.
@@ -281,6 +280,6 @@ def _response(plan: RequestPlan, ledger: Ledger, example: Example) -> Response:
     return plan.response(_request(plan, example), _stored(plan, ledger, example))
 
 
-def _parse_timing(request_id: str, raw: dict[str, Any]) -> Response:
+def _parse_timing(request_id: str, raw: JsonObject) -> Response:
     """Returns a timed request as a response: its tokens are all that is known of it."""
     return Response(request_id, "", [], "stop", *(raw[name] for name in TOKENS))

@@ -8,7 +8,6 @@ step; the student reads the same answers in one plain forward pass in 32-bit flo
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from retort.data import encoding
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports, resolve_device
-from retort.records import Response, read_lines, write_lines
+from retort.records import JsonObject, Response, read_lines, write_lines
 from retort.stages.evaluate.compared_models import (
     answered_examples,
     asked_examples,
@@ -40,7 +39,7 @@ SIGNALS, ANSWERS = "scratch/signals.npz", "scratch/answers.jsonl"
 Doubles = npt.NDArray[np.float64]
 
 
-def answer(arguments: dict[str, Any], role: str, report: Reporter) -> None:
+def answer(arguments: JsonObject, role: str, report: Reporter) -> None:
     """Leaves the export's answers and their signals in the artifact's scratch folder."""
     stage = from_arguments(arguments, report)
     examples = answered_examples(stage, role)[:MOST_ANSWERS]
@@ -59,7 +58,7 @@ def answer(arguments: dict[str, Any], role: str, report: Reporter) -> None:
     stage.out.write(SIGNALS, packed.getvalue())
 
 
-def measure(arguments: dict[str, Any], role: str, report: Reporter) -> dict[str, Any]:
+def measure(arguments: JsonObject, role: str, report: Reporter) -> JsonObject:
     """Returns `statistics` (by role, metric and example: summed nats, tokens) and `notes`.
 
     KL(student || export) is taken at every token of the export's own answers, which `answer` left.

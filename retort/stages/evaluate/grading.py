@@ -20,7 +20,7 @@ from retort.metrics import Statistics, graders
 from retort.metrics.graders import Grader, ModelGrader, Python
 from retort.metrics.graders.grading import Case, Outside, call_of, chat_of, grade
 from retort.metrics.graders.templates import MissingError
-from retort.records import Message, content_id
+from retort.records import JsonObject, Message, content_id
 from retort.stages.evaluate.compared_models import (
     asked_examples,
     is_answered,
@@ -123,7 +123,7 @@ def _judged(stage: Stage, found: list[Grader], cases: Cases) -> tuple[dict[str, 
 
 def _called(stage: Stage, found: list[Grader], cases: Cases) -> dict[str, float]:
     """Returns the scores of code by the key of each call."""
-    calls: dict[str, dict[str, Any]] = {}
+    calls: dict[str, JsonObject] = {}
     for grader, case in _leaf_cases(found, cases):
         if isinstance(grader, Python):
             call = call_of(grader, case)
@@ -135,7 +135,7 @@ def _called(stage: Stage, found: list[Grader], cases: Cases) -> dict[str, float]
     return processes.run(call_all, {"calls": calls}, stage.report, stage.log, runtime)
 
 
-def call_all(calls: dict[str, dict[str, Any]], report: Reporter) -> dict[str, float]:
+def call_all(calls: dict[str, JsonObject], report: Reporter) -> dict[str, float]:
     """The child's side: returns the scores of all calls, 0 for one that raises, takes too long or
     returns no finite number, as OpenAI scores it."""
     signal.signal(signal.SIGALRM, _too_long)

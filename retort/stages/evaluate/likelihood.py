@@ -24,7 +24,7 @@ from retort.errors import SpecError
 from retort.events import Reporter
 from retort.losses import Target, cross_entropy, forward_kl
 from retort.processes.libraries import lean_imports, resolve_device
-from retort.records import Response
+from retort.records import JsonObject, Response
 from retort.stages.evaluate.compared_models import asked_examples, read_answers, requests_of
 from retort.stages.stage import Stage, from_arguments
 from retort.store import model_folder
@@ -78,9 +78,7 @@ class ScoredAnswer:
     metrics: tuple[str, ...]
 
 
-def likelihood(
-    arguments: dict[str, Any], folders: dict[str, str], report: Reporter
-) -> dict[str, Any]:
+def likelihood(arguments: JsonObject, folders: dict[str, str], report: Reporter) -> JsonObject:
     """Returns `statistics` (by role, metric and example: summed nats, tokens), `perplexity_of`
     (`reference`: the rows' own answers; `teacher`: its answers, where no row has one that is as
     written out as they are) and `notes`.

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
-from typing import Any
 
 import numpy as np
 
 from retort.engines import Answer, Engine, Request, Timing
 from retort.errors import StageError
+from retort.records import JsonObject
 
 # A level of load ends after so many seconds or answers, with this many rounds at least.
 LEVEL_SECONDS = 0.75
@@ -203,7 +203,7 @@ def closed_loop(
     return Level(concurrency, rate, float(np.quantile(counted, 0.95)), len(counted))
 
 
-def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> dict[str, Any] | None:
+def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> JsonObject | None:
     """Returns p50 and p95 of samples, each with its 95% percentile bootstrap interval, and n.
 
     `low` and `high` are those of p50. None without samples. Source: Efron & Tibshirani, "An

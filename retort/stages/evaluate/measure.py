@@ -20,7 +20,7 @@ from retort import processes
 from retort.engines import Request
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
-from retort.records import Response, write_lines
+from retort.records import JsonObject, Response, write_lines
 from retort.spec import export_of
 from retort.stages.engine_settings import open_engine
 from retort.stages.evaluate import load_test
@@ -56,7 +56,7 @@ BUDGET_SHARE, LEAST_BUDGET_SECONDS = 1 / 3, 30.0
 # The files by which a process is told to begin a round or to end, and tells that a round is done.
 BEGIN, DONE, END = ".begin", ".done", "end"
 LOOK_SECONDS = 0.05
-Measures = dict[str, Any]  # the JSON of one model's turn
+Measures = JsonObject  # the JSON of one model's turn
 
 
 def file_of(role: str, number: int) -> str:
@@ -65,14 +65,14 @@ def file_of(role: str, number: int) -> str:
 
 
 def measure(
-    arguments: dict[str, Any], role: str, model: str, number: int, report: Reporter
+    arguments: JsonObject, role: str, model: str, number: int, report: Reporter
 ) -> Measures:
     """Returns what one turn of a model measures, in a process that it has for itself."""
     return _opened(from_arguments(arguments, report), role, model).measure(number)
 
 
 def measure_turns(
-    arguments: dict[str, Any], role: str, model: str, turns: str, report: Reporter
+    arguments: JsonObject, role: str, model: str, turns: str, report: Reporter
 ) -> None:
     """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
     the measures to the artifact."""
@@ -271,7 +271,7 @@ def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | 
     return None if teachers is None else 2 * float(np.quantile(teachers, 0.95))
 
 
-def likelihood(arguments: dict[str, Any], roles: list[str], report: Reporter) -> dict[str, Any]:
+def likelihood(arguments: JsonObject, roles: list[str], report: Reporter) -> JsonObject:
     """Returns what `likelihood.likelihood` returns of the roles' models. It runs in a child, which
     alone loads torch."""
     with lean_imports():

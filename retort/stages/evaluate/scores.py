@@ -8,13 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median, median_high
-from typing import Any
 
 from retort import metrics
 from retort.data import task_types
 from retort.errors import StageError
 from retort.metrics import Statistics
-from retort.records import Example, Response
+from retort.records import Example, JsonObject, Response
 from retort.spec import Evaluate
 from retort.stages.evaluate.compared_models import (
     asked_examples,
@@ -122,7 +121,7 @@ def statistics_of(
     return by_role
 
 
-def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]) -> dict[str, Any]:
+def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]) -> JsonObject:
     """Returns the facts of each model: what was measured, and metrics with intervals."""
     knobs = stage.spec.evaluate
     return {
@@ -139,7 +138,7 @@ def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]
     }
 
 
-def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
+def _measured(stage: Stage, role: str, held_out: HeldOut) -> JsonObject:
     """Returns a model's measures over all rounds: medians, of each request its least latency, and
     the tokens of the compared examples."""
     knobs, rounds = stage.spec.evaluate, list[Measures]()
@@ -173,7 +172,7 @@ def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
-def paid_facts(stage: Stage) -> dict[str, Any]:
+def paid_facts(stage: Stage) -> JsonObject:
     """Returns what asking models at endpoints has cost, those of generate left out, and the ledgers
     of their answers; nothing where all models are on this machine."""
     spending: Counter[str] = Counter()
@@ -210,14 +209,14 @@ def _median(values: list[float | None]) -> float | None:
     return median_high(known) if isinstance(known[0], int) else median(known)
 
 
-def _confusion(stage: Stage, held_out: HeldOut, role: str) -> dict[str, Any]:
+def _confusion(stage: Stage, held_out: HeldOut, role: str) -> JsonObject:
     """Returns the confusion matrix, where the answers are a closed set."""
     task_type = task_types.load(stage.spec.prepare.task_type)
     matrix = metrics.confusion(task_type, held_out.examples, held_out.texts(role))
     return {} if matrix is None else {"confusion": matrix}
 
 
-def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, dict[str, Any]]:
+def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, JsonObject]:
     """Returns student minus each other model by role and metric, of the metrics that both have on
     some example."""
     own = statistics.get("student", {})
@@ -232,7 +231,7 @@ def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[s
     }
 
 
-def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, Any]:
+def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> JsonObject:
     """Returns student / teacher with its interval by metric, of the metrics that both have; None
     where the teacher's is 0."""
     own, teachers = statistics.get("student", {}), statistics.get("teacher", {})
@@ -243,7 +242,7 @@ def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str
     }
 
 
-def flat(models: dict[str, Any], differences: dict[str, Any], main: str) -> dict[str, float]:
+def flat(models: JsonObject, differences: JsonObject, main: str) -> dict[str, float]:
     """Returns the scores as MLflow metrics, such as `student.accuracy` and `difference.base`."""
     values: dict[str, float | None] = {}
     for role, facts in models.items():
@@ -260,7 +259,7 @@ def flat(models: dict[str, Any], differences: dict[str, Any], main: str) -> dict
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _with_bounds(name: str, estimate: dict[str, Any]) -> dict[str, float | None]:
+def _with_bounds(name: str, estimate: JsonObject) -> dict[str, float | None]:
     """Returns a value under a name, and its interval under the name with `_low` and `_high`."""
     return {
         f"{name}{end}": estimate.get(key)

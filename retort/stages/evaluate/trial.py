@@ -5,14 +5,13 @@ beside the student's.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from retort import metrics, processes
 from retort.data import task_types
 from retort.engines import find_engine, resolve
 from retort.errors import DataError
 from retort.events import Reporter
-from retort.records import Example, Response, read_lines, write_lines
+from retort.records import Example, JsonObject, Response, read_lines, write_lines
 from retort.spec import TRIAL
 from retort.stages.engine_settings import on_cluster, open_engine
 from retort.stages.evaluate.compared_models import is_answered, requests_of, settings_of
@@ -21,7 +20,7 @@ from retort.stages.stage import Stage, from_arguments, read_examples, read_respo
 ANSWERS, STATISTICS = "answers-trial.jsonl", "statistics-trial.json"
 
 
-def score(stage: Stage) -> dict[str, Any]:
+def score(stage: Stage) -> JsonObject:
     """Writes the student's answers, and its statistics beside those of the teacher's stored answers
     in the metric that decides; returns the two values.
 
@@ -50,7 +49,7 @@ def score(stage: Stage) -> dict[str, Any]:
     return {"metric": metric, "num_examples": len(asked), **means}
 
 
-def answer(arguments: dict[str, Any], model: str, report: Reporter) -> None:
+def answer(arguments: JsonObject, model: str, report: Reporter) -> None:
     """Writes a model's greedy answers to the validation examples. It runs in a child."""
     stage = from_arguments(arguments, report)
     name = resolve(stage.spec.evaluate.engine, 0)

@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from retort import processes
 from retort.events import Event, Reporter
 from retort.processes import machine
+from retort.records import JsonObject
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import model_of, roles_of, rounds_of
 from retort.stages.stage import Stage
@@ -52,7 +52,7 @@ def take_turns(stage: Stage) -> None:
                 open_models.pop(role).close()
 
 
-def _has_room(measures: dict[str, Any], num_to_come: int) -> bool:
+def _has_room(measures: JsonObject, num_to_come: int) -> bool:
     """Whether a model's process can stay open while `num_to_come` others are opened: on the CPU,
     where there is memory for as many of its size."""
     size: int | None = measures["peak_memory_bytes"]
@@ -83,7 +83,7 @@ class OpenModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def measure(self, number: int, report: Reporter) -> dict[str, Any]:
+    def measure(self, number: int, report: Reporter) -> JsonObject:
         """Returns what the model's turn in round `number` measured, and leaves it in the artifact.
 
         Raises what `processes.run` raises.
@@ -95,7 +95,7 @@ class OpenModel:
         self._pass_on(report)
         if self._error is not None:
             raise self._error
-        measures: dict[str, Any] = self._stage.out.read_json(measure.file_of(self._role, number))
+        measures: JsonObject = self._stage.out.read_json(measure.file_of(self._role, number))
         return measures
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class OpenModel:
             self._thread.join()
         self._closing.close()
 
-    def _run(self, arguments: dict[str, Any]) -> None:
+    def _run(self, arguments: JsonObject) -> None:
         # What a fork takes is not what the model would take in a process that began as its own.
         runtime = {**self._stage.spec.evaluate.runtime.model_dump(), "is_measured": True}
         arguments |= {"turns": str(self._turns)}

@@ -8,14 +8,13 @@ and the same ledger gives the same prompts.
 import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 import orjson
 
 from retort.engines import Request
 from retort.errors import DataError
 from retort.processes.resident import Resident
-from retort.records import EXPANDED, Example, Quarantined, write_lines
+from retort.records import EXPANDED, Example, JsonObject, Quarantined, write_lines
 from retort.spec import JobSpec
 from retort.spec.expand import Way
 from retort.stages.engine_settings import resident_of
@@ -34,7 +33,7 @@ DRAWS = 4  # times as many draws as requests: some were asked before
 QUARANTINE = "quarantine.jsonl"
 
 
-def expand(stage: Stage) -> dict[str, Any]:
+def expand(stage: Stage) -> JsonObject:
     """Writes the examples of `prepare` and the new ones, the bad rows and the refused prompts;
     returns prepare's facts with those counted.
 
@@ -293,10 +292,10 @@ class Expansion:
             ]
         )
 
-    def facts(self, ended: str) -> dict[str, Any]:
+    def facts(self, ended: str) -> JsonObject:
         """Returns prepare's facts with the written prompts among them, and what became of these."""
         facts = self.stage.facts("prepare")
-        reasons = Counter(facts["quarantine_reasons"])
+        reasons = Counter[str](facts["quarantine_reasons"])
         reasons.update(reason for _, reason in self._refused)
         kept, refused = len(self.kept), len(self._refused)
         refused_of = Counter(written.origin.way for written, _ in self._refused)

@@ -4,15 +4,14 @@ Each format is an artifact of its own, so that a further one is made beside thos
 Whether the file is as good as the student is not said here: evaluate measures it as what it is.
 """
 
-from typing import Any
-
 from retort import processes
 from retort.errors import EngineDiedError, StoreError
+from retort.records import JsonObject
 from retort.stages.export.writing import write
 from retort.stages.stage import Stage
 
 
-def export(stage: Stage) -> dict[str, Any]:
+def export(stage: Stage) -> JsonObject:
     """Writes `model/` in the one format that the stage's spec names; returns its facts.
 
     A format that cannot be written ends no job: the facts say why, and the next run tries again.

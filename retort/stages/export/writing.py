@@ -4,12 +4,11 @@ import tempfile
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from retort.data import encoding
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
-from retort.records import Message
+from retort.records import JsonObject, Message
 from retort.stages.export import texts
 from retort.stages.export.formats import FormatModule, Importance, Student, find_format
 from retort.stages.stage import Stage, from_arguments
@@ -22,7 +21,7 @@ SHOWN_CHARACTERS = 60
 OTHER_IDS = "the runtime's tokenizer gives other ids than the student's for"
 
 
-def write(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def write(arguments: JsonObject, report: Reporter) -> JsonObject:
     """Writes the folder `model/` of the stage's artifact; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     (name,) = stage.spec.export.formats
@@ -62,7 +61,7 @@ def _importance(stage: Stage, module: FormatModule, quantization: str, folder: P
 
 def compared_tokenizers(
     module: FormatModule, folder: Path, out: Path, own: Iterable[str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns whether the runtime reads the student's tokenizer itself, on how many texts the two
     were compared, how many of them they cut into other tokens, and the first of these: of all, and
     of the job's own."""
@@ -90,7 +89,7 @@ def compared_tokenizers(
 
 def compared_templates(
     module: FormatModule, folder: Path, out: Path, chats: list[list[Message]]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns on how many of the job's chats the runtime's rendering was compared with the
     student's, and what the first was that the two write otherwise."""
     tokenizer = encoding.load_tokenizer(str(folder))

@@ -6,11 +6,11 @@ A dead engine is started again on what is missing, with half the sequences.
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from retort import processes
 from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
+from retort.records import JsonObject
 from retort.stages import rounds
 from retort.stages.budget import usage_note
 from retort.stages.engine_settings import engine_of, on_cluster
@@ -20,7 +20,7 @@ from retort.stages.stage import Stage
 MIN_TOP_K_MASS = 0.9
 
 
-def generate(stage: Stage) -> dict[str, Any]:
+def generate(stage: Stage) -> JsonObject:
     """Writes responses and signals; returns counts, the engine's facts and what it cost.
 
     Raises `StageError` when too few responses were accepted, when the pilot or the budget stopped
@@ -43,7 +43,7 @@ def generate(stage: Stage) -> dict[str, Any]:
     return facts
 
 
-def _answers(stage: Stage) -> dict[str, Any]:
+def _answers(stage: Stage) -> JsonObject:
     """Runs the capture in a child process, started again where its engine had died."""
     runtime = stage.spec.generate.runtime
     sequences, engine = runtime.max_num_seqs, engine_of(stage.spec)
@@ -71,7 +71,7 @@ def _answers(stage: Stage) -> dict[str, Any]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
+def _check_success(stage: Stage, facts: JsonObject) -> None:
     """Raises `StageError` when fewer responses were accepted than the spec asks for."""
     states, total = facts["states"], facts["num_responses"]
     accepted, least = states.get("accepted", 0), stage.spec.generate.min_success_ratio
@@ -89,7 +89,7 @@ def _check_success(stage: Stage, facts: dict[str, Any]) -> None:
         )
 
 
-def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
+def _parity(stage: Stage, facts: JsonObject) -> dict[str, float] | None:
     """Has a plain forward pass confirm some signals; returns the distances, None if none were."""
     runtime = stage.spec.generate.runtime
     if not (facts["num_signals"] and runtime.parity_samples) or engine_of(stage.spec).REMOTE:
@@ -103,7 +103,7 @@ def _parity(stage: Stage, facts: dict[str, Any]) -> dict[str, float] | None:
     )
 
 
-def _signal_notes(stage: Stage, facts: dict[str, Any]) -> Iterator[str]:
+def _signal_notes(stage: Stage, facts: JsonObject) -> Iterator[str]:
     """Yields what people should know of the signal."""
     k, mass = stage.spec.generate.top_k, facts["top_k_mass"]
     is_most = engine_of(stage.spec).REMOTE and k >= MOST_LISTED
@@ -119,7 +119,7 @@ def _signal_notes(stage: Stage, facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _outcome(facts: dict[str, Any]) -> str:
+def _outcome(facts: JsonObject) -> str:
     """Returns in one line what the stage came to."""
     states = ", ".join(f"{count:,} {state}" for state, count in facts["states"].items())
     cost = facts["spending"]["cost"]
@@ -130,7 +130,7 @@ def _outcome(facts: dict[str, Any]) -> str:
     )
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, float]:
+def _flat(facts: JsonObject) -> dict[str, float]:
     """Returns the facts that are numbers, for MLflow."""
     found = {f"responses.{state}": float(count) for state, count in facts["states"].items()}
     found |= {f"forecast.{name}": value for name, value in facts["forecast"].items()}

@@ -2,11 +2,11 @@
 
 import contextlib
 from dataclasses import asdict
-from typing import Any
 
 from retort.data import token_bytes
 from retort.errors import SpecError
 from retort.events import Reporter
+from retort.records import JsonObject
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate import write_artifact
 from retort.stages.generate.capture_session import CaptureSession
@@ -16,9 +16,7 @@ from retort.store import model_folder
 from retort.store.ledger import Ledger
 
 
-def capture(
-    arguments: dict[str, Any], run: str, max_num_seqs: int, report: Reporter
-) -> dict[str, Any]:
+def capture(arguments: JsonObject, run: str, max_num_seqs: int, report: Reporter) -> JsonObject:
     """Asks what is missing and writes the artifact; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     session = _loaded(stage, run, max_num_seqs)

@@ -18,7 +18,7 @@ import numpy as np
 from retort.data.token_bytes import TokenBytes
 from retort.engines.openai import MOST_LISTED
 from retort.errors import StageError
-from retort.records import Response
+from retort.records import JsonObject, Response
 from retort.spec import JobSpec
 from retort.stages.generate.listed_tokens import (
     UNKNOWN,
@@ -78,7 +78,7 @@ class ListedSignals:
             self._shards[name] = self._waiting.write(signals.pack(self._rows, LARGEST))
             self._rows = []
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> JsonObject:
         """Writes all shards and their table; returns what the manifest says of them.
 
         Raises `StageError` where no answer has a signal.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from retort.engines._replies import UNREADABLE
-from retort.records import Response
+from retort.records import JsonObject, Response
 from retort.stages.generate.scored_tokens import scored_tokens
 
 NONE_LISTED = "it lists no log-probabilities"
@@ -66,7 +66,7 @@ class Place:
         return not self.token.is_text
 
 
-def listed_tokens(raw: dict[str, Any]) -> list[Any]:
+def listed_tokens(raw: JsonObject) -> list[Any]:
     """Returns the entries of an answer's tokens as they were given; none where it has none."""
     if "scored" in raw:
         return scored_tokens(raw)
@@ -77,7 +77,7 @@ def listed_tokens(raw: dict[str, Any]) -> list[Any]:
     return content if isinstance(content, list) else []
 
 
-def read_places(raw: dict[str, Any], response: Response, k: int) -> list[Place]:
+def read_places(raw: JsonObject, response: Response, k: int) -> list[Place]:
     """Returns the places of an answer, with at most the k most probable tokens of each.
 
     Raises `TextOnlyError`.
@@ -141,7 +141,7 @@ def _spelling(spelled: list[bytes], response: Response) -> tuple[int, bytes]:
     raise TextOnlyError("its tokens do not spell its text")
 
 
-def _place(entry: dict[str, Any], token: Token, prefix: bytes, k: int) -> Place:
+def _place(entry: JsonObject, token: Token, prefix: bytes, k: int) -> Place:
     found: dict[Token, float] = {}
     for other in entry.get("top_logprobs") or ():
         spelled, value = _bytes(other).removeprefix(prefix), _logprob(other)
@@ -171,7 +171,7 @@ def _added(first: float, second: float) -> float:
     return min(0.0, high + math.log1p(math.exp(low - high)))
 
 
-def _sampled(entry: dict[str, Any]) -> bytes:
+def _sampled(entry: JsonObject) -> bytes:
     """Returns the bytes of a sampled token."""
     number = entry.get("id")
     if number is not None:
@@ -181,7 +181,7 @@ def _sampled(entry: dict[str, Any]) -> bytes:
     return _bytes(entry)
 
 
-def _bytes(listed: dict[str, Any]) -> bytes:
+def _bytes(listed: JsonObject) -> bytes:
     """Returns what a listed token spells; nothing where that is unknown."""
     data, text = listed.get("bytes"), listed.get("token")
     if isinstance(data, list):
@@ -192,7 +192,7 @@ def _bytes(listed: dict[str, Any]) -> bytes:
     raise TypeError(f"bytes {type(data).__name__} of token {type(text).__name__}")
 
 
-def _logprob(listed: dict[str, Any]) -> float:
+def _logprob(listed: JsonObject) -> float:
     value = listed["logprob"]
     if type(value) not in (float, int) or not value <= MOST:
         raise TextOnlyError("a log-probability is no number, or above 0")

@@ -11,7 +11,7 @@ import numpy as np
 from retort.data import encoding
 from retort.errors import StageError
 from retort.events import Reporter
-from retort.records import Response, ids_sha256, read_lines
+from retort.records import JsonObject, Response, ids_sha256, read_lines
 from retort.stages.stage import Stage, from_arguments, stream_examples
 from retort.stages.teacher_requests import instruction_of, with_instruction
 from retort.store.signals import Signal, SignalFile
@@ -21,7 +21,7 @@ MOST_KL = {"float32": 5e-3}
 MOST_KL_HALF = 5e-2
 
 
-def parity(arguments: dict[str, Any], dtype: str, report: Reporter) -> dict[str, float]:
+def parity(arguments: JsonObject, dtype: str, report: Reporter) -> dict[str, float]:
     """Returns the mean KL (nats) and the mean gap of the tokens' log-probabilities.
 
     Raises `StageError` when they are too far off, or when the model cannot be run plainly.
@@ -30,7 +30,7 @@ def parity(arguments: dict[str, Any], dtype: str, report: Reporter) -> dict[str,
     chosen = _chosen(stage)
     model, tokenizer = _load(stage, dtype)
     by_id = {r.example_id: r for r, _ in chosen}
-    chats: dict[str, Any] = {}
+    chats: JsonObject = {}
     for example in stream_examples(stage.input("prepare"), "train", "validation"):
         if example.id in by_id:
             chats[example.id] = (example.messages, example.tools)

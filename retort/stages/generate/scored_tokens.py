@@ -6,14 +6,14 @@ else but white space and special tokens.
 """
 
 import itertools
-from typing import Any
 
 from retort.engines._replies import UNREADABLE
+from retort.records import JsonObject
 
-Entry = dict[str, Any]
+Entry = JsonObject
 
 
-def scored_tokens(raw: dict[str, Any]) -> list[Entry]:
+def scored_tokens(raw: JsonObject) -> list[Entry]:
     """Returns the entries of a scored answer's tokens and of its end, in the form in which a chat
     completion lists them; none where it has none, or where the chat does not end with it.
 
@@ -27,7 +27,7 @@ def scored_tokens(raw: dict[str, Any]) -> list[Entry]:
         return []
 
 
-def _lists(body: dict[str, Any]) -> list[list[Entry]]:
+def _lists(body: JsonObject) -> list[list[Entry]]:
     """Returns what is listed of each token of the chat but the first, its own entry first."""
     lists = body.get("prompt_logprobs") or body["choices"][0].get("prompt_logprobs") or []
     return [list(listed.values()) for listed in lists[1:]]

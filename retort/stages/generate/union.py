@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
-from typing import Any
 
 from retort.data.token_bytes import TokenBytes
 from retort.errors import StageError
-from retort.records import Response, read_lines, write_lines
+from retort.records import JsonObject, Response, read_lines, write_lines
 from retort.spec import Route, capture_of
 from retort.stages.generate import fusion
 from retort.stages.stage import TOKENS, Stage, stream_examples
@@ -20,7 +19,7 @@ from retort.stages.teachers import DIFFERENT
 from retort.store import Folder, signals
 from retort.store.signals import Signal, SignalFile
 
-Facts = dict[str, Any]
+Facts = JsonObject
 # What is a capture's own; of the rest the union says what all of them say.
 OF_EACH = ("ledger", "forecast", "parity", "top_k_mass", "most_failed_for")
 

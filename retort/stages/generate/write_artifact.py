@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 from retort.errors import StageError
-from retort.records import Example, Response, write_lines
+from retort.records import Example, JsonObject, Response, write_lines
 from retort.spec import JobSpec
 from retort.stages.engine_settings import engine_of
 from retort.stages.generate.listed_signals import ListedSignals
@@ -37,14 +36,14 @@ class CopiedSignals:
         self._num_signals += len(self._rows)
         self._rows = []
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> JsonObject:
         """Returns what the manifest says of them."""
         return {"num_signals": self._num_signals}
 
 
 def write(
     out: Folder, plan: RequestPlan, ledger: Ledger, examples: Iterable[Example], spec: JobSpec
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes shards of responses and signals, `shard_size` examples each; returns their counts.
 
     Raises `StageError` when an example has not exactly its responses, and when an endpoint gave no

@@ -4,10 +4,8 @@ The rows are read once and kept on the local disk meanwhile; in memory are only 
 Bad and removed rows are stored beside the examples, with their reasons.
 """
 
-from typing import Any
-
 from retort.errors import DataError
-from retort.records import SPLITS, write_lines
+from retort.records import SPLITS, JsonObject, write_lines
 from retort.spec import JobSpec
 from retort.stages.prepare.rows import Counts, Reader, check_counts, new_counts, quarantined
 from retort.stages.prepare.selection import Selection
@@ -16,7 +14,7 @@ from retort.stages.stage import Stage
 SAY_EVERY_ROWS = 20_000
 
 
-def prepare(stage: Stage) -> dict[str, Any]:
+def prepare(stage: Stage) -> JsonObject:
     """Writes the examples of each split, the bad rows and the removed rows; returns the counts.
 
     Raises `DataError` when too many rows are bad or a required split is empty.
@@ -81,7 +79,7 @@ def _write(stage: Stage, selection: Selection) -> None:
         stage.out.write("removed.jsonl", b"".join(removed))
 
 
-def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -> dict[str, Any]:
+def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -> JsonObject:
     kept = {split: selection.kept(split) for split in SPLITS if counts.examples[split]}
     return {
         "num_rows": dict(counts.rows),
@@ -96,7 +94,7 @@ def _facts(stage: Stage, counts: Counts, reader: Reader, selection: Selection) -
     }
 
 
-def _say(stage: Stage, facts: dict[str, Any]) -> None:
+def _say(stage: Stage, facts: JsonObject) -> None:
     """Notes which formats were recognised and how many rows were removed."""
     total = sum(facts["num_rows"].values())
     stage.report.progress(total, total, "rows")

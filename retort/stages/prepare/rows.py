@@ -22,6 +22,7 @@ from retort.plugins import find_function, module_names
 from retort.records import (
     SPLITS,
     Example,
+    JsonObject,
     Message,
     Prompt,
     Quarantined,
@@ -119,7 +120,7 @@ class Reader:
         self.recognised[name] += 1
         return Read(raw, split, example, text, short, line)
 
-    def _format(self, value: dict[str, Any]) -> str:
+    def _format(self, value: JsonObject) -> str:
         """Returns the format of a row; the user's own task types read any columns."""
         if self._knobs.format == "auto" and not self._is_built_in:
             try:

@@ -10,7 +10,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
@@ -23,7 +22,7 @@ from retort.data.duplicates import (
     normal_words,
 )
 from retort.data.sources import SourceRow
-from retort.records import SPLITS, Example, Removed, Split, chat_text, content_id
+from retort.records import SPLITS, Example, JsonObject, Removed, Split, chat_text, content_id
 from retort.spec import JobSpec, Prepare
 from retort.spec.prepare import Deduplicate
 from retort.stages.prepare.rows import Read, Reader
@@ -237,7 +236,7 @@ class Selection:
             reason = _reason(pairs[members[0]], where)
             yield f"  {len(members):,} x {_short(gone)} is a {reason} of {_short(kept)}"
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> JsonObject:
         """Returns the number of rows removed for each reason, and the groups of those kept."""
         kinds = [pair.kind for pairs in self.removed.values() for pair in pairs.values()]
         groups = self.rows["train"].groups if "train" in self.rows else []

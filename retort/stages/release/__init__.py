@@ -7,12 +7,12 @@ that it can be looked at, and is never promoted. Nothing in the folder runs code
 
 import json
 from pathlib import Path
-from typing import Any
 
 from retort.data.encoding import load_tokenizer
 from retort.errors import StageError
 from retort.metrics.comparison import ReportContent, read_content
 from retort.metrics.comparison.shapes import Latency
+from retort.records import JsonObject
 from retort.stages.release.exports import add_exports
 from retort.stages.release.model_card import model_card
 from retort.stages.stage import Stage
@@ -24,7 +24,7 @@ UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".py")
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
-def release(stage: Stage) -> dict[str, Any]:
+def release(stage: Stage) -> JsonObject:
     """Writes `model/`, `exports/` and `gate.json`; returns the facts for the registry."""
     raw = stage.input("report").read_json("report.json")
     content = read_content(raw)
@@ -48,7 +48,7 @@ def release(stage: Stage) -> dict[str, Any]:
     }
 
 
-def generation_config(student: Path) -> dict[str, Any]:
+def generation_config(student: Path) -> JsonObject:
     """Returns the student's generation config with the token that ends an answer: without it an
     engine generates up to its limit. Raises `StageError` where the student names no end token."""
     generation, config = _json(student / GENERATION), _json(student / CONFIG)
@@ -97,6 +97,6 @@ def _check_safe(student: Path) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _json(path: Path) -> JsonObject:
+    content: JsonObject = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content

@@ -5,10 +5,10 @@ is added when the job finishes, so that a cached report names the run that shows
 """
 
 from dataclasses import asdict
-from typing import Any
 
 from retort.metrics.comparison import as_json
 from retort.metrics.comparison.drawing import inline
+from retort.records import JsonObject
 from retort.stages.report.content import content_of
 from retort.stages.report.examples import side_by_side
 from retort.stages.report.measurements import measured, read_answered
@@ -19,7 +19,7 @@ from retort.store import Folder
 PICTURE = "data_card.svg"
 
 
-def report(stage: Stage) -> dict[str, Any]:
+def report(stage: Stage) -> JsonObject:
     """Writes `report.json`, `report.md`, `report.html`, and `data_card.svg`; and what the page is
     made from: `examples.json` and `pictures.json`. Returns comparison and verdict."""
     evaluated = measured(stage)

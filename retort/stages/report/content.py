@@ -6,6 +6,7 @@ from typing import Any
 
 from retort.metrics.comparison import compare, shapes, too_few, unsure, warnings
 from retort.metrics.comparison.verdict import OTHERS
+from retort.records import JsonObject
 from retort.spec import CONTROLS, WITHOUT, JobSpec, training_of
 from retort.spec.fingerprint import CHAMPION, UNREADABLE
 from retort.stages.budget import usage_note
@@ -110,7 +111,7 @@ def _training_warnings(stage: Stage) -> list[str]:
     return notes
 
 
-def _counts(stage: Stage, name: str) -> shapes.Json:
+def _counts(stage: Stage, name: str) -> JsonObject:
     """Returns the counts among a stage's facts."""
     facts = stage.facts(name)
     return {key: v for key, v in facts.items() if key.startswith("num_") or key == "reasons"}
@@ -145,7 +146,7 @@ def _teacher_cost(stage: Stage) -> shapes.TeacherCost | None:
     sums = Counter[str](stage.facts("generate").get("spending"))
     sums.update(stage.facts("evaluate").get("spending"))
     sums.update(spent_on_prompts(stage))
-    spending: dict[str, Any] = dict(sums)
+    spending: JsonObject = dict(sums)
     if not spending:
         return None
     is_priced = any(_is_priced(own) for own in each_job(stage.spec).values())

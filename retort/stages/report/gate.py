@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from retort.metrics import lower_is_better
 from retort.metrics.comparison import shapes
-from retort.metrics.comparison.shapes import Json
+from retort.records import JsonObject
 from retort.spec.report import ExportGate, Gate
 
 BOUND = "by the worse bound of the 95% interval"
@@ -63,7 +63,7 @@ def judge_export(
     kl: shapes.Estimate | None,
     gate: ExportGate,
     metric: str,
-    facts: Json,
+    facts: JsonObject,
 ) -> shapes.GateCheck:
     """Returns whether an exported student may go out: what it loses against the student and how far
     its distributions are from the student's; that its runtime cuts texts into the same tokens and

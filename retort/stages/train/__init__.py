@@ -6,18 +6,17 @@ losses; layout.py and distributed.py place several processes; checkpoint.py and 
 a killed run continues from.
 """
 
-from typing import Any
-
 from retort import processes
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
+from retort.records import JsonObject
 from retort.stages import rounds
 from retort.stages.engine_settings import on_cluster
 from retort.stages.stage import Stage
 from retort.stages.train.layout import layout_of
 
 
-def train(stage: Stage) -> dict[str, Any]:
+def train(stage: Stage) -> JsonObject:
     """Writes the student as a Hugging Face folder `student/`; returns counts and last losses."""
     if reason := rounds.ended(stage):
         return rounds.pass_on(stage, reason)
@@ -33,7 +32,7 @@ def train(stage: Stage) -> dict[str, Any]:
     )
 
 
-def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def fit(arguments: JsonObject, report: Reporter) -> JsonObject:
     """Returns what `loop.fit` returns. It runs in the child, the only process to load torch."""
     with lean_imports():
         from retort.stages.train import loop

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from retort.data import token_bytes
 from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.plugins import check_function, check_options
+from retort.records import JsonObject
 from retort.spec import JobSpec, rounds
 from retort.spec.train import Lora
 from retort.stages.engine_settings import engine_of, model_line, settings_of
@@ -173,8 +173,8 @@ def _check_lora(spec: JobSpec, lora: Lora, folder: Path) -> str:
     return f"train.lora: adapters of rank {lora.rank} on {layers}"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _config(folder: Path) -> JsonObject:
+    config: JsonObject = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {**config, **(config.get("text_config") or {})}
 
 

@@ -1,7 +1,6 @@
 """The training curve: what was recorded at which step, the best pass, and warnings."""
 
-from typing import Any
-
+from retort.records import JsonObject
 from retort.store import Folder
 
 NAME = "history.json"
@@ -48,7 +47,7 @@ class Curve:
         """The number of validations since the best one."""
         return sum(record["step"] > (self.best_step or 0) for record in self.validated)
 
-    def last(self) -> dict[str, Any]:
+    def last(self) -> JsonObject:
         """Returns the last losses, without their step."""
         return {k: v for k, v in (self.records[-1:] or [{}])[0].items() if k != "step"}
 

@@ -16,7 +16,7 @@ from retort.engines._endpoint import Api, open_connection
 from retort.engines._replies import UNREADABLE, EndpointError, cause_of, reason_of
 from retort.engines._request_pool import RequestPool
 from retort.errors import SpecError, StageError
-from retort.records import Example
+from retort.records import Example, JsonObject
 from retort.spec import JobSpec
 from retort.stages import engine_settings
 from retort.stages.train.prompt_logprobs import check_token_texts, keep_best, read_lists
@@ -50,7 +50,7 @@ def is_remote(spec: JobSpec) -> bool:
     return remote
 
 
-def _ids_body(settings: Settings, request: Request) -> dict[str, Any]:
+def _ids_body(settings: Settings, request: Request) -> JsonObject:
     return {
         "model": settings.model,
         "prompt": request.response,
@@ -60,7 +60,7 @@ def _ids_body(settings: Settings, request: Request) -> dict[str, Any]:
     }
 
 
-def _chat_body(settings: Settings, request: Request) -> dict[str, Any]:
+def _chat_body(settings: Settings, request: Request) -> JsonObject:
     body = {
         "model": settings.model,
         "messages": request.messages,
@@ -127,7 +127,7 @@ class EndpointTeacher:
         """Ends the connection."""
         self._pool.close()
 
-    def _once(self, api: Api, request: Request) -> dict[str, Any]:
+    def _once(self, api: Api, request: Request) -> JsonObject:
         """Returns the raw answer to one request; /tokenize is beside /v1, not below it."""
         connection = self._connection
         if api is TOKENIZING:
@@ -165,7 +165,7 @@ class EndpointTeacher:
             )
         return True
 
-    def _read(self, raw: dict[str, Any], row: EncodedRow) -> Signal | None:
+    def _read(self, raw: JsonObject, row: EncodedRow) -> Signal | None:
         """Returns the signal in a raw answer; None if padding took places in its lists, so that
         longer lists were requested."""
         if "error" in raw:

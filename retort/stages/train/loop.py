@@ -26,6 +26,7 @@ from retort.errors import StageError
 from retort.events import Reporter
 from retort.processes import interrupts
 from retort.processes.libraries import lean_imports, stay_offline
+from retort.records import JsonObject
 from retort.spec import Loss
 from retort.stages.stage import Stage, from_arguments
 from retort.stages.train import batches, checkpoint, on_policy, training_rows
@@ -52,7 +53,7 @@ AHEAD = 8
 PROBE_ROWS = 10_000
 
 
-def fit(arguments: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def fit(arguments: JsonObject, report: Reporter) -> JsonObject:
     """Trains the student and writes `student/`; returns the stage's facts."""
     stage = from_arguments(arguments, report)
     knobs = stage.spec.train
@@ -150,7 +151,7 @@ class Trainer:
         self.factor: Callable[[int, int], float] = partial(lr_factor, knobs=self.knobs)
         self.optimizer = optimizer_of(self.learner, self.knobs)
 
-    def run(self, data: training_rows.TrainingData) -> dict[str, Any]:
+    def run(self, data: training_rows.TrainingData) -> JsonObject:
         """Trains to the end, from the newest checkpoint if any; returns the last losses."""
         knobs, out = self.knobs, self.stage.out
         per_epoch = math.ceil(data.num_draws / knobs.batch_size)
@@ -347,7 +348,7 @@ class Trainer:
         record |= {f"{k}_gradient_norm": v for k, v in self._gradient_norms(self._probe).items()}
         return record | {"peak_memory_bytes": float(processes.peak_memory_bytes())}
 
-    def of_teachers(self, data: training_rows.TrainingData) -> dict[str, Any]:
+    def of_teachers(self, data: training_rows.TrainingData) -> JsonObject:
         """Returns the counts of each teacher's items and the losses on those of validation, where
         several teachers wrote them."""
         counts: Counter[str] = Counter(

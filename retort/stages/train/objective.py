@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from retort.losses import Ranges, Target
 from retort.plugins import find_function
+from retort.records import JsonObject
 from retort.spec import JobSpec, Loss
 from retort.stages.train.head import (
     BLOCK_ELEMENTS,
@@ -113,7 +114,7 @@ def last_hidden(
 
 def _named(
     input_ids_BT: Tensor, attention_mask_BT: Tensor | None, position_ids_BT: Tensor | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns a model's arguments without those that are None: not every family takes each."""
     inputs = {
         "input_ids": input_ids_BT,

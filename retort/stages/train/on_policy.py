@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from retort.records import JsonObject
 from retort.spec import rounds
 from retort.spec.job import OFFLINE_COST
 from retort.stages.stage import Stage
@@ -37,7 +38,7 @@ class Trainable(Protocol):
     most_steps: int | None
     num_steps: int
 
-    def run(self, data: TrainingData) -> dict[str, Any]:
+    def run(self, data: TrainingData) -> JsonObject:
         """Trains to the end; returns the last losses."""
 
     def validate(self, data: TrainingData) -> dict[str, float]:
@@ -59,7 +60,7 @@ class Round:
         """The round's, counted from 1."""
         return rounds.number_of(self.stage.inputs)
 
-    def run(self, trainer: Trainable) -> dict[str, Any]:
+    def run(self, trainer: Trainable) -> JsonObject:
         """Learns from the round; returns the facts of the training. Does nothing where the answers
         say that the rounds end."""
         if reason := self._ends():
@@ -88,7 +89,7 @@ class Round:
     def save(
         self,
         trainer: Trainable,
-        facts: dict[str, Any],
+        facts: JsonObject,
         weights: dict[str, Tensor] | None,
         is_first: bool,
     ) -> None:
@@ -177,10 +178,10 @@ class Round:
     def _record(
         self,
         before: dict[str, float],
-        last: dict[str, Any],
+        last: JsonObject,
         num_steps: int = 0,
         kept: bool = False,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Returns the records of the rounds so far, this one's last."""
         steps = self.earlier[-1]["last_step"] if self.earlier else 0
         record: Record = {

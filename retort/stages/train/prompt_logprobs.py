@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from retort.data.encoding import EncodedRow
 from retort.errors import SpecError
+from retort.records import JsonObject
 from retort.store.signals import Signal, captured
 
 # Share of the tokens whose text may differ from the student's: decoders disagree on parts of a
@@ -68,7 +69,7 @@ def keep_best(lists: LabelLists, labels: list[int], k: int, vocabulary: int) -> 
     )
 
 
-def check_token_texts(body: dict[str, Any], tokenizer: Any, shown: str) -> None:
+def check_token_texts(body: JsonObject, tokenizer: Any, shown: str) -> None:
     """Raises `SpecError` unless the texts of the endpoint's tokens are the student's.
 
     White space around them is not compared: decoders differ in it.

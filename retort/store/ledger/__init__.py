@@ -10,9 +10,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from retort.records import STATES, Response
+from retort.records import STATES, JsonObject, Response
 from retort.store import Folder
 from retort.store.ledger.checks import defect_of, is_transient, response_of
 from retort.store.ledger.segment import (
@@ -59,9 +58,7 @@ class Ledger:
     response. `run` names the run that adds; without it no entry is of this run.
     """
 
-    def __init__(
-        self, folder: Folder, parse: Callable[[str, dict[str, Any]], Response], run: str = ""
-    ):
+    def __init__(self, folder: Folder, parse: Callable[[str, JsonObject], Response], run: str = ""):
         self.folder, self._parse, self._run = folder, parse, run
         self._places: dict[bytes, int] = {}
         # By place: where the answer that counts is, and what is known of it.
@@ -93,18 +90,18 @@ class Ledger:
                 if seen:
                     seen(answer, response)
 
-    def start(self, facts: dict[str, Any]) -> None:
+    def start(self, facts: JsonObject) -> None:
         """Opens the ledger for adding answers of an engine with these facts."""
         self.folder.write_json(ENGINE_FILE, public_json(facts))
         self._writer = Writer(self.folder, facts.get("vocabulary", 0))
 
-    def describe(self, context: dict[str, Any]) -> None:
+    def describe(self, context: JsonObject) -> None:
         """Stores what the requests have in common, addresses without secrets."""
         self.folder.write_json(CONTEXT_FILE, public_json(context))
 
-    def engine(self) -> dict[str, Any]:
+    def engine(self) -> JsonObject:
         """Returns the facts of the engine that answered last; empty where none ever did."""
-        facts: dict[str, Any] = {}
+        facts: JsonObject = {}
         if self.folder.has(ENGINE_FILE):
             facts = self.folder.read_json(ENGINE_FILE)
         return facts
@@ -228,7 +225,7 @@ def _rank(state: int, attempt: int, at: float) -> tuple[bool, int, float]:
     return STATES[state & ~TRANSIENT] != "failed", attempt, at
 
 
-def _without_secrets(raw: dict[str, Any]) -> dict[str, Any]:
+def _without_secrets(raw: JsonObject) -> JsonObject:
     """Returns a raw answer whose error, if it is one, names addresses without secrets."""
     error = raw.get("error") if isinstance(raw, dict) else None
     return {**raw, "error": public_json(error)} if isinstance(error, dict) else raw

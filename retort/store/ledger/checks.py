@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from retort.records import STATES, Response
+from retort.records import STATES, JsonObject, Response
 from retort.store.ledger.segment import StoredAnswer
 from retort.store.signals import Signal
 
 MAX_COUNT = 1 << 31
-Parse = Callable[[str, dict[str, Any]], Response]
+Parse = Callable[[str, JsonObject], Response]
 
 
 def response_of(answer: StoredAnswer, parse: Parse) -> Response:

@@ -8,11 +8,11 @@ have no such line; then only what is no JSON or cut short is noticed.
 import json
 import zlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import orjson
 
 from retort.errors import DataError, StoreError
+from retort.records import JsonObject
 from retort.store import Folder
 from retort.store.files import damaged
 from retort.store.folder import ListedFile, listed_file
@@ -38,7 +38,7 @@ class StoredAnswer:
     limits: tuple[int, int]
     by: str
     at: float
-    raw: dict[str, Any]
+    raw: JsonObject
     run: str = ""
     attempt: int = 0
     defect: str = ""
@@ -197,7 +197,7 @@ def _line(answer: StoredAnswer) -> bytes:
     return orjson.dumps(replace(answer, raw={AS_TEXT: text}))
 
 
-def _header(line: bytes) -> dict[str, Any] | None:
+def _header(line: bytes) -> JsonObject | None:
     try:
         header = orjson.loads(line)
     except orjson.JSONDecodeError:

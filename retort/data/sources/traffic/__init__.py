@@ -7,12 +7,12 @@ have one group, so that all of its turns stay on one side of a split.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from retort.data.formats._chat import unquoted
 from retort.data.sources.source_row import SourceRow, bad, dumped, too_long
 from retort.data.sources.traffic import langfuse, litellm, spans, vllm_log
 from retort.data.sources.traffic.call import Call, LeftOut, seconds_of
+from retort.records import JsonObject
 from retort.spec.prepare import Traffic
 
 # One record may hold thousands of calls; each of these is a row, and measured as such.
@@ -57,7 +57,7 @@ def log_rows(
         yield row if row.error else _row(row, call, most, chosen)
 
 
-def _reader(value: dict[str, Any]) -> Callable[[dict[str, Any]], Found] | None:
+def _reader(value: JsonObject) -> Callable[[JsonObject], Found] | None:
     """Returns what reads the calls in a record; None for a row of any other form."""
     if "resourceSpans" in value or "scopeSpans" in value:
         return spans.of_export
@@ -70,7 +70,7 @@ def _reader(value: dict[str, Any]) -> Callable[[dict[str, Any]], Found] | None:
     return langfuse.of_trace if langfuse.is_trace(value) else None
 
 
-def _is_mlflow(value: dict[str, Any]) -> bool:
+def _is_mlflow(value: JsonObject) -> bool:
     if "info" in value and isinstance(data := unquoted(value.get("data")), dict):
         return "spans" in data
     return "trace_id" in value and "trace_metadata" in value
@@ -94,7 +94,7 @@ def _row(row: SourceRow, call: Call | LeftOut, most: int, chosen: Traffic | None
     return SourceRow(row.file, row.line, raw, value, None, str(group))
 
 
-def _plain(row: SourceRow, value: dict[str, Any], chosen: Traffic) -> SourceRow:
+def _plain(row: SourceRow, value: JsonObject, chosen: Traffic) -> SourceRow:
     """Returns a row of any other form, where the source chooses it."""
     metadata = unquoted(value.get("metadata"))
     known = {**value, **metadata} if isinstance(metadata, dict) else value
@@ -109,7 +109,7 @@ def _plain(row: SourceRow, value: dict[str, Any], chosen: Traffic) -> SourceRow:
     )
 
 
-def _check(chosen: Traffic, seconds: float | None, metadata: dict[str, Any]) -> None:
+def _check(chosen: Traffic, seconds: float | None, metadata: JsonObject) -> None:
     """Raises `LeftOut` for a row outside the window, and for one of other metadata."""
     if chosen.since or chosen.until:
         if seconds is None:

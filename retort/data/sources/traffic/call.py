@@ -8,8 +8,9 @@ import orjson
 
 from retort.data.formats._chat import SKIPPED_PARTS, TEXT_PARTS, unquoted
 from retort.data.formats._replies import reply_of, request_of
+from retort.records import JsonObject
 
-Turn = dict[str, Any]
+Turn = JsonObject
 # What proxies write in place of a text that they were told not to keep.
 REDACTED = ("redacted-by-litellm", "redacted by litellm. 'litellm.turn_off_message_logging=True'")
 # LangChain's names of its messages' kinds.
@@ -44,9 +45,9 @@ class Call:
     service: str | None = None
     request: str | None = None
     tools: Any = None
-    more: dict[str, Any] = field(default_factory=dict)
+    more: JsonObject = field(default_factory=dict)
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> JsonObject:
         """Returns the call as a row of `messages`, its reply the last turn."""
         when = None
         if self.seconds is not None:
@@ -59,7 +60,7 @@ class Call:
             "request": self.request,
         }
         metadata = self.more | {name: text for name, text in known.items() if text}
-        row: dict[str, Any] = {"messages": [*self.turns, *self.reply], "metadata": metadata}
+        row: JsonObject = {"messages": [*self.turns, *self.reply], "metadata": metadata}
         return row | {"tools": self.tools} if self.tools else row
 
     def check(self) -> None:
@@ -93,7 +94,7 @@ def seconds_of(value: Any) -> float | None:
     return round(value / scale, 6)  # a datetime has microseconds, too
 
 
-def scalars(values: Any) -> dict[str, Any]:
+def scalars(values: Any) -> JsonObject:
     """Returns the texts, numbers and truth values of an object, by which rows can be chosen."""
     values = unquoted(values)
     if not isinstance(values, dict):

@@ -19,6 +19,7 @@ from retort.data.sources.traffic.call import (
     scalars,
     seconds_of,
 )
+from retort.records import JsonObject
 
 # The types of observations; only the first is a call of a model.
 TYPES = {
@@ -35,19 +36,19 @@ NAMES = {
 }
 
 
-def is_observation(row: dict[str, Any]) -> bool:
+def is_observation(row: JsonObject) -> bool:
     """Whether a row is an observation of a trace."""
     return row.get("type") in TYPES and bool(_of(row, "trace") or _of(row, "start"))
 
 
-def is_trace(row: dict[str, Any]) -> bool:
+def is_trace(row: JsonObject) -> bool:
     """Whether a row is a trace, with its observations or without them."""
     if isinstance(row.get("trace"), dict) and isinstance(row.get("observations"), list):
         return True
     return "timestamp" in row and not {"sessionId", "session_id"}.isdisjoint(row)
 
 
-def of_trace(row: dict[str, Any]) -> Iterator[Call | LeftOut]:
+def of_trace(row: JsonObject) -> Iterator[Call | LeftOut]:
     """Yields the calls among a trace's observations; of a trace without them, its own chat."""
     trace = row["trace"] if isinstance(row.get("trace"), dict) else row
     observations = unquoted(row.get("observations"))
@@ -60,7 +61,7 @@ def of_trace(row: dict[str, Any]) -> Iterator[Call | LeftOut]:
         yield of_observation({**trace, "type": "GENERATION", "traceId": trace.get("id")}, trace)
 
 
-def of_observation(row: dict[str, Any], trace: dict[str, Any] | None = None) -> Call | LeftOut:
+def of_observation(row: JsonObject, trace: JsonObject | None = None) -> Call | LeftOut:
     """Returns the call that an observation is, or why it is none."""
     try:
         return _call(row, trace or {})
@@ -68,7 +69,7 @@ def of_observation(row: dict[str, Any], trace: dict[str, Any] | None = None) -> 
         return reason
 
 
-def _call(row: dict[str, Any], trace: dict[str, Any]) -> Call:
+def _call(row: JsonObject, trace: JsonObject) -> Call:
     if row["type"] == "EMBEDDING":
         raise LeftOut(EMBEDDINGS)
     if row["type"] != "GENERATION":
@@ -93,5 +94,5 @@ def _call(row: dict[str, Any], trace: dict[str, Any]) -> Call:
     )
 
 
-def _of(row: dict[str, Any], what: str) -> Any:
+def _of(row: JsonObject, what: str) -> Any:
     return next((row[name] for name in NAMES[what] if row.get(name)), None)

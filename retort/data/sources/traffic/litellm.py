@@ -5,8 +5,6 @@ the table `LiteLLM_SpendLogs` of LiteLLM's schema.prisma; texts are in the latte
 `store_prompts_in_spend_logs`.
 """
 
-from typing import Any
-
 from retort.data.formats._chat import unquoted
 from retort.data.sources.traffic.call import (
     EMBEDDINGS,
@@ -18,6 +16,7 @@ from retort.data.sources.traffic.call import (
     scalars,
     seconds_of,
 )
+from retort.records import JsonObject
 
 CHATS = {
     *("completion", "acompletion", "text_completion", "atext_completion"),
@@ -25,12 +24,12 @@ CHATS = {
 }
 
 
-def is_call(row: dict[str, Any]) -> bool:
+def is_call(row: JsonObject) -> bool:
     """Whether a row is one that LiteLLM logs."""
     return "call_type" in row and "startTime" in row
 
 
-def of_call(row: dict[str, Any]) -> Call | LeftOut:
+def of_call(row: JsonObject) -> Call | LeftOut:
     """Returns the call of a row, or why it is none."""
     try:
         return _call(row)
@@ -38,7 +37,7 @@ def of_call(row: dict[str, Any]) -> Call | LeftOut:
         return reason
 
 
-def _call(row: dict[str, Any]) -> Call:
+def _call(row: JsonObject) -> Call:
     kind = str(row["call_type"] or "")
     if "embedding" in kind:
         raise LeftOut(EMBEDDINGS)

@@ -28,6 +28,7 @@ from retort.data.sources.traffic.call import (
     scalars,
     seconds_of,
 )
+from retort.records import JsonObject
 
 ANY_VALUE = ("stringValue", "boolValue", "doubleValue", "bytesValue")
 NO_CALL = "a span that is no call of a chat model"
@@ -63,7 +64,7 @@ class Resource:
         return _own(self.attributes)
 
 
-def of_export(request: dict[str, Any]) -> Iterator[Call | LeftOut]:
+def of_export(request: JsonObject) -> Iterator[Call | LeftOut]:
     """Yields the calls in an export request of OTLP, or in one of its `resourceSpans`."""
     for group in request.get("resourceSpans") or [request]:
         resource = Resource(_attributes(group.get("resource")))
@@ -72,7 +73,7 @@ def of_export(request: dict[str, Any]) -> Iterator[Call | LeftOut]:
                 yield _guarded(span, resource)
 
 
-def of_trace(trace: dict[str, Any]) -> Iterator[Call | LeftOut]:
+def of_trace(trace: JsonObject) -> Iterator[Call | LeftOut]:
     """Yields the calls in a trace of MLflow."""
     if isinstance(inner := unquoted(trace.get("trace")), dict):  # a row of `search_traces`
         trace = inner
@@ -97,7 +98,7 @@ def _guarded(span: Any, resource: Resource) -> Call | LeftOut:
         return LeftOut(f"a broken span: {type(error).__name__}: {error}")
 
 
-def _call(span: dict[str, Any], resource: Resource) -> Call:
+def _call(span: JsonObject, resource: Resource) -> Call:
     """Returns the call that a span is. Raises `LeftOut` where it is none."""
     attributes = _attributes(span)
     events = [(e.get("name") or "", _attributes(e)) for e in span.get("events") or ()]

@@ -19,6 +19,7 @@ import orjson
 from retort.data.sources.json_lines import lines
 from retort.data.sources.source_row import SourceRow, bad
 from retort.data.sources.traffic.call import EMBEDDINGS, Call, LeftOut, asked, seconds_of
+from retort.records import JsonObject
 
 TEXT = r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 BODY = re.compile(r"Request (\S+) JSON body: (\{.*)", re.DOTALL)
@@ -45,7 +46,7 @@ class Logged:
     line: int
     raw: bytes
     seconds: float | None
-    body: dict[str, Any] | None = None
+    body: JsonObject | None = None
     prompt: str | None = None
     answer: str | None = None
 
@@ -91,7 +92,7 @@ def _message(line: str) -> tuple[str, float | None]:
     return line, None
 
 
-def _found(message: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _found(message: str) -> Iterator[tuple[str, JsonObject]]:
     """Yields the id of the request that a line is about, and what the line says of it."""
     if found := BODY.search(message):
         try:

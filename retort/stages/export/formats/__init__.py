@@ -7,14 +7,14 @@ here. An export is a folder: what its runtime loads, and the student's tokenizer
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from retort.errors import SpecError
 from retort.plugins import find_file, unknown
-from retort.records import Message
+from retort.records import JsonObject, Message
 
 Importance = dict[str, npt.NDArray[np.float32]]
 
@@ -44,7 +44,7 @@ class FormatModule(Protocol):
         Reads configuration files only. The message names the family, and says what to do.
         """
 
-    def write(self, student: Student, quantization: str, out: Path) -> dict[str, Any]:
+    def write(self, student: Student, quantization: str, out: Path) -> JsonObject:
         """Writes the export into the empty folder `out` and returns facts about it, as JSON."""
 
     def token_ids(self, out: Path, texts: list[str]) -> list[list[int]] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retort.errors import SpecError
+from retort.records import JsonObject
 
 Floats = npt.NDArray[np.float32]
 # The `model_type` of config.json, and what llama.cpp calls the graph that computes it.
@@ -86,7 +87,7 @@ class Family:
         return int(self.head_size * self.rope.get("partial_rotary_factor", 1.0))
 
     @property
-    def rope(self) -> dict[str, Any]:
+    def rope(self) -> JsonObject:
         """The rotary embedding; of a family with two, that of full attention."""
         rope = dict(getattr(self.config, "rope_parameters", None) or {})
         return dict(rope.get("full_attention", rope))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retort.records import JsonObject
 from retort.store import model_folder
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -95,7 +96,7 @@ def read_vocabulary(folder: Path, size: int = 0) -> Vocabulary:
     return Vocabulary("llama", _spaced(texts), types, False, scores=[0.0] * len(texts))
 
 
-def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _tokens(raw: JsonObject, size: int) -> tuple[list[str], list[int]]:
     """Returns the tokens in the order of their ids, and their types."""
     vocabulary = raw["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: pairs of token and score
@@ -114,7 +115,7 @@ def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     return [texts.get(index, f"[PAD{index}]") for index in range(num)], types
 
 
-def _strips(raw: dict[str, Any], texts: list[str]) -> bool | None:
+def _strips(raw: JsonObject, texts: list[str]) -> bool | None:
     """Whether added tokens take the white space behind them: all but three, as those of Phi-3 do;
     None for others than these, which llama.cpp does not have."""
     added = raw.get("added_tokens", [])
@@ -126,11 +127,11 @@ def _strips(raw: dict[str, Any], texts: list[str]) -> bool | None:
     return True if is_phi and {*keeping, "</s>"} <= set(texts) else None
 
 
-def _merges(model: dict[str, Any]) -> list[str]:
+def _merges(model: JsonObject) -> list[str]:
     return [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
 
 
-def _pre_tokenizer(raw: dict[str, Any]) -> str | None:
+def _pre_tokenizer(raw: JsonObject) -> str | None:
     """Returns llama.cpp's name of a byte-level pre-tokenizer; None where it has none."""
     steps = _steps(raw.get("pre_tokenizer"), "pretokenizers")
     patterns = []
@@ -155,7 +156,7 @@ def _pre_tokenizer(raw: dict[str, Any]) -> str | None:
     return known.get((tuple(patterns), ignores)) or known.get((tuple(patterns), not ignores))
 
 
-def _unlike(raw: dict[str, Any], pre: str) -> str | None:
+def _unlike(raw: JsonObject, pre: str) -> str | None:
     """Returns which texts llama.cpp reads otherwise with a byte-level tokenizer."""
     if any(token["rstrip"] or token["lstrip"] for token in raw.get("added_tokens", [])):
         return STRIPPED
@@ -174,7 +175,7 @@ def _plain(pattern: str) -> str:
     return pattern.replace(r"\s*[\r\n]|", r"\s*[\r\n]+|")
 
 
-def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+def _steps(part: JsonObject | None, key: str) -> list[JsonObject]:
     """Returns the steps of a pre-tokenizer or normalizer, those in sequences one by one."""
     if part is None:
         return []
@@ -183,7 +184,7 @@ def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [step for inner in part[key] for step in _steps(inner, key)]
 
 
-def _space_prefix(raw: dict[str, Any]) -> bool | None:
+def _space_prefix(raw: JsonObject) -> bool | None:
     """Returns whether SentencePiece's form puts a space before a text; None for another form."""
     prefix, spaced = False, False
     for step in _steps(raw.get("normalizer"), "normalizers"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from retort.data import encoding
 from retort.errors import SpecError
-from retort.records import Message
+from retort.records import JsonObject, Message
 from retort.stages.export.formats import Student
 from retort.stages.export.formats._files import copy_small_files
 from retort.stages.export.formats._scales import grouped, search
@@ -30,7 +30,7 @@ LARGEST = {"w8a8": 127.5, "w4a16": 7.5, "fp8": 448.0}
 # What the scale that follows from the largest weight is multiplied by, in a search.
 FACTORS = [1.0, *(1.08 - 0.04 * step for step in range(14))]
 # Settings of compressed-tensors' QuantizationArgs.
-WEIGHTS: dict[str, dict[str, Any]] = {
+WEIGHTS: dict[str, JsonObject] = {
     "w8a8": {"num_bits": 8, "type": "int", "strategy": "channel"},
     "w4a16": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP},
     "fp8": {"num_bits": 8, "type": "float", "strategy": "channel"},
@@ -69,7 +69,7 @@ def check(student: Path, quantization: str) -> None:
         )
 
 
-def _has_groups(config: dict[str, Any]) -> bool:
+def _has_groups(config: JsonObject) -> bool:
     """Whether a model has layers for w4a16: those between its hidden state and a wider or narrower
     one, which are in multiples of a group both."""
     names = ("hidden_size", "num_attention_heads", "intermediate_size")
@@ -86,7 +86,7 @@ def _has_float8() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
 
 
-def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
+def write(student: Student, quantization: str, out: Path) -> JsonObject:
     """Writes the weights, and config.json with how to read them.
 
     The facts name the layers that are left as they are, because their size is no multiple of a
@@ -115,7 +115,7 @@ def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
     return {"num_layers": len(errors), "left": left, "relative_error": error}
 
 
-def _left_out(linear: dict[str, Any]) -> list[str]:
+def _left_out(linear: JsonObject) -> list[str]:
     """Returns the layers that vLLM could not run in groups, and those it joins them with."""
     odd = {_joined(n) for n, m in linear.items() if m.in_features % GROUP or m.out_features % GROUP}
     return [name for name in linear if _joined(name) in odd]

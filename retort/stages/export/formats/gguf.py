@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from retort.engines._gguf_header import read_header
 from retort.errors import SpecError
-from retort.records import Message
+from retort.records import JsonObject, Message
 from retort.stages.export.formats import Importance, Student
 from retort.stages.export.formats._files import copy_small_files
 from retort.stages.export.formats._gguf_blocks import (
@@ -70,7 +69,7 @@ def check(student: Path, quantization: str) -> None:
         )
 
 
-def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
+def write(student: Student, quantization: str, out: Path) -> JsonObject:
     """Writes the GGUF file and the student's tokenizer; returns facts about the file."""
     family = read_family(student.folder)
     copy_small_files(student.folder, out)
@@ -105,7 +104,7 @@ def prompts(out: Path, chats: list[list[Message]]) -> list[str] | None:
         return [server.render(chat) for chat in chats]
 
 
-def _write_file(family: Family, student: Student, quantization: str, path: Path) -> dict[str, Any]:
+def _write_file(family: Family, student: Student, quantization: str, path: Path) -> JsonObject:
     """Writes a file of one of our own quantizations."""
     import gguf
 
@@ -204,7 +203,7 @@ def _errors(values: Floats, data: Floats | Bytes, importance: Floats) -> list[fl
     return [weighted_error(values, other, importance) for other in (zeros, plain, found)]
 
 
-def _file_facts(path: Path) -> dict[str, Any]:
+def _file_facts(path: Path) -> JsonObject:
     """Returns a file's size, and how many of its tensors have which type."""
     types = Counter(read_header(path).types.values())
     return {"bytes": path.stat().st_size, "tensors": dict(sorted(types.items()))}

@@ -22,7 +22,7 @@ from typing import Any
 
 from retort.errors import SpecError
 from retort.processes import disk
-from retort.records import Message
+from retort.records import JsonObject, Message
 from retort.stages.export.formats import Student
 from retort.stages.export.formats._files import copy_small_files
 from retort.store import model_folder
@@ -73,7 +73,7 @@ def check(student: Path, quantization: str) -> None:
         )
     config = model_folder.text_config(student)
     family = (config.get("architectures") or ["?"])[0]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope: JsonObject = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = rope.get("full_attention", rope)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     cause = None
@@ -90,7 +90,7 @@ def check(student: Path, quantization: str) -> None:
         )
 
 
-def _widths(config: dict[str, Any]) -> set[int]:
+def _widths(config: JsonObject) -> set[int]:
     """Returns how many outputs the linear layers of a model may have, the head's apart."""
     heads, inner = config["num_attention_heads"], config["intermediate_size"]
     pairs = config.get("num_key_value_heads") or heads
@@ -99,7 +99,7 @@ def _widths(config: dict[str, Any]) -> set[int]:
     return {*attention, inner, 2 * inner}
 
 
-def write(student: Student, quantization: str, out: Path) -> dict[str, Any]:
+def write(student: Student, quantization: str, out: Path) -> JsonObject:
     """Writes model.onnx, its data and genai_config.json beside the student's tokenizer.
 
     The builder writes the tokenizer over its copy: as transformers understands it, which for some
