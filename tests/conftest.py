@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from retort.plugins import FOLDER
-from tests.support import servers
+from tests.support import command, servers
 from tests.support.servers import BIN, ROOT, environment, free_port, vllm_serving
 
 __all__ = ["BIN", "ROOT", "ask", "environment", "free_port", "vllm_serving"]
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     known = getattr(config, "workerinput", {}).get("servers")
     config.stash[SERVERS_FOLDER] = Path(known or tempfile.mkdtemp(prefix="retort-servers-"))
+    os.environ[servers.FOLDER] = str(config.stash[SERVERS_FOLDER])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -105,15 +106,7 @@ def retort(prefect_url: str, tmp_path: Path):
     """Runs the command as a user would, in a folder of its own, with the session's Prefect."""
 
     def run(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(BIN / "retort"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=environment(PREFECT_API_URL=prefect_url, **env),
-            cwd=tmp_path,
-            check=False,
-        )
+        return command.run(*map(str, arguments), cwd=tmp_path, PREFECT_API_URL=prefect_url, **env)
 
     return run
 

@@ -12,7 +12,8 @@ import pytest
 from retort import DistillationJob, MLClient, RetortClient
 from retort.errors import SpecError, StageError
 from retort.spec import load
-from tests.support.servers import BIN, ROOT, environment
+from tests.support import command
+from tests.support.servers import ROOT, environment
 from tests.support.tiny import save_model, write_job, write_rows
 
 PATIENCE_SECONDS = 120
@@ -121,13 +122,7 @@ def test_the_command_line_says_the_same_where_there_is_no_server(client, tmp_pat
     monkeypatch.delenv("PREFECT_API_URL")
 
     def retort(*words):
-        return subprocess.run(
-            [str(BIN / "retort"), *words, "--store", "store"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
+        return command.run(*words, "--store", "store", timeout=PATIENCE_SECONDS)
 
     write_job(tmp_path, "echo")
     assert retort("submit", "job.yaml").stdout.startswith("tiny running process ")

@@ -14,7 +14,7 @@ from retort.jobs.placed import placed
 from retort.jobs.preflight import check
 from retort.spec import load
 from retort.store import Folder, open_store
-from tests.conftest import BIN, environment
+from tests.support import command
 from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import save_model, write_job
 from tests.support.workers import tasks
@@ -35,15 +35,8 @@ def job(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def retort(job, prefect_url):
     def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [str(BIN / "retort"), words[0], str(job), *words[1:]]
-        done = subprocess.run(
-            [*command, "--store", str(job.parent / "store")],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=environment(PREFECT_API_URL=prefect_url),
-            check=False,
-        )
+        given = [words[0], job, *words[1:], "--store", job.parent / "store"]
+        done = command.run(*given, PREFECT_API_URL=prefect_url)
         assert done.returncode in (0, 3), done.stderr
         return done
 

@@ -12,7 +12,8 @@ import yaml
 from openai import OpenAI
 
 from retort.spec import JobSpec, reference
-from tests.support.servers import BIN, ROOT, environment, free_port
+from tests.support import command
+from tests.support.servers import BIN, ROOT, free_port
 
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 # `make demo` runs it whole and through vLLM.
@@ -84,15 +85,7 @@ def place(tmp_path_factory, prefect_url):
 @pytest.fixture
 def run(place, prefect_url):
     def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(BIN / "retort"), *words],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=environment(PREFECT_API_URL=prefect_url),
-            cwd=place,
-            check=False,
-        )
+        return command.run(*words, cwd=place, PREFECT_API_URL=prefect_url)
 
     return call
 

@@ -1,7 +1,6 @@
 """A whole job that expands its prompts: a task, an MLflow run, a slice of the report."""
 
 import json
-import subprocess
 from collections import Counter
 
 import pytest
@@ -10,7 +9,7 @@ from mlflow import MlflowClient
 
 from retort.stages.stage import read_decisions, read_examples
 from retort.store import Folder
-from tests.conftest import BIN, environment
+from tests.support import command
 from tests.support.misbehaving import SECRET, endpoint
 from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
@@ -31,20 +30,14 @@ def place(tmp_path_factory, prefect_url):
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
 
         def run(*words):
-            return subprocess.run(
-                [
-                    str(BIN / "retort"),
-                    words[0],
-                    str(path),
-                    "--store",
-                    str(folder / "store"),
-                    *words[1:],
-                ],
-                capture_output=True,
-                text=True,
-                timeout=600,
-                env=environment(PREFECT_API_URL=prefect_url, OPENAI_API_KEY=SECRET),
-                check=False,
+            return command.run(
+                words[0],
+                path,
+                "--store",
+                folder / "store",
+                *words[1:],
+                PREFECT_API_URL=prefect_url,
+                OPENAI_API_KEY=SECRET,
             )
 
         done = run("run", "--json")

@@ -22,7 +22,7 @@ from retort.stages.export.formats import Student, find_format
 from retort.stages.export.writing import compared_tokenizers
 from retort.stages.report.gate import judge_export
 from retort.store import Folder
-from tests.conftest import BIN, environment
+from tests.support import command
 from tests.support.servers import free_port
 from tests.support.tiny import save_model, write_job
 from tests.support.zoo import save_family
@@ -46,16 +46,16 @@ def home(tmp_path_factory) -> Path:
 def run(home, prefect_url):
     """Runs `retort` on the job, and returns what it said."""
 
-    def call(command: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
         sets = [f"--set={knob}" for knob in KNOBS]
-        return subprocess.run(
-            [str(BIN / "retort"), command, "job.yaml", *sets, *words],
+        return command.run(
+            words[0],
+            "job.yaml",
+            *sets,
+            *words[1:],
             cwd=home,
-            capture_output=True,
-            text=True,
             timeout=900,
-            env=environment(PREFECT_API_URL=prefect_url),
-            check=False,
+            PREFECT_API_URL=prefect_url,
         )
 
     return call

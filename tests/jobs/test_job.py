@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from retort.store import Folder
-from tests.conftest import BIN, ask, environment
+from tests.conftest import ask, environment
+from tests.support import command
 from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import write_job
 
@@ -23,13 +24,8 @@ def first(tmp_path_factory, prefect_url):
     """A job with vLLM run once to its report, with --json; base and teacher are random."""
     folder = tmp_path_factory.mktemp("job")
     job = write_job(folder, engine="vllm")
-    done = subprocess.run(
-        [str(BIN / "retort"), "run", str(job), "--store", str(folder / "store"), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(PREFECT_API_URL=prefect_url),
-        check=False,
+    done = command.run(
+        "run", str(job), "--store", str(folder / "store"), "--json", PREFECT_API_URL=prefect_url
     )
     assert done.returncode in (0, 3), done.stderr
     return job, folder / "store", done

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,8 +23,7 @@ from retort.stages.report.rendering import draw
 from retort.stages.stage import read_examples
 from retort.store import Folder, open_store
 from retort.tracking import tracking_uri
-from tests.conftest import BIN, environment
-from tests.support import report_content
+from tests.support import command, report_content
 from tests.support.tiny import write_job, write_rows
 
 PRICES = {"price_per_million_input_tokens": 2.0, "price_per_million_output_tokens": 8.0}
@@ -156,16 +154,8 @@ def test_too_little_is_refused(folder, first):
 
 
 def test_the_command_prints_the_plan_and_leaves_page_and_child_runs(folder, first, prefect_url):
-    command = [str(BIN / "retort"), "plan", str(folder / "job.yaml"), "--json"]
-    command += ["--store", str(folder / "store"), "--set", "prepare.limit=32"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment(PREFECT_API_URL=prefect_url),
-        check=False,
-    )
+    words = ["plan", folder / "job.yaml", "--json", "--store", folder / "store"]
+    done = command.run(*words, "--set", "prepare.limit=32", PREFECT_API_URL=prefect_url)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [p["num_examples"] for p in told["points"]] == [8, 16, 32]

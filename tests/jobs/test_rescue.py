@@ -17,9 +17,10 @@ import pytest
 from aiohttp import web
 
 from retort.data.formats import read_row
+from tests.support import command
 from tests.support.misbehaving import SECRET, openai_body, running
 from tests.support.providers import OpenAIProvider
-from tests.support.servers import BIN, ROOT, environment
+from tests.support.servers import ROOT, environment
 from tests.support.tiny import save_model
 
 EXAMPLE = ROOT / "examples/rescue"
@@ -164,10 +165,14 @@ def rescued(tmp_path_factory, prefect_url):
         keys = {"OPENAI_API_KEY": SECRET, "OPENAI_BASE_URL": url, "PREFECT_API_URL": prefect_url}
 
         def call(words: list[str]) -> None:
-            program = sys.executable if words[0] == "python" else str(BIN / words[0])
-            more = [] if words[0] == "python" or words[1] == "compare" else small
+            if words[0] == "retort":
+                more = [] if words[1] == "compare" else small
+                done[" ".join(words)] = command.run(
+                    *words[1:3], *more, *words[3:], cwd=place, **keys
+                )
+                return
             done[" ".join(words)] = subprocess.run(
-                [program, *words[1:3], *more, *words[3:]],
+                [sys.executable, *words[1:]],
                 capture_output=True,
                 text=True,
                 timeout=300,

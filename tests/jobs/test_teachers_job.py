@@ -1,7 +1,6 @@
 """A whole job with two teachers: a task and an MLflow run for each, and what each was worth."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import yaml
 from mlflow import MlflowClient
 
 from retort.store import Folder
-from tests.conftest import BIN, environment
+from tests.support import command
 from tests.support.stages import EVERY_STAGE
 from tests.support.tiny import save_model, write_job
 from tests.support.workers import tasks
@@ -43,13 +42,8 @@ def job(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def report(job, prefect_url) -> dict[str, Any]:
     """The job's report, of one run."""
-    done = subprocess.run(
-        [str(BIN / "retort"), "run", str(job), "--store", str(job.parent / "store"), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment(PREFECT_API_URL=prefect_url),
-        check=False,
+    done = command.run(
+        "run", str(job), "--store", str(job.parent / "store"), "--json", PREFECT_API_URL=prefect_url
     )
     assert done.returncode in (0, 3), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

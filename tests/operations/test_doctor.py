@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from retort import processes
+from tests.support import command
 from tests.support.servers import BIN, ROOT, environment, free_port
 
 JOB = """
@@ -25,15 +26,7 @@ def doctor(tmp_path):
     (tmp_path / "job.yaml").write_text(JOB)
 
     def run(*words: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(BIN / "retort"), "doctor", *words],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-            env=environment(**env),
-            check=False,
-        )
+        return command.run("doctor", *words, cwd=tmp_path, timeout=120, **env)
 
     return run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import servers
+from tests.support import command, servers
 from tests.support.servers import BIN, QUIET, ROOT, environment
 from tests.support.tiny import write_job
 
@@ -26,10 +26,8 @@ def ran(tmp_path_factory, prefect_url):
     write_job(folder, "echo", num_epochs=1)
     rows = [{"question": f"Say {n}.", "answer": str(n)} for n in range(600)]
     (folder / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [str(BIN / "retort"), "run", "job.yaml", "--set=generate.spending.pilot_rows=0"]
-    words += ["--set=prepare.deduplicate.near=false"]
-    env = environment(PREFECT_API_URL=prefect_url)
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    knobs = ["--set=generate.spending.pilot_rows=0", "--set=prepare.deduplicate.near=false"]
+    done = command.run("run", "job.yaml", *knobs, cwd=folder, PREFECT_API_URL=prefect_url)
     assert done.returncode in (0, 3), done.stderr
     return folder
 

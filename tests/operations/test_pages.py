@@ -6,7 +6,6 @@ import json
 import os
 import re
 import stat
-import subprocess
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from playwright.sync_api import Page, expect
 
 from retort.client.server import JOB_TAG
 from tests.conftest import ask
-from tests.support import foreign, pages
+from tests.support import command, foreign, pages
 from tests.support.browser import needs_browser
 from tests.support.pages import LEARNING_RATE, field, submit
-from tests.support.servers import BIN, environment, free_port
+from tests.support.servers import free_port
 from tests.support.tiny import write_job
 from tests.support.upping import up
 
@@ -182,14 +181,7 @@ def review(desk):
 
 def retort(desk, *words):
     """What the command says, in a shell that has read login.env."""
-    return subprocess.run(
-        [str(BIN / "retort"), *words],
-        capture_output=True,
-        text=True,
-        cwd=desk.folder,
-        env=environment(**desk.login),
-        check=False,
-    )
+    return command.run(*words, cwd=desk.folder, **desk.login)
 
 
 def test_a_job_is_deployed_and_started_without_filling_the_form(desk):
@@ -266,12 +258,6 @@ def test_another_user_of_the_machine_can_read_no_key_and_ask_no_server(desk):
         for login in ("", "retort:", "retort:retort"):
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 ask(url, {}, login)
-    refused = subprocess.run(
-        [str(BIN / "retort"), "list", "--store", os.devnull],
-        capture_output=True,
-        text=True,
-        env=environment(PREFECT_API_URL=f"{desk.prefect}/api"),
-        check=False,
-    )
+    refused = command.run("list", "--store", os.devnull, PREFECT_API_URL=f"{desk.prefect}/api")
     assert refused.returncode == 1 and "login.env" in refused.stderr
     assert retort(desk, "list").returncode == 0

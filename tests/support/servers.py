@@ -29,6 +29,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
+# Names the folder in which the servers of this run of tests are noted.
+FOLDER = "RETORT_TEST_SERVERS"
 FOREIGN = ("RETORT_PLUG_INS", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RETORT_STORE")
 # In a file, one request's lock makes another wait two seconds, several times in every run of a job.
 IN_MEMORY = {
