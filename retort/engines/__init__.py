@@ -142,6 +142,9 @@ class EngineModule(Protocol):
     def open_engine(self, settings: Settings) -> Engine:
         """Returns the engine with its model loaded. Raises `SpecError` for impossible settings."""
 
+    def import_libraries(self) -> None:
+        """Imports what `open_engine` does, and touches no accelerator. It may be missing."""
+
     def check(self, settings: Settings) -> str:
         """Returns one line on the endpoint, after checking its URL and key (if `REMOTE`).
 

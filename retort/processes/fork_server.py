@@ -18,16 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from retort.processes import __main__ as child
-from retort.processes.libraries import lean_imports
+from retort.processes.libraries import TORCH, lean_imports
 
-# What a child with a model imports; what else it needs is little.
-TORCH = (
-    "torch",
-    "transformers.masking_utils",
-    "transformers.modeling_layers",
-    "transformers.models.auto.auto_factory",
-    "torch.distributed.checkpoint.state_dict",
-)
 MESSAGE_BYTES = 1 << 18
 
 

@@ -3,6 +3,7 @@
 import ast
 import functools
 import gc
+import importlib
 import os
 import sys
 import threading
@@ -13,6 +14,14 @@ from typing import Any
 # transformers and vLLM import these wherever they are installed, for functions that Retort never
 # calls (assisted generation, detection losses, audio): a sixth of all modules of such a process.
 UNUSED = ("scipy", "sklearn")
+# What a process with a model imports of torch and transformers; what else it needs is little.
+TORCH = (
+    "torch",
+    "transformers.masking_utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.auto_factory",
+    "torch.distributed.checkpoint.state_dict",
+)
 
 
 @contextmanager
@@ -37,6 +46,13 @@ def lean_imports(*unused: str) -> Iterator[None]:
             del sys.modules[name]
         if collects:
             gc.enable()
+
+
+def import_all(*names: str) -> None:
+    """Imports modules as `lean_imports` does."""
+    with lean_imports():
+        for name in names:
+            importlib.import_module(name)
 
 
 def parse_one_at_a_time() -> None:

@@ -53,8 +53,9 @@ WARM_UP_REQUESTS = 8
 TELL_SECONDS = 1.0
 # The budget in seconds: this share of what generate took, and no less than so many.
 BUDGET_SHARE, LEAST_BUDGET_SECONDS = 1 / 3, 30.0
-# The files by which a process is told to begin a round or to end, and tells that a round is done.
-BEGIN, DONE, END = ".begin", ".done", "end"
+# The files by which a process tells that it could begin, is told to begin a round, tells that this
+# is done, and is told to end.
+READY, BEGIN, DONE, END = "ready", ".begin", ".done", "end"
 LOOK_SECONDS = 0.05
 Measures = JsonObject  # the JSON of one model's turn
 
@@ -75,8 +76,11 @@ def measure_turns(
     arguments: JsonObject, role: str, model: str, turns: str, report: Reporter
 ) -> None:
     """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
-    the measures to the artifact."""
+    the measures to the artifact. Before the first it imports its engine's libraries."""
     stage, folder = from_arguments(arguments, report), Path(turns)
+    with imports_of(stage, role):
+        getattr(engine_of(stage, role), "import_libraries", bool)()
+    (folder / READY).touch()
     opened = None
     while (number := _next_round(folder)) is not None:
         with _ends_when_told(folder):

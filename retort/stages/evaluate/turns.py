@@ -1,13 +1,15 @@
 """The models take turns at being measured, round after round, each in a process of its own.
 
-A model's process stays open for the next round while the machine has memory for as many more as
-are still to come. Otherwise each turn opens a new one, as on a GPU, at an endpoint, and on a
-cluster, where others may wait for its room.
+All processes start together and import their engines' libraries, most of a start, before the first
+is measured; each loads its model in its first turn. It stays open for the next round while the
+machine has memory for as many more as are still to come. Otherwise each turn opens a new one, as on
+a GPU, at an endpoint, and on a cluster, where others may wait for its room.
 """
 
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +25,8 @@ from retort.stages.stage import Stage
 LISTEN_SECONDS = 0.1
 # A process is kept open where this many times its memory is free for each that is still to come.
 SPARE = 1.25
+# What a process takes with its libraries, at most: vLLM's take half of it.
+LIBRARIES_BYTES = 2 << 30
 
 
 def take_turns(stage: Stage) -> None:
@@ -33,7 +37,13 @@ def take_turns(stage: Stage) -> None:
     roles, rounds = roles_of(stage), range(1, rounds_of(stage) + 1)
     turns = [(number, role) for number in rounds for role in roles]
     open_models: dict[str, OpenModel] = {}
+    to_load = {r for n, r in turns if not stage.out.has(measure.file_of(r, n))}
     with ExitStack() as stack:
+        if _may_start_together(stage, len(to_load)):
+            for role in filter(to_load.__contains__, roles):
+                open_models[role] = stack.enter_context(OpenModel(stage, role))
+            for model in open_models.values():
+                model.wait()
         for index, (number, role) in enumerate(turns):
             if stage.out.has(measure.file_of(role, number)):
                 stage.report.note(f"continuing: {role} is already measured in round {number}")
@@ -46,10 +56,16 @@ def take_turns(stage: Stage) -> None:
                     f"warning: {role} gave {measures['num_changed']:,} other answers in round "
                     f"{number} than in the first, whose answers are scored"
                 )
-            num_to_come = len(roles) - len(open_models)
+            to_load.discard(role)
             is_last = number == rounds[-1] or stage.spec.cluster.ray is not None
-            if is_last or not _has_room(measures, num_to_come):
+            if is_last or not _has_room(measures, len(to_load)):
                 open_models.pop(role).close()
+
+
+def _may_start_together(stage: Stage, number: int) -> bool:
+    """Whether so many processes may import their libraries at once, on this machine."""
+    free_bytes = machine.free_memory_bytes()
+    return stage.spec.cluster.ray is None and (free_bytes or 0) > LIBRARIES_BYTES * number
 
 
 def _has_room(measures: JsonObject, num_to_come: int) -> bool:
@@ -82,6 +98,11 @@ class OpenModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def wait(self) -> None:
+        """Returns once the process could begin, or has ended, which its first turn will tell."""
+        while not (self._turns / measure.READY).exists() and self._thread.is_alive():
+            time.sleep(measure.LOOK_SECONDS)
 
     def measure(self, number: int, report: Reporter) -> JsonObject:
         """Returns what the model's turn in round `number` measured, and leaves it in the artifact.
