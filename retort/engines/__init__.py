@@ -143,7 +143,8 @@ class EngineModule(Protocol):
         """Returns the engine with its model loaded. Raises `SpecError` for impossible settings."""
 
     def import_libraries(self) -> None:
-        """Imports what `open_engine` does, and touches no accelerator. It may be missing."""
+        """Imports what `open_engine` does, and touches no accelerator. It may be missing: see
+        `libraries_of`."""
 
     def check(self, settings: Settings) -> str:
         """Returns one line on the endpoint, after checking its URL and key (if `REMOTE`).
@@ -153,6 +154,11 @@ class EngineModule(Protocol):
 
     def parse(self, request_id: str, raw: JsonObject) -> Response:
         """Returns the response in a raw answer."""
+
+
+def libraries_of(engine: EngineModule) -> Callable[[], None] | None:
+    """Returns what imports an engine's libraries, before it is opened; None where they are few."""
+    return getattr(engine, "import_libraries", None)
 
 
 def take_requests(

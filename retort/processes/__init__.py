@@ -64,9 +64,10 @@ def run(
     `runtime` is the runtime section of a stage: `timeout_seconds`, and where set `num_threads`,
     `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
     one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
-    alive, `loads_model` says that it will need torch, `is_measured` that it may be no fork, which
-    shares memory with others, and `variables` names all that it gets of the environment. Several
-    processes are started by torchrun; the result is that of rank 0.
+    alive, `libraries` is a function that imports what the child will need, `is_measured` says that
+    the child may be no fork, which shares memory with others, and `variables` names all that it
+    gets of the environment. Several processes are started by torchrun; the result is that of rank
+    0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
     killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
@@ -135,8 +136,8 @@ def start(
         # A fork has in /proc the environment of the server.
         is_own = runtime.get("is_measured") or kept is not None
         is_plain = words == Plan().words() and not is_own
-        loads_model = bool(runtime.get("loads_model"))
-        if is_plain and (fork := forks.start(given, environment, stream.fileno(), loads_model)):
+        libraries = [name_of(runtime["libraries"])] if runtime.get("libraries") else []
+        if is_plain and (fork := forks.start(given, environment, stream.fileno(), libraries)):
             return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from retort.processes import __main__ as child
-from retort.processes.libraries import TORCH, lean_imports
+from retort.processes.libraries import lean_imports
 
 MESSAGE_BYTES = 1 << 18
+# The modules that are imported here, and the functions that were called to import more.
+imported: set[str] = set()
 
 
 def main() -> None:
@@ -67,16 +69,17 @@ def _reap(running: dict[int, int]) -> None:
 def _prepare(request: dict[str, Any]) -> None:
     """Imports what the child would import. It will say itself what fails."""
     module = request["words"][0].partition(":")[0]
-    names = (
-        *(TORCH if request["warm"] else ()),
-        *([module] if module.startswith("retort.") else ()),
-    )
-    if all(name in sys.modules for name in names):
+    wanted = {*request["libraries"], *([module] if module.startswith("retort.") else ())}
+    if wanted <= imported:
         return
     with lean_imports():
-        for name in names:
+        for name in sorted(wanted - imported):
             with contextlib.suppress(Exception):
-                importlib.import_module(name)
+                where, _, function = name.partition(":")
+                found = importlib.import_module(where)
+                if function:
+                    getattr(found, function)()
+            imported.add(name)
         gc.freeze()
 
 

@@ -1,7 +1,7 @@
 """The owner's side of `fork_server`: children that are forks of a process with their libraries.
 
-Importing torch and transformers takes 4 CPU seconds, which each stage and each measured model would
-spend anew. Note: a machine with a GPU has no fork server, for no fork may use a GPU that the server
+Importing torch and transformers takes 4 CPU seconds, and vLLM 4 more, which each child would spend
+anew. Note: a machine with a GPU has no fork server, for no fork may use a GPU that the server
 touched, and a start is short there beside the work.
 """
 
@@ -24,6 +24,7 @@ READ_BY_IMPORTS = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "VLLM_"),
 )
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
+TORCH = "retort.processes.libraries:import_torch"
 # Room in the server's own command line for those of its children, as `ps` shows them.
 ROOM = 1024
 
@@ -86,9 +87,12 @@ class _Server:
         self.process.kill()
         self.process.wait()
 
-    def fork(self, words: list[str], environment: dict[str, str], log: int, warm: bool) -> Fork:
+    def fork(
+        self, words: list[str], environment: dict[str, str], log: int, libraries: list[str]
+    ) -> Fork:
         """Returns a new child. Raises `OSError` or `ValueError` where there is none."""
-        request = {"words": words, "environment": environment, "warm": warm, "cwd": os.getcwd()}
+        request = {"words": words, "environment": environment, "libraries": libraries}
+        request["cwd"] = os.getcwd()
         (stdin, to_child), (from_child, stdout), (ended, status) = (os.pipe() for _ in range(3))
         streams = os.fdopen(to_child, "w"), os.fdopen(from_child), os.fdopen(ended)
         try:
@@ -111,12 +115,13 @@ _lock = threading.Lock()
 
 
 def start(
-    words: list[str], environment: dict[str, str], log: int, loads_model: bool
+    words: list[str], environment: dict[str, str], log: int, libraries: list[str]
 ) -> Fork | None:
     """Returns a child that runs `retort.processes` with these words and writes its errors to the
     file `log`; None where it cannot be a fork.
 
-    The server imports torch for a child that loads a model, and for any but its first.
+    The server calls the functions `libraries`, "module:name", once each: they import what the child
+    needs. It imports torch for any child but its first.
     """
     global _server  # noqa: PLW0603
 
@@ -129,7 +134,8 @@ def start(
         if _server.environment != _read_by_imports(environment):
             return None
         try:
-            return _server.fork(words, environment, log, loads_model or not is_first)
+            more = [] if is_first else [TORCH]
+            return _server.fork(words, environment, log, [*libraries, *more])
         except (OSError, ValueError):
             return None
 

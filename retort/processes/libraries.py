@@ -14,14 +14,6 @@ from typing import Any
 # transformers and vLLM import these wherever they are installed, for functions that Retort never
 # calls (assisted generation, detection losses, audio): a sixth of all modules of such a process.
 UNUSED = ("scipy", "sklearn")
-# What a process with a model imports of torch and transformers; what else it needs is little.
-TORCH = (
-    "torch",
-    "transformers.masking_utils",
-    "transformers.modeling_layers",
-    "transformers.models.auto.auto_factory",
-    "torch.distributed.checkpoint.state_dict",
-)
 
 
 @contextmanager
@@ -49,10 +41,21 @@ def lean_imports(*unused: str) -> Iterator[None]:
 
 
 def import_all(*names: str) -> None:
-    """Imports modules as `lean_imports` does."""
+    """Imports modules within `lean_imports`."""
     with lean_imports():
         for name in names:
             importlib.import_module(name)
+
+
+def import_torch() -> None:
+    """Imports what loads and trains a model; what else such a process needs is little."""
+    import_all(
+        "torch",
+        "transformers.masking_utils",
+        "transformers.modeling_layers",
+        "transformers.models.auto.auto_factory",
+        "torch.distributed.checkpoint.state_dict",
+    )
 
 
 def parse_one_at_a_time() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from retort.engines import Engine, EngineModule, Settings, find_engine, resolve
+from retort.engines import Engine, EngineModule, Settings, find_engine, libraries_of, resolve
 from retort.engines._replicas import open_replicas
 from retort.engines._resident import ResidentEngine, serve
 from retort.events import Reporter
@@ -101,6 +101,8 @@ def open_engine(spec: JobSpec, name: str, settings: Settings, report: Reporter) 
 def resident_of(spec: JobSpec, log: Path) -> Resident | None:
     """Returns a process for an engine that answers several stages, as the job's teacher does; None
     for an endpoint, and on a cluster, whose replicas are started for each stage."""
-    if engine_of(spec).REMOTE or cluster_of(spec):
+    engine = engine_of(spec)
+    if engine.REMOTE or cluster_of(spec):
         return None
-    return Resident(serve, log, {**spec.generate.runtime.model_dump(), "loads_model": True})
+    runtime = {**spec.generate.runtime.model_dump(), "libraries": libraries_of(engine)}
+    return Resident(serve, log, runtime)

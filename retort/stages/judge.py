@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from retort import processes
-from retort.engines import Answer, Request, find_engine, resolve
+from retort.engines import Answer, Request, find_engine, libraries_of, resolve
 from retort.errors import StageError
 from retort.events import Reporter
 from retort.records import (
@@ -106,12 +106,14 @@ def ask(stage: Stage, requests: list[Request], where: str, run: str) -> Consulta
     if missing:
         stage.report.note(f"{name}: asking {model} about {len(missing):,} {_subject(stage)}")
         stage.out.write(_waiting(where), write_lines(examples))
+        runtime = stage.spec.generate.runtime.model_dump(mode="json", exclude={"stall_seconds"})
+        runtime["libraries"] = libraries_of(engine_of(stage.spec))
         processes.run(
             answer,
             {"arguments": stage.arguments(), "where": where, "run": run},
             stage.report,
             stage.log,
-            stage.spec.generate.runtime.model_dump(mode="json", exclude={"stall_seconds"}),
+            runtime,
         )
     budget = _budget(stage, where)
     plan, ledger = _open(stage, run, budget.seen)

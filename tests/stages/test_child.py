@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from retort import processes
+from retort.engines import vllm
 from retort.errors import (
     DamagedError,
     DataError,
@@ -25,6 +26,7 @@ from retort.errors import (
 from retort.events import SILENT, Reporter
 from retort.processes import forks
 from retort.processes.__main__ import watch_parent
+from retort.processes.libraries import import_torch
 from tests.conftest import ROOT, environment
 from tests.support.child_functions import (
     crash,
@@ -32,6 +34,8 @@ from tests.support.child_functions import (
     double,
     fail,
     fill,
+    has_modules,
+    import_nothing,
     killed,
     need_memory,
     save_tensors,
@@ -197,7 +201,7 @@ def described(tmp_path, monkeypatch):
 def test_a_child_begins_with_what_those_before_it_imported_and_shares_nothing_else(
     described, monkeypatch, tmp_path
 ):
-    first = described(loads_model=True)
+    first = described(libraries=import_torch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RETORT_OF_THIS_TEST", "a value")
     second = described()
@@ -208,6 +212,18 @@ def test_a_child_begins_with_what_those_before_it_imported_and_shares_nothing_el
     python, *words, _ = second["command"]
     module, function = "retort.processes", "tests.support.child_functions:describe"
     assert (python, words) == (sys.executable, ["-m", module, function, str(tmp_path / "log")])
+
+
+def test_an_engines_libraries_are_imported_once_for_all_children(described, tmp_path):
+    first = described(libraries=vllm.import_libraries)
+    names, log = ["vllm.v1.engine.llm_engine", "torch"], tmp_path / "log"
+    other = processes.run(has_modules, {"names": names}, SILENT, log, RUNTIME)
+    assert other == {"parent": first["parent"], "had": names}
+
+
+def test_a_library_that_cannot_be_imported_ends_no_fork_server(described):
+    first = described(libraries=import_nothing)
+    assert first["parent"] != os.getpid() and described()["parent"] == first["parent"]
 
 
 def test_a_child_whose_libraries_would_be_others_is_a_process_of_its_own(described):

@@ -177,8 +177,20 @@ def test_a_run_that_is_cut_off_leaves_no_process_open(folder, tmp_path):
     asked = replace(stage(folder, "echo", tmp_path), report=Reporter(cut))
     with pytest.raises(CutError):
         evaluate(asked)
-    assert len(seen) == 2 and open_processes() == []
+    assert len(seen) == 3 and open_processes() == []  # they import their libraries together
     assert asked.out.has("measures-teacher-1.json")
+
+
+def test_where_memory_is_short_a_process_starts_when_its_turn_comes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(turn_taking, "LIBRARIES_BYTES", 1 << 60)
+    seen = []
+
+    def count(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["note"].endswith("loading"):
+            seen.append(len(open_processes()))
+
+    evaluate(replace(stage(folder, "echo", tmp_path), report=Reporter(count)))
+    assert seen == [1, 2, 3]
 
 
 def test_a_turn_that_fails_says_why_and_ends_the_others(folder, tmp_path):

@@ -55,6 +55,15 @@ def describe(report) -> dict:
     }
 
 
+def has_modules(report, names: list[str]) -> dict:
+    """Which modules this process had before it imported anything, and whose fork it is."""
+    return {"parent": os.getppid(), "had": [name for name in names if name in sys.modules]}
+
+
+def import_nothing() -> None:
+    raise ImportError("there is no such library")
+
+
 def crash(report) -> None:
     os._exit(7)
 

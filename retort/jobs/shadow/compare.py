@@ -15,7 +15,7 @@ from typing import Any
 
 from retort import metrics, processes
 from retort.data import task_types
-from retort.engines import Request, find_engine, resolve
+from retort.engines import Request, find_engine, libraries_of, resolve
 from retort.errors import DataError, SpecError
 from retort.events import Reporter
 from retort.jobs.compare.pairs import in_words
@@ -248,7 +248,8 @@ def _answers(
             "model": folder,
             "requests": [[e.id, e.messages, e.tools] for e in examples],
         }
-        runtime = {**spec.evaluate.runtime.model_dump(mode="json"), "loads_model": True}
+        engine = find_engine(resolve(spec.evaluate.engine, 0))
+        runtime = {**spec.evaluate.runtime.model_dump(), "libraries": libraries_of(engine)}
         raw = processes.run(answer, arguments, report, log, runtime)
     return {response["id"]: Response(**response) for response in raw}
 

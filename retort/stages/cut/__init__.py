@@ -7,7 +7,7 @@ Minitron's (arXiv:2407.14679), with the stored signal in place of the teacher's 
 
 from retort import processes
 from retort.events import Reporter
-from retort.processes.libraries import lean_imports
+from retort.processes.libraries import import_torch, lean_imports
 from retort.records import JsonObject
 from retort.stages.engine_settings import on_cluster
 from retort.stages.stage import Stage
@@ -16,7 +16,7 @@ from retort.stages.stage import Stage
 def cut(stage: Stage) -> JsonObject:
     """Writes the student before it learned as a Hugging Face folder `student/`; returns what was
     chosen, by which measure, and its size."""
-    runtime = on_cluster(stage.spec, stage.spec.train.runtime) | {"loads_model": True}
+    runtime = on_cluster(stage.spec, stage.spec.train.runtime) | {"libraries": import_torch}
     runtime |= {"num_processes": 1, "num_nodes": 1}
     return processes.run(make, {"arguments": stage.arguments()}, stage.report, stage.log, runtime)
 

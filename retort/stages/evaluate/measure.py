@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from retort import processes
-from retort.engines import Request
+from retort.engines import Request, libraries_of
 from retort.events import Reporter
 from retort.processes.libraries import lean_imports
 from retort.records import JsonObject, Response, write_lines
@@ -78,8 +78,8 @@ def measure_turns(
     """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
     the measures to the artifact. Before the first it imports its engine's libraries."""
     stage, folder = from_arguments(arguments, report), Path(turns)
-    with imports_of(stage, role):
-        getattr(engine_of(stage, role), "import_libraries", bool)()
+    if import_libraries := libraries_of(engine_of(stage, role)):
+        import_libraries()
     (folder / READY).touch()
     opened = None
     while (number := _next_round(folder)) is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from retort import metrics, processes
 from retort.data import task_types
-from retort.engines import find_engine, resolve
+from retort.engines import find_engine, libraries_of, resolve
 from retort.errors import DataError
 from retort.events import Reporter
 from retort.records import Example, JsonObject, Response, read_lines, write_lines
@@ -30,7 +30,9 @@ def score(stage: Stage) -> JsonObject:
     if not stage.out.has(ANSWERS):
         with stage.input(TRIAL).local_copy("student") as folder:
             arguments = {"arguments": stage.arguments(), "model": str(folder)}
-            runtime = on_cluster(stage.spec, stage.spec.evaluate.runtime) | {"loads_model": True}
+            engine = find_engine(resolve(stage.spec.evaluate.engine, 0))
+            runtime = on_cluster(stage.spec, stage.spec.evaluate.runtime)
+            runtime["libraries"] = libraries_of(engine)
             processes.run(answer, arguments, stage.report, stage.log, runtime)
     asked, teacher = _asked(stage)
     answers = {r.id: r.text for r in read_lines(Response, stage.out.read(ANSWERS))}

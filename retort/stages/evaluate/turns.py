@@ -36,11 +36,12 @@ def take_turns(stage: Stage) -> None:
     """
     roles, rounds = roles_of(stage), range(1, rounds_of(stage) + 1)
     turns = [(number, role) for number in rounds for role in roles]
+    missing = {r for n, r in turns if not stage.out.has(measure.file_of(r, n))}
     open_models: dict[str, OpenModel] = {}
-    to_load = {r for n, r in turns if not stage.out.has(measure.file_of(r, n))}
+    loaded: set[str] = set()
     with ExitStack() as stack:
-        if _may_start_together(stage, len(to_load)):
-            for role in filter(to_load.__contains__, roles):
+        if _may_start_together(stage, len(missing)):
+            for role in filter(missing.__contains__, roles):
                 open_models[role] = stack.enter_context(OpenModel(stage, role))
             for model in open_models.values():
                 model.wait()
@@ -56,10 +57,11 @@ def take_turns(stage: Stage) -> None:
                     f"warning: {role} gave {measures['num_changed']:,} other answers in round "
                     f"{number} than in the first, whose answers are scored"
                 )
-            to_load.discard(role)
+            loaded.add(role)
             is_last = number == rounds[-1] or stage.spec.cluster.ray is not None
-            if is_last or not _has_room(measures, len(to_load)):
+            if is_last or not _has_room(measures, len(roles) - len(loaded)):
                 open_models.pop(role).close()
+                loaded.remove(role)
 
 
 def _may_start_together(stage: Stage, number: int) -> bool:

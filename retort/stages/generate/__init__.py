@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 
 from retort import processes
+from retort.engines import libraries_of
 from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
 from retort.records import JsonObject
@@ -47,7 +48,7 @@ def _answers(stage: Stage) -> JsonObject:
     """Runs the capture in a child process, started again where its engine had died."""
     runtime = stage.spec.generate.runtime
     sequences, engine = runtime.max_num_seqs, engine_of(stage.spec)
-    watched = {**runtime.model_dump(), "loads_model": engine.SCORES and not engine.REMOTE}
+    watched = {**runtime.model_dump(), "libraries": libraries_of(engine)}
     if engine.REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
     run = uuid.uuid4().hex

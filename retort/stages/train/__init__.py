@@ -8,7 +8,7 @@ a killed run continues from.
 
 from retort import processes
 from retort.events import Reporter
-from retort.processes.libraries import lean_imports
+from retort.processes.libraries import import_torch, lean_imports
 from retort.records import JsonObject
 from retort.stages import rounds
 from retort.stages.engine_settings import on_cluster
@@ -22,7 +22,7 @@ def train(stage: Stage) -> JsonObject:
         return rounds.pass_on(stage, reason)
     runtime, layout = on_cluster(stage.spec, stage.spec.train.runtime), layout_of(stage.spec.train)
     runtime |= {"num_processes": layout.num_processes_here, "num_nodes": layout.num_nodes}
-    runtime["loads_model"] = True
+    runtime["libraries"] = import_torch
     return processes.run(
         fit,
         {"arguments": stage.arguments()},
