@@ -69,6 +69,18 @@ PLACES = {
         "retort.jobs.benchmark",
     ),
 }
+# Where a library's keyword arguments are put together, or Python's own names.
+ARGUMENTS = {
+    "flows.databases",
+    "retort.data.filters.candidate",
+    "retort.data.sources.csv_tables",
+    "retort.engines.transformers",
+    "retort.engines.vllm",
+    "retort.stages.evaluate.grading",
+    "retort.stages.report.plots",
+    "retort.store.s3",
+    "retort.tracking.flavor",
+}
 
 
 def name_of(path: Path) -> str:
@@ -139,6 +151,17 @@ def test_every_import_goes_down_and_stages_never_meet():
     assert len(known) > 150
     found = [v for name, tree in modules().items() for v in violations(name, tree, known)]
     assert found == []
+
+
+def test_what_is_json_is_called_so():
+    """`dict[str, Any]` is left for a library's keyword arguments, and the names that define it."""
+    plain = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if "dict[str, Any]" in path.read_text()
+    }
+    assert plain == ARGUMENTS | {"retort.records", "retort.events", "retort.processes.fork_server"}
 
 
 @pytest.mark.parametrize(
