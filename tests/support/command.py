@@ -80,6 +80,8 @@ def _read(env: dict[str, str]) -> dict[str, str]:
 
 def warm(home: Path) -> str:
     """The process that commands are forks of; the address of its socket."""
+    from flows.embedded import SETTINGS  # Prefect reads those of its log while it is imported
+
     address = str(home / "socket")
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(
@@ -87,7 +89,7 @@ def warm(home: Path) -> str:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=environment(PREFECT_HOME=str(home)),
+            env=environment(PREFECT_HOME=str(home), **SETTINGS),
         )
     (home / "pid").write_text(str(server.pid))
     deadline = time.monotonic() + servers.START_SECONDS
