@@ -5,12 +5,12 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows import embedded
 from flows.commands.options import DONE, REFUSED, load_spec, open_store, say, several
-from retort.records import STATES, JsonObject
+from retort.records import STATES
 from retort.spec import STAGES
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def in_flow(
     store: "Store",
     wait: Callable[[], None] | None,
     flow: Callable[[], object],
-    finished: JsonObject,
+    finished: Mapping[str, object],
 ) -> None:
     """Calls a flow, which leaves its result in `finished` under the job's name; `wait` is of an
     embedded server. Libraries print to stderr."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, Union
@@ -54,7 +54,7 @@ def run(
     arguments: JsonObject,
     report: Reporter,
     log: Path,
-    runtime: JsonObject,
+    runtime: Mapping[str, Any],
 ) -> Result:
     """Returns the result of `function(report=..., **arguments)`, called in a child process.
 
@@ -115,7 +115,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def start(
-    function: str, arguments: JsonObject, runtime: JsonObject, log: Path, scratch: Path
+    function: str, arguments: JsonObject, runtime: Mapping[str, Any], log: Path, scratch: Path
 ) -> Child:
     """Returns the process that runs a function, or has it run, and prints its events.
 
@@ -136,8 +136,11 @@ def start(
         # A fork has in /proc the environment of the server.
         is_own = runtime.get("is_measured") or kept is not None
         is_plain = words == Plan().words() and not is_own
-        libraries = [name_of(runtime["libraries"])] if runtime.get("libraries") else []
-        if is_plain and (fork := forks.start(given, environment, stream.fileno(), libraries)):
+        # A plug-in's may be another by the next child, and may not be for a process that forks.
+        libraries = runtime.get("libraries")
+        is_ours = getattr(libraries, "__module__", "").startswith("retort.") and not plan.cluster
+        names = [name_of(libraries)] if libraries and is_ours else []
+        if is_plain and (fork := forks.start(given, environment, stream.fileno(), names)):
             return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],
@@ -150,7 +153,7 @@ def start(
         )
 
 
-def _plan(runtime: JsonObject) -> Plan:
+def _plan(runtime: Mapping[str, Any]) -> Plan:
     told = {name: os.environ[name] for name in TOLD if name in os.environ}
     return Plan(
         num_processes=runtime.get("num_processes", 1),
@@ -161,7 +164,7 @@ def _plan(runtime: JsonObject) -> Plan:
     )
 
 
-def _threads(runtime: JsonObject) -> dict[str, str]:
+def _threads(runtime: Mapping[str, Any]) -> dict[str, str]:
     """Returns the variables that limit a child's threads, which its libraries read when loaded."""
     number, many = runtime.get("num_threads"), runtime.get("num_processes", 1)
     if number is None and many > 1:
@@ -169,7 +172,7 @@ def _threads(runtime: JsonObject) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(number)} if number else {}
 
 
-def _events(process: Child, runtime: JsonObject, function: str) -> Iterator[Event]:
+def _events(process: Child, runtime: Mapping[str, Any], function: str) -> Iterator[Event]:
     """Yields the child's events, until it has ended or an error is so long ago that the rest is not
     waited for. Raises when the child hangs or its time is over."""
     received: queue.Queue[str] = queue.Queue()

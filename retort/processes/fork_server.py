@@ -14,6 +14,8 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +48,8 @@ def main() -> None:
                 return
             *streams, status = fds
             request = json.loads(message)
-            _prepare(request)
+            with _errors_to(streams[2]):
+                _prepare(request)
             if (pid := os.fork()) == 0:
                 for other in (owner.fileno(), woken, wake, *running.values()):
                     os.close(other)
@@ -66,6 +69,23 @@ def _reap(running: dict[int, int]) -> None:
             os.close(status)
 
 
+@contextlib.contextmanager
+def _errors_to(log: int) -> Iterator[None]:
+    """Has what is printed go to a child's log: what libraries complain of they say once, here."""
+    kept = os.dup(1), os.dup(2)
+    for number in (1, 2):
+        os.dup2(log, number)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        for number, own in enumerate(kept, start=1):
+            os.dup2(own, number)
+            os.close(own)
+
+
 def _prepare(request: dict[str, Any]) -> None:
     """Imports what the child would import. It will say itself what fails."""
     module = request["words"][0].partition(":")[0]
@@ -74,12 +94,14 @@ def _prepare(request: dict[str, Any]) -> None:
         return
     with lean_imports():
         for name in sorted(wanted - imported):
-            with contextlib.suppress(Exception):
-                where, _, function = name.partition(":")
+            imported.add(name)
+            where, _, function = name.partition(":")
+            try:
                 found = importlib.import_module(where)
                 if function:
                     getattr(found, function)()
-            imported.add(name)
+            except Exception:
+                traceback.print_exc()
         gc.freeze()
 
 

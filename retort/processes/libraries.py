@@ -14,6 +14,13 @@ from typing import Any
 # transformers and vLLM import these wherever they are installed, for functions that Retort never
 # calls (assisted generation, detection losses, audio): a sixth of all modules of such a process.
 UNUSED = ("scipy", "sklearn")
+# What loads and runs a model with transformers.
+MODELS = (
+    "torch",
+    "transformers.masking_utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.auto_factory",
+)
 
 
 @contextmanager
@@ -49,13 +56,7 @@ def import_all(*names: str) -> None:
 
 def import_torch() -> None:
     """Imports what loads and trains a model; what else such a process needs is little."""
-    import_all(
-        "torch",
-        "transformers.masking_utils",
-        "transformers.modeling_layers",
-        "transformers.models.auto.auto_factory",
-        "torch.distributed.checkpoint.state_dict",
-    )
+    import_all(*MODELS, "torch.distributed.checkpoint.state_dict")
 
 
 def parse_one_at_a_time() -> None:

@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Client, Connection
@@ -19,7 +19,6 @@ from typing import Any
 from retort import processes
 from retort.errors import EngineDiedError
 from retort.processes import disk
-from retort.records import JsonObject
 
 # How long a process may take until it listens, and how long one that was left by its client until
 # it listens again; later it is ended, and started anew.
@@ -83,7 +82,7 @@ class Resident:
     `runtime` is as for `processes.run`. One client at a time; the calls may come from any thread.
     """
 
-    def __init__(self, function: Callable[..., None], log: Path, runtime: JsonObject):
+    def __init__(self, function: Callable[..., None], log: Path, runtime: Mapping[str, Any]):
         self._function, self._log, self._runtime = function, log, runtime
         self._lock = threading.Lock()
         self._started = ExitStack()

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from retort.engines import Engine, EngineModule, Settings, find_engine, libraries_of, resolve
 from retort.engines._replicas import open_replicas
@@ -9,7 +10,6 @@ from retort.engines._resident import ResidentEngine, serve
 from retort.events import Reporter
 from retort.processes.ray_cluster import Cluster
 from retort.processes.resident import Address, Resident
-from retort.records import JsonObject
 from retort.spec import JobSpec
 from retort.spec.section import Section
 from retort.store import model_folder
@@ -67,7 +67,7 @@ def cluster_of(spec: JobSpec) -> Cluster | None:
     return Cluster(knobs.ray, knobs.num_gpus, knobs.resources) if knobs.ray else None
 
 
-def on_cluster(spec: JobSpec, runtime: Section) -> JsonObject:
+def on_cluster(spec: JobSpec, runtime: Section) -> dict[str, Any]:
     """Returns a section's runtime for `processes.run`, with the cluster where the job has one."""
     cluster = cluster_of(spec)
     return {**runtime.model_dump(), "cluster": cluster and asdict(cluster)}

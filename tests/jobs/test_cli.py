@@ -13,7 +13,6 @@ import pytest
 
 from flows.cli import main
 from tests.conftest import BIN, environment
-from tests.support import command
 from tests.support.tiny import save_model, write_job
 
 
@@ -207,7 +206,14 @@ def test_schema_is_the_json_schema_with_a_description_for_every_knob(capsys):
 def test_a_stage_that_takes_too_long_is_ended_and_a_run_without_a_server_is_known_later(
     job, tmp_path
 ):
-    done = command.run("run", job, "--set", "generate.runtime.timeout_seconds=0.5", cwd=tmp_path)
+    done = subprocess.run(
+        [BIN / "retort", "run", job, "--set", "generate.runtime.timeout_seconds=0.5"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 1
     assert "ran longer than timeout_seconds=0.5" in done.stderr
     assert "Traceback" not in done.stderr

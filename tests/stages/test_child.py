@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -221,9 +222,19 @@ def test_an_engines_libraries_are_imported_once_for_all_children(described, tmp_
     assert other == {"parent": first["parent"], "had": names}
 
 
-def test_a_library_that_cannot_be_imported_ends_no_fork_server(described):
+def test_a_library_that_cannot_be_imported_is_told_in_the_log_and_ends_no_fork_server(
+    described, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(import_nothing, "__module__", "retort.of_this_test")
+    monkeypatch.setitem(sys.modules, "retort.of_this_test", sys.modules[describe.__module__])
     first = described(libraries=import_nothing)
     assert first["parent"] != os.getpid() and described()["parent"] == first["parent"]
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_a_plug_ins_libraries_are_its_childrens_own(described):
+    first = described(libraries=partial(import_nothing))
+    assert first["parent"] != os.getpid()
 
 
 def test_a_child_whose_libraries_would_be_others_is_a_process_of_its_own(described):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from retort.processes.forks import READ_BY_IMPORTS, Fork
 from tests.support import servers
-from tests.support.servers import BIN, environment
+from tests.support.servers import BIN, ROOT, environment
 
 LIBRARIES = (
     *("flows.distill", "flows.plan", "flows.sweep", "flows.commands.run", "flows.commands.rows"),
@@ -61,9 +61,11 @@ def _fork(
 ) -> Fork | None:
     """The command as a fork of the server that this run of tests shares; None without one."""
     folder = os.environ.get(servers.FOLDER)
-    if folder is None or _read(env) != _read(environment()):
+    if folder is None or sys.platform != "linux":
         return None
-    address = servers.shared(Path(folder), warm)
+    address, known = servers.shared(Path(folder), warm)
+    if _read(env) != known:
+        return None
     request = json.dumps({"command": command, "env": env, "cwd": str(Path(cwd).resolve())}).encode()
     ended, status = os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -78,24 +80,26 @@ def _read(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(READ)}
 
 
-def warm(home: Path) -> str:
-    """The process that commands are forks of; the address of its socket."""
+def warm(home: Path) -> tuple[str, dict[str, str]]:
+    """The process that commands are forks of; the address of its socket, and what its libraries
+    may have read of its environment."""
     from flows.embedded import SETTINGS  # Prefect reads those of its log while it is imported
 
-    address = str(home / "socket")
+    address, env = str(home / "socket"), environment(PREFECT_HOME=str(home), **SETTINGS)
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", __name__, address],
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=environment(PREFECT_HOME=str(home), **SETTINGS),
+            env=env,
+            cwd=ROOT,
         )
     (home / "pid").write_text(str(server.pid))
     deadline = time.monotonic() + servers.START_SECONDS
     while not Path(address).exists() and server.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    return address
+    return address, _read(env)
 
 
 def serve(address: str) -> None:
@@ -127,7 +131,10 @@ def serve(address: str) -> None:
         if listening.fileno() in ready:
             client, _ = listening.accept()
             with client:
-                message, (out, err, status), _, _ = socket.recv_fds(client, MESSAGE_BYTES, 3)
+                message, streams, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 3)
+            if len(streams) != 3:  # who asked is gone
+                continue
+            out, err, status = streams
             if (pid := os.fork()) == 0:
                 for other in (listening.fileno(), woken, wake, *running.values()):
                     os.close(other)
@@ -153,7 +160,7 @@ def become(request: dict, out: int, err: int) -> None:
     os.chdir(request["cwd"])
     tempfile.tempdir = None
     random.seed()
-    sys.argv = request["command"]
+    sys.argv, sys.path[0] = request["command"], str(BIN)
     from prefect.context import refresh_global_settings_context
 
     refresh_global_settings_context()

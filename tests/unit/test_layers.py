@@ -69,15 +69,23 @@ PLACES = {
         "retort.jobs.benchmark",
     ),
 }
-# Where a library's keyword arguments are put together, or Python's own names.
+# Where a library's keyword arguments are put together, its objects are looked up, or a runtime with
+# a function is made.
 ARGUMENTS = {
     "flows.databases",
     "retort.data.filters.candidate",
     "retort.data.sources.csv_tables",
     "retort.engines.transformers",
     "retort.engines.vllm",
+    "retort.jobs.benchmark.harness",
+    "retort.jobs.benchmark.scoring",
+    "retort.jobs.sweep.sampling",
+    "retort.stages.engine_settings",
     "retort.stages.evaluate.grading",
+    "retort.stages.generate.parity",
     "retort.stages.report.plots",
+    "retort.stages.train.checkpoint",
+    "retort.stages.train.student",
     "retort.store.s3",
     "retort.tracking.flavor",
 }
@@ -154,7 +162,7 @@ def test_every_import_goes_down_and_stages_never_meet():
 
 
 def test_what_is_json_is_called_so():
-    """`dict[str, Any]` is left for a library's keyword arguments, and the names that define it."""
+    """`dict[str, Any]` is left for what is no JSON, and the names that define it."""
     plain = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for room in ROOMS

@@ -16,7 +16,7 @@ from retort.errors import DataError, SpecError, did_you_mean
 from retort.events import Reporter
 from retort.jobs.benchmark.opening import ModelOptions, open_model
 from retort.jobs.benchmark.scoring import OTHER_SEED, scored, seed
-from retort.records import JsonObject, sha256_of
+from retort.records import sha256_of
 from retort.store import Folder
 
 SILENCE = {
@@ -159,12 +159,12 @@ def _members(manager: Any, names: Iterable[str]) -> set[str]:
     return members
 
 
-def _load(manager: Any, name: str, settings: TaskSettings) -> JsonObject:
+def _load(manager: Any, name: str, settings: TaskSettings) -> dict[str, Any]:
     """Returns a task, or the tasks of a group, with data loaded and few-shot examples chosen, as
     the harness's own `simple_evaluate` chooses them."""
     seed()  # some tasks shuffle their options while they load
     try:
-        loaded: JsonObject = manager.load([name])
+        loaded: dict[str, Any] = manager.load([name])
     except Exception as error:  # a dataset or a task can raise anything
         cause = (str(error).strip() or "no reason given").splitlines()[0]
         raise DataError(
@@ -184,7 +184,7 @@ def _load(manager: Any, name: str, settings: TaskSettings) -> JsonObject:
     return loaded
 
 
-def _planned(manager: Any, name: str, loaded: JsonObject, limit: int | None) -> PlannedTask:
+def _planned(manager: Any, name: str, loaded: dict[str, Any], limit: int | None) -> PlannedTask:
     """Returns the facts of a loaded task."""
     each, members = loaded["tasks"].values(), sorted(_members(manager, [name]))
     entries = (manager.task_index.get(member) for member in members)

@@ -48,7 +48,7 @@ def seed() -> None:
         torch.manual_seed(OTHER_SEED)
 
 
-def scored(opened: Any, loaded: JsonObject, name: str, limit: int | None) -> TaskResult:
+def scored(opened: Any, loaded: dict[str, Any], name: str, limit: int | None) -> TaskResult:
     """Returns the result of an opened model on a loaded task."""
     from lm_eval.evaluator import evaluate
 

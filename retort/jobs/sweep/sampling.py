@@ -39,7 +39,7 @@ class Sampler:
             self._study = optuna.create_study(sampler=_sampler(self._sweep), direction="maximize")
         self._space = {path: _distribution(path, v) for path, v in self._sweep.over.items()}
         self._own = {path: _own(spec, path) for path in self._space}
-        self._waiting: JsonObject = {}
+        self._waiting: dict[str, Any] = {}
         self._seen = {_key(self._own)}
 
     def draw(self, number: int) -> list[JsonObject]:

@@ -78,8 +78,10 @@ def measure_turns(
     """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
     the measures to the artifact. Before the first it imports its engine's libraries."""
     stage, folder = from_arguments(arguments, report), Path(turns)
-    if import_libraries := libraries_of(engine_of(stage, role)):
-        import_libraries()
+    import_libraries = libraries_of(engine_of(stage, role))
+    if import_libraries and stage.spec.cluster.ray is None:
+        with _ends_when_told(folder):
+            import_libraries()
     (folder / READY).touch()
     opened = None
     while (number := _next_round(folder)) is not None:

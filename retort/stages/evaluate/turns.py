@@ -1,9 +1,10 @@
 """The models take turns at being measured, round after round, each in a process of its own.
 
-All processes start together and import their engines' libraries, most of a start, before the first
-is measured; each loads its model in its first turn. It stays open for the next round while the
-machine has memory for as many more as are still to come. Otherwise each turn opens a new one, as on
-a GPU, at an endpoint, and on a cluster, where others may wait for its room.
+Where the models lie on this machine and it has the memory, all processes start together and import
+their engines' libraries, most of a start, before the first is measured; each loads its model in its
+first turn. It stays open for the next round while the machine has memory for as many more as are
+still to come. Otherwise each turn opens a new one, as on a GPU, at an endpoint, and on a cluster,
+where others may wait for its room.
 """
 
 import queue
@@ -19,13 +20,13 @@ from retort.events import Event, Reporter
 from retort.processes import machine
 from retort.records import JsonObject
 from retort.stages.evaluate import measure
-from retort.stages.evaluate.compared_models import model_of, roles_of, rounds_of
+from retort.stages.evaluate.compared_models import model_of, roles_of, rounds_of, weights_bytes
 from retort.stages.stage import Stage
 
 LISTEN_SECONDS = 0.1
 # A process is kept open where this many times its memory is free for each that is still to come.
 SPARE = 1.25
-# What a process takes with its libraries, at most: vLLM's take half of it.
+# What a process takes with its libraries, at most: vLLM's take less than half of it.
 LIBRARIES_BYTES = 2 << 30
 
 
@@ -36,12 +37,13 @@ def take_turns(stage: Stage) -> None:
     """
     roles, rounds = roles_of(stage), range(1, rounds_of(stage) + 1)
     turns = [(number, role) for number in rounds for role in roles]
-    missing = {r for n, r in turns if not stage.out.has(measure.file_of(r, n))}
+    known = {r for n, r in turns if stage.out.has(measure.file_of(r, n))}
+    missing = [role for role in roles if role not in known]
     open_models: dict[str, OpenModel] = {}
     loaded: set[str] = set()
     with ExitStack() as stack:
-        if _may_start_together(stage, len(missing)):
-            for role in filter(missing.__contains__, roles):
+        if _may_start_together(stage, missing):
+            for role in missing:
                 open_models[role] = stack.enter_context(OpenModel(stage, role))
             for model in open_models.values():
                 model.wait()
@@ -49,6 +51,8 @@ def take_turns(stage: Stage) -> None:
             if stage.out.has(measure.file_of(role, number)):
                 stage.report.note(f"continuing: {role} is already measured in round {number}")
                 continue
+            if role in open_models and role not in loaded and open_models[role].is_over():
+                open_models.pop(role).close()  # it ended while it waited: it had too little time
             if role not in open_models:
                 open_models[role] = stack.enter_context(OpenModel(stage, role))
             measures = open_models[role].measure(number, stage.report.part(role, index, len(turns)))
@@ -64,10 +68,14 @@ def take_turns(stage: Stage) -> None:
                 loaded.remove(role)
 
 
-def _may_start_together(stage: Stage, number: int) -> bool:
-    """Whether so many processes may import their libraries at once, on this machine."""
-    free_bytes = machine.free_memory_bytes()
-    return stage.spec.cluster.ray is None and (free_bytes or 0) > LIBRARIES_BYTES * number
+def _may_start_together(stage: Stage, roles: list[str]) -> bool:
+    """Whether the models' processes may start at once: on this machine, where no model has to be
+    fetched from the store, and the largest still has room beside the others' libraries."""
+    if stage.spec.cluster.ray is not None or not stage.store.is_local:
+        return False
+    largest = max((weights_bytes(stage, role) for role in roles), default=0)
+    needed = LIBRARIES_BYTES * len(roles) + 2 * SPARE * largest
+    return (machine.free_memory_bytes() or 0) > needed
 
 
 def _has_room(measures: JsonObject, num_to_come: int) -> bool:
@@ -103,8 +111,12 @@ class OpenModel:
 
     def wait(self) -> None:
         """Returns once the process could begin, or has ended, which its first turn will tell."""
-        while not (self._turns / measure.READY).exists() and self._thread.is_alive():
+        while not ((self._turns / measure.READY).exists() or self.is_over()):
             time.sleep(measure.LOOK_SECONDS)
+
+    def is_over(self) -> bool:
+        """Whether the process has ended."""
+        return not self._thread.is_alive()
 
     def measure(self, number: int, report: Reporter) -> JsonObject:
         """Returns what the model's turn in round `number` measured, and leaves it in the artifact.

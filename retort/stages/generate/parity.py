@@ -30,7 +30,7 @@ def parity(arguments: JsonObject, dtype: str, report: Reporter) -> dict[str, flo
     chosen = _chosen(stage)
     model, tokenizer = _load(stage, dtype)
     by_id = {r.example_id: r for r, _ in chosen}
-    chats: JsonObject = {}
+    chats: dict[str, Any] = {}
     for example in stream_examples(stage.input("prepare"), "train", "validation"):
         if example.id in by_id:
             chats[example.id] = (example.messages, example.tools)

@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from retort.records import JsonObject
 from retort.stages.train.curve import NAME, PAUSED
 from retort.store import Folder
 
@@ -89,7 +88,7 @@ def restore(data: bytes, model: Any, optimizer: Any) -> None:
         {**group, "params": [names[weight] for weight in group["params"]]}
         for group in optimizer.param_groups
     ]
-    whole: JsonObject = {"state": state, "param_groups": groups}
+    whole: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, whole, options=OPTIONS)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from retort.errors import SpecError, did_you_mean
-from retort.records import JsonObject
 from retort.spec import Lora, Train
 from retort.stages.stage import Stage
 from retort.stages.train.checkpoint import put
@@ -114,7 +113,7 @@ def _with_adapters(knobs: Train, lora: Lora, device: str) -> Any:
     return adapted.to(device)
 
 
-def _four_bits(dtype: torch.dtype, device: str) -> JsonObject:
+def _four_bits(dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Returns how to load linear layers as NormalFloat4 (QLoRA, arXiv:2305.14314, section 3)."""
     where = "train.lora.quantize: nf4"
     if not device.startswith("cuda"):
