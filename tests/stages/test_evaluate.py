@@ -157,13 +157,14 @@ class CutError(Exception):
     """The run was cut off."""
 
 
-def open_processes() -> list[str]:
-    """The processes of models that this one has open."""
-    commands = []
+def open_processes() -> list[psutil.Process]:
+    """The processes of models that this one has open, the oldest first."""
+    found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            commands.append(" ".join(child.cmdline()))
-    return [command for command in commands if "measure_turns" in command]
+            if "measure_turns" in " ".join(child.cmdline()):
+                found.append(child)
+    return sorted(found, key=lambda process: process.pid)
 
 
 def test_a_run_that_is_cut_off_leaves_no_process_open(folder, tmp_path):
@@ -191,6 +192,21 @@ def test_where_memory_is_short_a_process_starts_when_its_turn_comes(folder, tmp_
 
     evaluate(replace(stage(folder, "echo", tmp_path), report=Reporter(count)))
     assert seen == [1, 2, 3]
+
+
+def test_a_process_that_ends_while_it_waits_is_started_again(folder, tmp_path):
+    killed = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["note"].startswith("teacher") and not killed:
+            *_, last = open_processes()
+            last.kill()
+            killed.append(last.pid)
+
+    asked = replace(stage(folder, "echo", tmp_path), report=Reporter(kill))
+    assert evaluate(asked)["models"].keys() == {*ROLES}
+    assert killed and killed[0] not in process_ids(asked)
+    assert len(set(process_ids(asked))) == 3
 
 
 def test_a_turn_that_fails_says_why_and_ends_the_others(folder, tmp_path):
