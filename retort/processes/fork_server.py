@@ -87,7 +87,7 @@ def _errors_to(log: int) -> Iterator[None]:
 
 
 def _prepare(request: dict[str, Any]) -> None:
-    """Imports what the child would import. It will say itself what fails."""
+    """Imports what the child would import. What fails is in its log, and fails there again."""
     module = request["words"][0].partition(":")[0]
     wanted = {*request["libraries"], *([module] if module.startswith("retort.") else ())}
     if wanted <= imported:

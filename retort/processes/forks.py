@@ -17,6 +17,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import IO
 
+from retort.processes.libraries import import_torch
+
 # Libraries read variables of these names while they are imported: a child that has other values
 # than the server's cannot be its fork.
 READ_BY_IMPORTS = (
@@ -24,7 +26,7 @@ READ_BY_IMPORTS = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "VLLM_"),
 )
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
-TORCH = "retort.processes.libraries:import_torch"
+TORCH = f"{import_torch.__module__}:{import_torch.__name__}"
 # Room in the server's own command line for those of its children, as `ps` shows them.
 ROOM = 1024
 
