@@ -5,7 +5,6 @@ given ids and returns ids. Nothing is kept of a prompt when its answer is finish
 """
 
 import contextlib
-import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -33,12 +32,6 @@ SCORES = CONTINUES = REMOTE = PENALTIES = TORCH = False
 FILE = "model.gguf"
 MOST_SLOTS = 256  # llama.cpp's own limit on sequences
 parse = parse_local
-
-
-def import_libraries() -> None:
-    """Imports what opening an engine does; llama.cpp itself runs in a process of its own."""
-    with lean_imports("torch"):
-        importlib.import_module("transformers.models.auto.tokenization_auto")
 
 
 def open_engine(settings: Settings) -> "LlamaCppEngine":

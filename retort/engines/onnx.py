@@ -5,8 +5,6 @@ by its id; a prompt that holds this id runs alone.
 """
 
 # B batch, T time, V vocabulary, K top-k
-import contextlib
-import importlib
 import json
 import os
 import time
@@ -33,13 +31,6 @@ parse = parse_local
 MOST_LOGITS = 1 << 28
 MOST_SEQUENCES = 32  # the runtime refuses larger batches
 Floats = npt.NDArray[np.float32]
-
-
-def import_libraries() -> None:
-    """Imports what opening an engine does, as far as it is installed."""
-    with lean_imports("torch"), contextlib.suppress(ImportError):
-        importlib.import_module("transformers.models.auto.tokenization_auto")
-        importlib.import_module("onnxruntime_genai")
 
 
 def open_engine(settings: Settings) -> "OnnxEngine":

@@ -22,7 +22,8 @@ from retort.errors import StageError
 from retort.events import SILENT, Reporter
 from retort.stages.evaluate import evaluate, load_test
 from retort.stages.evaluate import turns as turn_taking
-from retort.stages.evaluate.measure import measure
+from retort.stages.evaluate.compared_models import model_of
+from retort.stages.evaluate.measure import EvaluatedModel, measure
 from retort.stages.prepare import prepare
 from retort.stages.stage import Stage
 from retort.store import Artifact, Folder, model_folder
@@ -151,6 +152,13 @@ def test_where_memory_is_short_each_turn_has_a_process_of_its_own(folder, tmp_pa
     for role, loaded in measures_of(asked).items():
         seconds = sorted(each["load_seconds"] for each in loaded)
         assert seconds[0] <= facts["models"][role]["load_seconds"] <= seconds[1]
+
+
+def test_load_time_counts_what_was_imported_while_others_imported(folder, tmp_path):
+    asked = stage(folder, "echo", tmp_path)
+    with model_of(asked, "teacher") as model:
+        measured = EvaluatedModel(asked, "teacher", model, import_seconds=1000.0).measure(1)
+    assert measured["load_seconds"] > 1000.0
 
 
 class CutError(Exception):

@@ -79,23 +79,27 @@ def measure_turns(
     the measures to the artifact. Before the first it imports its engine's libraries."""
     stage, folder = from_arguments(arguments, report), Path(turns)
     import_libraries = libraries_of(engine_of(stage, role))
+    started = time.process_time()  # others import beside it
     if import_libraries and stage.spec.cluster.ray is None:
         with _ends_when_told(folder):
             import_libraries()
+    import_seconds = time.process_time() - started
     (folder / READY).touch()
     opened = None
     while (number := _next_round(folder)) is not None:
         with _ends_when_told(folder):
-            opened = opened or _opened(stage, role, model)
+            opened = opened or _opened(stage, role, model, import_seconds)
             stage.out.write_json(file_of(role, number), opened.measure(number))
         (folder / f"{number}{DONE}").touch()
 
 
-def _opened(stage: Stage, role: str, model: str) -> "EvaluatedModel | EndpointModel":
+def _opened(
+    stage: Stage, role: str, model: str, import_seconds: float = 0.0
+) -> "EvaluatedModel | EndpointModel":
     if engine_of(stage, role).REMOTE:
         seconds = budget_seconds(stage) / rounds_of(stage)
         return EndpointModel(stage, role, model, seconds)
-    return EvaluatedModel(stage, role, model)
+    return EvaluatedModel(stage, role, model, import_seconds)
 
 
 def _next_round(folder: Path) -> int | None:
@@ -127,9 +131,10 @@ def _ends_when_told(folder: Path) -> Iterator[None]:
 
 
 class EvaluatedModel:
-    """A model opened in its engine, on this machine or on the job's cluster."""
+    """A model opened in its engine, on this machine or on the job's cluster. Its load time includes
+    `import_seconds`, what the process spent before on importing its engine's libraries."""
 
-    def __init__(self, stage: Stage, role: str, model: str):
+    def __init__(self, stage: Stage, role: str, model: str, import_seconds: float):
         if role not in (*GIVEN, CHAMPION):
             check_template(stage, Path(model), role)
         self._stage, self._role, self._model = stage, role, model
@@ -144,7 +149,7 @@ class EvaluatedModel:
             if role in exported(stage):
                 settings = replace(settings, max_model_len=fitting_length(stage, model))
             self._engine = open_engine(stage.spec, name, settings, stage.report)
-        self._load_seconds = time.monotonic() - started
+        self._load_seconds = import_seconds + time.monotonic() - started
         # The first answers pay for what engines set up late.
         list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
 
