@@ -47,6 +47,7 @@ def run_job(options: argparse.Namespace, *overrides: str) -> int:
     store = open_store(options)
     with prefect(store) as wait:
         check(spec, store)
+        begin_imports(spec, store)
         content = _distill(spec, store, options.force, wait)
     if options.json:
         from retort.metrics.comparison import as_json
@@ -57,6 +58,17 @@ def run_job(options: argparse.Namespace, *overrides: str) -> int:
 
         print_report(content, f"{store.job(spec.name).uri}/report.html")
     return DONE if content.gate.passed else REFUSED
+
+
+def begin_imports(spec: "JobSpec", store: "Store") -> None:
+    """Has the teacher's engine import its libraries while Prefect and MLflow are imported here,
+    where the job was never begun on this machine, so that it most likely asks its teacher."""
+    from retort import processes
+    from retort.stages.engine_settings import teacher_runtime
+
+    log = store.log(spec.name)
+    if not (log.exists() or spec.generate.teachers):
+        processes.warm(teacher_runtime(spec), log)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,20 +129,13 @@ def start(
         words, function, arguments = Plan().words(), name_of(cluster_run.relay), relayed
     with disk.disk_errors(scratch, "TMPDIR"):
         path.write_text(json.dumps(arguments))
-    kept = runtime.get("variables")
-    inherited = {name: v for name, v in os.environ.items() if kept is None or name in kept}
-    environment = {**inherited, "TMPDIR": str(scratch), **plan.variables}
     given = [function, str(log), str(path)]
+    environment = _environment(runtime, plan, scratch)
     with disk.open_log(log) as stream:
-        # A fork has in /proc the environment of the server.
-        is_own = runtime.get("is_measured") or kept is not None
-        is_plain = words == Plan().words() and not is_own
-        # A plug-in's may be another by the next child, and may not be for a process that forks.
-        libraries = runtime.get("libraries")
-        is_ours = getattr(libraries, "__module__", "").startswith("retort.") and not plan.cluster
-        names = [name_of(libraries)] if libraries and is_ours else []
-        if is_plain and (fork := forks.start(given, environment, stream.fileno(), names)):
-            return fork
+        if words == Plan().words() and _may_be_fork(runtime):
+            libraries = _shared_libraries(runtime, plan)
+            if fork := forks.start(given, environment, stream.fileno(), libraries):
+                return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],
             stdin=subprocess.PIPE,
@@ -151,6 +145,38 @@ def start(
             start_new_session=True,
             env=environment,
         )
+
+
+def warm(runtime: Mapping[str, Any], log: Path) -> None:
+    """Has the libraries of a child that will be started with this runtime imported meanwhile.
+
+    Where it will be no fork nothing happens; what the libraries complain of goes to the log.
+    """
+    plan = _plan(runtime)
+    libraries = _shared_libraries(runtime, plan)
+    if libraries and plan.words() == Plan().words() and _may_be_fork(runtime):
+        environment = _environment(runtime, plan, Path(tempfile.gettempdir()))
+        with disk.open_log(log) as stream:
+            forks.warm(environment, stream.fileno(), libraries)
+
+
+def _may_be_fork(runtime: Mapping[str, Any]) -> bool:
+    # A fork has in /proc the environment of the server.
+    return not runtime.get("is_measured") and runtime.get("variables") is None
+
+
+def _shared_libraries(runtime: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Returns the name of the function that imports for all forks what this child needs."""
+    # A plug-in's may be another by the next child, and may not be for a process that forks.
+    libraries = runtime.get("libraries")
+    is_ours = getattr(libraries, "__module__", "").startswith("retort.") and not plan.cluster
+    return [name_of(libraries)] if libraries and is_ours else []
+
+
+def _environment(runtime: Mapping[str, Any], plan: Plan, scratch: Path) -> dict[str, str]:
+    kept = runtime.get("variables")
+    inherited = {name: v for name, v in os.environ.items() if kept is None or name in kept}
+    return {**inherited, "TMPDIR": str(scratch), **plan.variables}
 
 
 def _plan(runtime: Mapping[str, Any]) -> Plan:

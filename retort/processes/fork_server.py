@@ -46,10 +46,13 @@ def main() -> None:
             message, fds, _, _ = socket.recv_fds(owner, MESSAGE_BYTES, 4)
             if not message:
                 return
-            *streams, status = fds
             request = json.loads(message)
-            with _errors_to(streams[2]):
+            with _errors_to(fds[2] if fds[1:] else fds[0]):
                 _prepare(request)
+            if not fds[1:]:  # no child yet
+                os.close(fds[0])
+                continue
+            *streams, status = fds
             if (pid := os.fork()) == 0:
                 for other in (owner.fileno(), woken, wake, *running.values()):
                     os.close(other)

@@ -6,6 +6,7 @@ touched, and a start is short there beside the work.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -89,6 +90,11 @@ class _Server:
         self.process.kill()
         self.process.wait()
 
+    def warm(self, log: int, libraries: list[str]) -> None:
+        """Has the server import for children to come, while this process goes on."""
+        request = {"words": [""], "libraries": libraries}
+        socket.send_fds(self._socket, [json.dumps(request).encode()], [log])
+
     def fork(
         self, words: list[str], environment: dict[str, str], log: int, libraries: list[str]
     ) -> Fork:
@@ -116,6 +122,19 @@ _server: _Server | None = None
 _lock = threading.Lock()
 
 
+def warm(environment: dict[str, str], log: int, libraries: list[str]) -> None:
+    """Has the server import what these functions do, as `start`, where no server is running yet."""
+    global _server  # noqa: PLW0603
+
+    if not _can_fork():
+        return
+    with _lock:
+        if _server is None:
+            _server = _Server(environment)
+            with contextlib.suppress(OSError):
+                _server.warm(log, libraries)
+
+
 def start(
     words: list[str], environment: dict[str, str], log: int, libraries: list[str]
 ) -> Fork | None:
@@ -127,7 +146,7 @@ def start(
     """
     global _server  # noqa: PLW0603
 
-    if sys.platform != "linux" or any(map(os.path.exists, GPUS)):
+    if not _can_fork():
         return None
     with _lock:
         is_first = _server is None or _server.process.poll() is not None
@@ -140,6 +159,10 @@ def start(
             return _server.fork(words, environment, log, [*libraries, *more])
         except (OSError, ValueError):
             return None
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux" and not any(map(os.path.exists, GPUS))
 
 
 def _read_by_imports(environment: dict[str, str]) -> dict[str, str]:

@@ -73,6 +73,15 @@ def on_cluster(spec: JobSpec, runtime: Section) -> dict[str, Any]:
     return {**runtime.model_dump(), "cluster": cluster and asdict(cluster)}
 
 
+def teacher_runtime(spec: JobSpec) -> dict[str, Any]:
+    """Returns the runtime for `processes.run` of a process that opens the teacher's engine.
+
+    On a cluster that process only asks the engine's replicas.
+    """
+    libraries = None if cluster_of(spec) else libraries_of(engine_of(spec))
+    return {**spec.generate.runtime.model_dump(), "libraries": libraries}
+
+
 def open_teacher(
     spec: JobSpec,
     settings: Settings,
@@ -104,5 +113,4 @@ def resident_of(spec: JobSpec, log: Path) -> Resident | None:
     engine = engine_of(spec)
     if engine.REMOTE or cluster_of(spec):
         return None
-    runtime = {**spec.generate.runtime.model_dump(), "libraries": libraries_of(engine)}
-    return Resident(serve, log, runtime)
+    return Resident(serve, log, teacher_runtime(spec))

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from flows.commands.run import begin_imports
+from retort.processes import forks
+from retort.processes.disk import open_log
+from retort.spec import load
+from retort.store import open_store
 from tests.conftest import BIN, environment
 from tests.support.tiny import save_model, write_job
 
@@ -47,6 +52,24 @@ def rewrite(job: Path, old: str, new: str) -> None:
     text = job.read_text()
     assert old in text
     job.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("engine", "was_begun", "begins"),
+    [("transformers", False, True), ("transformers", True, False), ("echo", False, False)],
+)
+def test_the_teachers_libraries_are_imported_beside_prefect_where_a_job_is_new(
+    job, monkeypatch, engine, was_begun, begins
+):
+    monkeypatch.setattr(forks, "_server", None)
+    monkeypatch.setattr(forks, "GPUS", ())
+    spec, _ = load(job, [f"generate.engine={engine}", "generate.top_k=0"])
+    store = open_store(str(job.parent / "store"))
+    if was_begun:
+        with open_log(store.log(spec.name)):
+            pass
+    begin_imports(spec, store)
+    assert (forks._server is not None) == begins
 
 
 def test_a_misspelt_knob_is_refused_with_the_nearest_name(job, fails):

@@ -232,6 +232,25 @@ def test_a_library_that_cannot_be_imported_is_told_in_the_log_and_ends_no_fork_s
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
+def test_libraries_are_imported_before_there_is_a_child(described, tmp_path):
+    processes.warm({**RUNTIME, "libraries": import_torch}, tmp_path / "log")
+    server, deadline = forks._server.process, time.monotonic() + 60
+    while "libtorch_cpu" not in Path(f"/proc/{server.pid}/maps").read_text():
+        assert server.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    had = processes.run(has_modules, {"names": ["torch"]}, SILENT, tmp_path / "log", RUNTIME)
+    assert had == {"parent": server.pid, "had": ["torch"]}
+
+
+@pytest.mark.parametrize("more", [{}, {"num_processes": 2}, {"variables": ["PATH"]}])
+def test_nothing_is_imported_before_there_is_a_child_that_will_be_no_fork(
+    described, tmp_path, more
+):
+    libraries = {"libraries": import_torch} if more else {}
+    processes.warm({**RUNTIME, **libraries, **more}, tmp_path / "log")
+    assert forks._server is None
+
+
 def test_a_plug_ins_libraries_are_its_childrens_own(described):
     first = described(libraries=partial(import_nothing))
     assert first["parent"] != os.getpid()

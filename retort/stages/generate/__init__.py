@@ -8,13 +8,12 @@ import uuid
 from collections.abc import Iterator
 
 from retort import processes
-from retort.engines import libraries_of
 from retort.engines.openai import MOST_LISTED
 from retort.errors import EngineDiedError, StageError
 from retort.records import JsonObject
 from retort.stages import rounds
 from retort.stages.budget import usage_note
-from retort.stages.engine_settings import engine_of, on_cluster
+from retort.stages.engine_settings import engine_of, on_cluster, teacher_runtime
 from retort.stages.generate import capture, parity, union
 from retort.stages.stage import Stage
 
@@ -47,9 +46,8 @@ def generate(stage: Stage) -> JsonObject:
 def _answers(stage: Stage) -> JsonObject:
     """Runs the capture in a child process, started again where its engine had died."""
     runtime = stage.spec.generate.runtime
-    sequences, engine = runtime.max_num_seqs, engine_of(stage.spec)
-    watched = {**runtime.model_dump(), "libraries": libraries_of(engine)}
-    if engine.REMOTE:
+    sequences, watched = runtime.max_num_seqs, teacher_runtime(stage.spec)
+    if engine_of(stage.spec).REMOTE:
         watched.pop("stall_seconds")  # requests have time limits of their own
     run = uuid.uuid4().hex
     for attempt in range(runtime.max_restarts + 1):
