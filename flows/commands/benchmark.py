@@ -5,12 +5,15 @@ It runs without Prefect and MLflow. The same command continues one that was kill
 
 import argparse
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.options import DONE, load_spec, open_store, say
 from retort import errors
 from retort.events import Event, Reporter, shown
-from retort.records import JsonObject
+
+if TYPE_CHECKING:
+    from retort.metrics.comparison.shapes import Benchmarks
 
 
 def add(commands: Any, on_spec: argparse.ArgumentParser) -> None:
@@ -69,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
     spec, _ = load_spec(options)
     store = open_store(options)
     content = benchmark(spec, store, request, Reporter(_tell))
-    is_in_report = reporting.refresh(store, spec.name, content["student"])
+    is_in_report = reporting.refresh(store, spec.name, content.student)
     if options.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(content), indent=2, ensure_ascii=False))
         return DONE
     _print(content)
     place = store.job(spec.name).uri
@@ -102,12 +105,12 @@ def _tell(event: Event) -> None:
         say(f"benchmark: {count}, {shown(event['note'])}")
 
 
-def _print(content: JsonObject) -> None:
+def _print(content: "Benchmarks") -> None:
     """Prints a row for each task and metric, a column a model."""
     from flows.commands.tables import open_console, table_of
     from retort.jobs.benchmark import table
 
     console = open_console()
     console.print(table_of(table(content), folds=False))
-    for note in content["notes"]:
+    for note in content.notes:
         console.print(f"note: {shown(note)}")

@@ -26,9 +26,10 @@ from retort.events import SILENT
 from retort.jobs import benchmark, reporting
 from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import candidates, longest
-from retort.jobs.benchmark.results import gathered
+from retort.jobs.benchmark.results import Manner, gathered
 from retort.jobs.source_digests import source_digests
 from retort.metrics.comparison import as_json
+from retort.metrics.comparison.shapes import read_benchmarks
 from retort.spec import JobSpec, load, recipes
 from retort.stages.report.examples import side_by_side
 from retort.stages.report.rendering import draw
@@ -312,7 +313,7 @@ def test_no_model_is_given_more_than_it_takes(job):
 
 def test_the_table_has_a_row_for_each_metric(job):
     content = content_of(job)
-    heading, *rows = benchmark.table(content)
+    heading, *rows = benchmark.table(read_benchmarks(content))
     minus = ["student - teacher", "student - base"]
     assert heading == ["task", "metric", "n", "teacher", "base", "student", *minus]
     assert [row[:3] for row in rows] == [
@@ -327,29 +328,30 @@ def test_the_table_has_a_row_for_each_metric(job):
 
 def test_what_was_asked_before_stays_unless_it_was_asked_otherwise(job):
     store, before = open_store(str(job["root"] / "store")), content_of(job)
-    manner = {key: before[key] for key in ("lm_eval_version", "engine", "dtype", "max_length")}
+    names = ("lm_eval_version", "engine", "dtype", "max_length")
+    manner = Manner(**{name: before[name] for name in names})
     own = before["keys"]["base"]
     again = gathered(job["spec"], store, manner, {"base": {"tiny_text": own["tiny_text"]}}, [])
-    assert again == before
+    assert asdict(again) == before
     folder = store.job("tiny")
     result = folder.read_json(f"benchmarks/{own['tiny_text']}.json")
     folder.write_json("benchmarks/shorter.json", {**result, "limit": 5, "num_truncated": 3})
     keys = {"base": {"tiny_text": "shorter"}}
     otherwise = gathered(job["spec"], store, manner, keys, [])
-    asked = {role: set(tasks) for role, tasks in otherwise["models"].items()}
+    asked = {role: set(tasks) for role, tasks in otherwise.models.items()}
     both = {"tiny_group", "tiny_text"}
     assert asked == {"teacher": set(), "base": both, "student": {"tiny_group"}}
-    assert otherwise["tasks"]["tiny_text"]["limit"] == 5
-    assert "3 prompts of the base lost their start" in otherwise["notes"][-1]
+    assert otherwise.tasks["tiny_text"].limit == 5
+    assert "3 prompts of the base lost their start" in otherwise.notes[-1]
     folder.remove("benchmarks/shorter.json")
-    longer = gathered(job["spec"], store, {**manner, "max_length": 512}, {"base": own}, [])
-    assert longer["models"].keys() == {"base"}
+    longer = gathered(job["spec"], store, replace(manner, max_length=512), {"base": own}, [])
+    assert longer.models.keys() == {"base"}
 
 
 def test_benchmarks_of_another_student_are_not_shown(job):
     store = open_store(str(job["root"] / "store"))
     own = content_of(job)["student"]
-    assert benchmark.of_student(store, "tiny", own) == content_of(job)
+    assert asdict(benchmark.of_student(store, "tiny", own)) == content_of(job)
     assert benchmark.of_student(store, "tiny", "another") is None
     assert benchmark.of_student(store, "nobody", own) is None
 

@@ -9,6 +9,8 @@ import pytest
 
 from retort.metrics.comparison.drawing import SMALL
 from retort.metrics.comparison.shapes import (
+    Benchmarks,
+    BenchmarkScore,
     ConfusionMatrix,
     Difference,
     ExportedStudent,
@@ -139,10 +141,12 @@ def test_each_picture_is_drawn_in_the_pages_colours(answered):
 
 def test_the_page_says_all_that_the_content_holds(answered):
     content = report_content.content(answered)
-    task = {"arc_easy": {"acc": {"value": 0.512, "stderr": 0.014}}}
+    task = {"arc_easy": {"acc": BenchmarkScore(0.512, 0.014)}}
+    models = {"teacher": task, "student": {}}
+    told = Benchmarks("0123abcd", "0.4", "vllm", "auto", 256, {}, models, {}, ["limited"], [], {})
     content = replace(
         content,
-        benchmarks={"models": {"teacher": task, "student": {}}, "notes": ["limited"]},
+        benchmarks=told,
         fingerprints={"train": "0123abcd"},
         prefect={"flow_run_id": None},
         registered={"name": "trains", "version": "3", "compared_with": "2"},

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from retort.errors import DataError, SpecError, did_you_mean
 from retort.events import Reporter
 from retort.jobs.benchmark.opening import ModelOptions, open_model
-from retort.jobs.benchmark.scoring import OTHER_SEED, scored, seed
+from retort.jobs.benchmark.scoring import OTHER_SEED, TaskResult, scored, seed
 from retort.records import sha256_of
 from retort.store import Folder
 
@@ -60,6 +60,14 @@ class MissingTask(PlannedTask):
 
     name: str
     key: str
+
+
+class StoredResult(TaskResult):
+    """A result of a task as it is kept, with how it was asked; `digest` is the planned task's."""
+
+    digest: str
+    limit: int | None
+    num_fewshot: int | None
 
 
 def plan(tasks: list[str], settings: TaskSettings, report: Reporter) -> dict[str, PlannedTask]:
@@ -110,13 +118,13 @@ def measure(
                 f"task {task['name']}: its questions changed since it was read: its data changed, "
                 "or it draws them at random; models cannot be compared on it, so leave it out"
             )
-        facts = {
+        result: StoredResult = {
             "limit": settings["limit"],
             "num_fewshot": settings["num_fewshot"],
             "digest": task["digest"],
             **scored(opened, loaded, task["name"], settings["limit"]),
         }
-        Folder(out).write_json(f"benchmarks/{task['key']}.json", facts)
+        Folder(out).write_json(f"benchmarks/{task['key']}.json", {**result})
     report.progress(len(tasks), len(tasks), "tasks", "done")
 
 

@@ -4,53 +4,70 @@ Tasks asked earlier, of the same student in the same manner, stay in it beside t
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from retort import metrics
+from retort.jobs.benchmark.harness import StoredResult
 from retort.jobs.source_digests import source_digests
-from retort.records import JsonObject
+from retort.metrics.comparison.shapes import (
+    Benchmarks,
+    BenchmarkScore,
+    BenchmarkTask,
+    Difference,
+    ScoresByTask,
+    read_benchmarks,
+)
 from retort.spec import JobSpec, recipes
 from retort.store import Folder, Store
 
 Keys = dict[str, dict[str, str]]  # by role and task: the name of the result's file
-Results = dict[str, dict[str, JsonObject]]  # by role and task: what `harness.measure` wrote
-SHARED = ("student", "lm_eval_version", "engine", "dtype", "max_length")
+Results = dict[str, dict[str, StoredResult]]  # by role and task
+Value = TypeVar("Value")
+FILE = "benchmarks.json"
 # The harness's metrics are not ours of the same name; those compared here are means of scores.
 MEAN = "mean"
-# What the same questions asked in the same manner have in common.
-QUESTIONS = ("digest", "limit", "num_fewshot")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How all models are asked: results in another manner do not stand beside one another."""
+
+    lm_eval_version: str | None
+    engine: str
+    dtype: str
+    max_length: int
 
 
 def gathered(
-    spec: JobSpec, store: Store, manner: JsonObject, keys: Keys, left_out: list[str]
-) -> JsonObject:
-    """Returns the content of `benchmarks.json`, as the package's docstring shows it.
+    spec: JobSpec, store: Store, manner: Manner, keys: Keys, left_out: list[str]
+) -> Benchmarks:
+    """Returns the content of `benchmarks.json`.
 
     `left_out` says which tasks were not asked of whom, and why.
     """
-    job = store.job(spec.name)
-    content = {key: manner.get(key) for key in SHARED} | {"student": student_of(spec)}
-    results = _read(job, keys)
-    earlier = job.read_json("benchmarks.json") if job.has("benchmarks.json") else {}
-    if all(earlier.get(key) == content[key] for key in SHARED):
-        keys, results = _beside(earlier["keys"], _read(job, earlier["keys"]), keys, results)
-        left_out = list(dict.fromkeys([*earlier["left_out"], *left_out]))
+    job, student = store.job(spec.name), student_of(spec)
+    results, earlier = _read(job, keys), of_student(store, spec.name, student)
+    if earlier and manner == Manner(**{name: getattr(earlier, name) for name in asdict(manner)}):
+        keys, results = _beside(earlier.keys, _read(job, earlier.keys), keys, results)
+        left_out = list(dict.fromkeys([*earlier.left_out, *left_out]))
     results = {role: results[role] for role in spec.roles if role in results}
-    facts = {
-        row: {**told, "limit": each["limit"]}
-        for tasks in results.values()
-        for each in tasks.values()
-        for row, told in each["tasks"].items()
-    }
-    found = {role: _rows(tasks, "metrics") for role, tasks in results.items()}
-    return {
-        **content,
-        "tasks": facts,
-        "models": found,
-        "differences": _differences(spec, results),
-        "notes": [*left_out, *_truncated(results)],
-        "left_out": left_out,
-        "keys": {role: keys[role] for role in results},
-    }
+    return Benchmarks(
+        student=student,
+        **asdict(manner),
+        tasks={
+            row: BenchmarkTask(**told, limit=each["limit"])
+            for tasks in results.values()
+            for each in tasks.values()
+            for row, told in each["tasks"].items()
+        },
+        models={role: _scores(tasks) for role, tasks in results.items()},
+        differences=_differences(spec, results),
+        notes=[*left_out, *_truncated(results)],
+        left_out=left_out,
+        keys={role: keys[role] for role in results},
+    )
 
 
 def student_of(spec: JobSpec) -> str:
@@ -73,8 +90,8 @@ def _beside(old: Keys, standing: Results, keys: Keys, results: Results) -> tuple
     another manner is left out, whoever it is of."""
     asked = {task: each for tasks in results.values() for task, each in tasks.items()}
 
-    def agrees(task: str, each: JsonObject) -> bool:
-        return task not in asked or all(each[key] == asked[task][key] for key in QUESTIONS)
+    def agrees(task: str, each: StoredResult) -> bool:
+        return task not in asked or _questions(each) == _questions(asked[task])
 
     merged_keys, merged = {**keys}, {**results}
     for role, tasks in standing.items():
@@ -84,15 +101,25 @@ def _beside(old: Keys, standing: Results, keys: Keys, results: Results) -> tuple
     return merged_keys, merged
 
 
-def _rows(tasks: dict[str, JsonObject], what: str) -> JsonObject:
-    """Returns what results say of each row of the report, the tasks' rows together."""
-    return {row: told for each in tasks.values() for row, told in each[what].items()}
+def _questions(result: StoredResult) -> tuple[object, ...]:
+    """Returns what the same questions asked in the same manner have in common."""
+    return result["digest"], result["limit"], result["num_fewshot"]
 
 
-def _differences(spec: JobSpec, results: Results) -> JsonObject:
+def _scores(tasks: Mapping[str, StoredResult]) -> ScoresByTask:
+    """Returns a model's scores, the rows of all tasks together."""
+    return {
+        row: {metric: BenchmarkScore(**score) for metric, score in told.items()}
+        for each in tasks.values()
+        for row, told in each["metrics"].items()
+    }
+
+
+def _differences(spec: JobSpec, results: Results) -> dict[str, dict[str, dict[str, Difference]]]:
     """Returns student - each other model by task and metric, paired question by question."""
-    knobs, found = spec.evaluate, JsonObject()
+    knobs = spec.evaluate
     own = _means(results.get("student", {}))
+    found: dict[str, dict[str, dict[str, Difference]]] = {}
     for role in (role for role in results if role != "student"):
         for row, scores in _means(results[role]).items():
             for metric in scores:
@@ -100,19 +127,19 @@ def _differences(spec: JobSpec, results: Results) -> JsonObject:
                     continue
                 pair = own[row][metric], scores[metric]
                 gap = metrics.difference(MEAN, *pair, knobs.num_bootstrap, knobs.seed)
-                found.setdefault(role, {}).setdefault(row, {})[metric] = gap
+                found.setdefault(role, {}).setdefault(row, {})[metric] = Difference.of(gap)
     return found
 
 
-def _means(tasks: dict[str, JsonObject]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def _means(tasks: Mapping[str, StoredResult]) -> dict[str, metrics.Statistics]:
     """Returns the statistics of each row's metrics that are the mean of its questions' scores."""
-    values, scores = _rows(tasks, "metrics"), _rows(tasks, "scores")
-    found: JsonObject = {}
-    for row, told in values.items():
-        for metric, measured in told.items():
-            each = scores[row].get(metric, {})
-            if each and math.isclose(sum(each.values()) / len(each), measured["value"]):
-                found.setdefault(row, {})[metric] = {key: [s, 1.0] for key, s in each.items()}
+    found: dict[str, metrics.Statistics] = {}
+    for result in tasks.values():
+        for row, told in result["metrics"].items():
+            for metric, measured in told.items():
+                each = result["scores"][row].get(metric, {})
+                if each and math.isclose(sum(each.values()) / len(each), measured["value"]):
+                    found.setdefault(row, {})[metric] = {key: [s, 1.0] for key, s in each.items()}
     return found
 
 
@@ -127,38 +154,41 @@ def _truncated(results: Results) -> list[str]:
     ]
 
 
-def table(content: JsonObject) -> list[list[str]]:
+def table(content: Benchmarks) -> list[list[str]]:
     """Returns a heading row, then a row for each task and metric: a column a model with its
     standard error, and a column for the student minus each other with its 95% interval."""
-    found, gaps = content["models"], content["differences"]
     rows = []
-    for task, facts in content["tasks"].items():
-        for metric in dict.fromkeys(m for told in found.values() for m in told.get(task, {})):
-            cells = [_score(told.get(task, {}).get(metric)) for told in found.values()]
-            cells += [_gap(told.get(task, {}).get(metric)) for told in gaps.values()]
-            rows.append([task, metric, f"{facts['n']:,}", *cells])
-    return [["task", "metric", "n", *found, *(f"student - {role}" for role in gaps)], *rows]
+    for task, facts in content.tasks.items():
+        told = [_row(by_task, task) for by_task in content.models.values()]
+        gaps = [_row(by_task, task) for by_task in content.differences.values()]
+        for metric in dict.fromkeys(metric for scores in told for metric in scores):
+            cells = [_score(scores.get(metric)) for scores in told]
+            cells += [_gap(each.get(metric)) for each in gaps]
+            rows.append([task, metric, f"{facts.n:,}", *cells])
+    minus = (f"student - {role}" for role in content.differences)
+    return [["task", "metric", "n", *content.models, *minus], *rows]
 
 
-def _score(found: JsonObject | None) -> str:
+def _row(by_task: Mapping[str, dict[str, Value]], task: str) -> dict[str, Value]:
+    return by_task.get(task, {})
+
+
+def _score(found: BenchmarkScore | None) -> str:
     if found is None:
         return "not asked"
-    error = found["stderr"]
-    sure = "" if error is None else f" \N{PLUS-MINUS SIGN} {error:.4f}"
-    return f"{found['value']:.4f}{sure}"
+    sure = "" if found.stderr is None else f" \N{PLUS-MINUS SIGN} {found.stderr:.4f}"
+    return f"{found.value:.4f}{sure}"
 
 
-def _gap(found: JsonObject | None) -> str:
-    return "" if found is None else "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**found)
+def _gap(found: Difference | None) -> str:
+    return "" if found is None else f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
-def of_student(store: Store, name: str, student: str) -> JsonObject | None:
+def of_student(store: Store, name: str, student: str) -> Benchmarks | None:
     """Returns a job's benchmarks if they are of the student in the train artifact named `student`.
 
     None where there are none, or they are of an earlier one.
     """
     job = store.job(name)
-    if not job.has("benchmarks.json"):
-        return None
-    content: JsonObject = job.read_json("benchmarks.json")
-    return content if content["student"] == student else None
+    content = read_benchmarks(job.read_json(FILE)) if job.has(FILE) else None
+    return content if content and content.student == student else None

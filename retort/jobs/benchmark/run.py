@@ -4,7 +4,7 @@ A result is stored under the digest of model, questions and settings. Nothing el
 store's address, other tasks) makes it anew.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,10 @@ from retort.jobs.benchmark import harness
 from retort.jobs.benchmark.candidates import BenchmarkedModel, candidates, is_folder, longest
 from retort.jobs.benchmark.harness import MissingTask, PlannedTask, TaskSettings
 from retort.jobs.benchmark.opening import ModelOptions
-from retort.jobs.benchmark.results import gathered
+from retort.jobs.benchmark.results import FILE, Manner, gathered
+from retort.metrics.comparison.shapes import Benchmarks
 from retort.processes import machine
-from retort.records import JsonObject, content_id
+from retort.records import content_id
 from retort.spec import JobSpec
 from retort.store import Store, model_folder
 
@@ -52,8 +53,9 @@ class BenchmarkRequest:
 
 def benchmark(
     spec: JobSpec, store: Store, wanted: BenchmarkRequest, report: Reporter
-) -> JsonObject:
-    """Returns what the package's docstring shows, and writes it to the job's `benchmarks.json`.
+) -> Benchmarks:
+    """Returns what public benchmarks say of the job's models, and leaves it in its
+    `benchmarks.json`.
 
     Raises `SpecError` for a student not yet trained, an unknown task, model or engine, and
     `DataError` for a task whose data cannot be loaded.
@@ -64,20 +66,19 @@ def benchmark(
     if engine not in ENGINES:
         raise SpecError(f"--engine: {engine}; the harness has {' and '.join(ENGINES)}")
     models = candidates(spec, store, wanted.roles)
-    settings = {
-        **wanted.settings,
-        "engine": engine,
-        "dtype": spec.evaluate.dtype,
-        "max_length": longest(spec, wanted.max_length),
-        "lm_eval_version": machine.version_of("lm_eval"),
-    }
+    manner = Manner(
+        machine.version_of("lm_eval"),
+        engine,
+        spec.evaluate.dtype,
+        longest(spec, wanted.max_length),
+    )
     planned = _planned(spec, store, wanted, report)
     job, left_out = store.job(spec.name), list[str]()
     keys: dict[str, dict[str, str]] = {}
     for index, model in enumerate(models):
         tasks, notes = _runnable(model, planned)
         left_out += notes
-        keys[model.role] = {task: _key(model, settings, planned[task]) for task in tasks}
+        keys[model.role] = {task: _key(model, wanted, manner, planned[task]) for task in tasks}
         missing: list[MissingTask] = [
             {"name": task, "key": key, **planned[task]}
             for task, key in keys[model.role].items()
@@ -88,9 +89,9 @@ def benchmark(
             report.note(f"{model.role}: {', '.join(finished)} already finished")
         if missing:
             part = report.part(model.role, index, len(models))
-            _measure(spec, store, model, (settings, missing), part)
-    content = gathered(spec, store, settings, keys, left_out)
-    job.write_json("benchmarks.json", content)
+            _measure(spec, store, model, (wanted.settings, manner, missing), part)
+    content = gathered(spec, store, manner, keys, left_out)
+    job.write_json(FILE, asdict(content))
     return content
 
 
@@ -119,31 +120,33 @@ def _runnable(model: BenchmarkedModel, planned: BenchmarkPlan) -> tuple[list[str
     ]
 
 
-def _key(model: BenchmarkedModel, settings: JsonObject, task: PlannedTask) -> str:
+def _key(
+    model: BenchmarkedModel, wanted: BenchmarkRequest, manner: Manner, task: PlannedTask
+) -> str:
     """Returns the key of a result: the digest of model, questions and settings."""
-    kept = {key: value for key, value in settings.items() if key != "include_path"}
+    chosen = {"num_fewshot": wanted.num_fewshot, "limit": wanted.limit, **asdict(manner)}
     if model.settings:
-        kept = {key: kept[key] for key in ("num_fewshot", "limit", "lm_eval_version")}
-    return content_id({"model": model.digest, "task": task["digest"], **kept})
+        chosen = {key: chosen[key] for key in ("num_fewshot", "limit", "lm_eval_version")}
+    return content_id({"model": model.digest, "task": task["digest"], **chosen})
 
 
 def _measure(
     spec: JobSpec,
     store: Store,
     candidate: BenchmarkedModel,
-    chosen: tuple[JsonObject, list[MissingTask]],
+    chosen: tuple[TaskSettings, Manner, list[MissingTask]],
     report: Reporter,
 ) -> None:
     """Runs a model on the missing tasks, in a process of its own."""
-    settings, missing = chosen
+    settings, manner, missing = chosen
     runtime = spec.evaluate.runtime.model_dump(mode="json")
     with candidate.here() as address:
         model: ModelOptions = {
-            "kind": "endpoint" if candidate.settings else ENGINES[settings["engine"]],
+            "kind": "endpoint" if candidate.settings else ENGINES[manner.engine],
             "address": address,
             "is_local": is_folder(address),
-            "dtype": _dtype(address, settings) if candidate.settings is None else None,
-            "max_length": settings["max_length"],
+            "dtype": _dtype(address, manner) if candidate.settings is None else None,
+            "max_length": manner.max_length,
             "runtime": runtime,
             "settings": candidate.settings,
             "engine": candidate.engine,
@@ -153,7 +156,7 @@ def _measure(
             {
                 "model": model,
                 "tasks": missing,
-                "settings": {k: settings[k] for k in ("include_path", "num_fewshot", "limit")},
+                "settings": settings,
                 "out": store.job(spec.name).uri,
             },
             report,
@@ -162,7 +165,6 @@ def _measure(
         )
 
 
-def _dtype(address: str, settings: JsonObject) -> str:
+def _dtype(address: str, manner: Manner) -> str:
     """Returns the precision of the weights; vLLM's own auto would run float32 in bfloat16."""
-    chosen = str(settings["dtype"])
-    return model_folder.stored_dtype(address) if chosen == "auto" else chosen
+    return model_folder.stored_dtype(address) if manner.dtype == "auto" else manner.dtype

@@ -28,12 +28,19 @@ class TaskFacts(TypedDict):
     higher_is_better: dict[str, bool]
 
 
+class Measured(TypedDict):
+    """A metric of a row, with its standard error where the harness has one."""
+
+    value: float
+    stderr: float | None
+
+
 class TaskResult(TypedDict):
     """One model's result of a task: facts and metrics by row, scores by row, metric and question,
     and how many prompts were cut because they were too long."""
 
     tasks: dict[str, TaskFacts]
-    metrics: dict[str, dict[str, dict[str, float | None]]]
+    metrics: dict[str, dict[str, Measured]]
     scores: dict[str, dict[str, dict[str, float]]]
     num_truncated: int
 
@@ -94,9 +101,9 @@ def _leaves(row: str, output: JsonObject) -> list[str]:
     return [leaf for member in members for leaf in _leaves(member, output)]
 
 
-def _metrics(result: JsonObject) -> dict[str, dict[str, float | None]]:
+def _metrics(result: JsonObject) -> dict[str, Measured]:
     """Returns the metrics of a row, by name and filter: acc, `exact_match, strict-match` ..."""
-    metrics = {}
+    metrics: dict[str, Measured] = {}
     for key, value in result.items():
         metric, _, filter_name = key.partition(",")
         if filter_name and not metric.endswith("_stderr") and _is_number(value):

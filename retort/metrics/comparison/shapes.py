@@ -292,6 +292,53 @@ class RunContent:
 
 
 @dataclass(frozen=True)
+class BenchmarkTask:
+    """A task of `n` questions, asked at most `limit`; `num_tasks` is 1 unless it is a group."""
+
+    version: float | str | None
+    num_fewshot: int | None
+    limit: int | None
+    n: int
+    num_tasks: int
+    higher_is_better: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """A metric of a task, `acc` or `exact_match, strict-match` where the task reads answers in
+    several ways, with its standard error where the harness has one."""
+
+    value: float
+    stderr: float | None = None
+
+
+ScoresByTask = dict[str, dict[str, BenchmarkScore]]  # by task and metric
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """The tasks, each model's scores by role, and student - role, paired question by question, of
+    the metrics that are means. `benchmarks.json` in a job's folder is their JSON.
+
+    `student` is the name of the train artifact that they are of, `max_length` the most tokens of
+    prompt and answer; `left_out` holds the notes on tasks that a model could not run, `keys` the
+    results' files by role and requested task.
+    """
+
+    student: str
+    lm_eval_version: str | None
+    engine: str
+    dtype: str
+    max_length: int | None
+    tasks: dict[str, BenchmarkTask]
+    models: dict[str, ScoresByTask]
+    differences: dict[str, dict[str, dict[str, Difference]]]
+    notes: list[str]
+    left_out: list[str]
+    keys: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """All that a report says. The fields from `fingerprints` on belong to one run; the last two are
     what `retort benchmark` and `retort plan` found of its student.
@@ -322,7 +369,7 @@ class ReportContent:
     mlflow: dict[str, str | None] = field(default_factory=dict)
     prefect: dict[str, str | None] = field(default_factory=dict)
     registered: dict[str, str | None] = field(default_factory=dict)
-    benchmarks: JsonObject | None = None
+    benchmarks: Benchmarks | None = None
     plan: JsonObject | None = None
 
 
@@ -334,6 +381,11 @@ def read_content(raw: Mapping[str, Any]) -> ReportContent:
 def read_evaluated(facts: Mapping[str, Any]) -> Evaluated:
     """Returns evaluate's facts. Raises `pydantic.ValidationError` where these are none."""
     return TypeAdapter(Evaluated).validate_python(_with_others(facts))
+
+
+def read_benchmarks(raw: Mapping[str, Any]) -> Benchmarks:
+    """Returns a benchmarks.json's content. Raises `pydantic.ValidationError` where it is none."""
+    return TypeAdapter(Benchmarks).validate_python(raw)
 
 
 def as_json(content: ReportContent) -> JsonObject:

@@ -7,7 +7,7 @@ import yaml
 
 from retort.metrics import lower_is_better
 from retort.metrics.comparison.formatting import count_bytes, number
-from retort.metrics.comparison.shapes import ConfusionMatrix, ReportContent
+from retort.metrics.comparison.shapes import BenchmarkScore, ConfusionMatrix, ReportContent
 
 MOST_LABELS = 12
 
@@ -48,21 +48,22 @@ def confusion(matrix: ConfusionMatrix) -> ConfusionView:
 
 def benchmarks(content: ReportContent) -> list[list[str]]:
     """Returns the public benchmarks as a table, a row a task's metric; [] without any."""
-    by_role: dict[str, dict[str, dict[str, dict[str, float]]]]
-    by_role = (content.benchmarks or {}).get("models", {})
+    by_role = content.benchmarks.models if content.benchmarks else {}
     names = dict.fromkeys(
         (task, metric)
         for tasks in by_role.values()
-        for task, metrics in tasks.items()
-        for metric in metrics
+        for task, scores in tasks.items()
+        for metric in scores
     )
 
-    def cell(score: dict[str, float]) -> str:
-        error = score.get("stderr")
-        return number(score.get("value")) + (f" ± {number(error)}" if error is not None else "")
+    def cell(score: BenchmarkScore | None) -> str:
+        if score is None:
+            return number(None)
+        error = score.stderr
+        return number(score.value) + (f" ± {number(error)}" if error is not None else "")
 
     rows = [
-        [f"{task}, {metric}", *(cell(t.get(task, {}).get(metric, {})) for t in by_role.values())]
+        [f"{task}, {metric}", *(cell(t.get(task, {}).get(metric)) for t in by_role.values())]
         for task, metric in names
     ]
     return [["", *by_role], *rows] if rows else []
