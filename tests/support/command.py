@@ -1,5 +1,5 @@
 """The `retort` command as a fork of a process that has imported its libraries: those are most of
-the time of a short run.
+the time of a short run. The children of all these commands are forks of one fork server.
 
 What runs is the command's own `main`, in a process of its own with the environment, folder and
 streams that it is given. Where the environment holds other values of what libraries read while they
@@ -7,6 +7,7 @@ are imported, it is a new interpreter, as for a user. Note: what tests say of a 
 group or of signals is proved with new interpreters.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -22,7 +23,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from retort.processes.forks import READ_BY_IMPORTS, Fork
+from retort.processes import forks
+from retort.processes.forks import READ_BY_IMPORTS, TORCH, Fork
 from tests.support import servers
 from tests.support.servers import BIN, ROOT, environment
 
@@ -104,6 +106,7 @@ def warm(home: Path) -> tuple[str, dict[str, str]]:
 
 def serve(address: str) -> None:
     """Makes a fork for each request until the process is killed; returns in each fork."""
+    forks.warm(dict(os.environ), 2, [TORCH])
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()
@@ -147,6 +150,16 @@ def serve(address: str) -> None:
             running[pid] = status
 
 
+class Shared:
+    """A fork server that others use, too, as `forks` looks after its own."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return None if Path(f"/proc/{self.pid}").exists() else 0
+
+
 def become(request: dict, out: int, err: int) -> None:
     """Makes this fork what the command's own new process would be."""
     signal.set_wakeup_fd(-1)
@@ -160,6 +173,9 @@ def become(request: dict, out: int, err: int) -> None:
     os.chdir(request["cwd"])
     tempfile.tempdir = None
     random.seed()
+    if server := forks._server:
+        atexit.unregister(server._end)
+        server.process = Shared(server.process.pid)
     sys.argv, sys.path[0] = request["command"], str(BIN)
     from prefect.context import refresh_global_settings_context
 
