@@ -1,7 +1,8 @@
 """A process that imports what children need, once, and makes each of them by a fork of itself.
 
 It belongs to the process that started it (forks.py), imports on demand, runs nothing else, and ends
-with its owner. Note: it must have no thread, which a fork would not have.
+with its owner, for whose end its children look. Note: it must have no thread, which a fork would
+not have.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ imported: set[str] = set()
 
 
 def main() -> None:
-    """Serves the owner at the socket whose number is given, until that one is gone."""
+    """Serves the owner at the socket whose number is given, until that one is gone, and then its
+    children, until they have ended."""
     owner = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     woken, wake = os.pipe()
@@ -37,15 +39,17 @@ def main() -> None:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     running: dict[int, int] = {}
-    while True:
-        ready, _, _ = select.select([owner.fileno(), woken], [], [])
+    is_owned = True
+    while is_owned or running:
+        ready, _, _ = select.select([woken, *([owner.fileno()] if is_owned else [])], [], [])
         if woken in ready:
             os.read(woken, MESSAGE_BYTES)
             _reap(running)
         if owner.fileno() in ready:
             message, fds, _, _ = socket.recv_fds(owner, MESSAGE_BYTES, 4)
             if not message:
-                return
+                is_owned = False
+                continue
             request = json.loads(message)
             with _errors_to(fds[2] if fds[1:] else fds[0]):
                 _prepare(request)

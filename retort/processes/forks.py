@@ -21,13 +21,14 @@ from typing import IO
 from retort.processes.libraries import import_torch
 
 # Libraries read variables of these names while they are imported: a child that has other values
-# than the server's cannot be its fork.
+# than the server's cannot be its fork. A job's sections may differ in their numbers of threads.
 READ_BY_IMPORTS = (
     *("PYTHON", "LD_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "GOMP_", "CUDA_", "NVIDIA_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "VLLM_"),
 )
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 TORCH = f"{import_torch.__module__}:{import_torch.__name__}"
+MOST_SERVERS = 2
 # Room in the server's own command line for those of its children, as `ps` shows them.
 ROOM = 1024
 
@@ -70,7 +71,6 @@ class _Server:
     """A running server, as its owner sees it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = _read_by_imports(environment)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             words = ["-m", "retort.processes.fork_server", str(theirs.fileno()), " " * ROOM]
@@ -83,10 +83,13 @@ class _Server:
                 start_new_session=True,
                 env=environment,
             )
-        atexit.register(self._end)
 
-    def _end(self) -> None:
-        # It would end by itself, but perhaps a moment after its owner.
+    def leave(self) -> None:
+        """Lets the server end when its last child has."""
+        self._socket.close()
+
+    def end(self) -> None:
+        """Ends the server. It would end by itself, but perhaps a moment after its owner."""
         self.process.kill()
         self.process.wait()
 
@@ -118,21 +121,21 @@ class _Server:
             raise
 
 
-_server: _Server | None = None
+# By what their libraries read of the environment, the one that was used last at the end; and those
+# that end with their last child.
+_servers: dict[str, _Server] = {}
+_leaving: list[_Server] = []
 _lock = threading.Lock()
 
 
 def warm(environment: dict[str, str], log: int, libraries: list[str]) -> None:
-    """Has the server import what these functions do, as `start`, where no server is running yet."""
-    global _server  # noqa: PLW0603
-
+    """Has a server import what these functions do, as `start`, where none is running yet."""
     if not _can_fork():
         return
     with _lock:
-        if _server is None:
-            _server = _Server(environment)
+        if not _servers:
             with contextlib.suppress(OSError):
-                _server.warm(log, libraries)
+                _server_of(environment)[0].warm(log, libraries)
 
 
 def start(
@@ -144,26 +147,39 @@ def start(
     The server calls the functions `libraries`, "module:name", once each: they import what the child
     needs. It imports torch for any child but its first.
     """
-    global _server  # noqa: PLW0603
-
     if not _can_fork():
         return None
     with _lock:
-        is_first = _server is None or _server.process.poll() is not None
-        if _server is None or is_first:
-            _server = _Server(environment)
-        if _server.environment != _read_by_imports(environment):
-            return None
         try:
+            server, is_first = _server_of(environment)
             more = [] if is_first else [TORCH]
-            return _server.fork(words, environment, log, [*libraries, *more])
+            return server.fork(words, environment, log, [*libraries, *more])
         except (OSError, ValueError):
             return None
 
 
+def _server_of(environment: dict[str, str]) -> tuple[_Server, bool]:
+    """Returns the server whose libraries read the same of this environment, and whether it is new.
+    The one that was not used for longest leaves where there would be too many."""
+    read = {name: v for name, v in environment.items() if name.startswith(READ_BY_IMPORTS)}
+    key = json.dumps(read, sort_keys=True)
+    server = _servers.pop(key, None)
+    is_new = server is None or server.process.poll() is not None
+    if server is None or is_new:
+        server = _Server(environment)
+    _servers[key] = server
+    _leaving[:] = [each for each in _leaving if each.process.poll() is None]
+    if len(_servers) > MOST_SERVERS:
+        _leaving.append(_servers.pop(next(iter(_servers))))
+        _leaving[-1].leave()
+    return server, is_new
+
+
+@atexit.register
+def _end_all() -> None:
+    for server in (*_servers.values(), *_leaving):
+        server.end()
+
+
 def _can_fork() -> bool:
     return sys.platform == "linux" and not any(map(os.path.exists, GPUS))
-
-
-def _read_by_imports(environment: dict[str, str]) -> dict[str, str]:
-    return {name: v for name, v in environment.items() if name.startswith(READ_BY_IMPORTS)}

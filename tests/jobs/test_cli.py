@@ -61,7 +61,7 @@ def rewrite(job: Path, old: str, new: str) -> None:
 def test_the_teachers_libraries_are_imported_beside_prefect_where_a_job_is_new(
     job, monkeypatch, engine, was_begun, begins
 ):
-    monkeypatch.setattr(forks, "_server", None)
+    monkeypatch.setattr(forks, "_servers", {})
     monkeypatch.setattr(forks, "GPUS", ())
     spec, _ = load(job, [f"generate.engine={engine}", "generate.top_k=0"])
     store = open_store(str(job.parent / "store"))
@@ -69,7 +69,9 @@ def test_the_teachers_libraries_are_imported_beside_prefect_where_a_job_is_new(
         with open_log(store.log(spec.name)):
             pass
     begin_imports(spec, store)
-    assert (forks._server is not None) == begins
+    assert len(forks._servers) == begins
+    for server in forks._servers.values():
+        server.end()
 
 
 def test_a_misspelt_knob_is_refused_with_the_nearest_name(job, fails):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from tests.support.child_functions import (
     need_memory,
     save_tensors,
     sleep_with_grandchild,
+    wait_for,
 )
 
 RUNTIME = {"timeout_seconds": 60.0}
@@ -189,14 +191,16 @@ def test_the_memory_of_a_process_is_not_that_of_the_one_which_started_it():
 @pytest.fixture
 def described(tmp_path, monkeypatch):
     """Runs `describe` in a child, and returns what that one tells; its fork server is a new one."""
-    monkeypatch.setattr(forks, "_server", None)
+    monkeypatch.setattr(forks, "_servers", {})
 
     def run(**runtime: int) -> dict:
         return processes.run(describe, {}, SILENT, tmp_path / "log", {**RUNTIME, **runtime})
 
     if any(map(os.path.exists, forks.GPUS)):
         pytest.skip("a machine with a GPU has no fork server")
-    return run
+    yield run
+    for server in forks._servers.values():
+        server.end()
 
 
 def test_a_child_begins_with_what_those_before_it_imported_and_shares_nothing_else(
@@ -234,12 +238,12 @@ def test_a_library_that_cannot_be_imported_is_told_in_the_log_and_ends_no_fork_s
 
 def test_libraries_are_imported_before_there_is_a_child(described, tmp_path):
     processes.warm({**RUNTIME, "libraries": import_torch}, tmp_path / "log")
-    server, deadline = forks._server.process, time.monotonic() + 60
-    while "libtorch_cpu" not in Path(f"/proc/{server.pid}/maps").read_text():
-        assert server.poll() is None and time.monotonic() < deadline
+    (server,), deadline = forks._servers.values(), time.monotonic() + 60
+    while "libtorch_cpu" not in Path(f"/proc/{server.process.pid}/maps").read_text():
+        assert server.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     had = processes.run(has_modules, {"names": ["torch"]}, SILENT, tmp_path / "log", RUNTIME)
-    assert had == {"parent": server.pid, "had": ["torch"]}
+    assert had == {"parent": server.process.pid, "had": ["torch"]}
 
 
 @pytest.mark.parametrize("more", [{}, {"num_processes": 2}, {"variables": ["PATH"]}])
@@ -248,7 +252,7 @@ def test_nothing_is_imported_before_there_is_a_child_that_will_be_no_fork(
 ):
     libraries = {"libraries": import_torch} if more else {}
     processes.warm({**RUNTIME, **libraries, **more}, tmp_path / "log")
-    assert forks._server is None
+    assert forks._servers == {}
 
 
 def test_a_plug_ins_libraries_are_its_childrens_own(described):
@@ -256,10 +260,28 @@ def test_a_plug_ins_libraries_are_its_childrens_own(described):
     assert first["parent"] != os.getpid()
 
 
-def test_a_child_whose_libraries_would_be_others_is_a_process_of_its_own(described):
-    before, other = described(num_threads=1), described(num_threads=2)
-    assert (before["threads"], other["threads"]) == (1, 2)
-    assert other["parent"] == os.getpid() != before["parent"]
+def test_a_child_whose_libraries_would_be_others_is_the_fork_of_another_server(described):
+    told = [described(num_threads=number) for number in (1, 2, 1, 2)]
+    assert [each["threads"] for each in told] == [1, 2, 1, 2]
+    one, two, one_again, two_again = (each["parent"] for each in told)
+    assert (one, two) == (one_again, two_again)
+    assert len({one, two, os.getpid()}) == 3
+
+
+def test_two_fork_servers_stay_and_one_that_leaves_waits_for_its_child(described, tmp_path):
+    path = tmp_path / "go on"
+    runtime = {**RUNTIME, "num_threads": 1}
+    with ThreadPoolExecutor() as pool:
+        given = {"path": str(path)}
+        waiting = pool.submit(processes.run, wait_for, given, SILENT, tmp_path / "log", runtime)
+        first = described(num_threads=1)["parent"]
+        others = [described(num_threads=number)["parent"] for number in (2, 3)]
+        assert {each.process.pid for each in forks._servers.values()} == set(others)
+        assert psutil.pid_exists(first)
+        path.touch()
+        assert waiting.result() == first
+    assert gone([first])
+    assert described(num_threads=1)["parent"] not in (first, *others)
 
 
 def test_a_fork_server_that_was_killed_is_started_again(described):

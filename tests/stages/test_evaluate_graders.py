@@ -131,7 +131,7 @@ def test_a_judge_at_an_endpoint_has_a_budget_and_who_was_not_reached_is_counted(
 
 def test_the_process_of_graders_code_starts_without_keys(answered, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    monkeypatch.setattr(forks, "_server", None)
+    monkeypatch.setattr(forks, "_servers", {})
     for name in set(os.environ) - {*grading.VARIABLES}:
         if name.startswith(forks.READ_BY_IMPORTS):
             monkeypatch.delenv(name)

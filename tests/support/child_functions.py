@@ -60,6 +60,14 @@ def has_modules(report, names: list[str]) -> dict:
     return {"parent": os.getppid(), "had": [name for name in names if name in sys.modules]}
 
 
+def wait_for(report, path: str) -> int:
+    """Waits until a file is there; tells whose fork this process is."""
+    parent = os.getppid()
+    while not Path(path).exists():
+        time.sleep(0.05)
+    return parent
+
+
 def import_nothing() -> None:
     raise ImportError("there is no such library")
 

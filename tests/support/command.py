@@ -173,8 +173,8 @@ def become(request: dict, out: int, err: int) -> None:
     os.chdir(request["cwd"])
     tempfile.tempdir = None
     random.seed()
-    if server := forks._server:
-        atexit.unregister(server._end)
+    atexit.unregister(forks._end_all)
+    for server in forks._servers.values():
         server.process = Shared(server.process.pid)
     sys.argv, sys.path[0] = request["command"], str(BIN)
     from prefect.context import refresh_global_settings_context
