@@ -45,7 +45,8 @@ def test_each_round_has_answers_scores_and_a_student_of_its_own(undisturbed):
 
 
 def test_the_student_is_the_same_after_a_kill_in_each_part(undisturbed, tmp_path):
-    path, made, store = undisturbed
+    _, made, store = undisturbed
+    path = write(tmp_path / "job", controls=())
     context = multiprocessing.get_context("spawn")
     moments = (
         ("rollouts-001", "progress"),

@@ -18,13 +18,16 @@ ROUNDS = {"rounds": 2, "prompts": 8, "held_out": 4, "max_rise": 10.0}
 ROUNDS |= {"max_truncated": 1.0, "max_repeated": 1.0, "max_divergence": 100.0}
 
 
-def write(folder: Path, **own: Any) -> Path:
+CONTROLS = ("offline_steps", "offline_cost")
+
+
+def write(folder: Path, controls: tuple[str, ...] = CONTROLS, **own: Any) -> Path:
     """Writes the job; `own` are knobs of the rounds."""
     path = write_job(folder, "transformers")
     raw = yaml.safe_load(path.read_text())
     # Several batches of answers: a kill comes between two.
     raw["generate"]["runtime"]["max_num_seqs"] = 4
-    raw["train"] |= {"on_policy": ROUNDS | own, "controls": ["offline_steps", "offline_cost"]}
+    raw["train"] |= {"on_policy": ROUNDS | own, "controls": [*controls]}
     path.write_text(yaml.safe_dump(raw))
     return path
 
