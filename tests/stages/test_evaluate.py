@@ -442,8 +442,8 @@ def test_load_rises_until_the_bound_is_passed_and_the_best_within_it_counts(monk
 def test_intervals_of_latency_are_those_of_scipys_percentile_bootstrap():
     samples = np.random.default_rng(1).lognormal(size=80)
     found = load_test.summary(samples.tolist(), 5000, seed=0)
-    assert found["p50"] == pytest.approx(np.median(samples))
-    assert found["p95"] == pytest.approx(np.quantile(samples, 0.95)) and found["n"] == 80
+    assert found.p50 == pytest.approx(np.median(samples))
+    assert found.p95 == pytest.approx(np.quantile(samples, 0.95)) and found.n == 80
     for names, quantile in ((("low", "high"), 0.5), (("p95_low", "p95_high"), 0.95)):
         wanted = scipy.stats.bootstrap(
             (samples,),
@@ -452,5 +452,5 @@ def test_intervals_of_latency_are_those_of_scipys_percentile_bootstrap():
             method="percentile",
             random_state=2,
         ).confidence_interval
-        assert [found[name] for name in names] == pytest.approx([*wanted], rel=0.05)
+        assert [getattr(found, name) for name in names] == pytest.approx([*wanted], rel=0.05)
     assert load_test.summary([], 100, 0) is None

@@ -18,6 +18,7 @@ from retort.engines import find_engine, resolve
 from retort.errors import SpecError
 from retort.events import Event, Reporter
 from retort.jobs.finding import FoundModel, built, spec_to_ask
+from retort.metrics.comparison.shapes import Estimate
 from retort.metrics.scoring import AGREEMENT
 from retort.metrics.scoring import find as find_metric
 from retort.records import Example, JsonObject, write_lines
@@ -156,17 +157,16 @@ def _scores(stage: Stage, examples: list[Example], names: list[str]) -> dict[str
     scores = {name: Score(None, None, None, 0) for name in own}
     for name, metric in own.items():
         if metric in found:
-            score = metrics.interval(metric, found[metric], knobs.num_bootstrap, knobs.seed)
-            scores[name] = _score(score, meaning=meaning if metric == ACCURACY else "")
+            score = Estimate.of(
+                metrics.interval(metric, found[metric], knobs.num_bootstrap, knobs.seed)
+            )
+            told = meaning if metric == ACCURACY else ""
+            scores[name] = Score(score.value, score.low, score.high, score.n, None, told)
     return scores
-
-
-def _score(found: dict[str, float], p95: float | None = None, meaning: str = "") -> Score:
-    return Score(found["value"], found["low"], found["high"], int(found["n"]), p95, meaning)
 
 
 def _time(spec: JobSpec, seconds: list[float]) -> Score:
     """Returns the median of seconds that rows took alone, with its interval and their p95."""
     found = summary(seconds, spec.evaluate.num_bootstrap, spec.evaluate.seed)
     assert found, "there is a row at least"
-    return _score({**found, "value": found["p50"]}, found["p95"])
+    return Score(found.p50, found.low, found.high, found.n, found.p95)

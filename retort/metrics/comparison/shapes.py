@@ -115,6 +115,14 @@ class MeasuredModel:
     cost_per_1000_requests: float | None = None
     others: JsonObject = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, measured: Mapping[str, Any]) -> Self:
+        """Returns a model of what was measured, by the fields' names; anything else is of the
+        others."""
+        known = {each.name for each in fields(cls)}
+        others = {name: value for name, value in measured.items() if name not in known}
+        return cls(**{k: v for k, v in measured.items() if k in known}, others=others)
+
     def as_json(self) -> JsonObject:
         """Returns the model as report.json has it, the others beside what is known."""
         known = {name: value for name, value in asdict(self).items() if name != "others"}
@@ -138,6 +146,11 @@ class Evaluated:
     versions: JsonObject | None = None
     hardware: JsonObject | None = None
     notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> JsonObject:
+        """Returns what `read_evaluated` reads."""
+        models = {role: model.as_json() for role, model in self.models.items()}
+        return {**asdict(self), "models": models}
 
 
 @dataclass(frozen=True)

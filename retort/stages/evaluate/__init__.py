@@ -9,6 +9,7 @@ from retort import processes
 from retort.errors import EngineDiedError, StoreError
 from retort.metrics import Statistics
 from retort.metrics.comparison.formatting import score
+from retort.metrics.comparison.shapes import Evaluated
 from retort.processes import machine
 from retort.records import JsonObject
 from retort.spec import TRIAL, export_of
@@ -133,24 +134,26 @@ def _compared(stage: Stage, likelihood: JsonObject) -> JsonObject:
     statistics = deciding_first(stage, statistics_of(stage, held_out, further))
     for role, values in statistics.items():
         stage.out.write_json(f"statistics-{role}.json", values)
-    models, differences = models_of(stage, held_out, statistics), differences_of(statistics, knobs)
     main = next(iter(statistics.get("teacher") or next(iter(statistics.values()))), "agreement")
-    stage.report.metrics(flat(models, differences, main), step=0)
+    evaluated = Evaluated(
+        split=held_out_split(stage.spec),
+        num_examples=len(held_out.examples),
+        models=models_of(stage, held_out, statistics),
+        differences=differences_of(statistics, knobs),
+        retention=retention_of(statistics, knobs),
+        latency_bound_seconds=measure.bound_seconds(stage),
+        perplexity_of=likelihood.get("perplexity_of"),
+        hardware=machine.hardware(),
+        versions=machine.versions(),
+        notes=[*unanswered, *likelihood.get("notes", [])],
+    )
+    stage.report.metrics(flat(evaluated.models, evaluated.differences, main), step=0)
     return {
-        "split": held_out_split(stage.spec),
-        "num_examples": len(held_out.examples),
+        **evaluated.as_json(),
         "num_held_out": len(asked_examples(stage)),
         "num_unreached": num_unreached(stage) + num_unrated + num_ungraded,
         "main_metric": main,
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
-        "latency_bound_seconds": measure.bound_seconds(stage),
         "speed_budget_seconds": measure.budget_seconds(stage),
-        "perplexity_of": likelihood.get("perplexity_of"),
-        "notes": [*unanswered, *likelihood.get("notes", [])],
-        "models": models,
-        "differences": differences,
-        "retention": retention_of(statistics, knobs),
         **paid_facts(stage),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from retort.engines import Answer, Engine, Request, Timing
 from retort.errors import StageError
-from retort.records import JsonObject
+from retort.metrics.comparison.shapes import Latency
 
 # A level of load ends after so many seconds or answers, with this many rounds at least.
 LEVEL_SECONDS = 0.75
@@ -203,10 +203,10 @@ def closed_loop(
     return Level(concurrency, rate, float(np.quantile(counted, 0.95)), len(counted))
 
 
-def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> JsonObject | None:
-    """Returns p50 and p95 of samples, each with its 95% percentile bootstrap interval, and n.
+def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> Latency | None:
+    """Returns p50 and p95 of samples, each with its 95% percentile bootstrap interval.
 
-    `low` and `high` are those of p50. None without samples. Source: Efron & Tibshirani, "An
+    None without samples. Source: Efron & Tibshirani, "An
     Introduction to the Bootstrap" (1993), chapter 13.
     """
     if not seconds:
@@ -214,12 +214,12 @@ def summary(seconds: Sequence[float], num_bootstrap: int, seed: int) -> JsonObje
     values_S, random = np.asarray(seconds, dtype=np.float64), np.random.default_rng(seed)
     resampled = [random.choice(values_S, size=len(values_S)) for _ in range(num_bootstrap)]
     medians_R, tails_R = np.quantile(np.stack(resampled, axis=1), (0.5, 0.95), axis=0)
-    return {
-        "p50": float(np.quantile(values_S, 0.5)),
-        "p95": float(np.quantile(values_S, 0.95)),
-        "low": float(np.quantile(medians_R, 0.025)),
-        "high": float(np.quantile(medians_R, 0.975)),
-        "p95_low": float(np.quantile(tails_R, 0.025)),
-        "p95_high": float(np.quantile(tails_R, 0.975)),
-        "n": len(values_S),
-    }
+    return Latency(
+        p50=float(np.quantile(values_S, 0.5)),
+        p95=float(np.quantile(values_S, 0.95)),
+        low=float(np.quantile(medians_R, 0.025)),
+        high=float(np.quantile(medians_R, 0.975)),
+        p95_low=float(np.quantile(tails_R, 0.025)),
+        p95_high=float(np.quantile(tails_R, 0.975)),
+        n=len(values_S),
+    )

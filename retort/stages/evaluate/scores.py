@@ -8,11 +8,22 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median, median_high
+from typing import Any
 
 from retort import metrics
 from retort.data import task_types
 from retort.errors import StageError
 from retort.metrics import Statistics
+from retort.metrics.comparison.shapes import (
+    ConfusionMatrix,
+    Difference,
+    Differences,
+    Estimate,
+    Latency,
+    LoadLimit,
+    MeasuredModel,
+    ModelsByRole,
+)
 from retort.records import Example, JsonObject, Response
 from retort.spec import Evaluate
 from retort.stages.evaluate.compared_models import (
@@ -121,26 +132,30 @@ def statistics_of(
     return by_role
 
 
-def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]) -> JsonObject:
-    """Returns the facts of each model: what was measured, and metrics with intervals."""
+def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]) -> ModelsByRole:
+    """Returns each model: what was measured, and metrics with intervals."""
     knobs = stage.spec.evaluate
     return {
-        role: {
-            "model": title(stage.spec, role),
-            **_measured(stage, role, held_out),
-            "metrics": {
-                name: metrics.interval(name, values, knobs.num_bootstrap, knobs.seed)
-                for name, values in statistics[role].items()
-            },
-            **_confusion(stage, held_out, role),
-        }
+        role: MeasuredModel.of(
+            {
+                "model": title(stage.spec, role),
+                **_measured(stage, role, held_out),
+                "metrics": {
+                    name: Estimate.of(
+                        metrics.interval(name, values, knobs.num_bootstrap, knobs.seed)
+                    )
+                    for name, values in statistics[role].items()
+                },
+                "confusion": _confusion(stage, held_out, role),
+            }
+        )
         for role in roles_of(stage)
     }
 
 
-def _measured(stage: Stage, role: str, held_out: HeldOut) -> JsonObject:
-    """Returns a model's measures over all rounds: medians, of each request its least latency, and
-    the tokens of the compared examples."""
+def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
+    """Returns a model's measures over all rounds, by the names of `MeasuredModel` and others:
+    medians, of each request its least latency, and the tokens of the compared examples."""
     knobs, rounds = stage.spec.evaluate, list[Measures]()
     for number in range(1, rounds_of(stage) + 1):
         rounds.append(stage.out.read_json(file_of(role, number)))
@@ -151,9 +166,10 @@ def _measured(stage: Stage, role: str, held_out: HeldOut) -> JsonObject:
     known = {name: [each[name] for each in rounds if name in each] for name in MEDIANS}
     compared = [held_out.responses[role][e.id] for e in held_out.examples]
     unanswered = held_out.unanswered(role)
+    limit = rounds[0].get("within_bound")
     return {
-        "within_bound": None,
         **{name: value for name, value in rounds[0].items() if name not in OF_ONE_ROUND},
+        "within_bound": limit and LoadLimit(**limit),
         **{name: _median(values) for name, values in known.items()},
         "num_tokens": sum(response.num_tokens for response in compared),
         "num_prompt_tokens": sum(response.num_prompt_tokens for response in compared),
@@ -209,20 +225,22 @@ def _median(values: list[float | None]) -> float | None:
     return median_high(known) if isinstance(known[0], int) else median(known)
 
 
-def _confusion(stage: Stage, held_out: HeldOut, role: str) -> JsonObject:
+def _confusion(stage: Stage, held_out: HeldOut, role: str) -> ConfusionMatrix | None:
     """Returns the confusion matrix, where the answers are a closed set."""
     task_type = task_types.load(stage.spec.prepare.task_type)
     matrix = metrics.confusion(task_type, held_out.examples, held_out.texts(role))
-    return {} if matrix is None else {"confusion": matrix}
+    return None if matrix is None else ConfusionMatrix(**matrix)
 
 
-def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, JsonObject]:
+def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, Differences]:
     """Returns student minus each other model by role and metric, of the metrics that both have on
     some example."""
     own = statistics.get("student", {})
     return {
         role: {
-            name: metrics.difference(name, own[name], other[name], knobs.num_bootstrap, knobs.seed)
+            name: Difference.of(
+                metrics.difference(name, own[name], other[name], knobs.num_bootstrap, knobs.seed)
+            )
             for name in own
             if own[name].keys() & other.get(name, {}).keys()
         }
@@ -231,37 +249,35 @@ def differences_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[s
     }
 
 
-def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> JsonObject:
+def retention_of(statistics: dict[str, Statistics], knobs: Evaluate) -> dict[str, Estimate | None]:
     """Returns student / teacher with its interval by metric, of the metrics that both have; None
     where the teacher's is 0."""
     own, teachers = statistics.get("student", {}), statistics.get("teacher", {})
-    return {
+    found = {
         name: metrics.ratio(name, own[name], teachers[name], knobs.num_bootstrap, knobs.seed)
         for name in own
         if own[name].keys() & teachers.get(name, {}).keys()
     }
+    return {name: None if each is None else Estimate.of(each) for name, each in found.items()}
 
 
-def flat(models: JsonObject, differences: JsonObject, main: str) -> dict[str, float]:
+def flat(models: ModelsByRole, differences: dict[str, Differences], main: str) -> dict[str, float]:
     """Returns the scores as MLflow metrics, such as `student.accuracy` and `difference.base`."""
     values: dict[str, float | None] = {}
-    for role, facts in models.items():
-        for name, metric in facts["metrics"].items():
-            values |= _with_bounds(f"{role}.{name}", metric)
-        values |= {f"{role}.{name}": facts[name] for name in LOGGED}
+    for role, model in models.items():
+        for name, estimate in model.metrics.items():
+            values |= _with_bounds(f"{role}.{name}", estimate)
+        values |= {f"{role}.{name}": getattr(model, name) for name in LOGGED}
         for name in ("latency_seconds", "first_token_seconds"):
-            for quantile in ("p50", "p95"):
-                values[f"{role}.{name}_{quantile}"] = (facts[name] or {}).get(quantile)
-        best = facts.get("within_bound") or {}
-        values[f"{role}.requests_per_second_within_bound"] = best.get("requests_per_second")
+            latency: Latency = getattr(model, name) or Latency()
+            values |= {f"{role}.{name}_p50": latency.p50, f"{role}.{name}_p95": latency.p95}
+        if best := model.within_bound:
+            values[f"{role}.requests_per_second_within_bound"] = best.requests_per_second
     for role, gaps in differences.items():
-        values |= _with_bounds(f"difference.{role}", gaps.get(main, {}))
+        values |= _with_bounds(f"difference.{role}", gaps[main]) if main in gaps else {}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _with_bounds(name: str, estimate: JsonObject) -> dict[str, float | None]:
+def _with_bounds(name: str, estimate: Estimate) -> dict[str, float | None]:
     """Returns a value under a name, and its interval under the name with `_low` and `_high`."""
-    return {
-        f"{name}{end}": estimate.get(key)
-        for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
-    }
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
