@@ -93,7 +93,8 @@ def test_a_dead_or_stuck_engine_is_started_again_on_what_is_missing(
         processes, "GRACE_SECONDS", 1.0
     )  # a stopped process does not end when asked
     store = str(tmp_path / "store")
-    rows = write_rows(tmp_path / "train.jsonl", 60, seed=1)
+    number = 60 if death == signal.SIGKILL else 240
+    rows = write_rows(tmp_path / "train.jsonl", number, seed=1)
     runtime = {**RUNTIME, "max_num_seqs": 2, "stall_seconds": 5, "max_restarts": 1}
     knobs = {"max_tokens": 200, "runtime": runtime, "spending": {"pilot_rows": 0}}
     raw = job(model, rows, "transformers", temperature=2.0, **knobs)
@@ -117,7 +118,7 @@ def test_a_dead_or_stuck_engine_is_started_again_on_what_is_missing(
     facts, responses = done[0]
     assert facts["num_restarts"] == 1
     assert any("starting it again on what is missing, 1 sequences" in text for text in said)
-    assert len(responses) == 60
+    assert len(responses) == number
     assert 0 < before < facts[ASKED] == len(segments(store))
     assert set(Counter(entry["key"] for entry in segments(store)).values()) == {1}
 
