@@ -66,9 +66,8 @@ def run(
     `num_processes`, `stall_seconds`, `cluster` (the JSON of a `ray_cluster.Cluster`) and, with that
     one, `num_nodes`. `stall_seconds` is how long a child may be silent after it reported that it is
     alive, `libraries` is a function that imports what the child will need, `is_measured` says that
-    the child may be no fork, which shares memory with others, and `variables` names all that it
-    gets of the environment. Several processes are started by torchrun; the result is that of rank
-    0.
+    the child's memory is, so that nothing else may be in it, and `variables` names all that it gets
+    of the environment. Several processes are started by torchrun; the result is that of rank 0.
 
     Raises the function's own user, stage or store error; `EngineDiedError` when it crashed, was
     killed, hung or ran out of memory; `LostNodeError` when a cluster's node is gone; `StageError`
@@ -134,7 +133,8 @@ def start(
     with disk.open_log(log) as stream:
         if words == Plan().words() and _may_be_fork(runtime):
             libraries = _shared_libraries(runtime, plan)
-            if fork := forks.start(given, environment, stream.fileno(), libraries):
+            is_measured = bool(runtime.get("is_measured"))
+            if fork := forks.start(given, environment, stream.fileno(), libraries, is_measured):
                 return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],
@@ -162,7 +162,7 @@ def warm(runtime: Mapping[str, Any], log: Path) -> None:
 
 def _may_be_fork(runtime: Mapping[str, Any]) -> bool:
     # A fork has in /proc the environment of the server.
-    return not runtime.get("is_measured") and runtime.get("variables") is None
+    return runtime.get("variables") is None
 
 
 def _shared_libraries(runtime: Mapping[str, Any], plan: Plan) -> list[str]:

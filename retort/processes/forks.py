@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from retort.processes.libraries import import_torch
+from retort.records import JsonObject
 
 # Libraries read variables of these names while they are imported: a child that has other values
 # than the server's cannot be its fork. A job's sections may differ in their numbers of threads.
@@ -28,7 +29,8 @@ READ_BY_IMPORTS = (
 )
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 TORCH = f"{import_torch.__module__}:{import_torch.__name__}"
-MOST_SERVERS = 2
+# Two where a job's sections differ in what their libraries read, and one of what is measured.
+MOST_SERVERS = 3
 # Room in the server's own command line for those of its children, as `ps` shows them.
 ROOM = 1024
 
@@ -99,11 +101,16 @@ class _Server:
         socket.send_fds(self._socket, [json.dumps(request).encode()], [log])
 
     def fork(
-        self, words: list[str], environment: dict[str, str], log: int, libraries: list[str]
+        self,
+        words: list[str],
+        environment: dict[str, str],
+        log: int,
+        libraries: list[str],
+        is_measured: bool,
     ) -> Fork:
         """Returns a new child. Raises `OSError` or `ValueError` where there is none."""
-        request = {"words": words, "environment": environment, "libraries": libraries}
-        request["cwd"] = os.getcwd()
+        request: JsonObject = {"words": words, "environment": environment, "cwd": os.getcwd()}
+        request |= {"libraries": libraries, "is_measured": is_measured}
         (stdin, to_child), (from_child, stdout), (ended, status) = (os.pipe() for _ in range(3))
         streams = os.fdopen(to_child, "w"), os.fdopen(from_child), os.fdopen(ended)
         try:
@@ -121,8 +128,8 @@ class _Server:
             raise
 
 
-# By what their libraries read of the environment, the one that was used last at the end; and those
-# that end with their last child.
+# By what their libraries read of the environment, and which these are where children are measured,
+# the one that was used last at the end; and those that end with their last child.
 _servers: dict[str, _Server] = {}
 _leaving: list[_Server] = []
 _lock = threading.Lock()
@@ -139,30 +146,37 @@ def warm(environment: dict[str, str], log: int, libraries: list[str]) -> None:
 
 
 def start(
-    words: list[str], environment: dict[str, str], log: int, libraries: list[str]
+    words: list[str],
+    environment: dict[str, str],
+    log: int,
+    libraries: list[str],
+    is_measured: bool = False,
 ) -> Fork | None:
     """Returns a child that runs `retort.processes` with these words and writes its errors to the
     file `log`; None where it cannot be a fork.
 
     The server calls the functions `libraries`, "module:name", once each: they import what the child
-    needs. It imports torch for any child but its first.
+    needs. It imports torch for any child but its first. A child that is measured has the resident
+    memory of a process that imported these libraries, and no others: its server imports nothing
+    else, and it begins with all pages that the server has.
     """
     if not _can_fork():
         return None
     with _lock:
         try:
-            server, is_first = _server_of(environment)
-            more = [] if is_first else [TORCH]
-            return server.fork(words, environment, log, [*libraries, *more])
+            server, is_first = _server_of(environment, libraries if is_measured else None)
+            more = [] if is_first or is_measured else [TORCH]
+            return server.fork(words, environment, log, [*libraries, *more], is_measured)
         except (OSError, ValueError):
             return None
 
 
-def _server_of(environment: dict[str, str]) -> tuple[_Server, bool]:
-    """Returns the server whose libraries read the same of this environment, and whether it is new.
-    The one that was not used for longest leaves where there would be too many."""
+def _server_of(environment: dict[str, str], alone: list[str] | None = None) -> tuple[_Server, bool]:
+    """Returns the server whose libraries read the same of this environment, which are these alone
+    where they are given, and whether it is new. The one that was not used for longest leaves where
+    there would be too many."""
     read = {name: v for name, v in environment.items() if name.startswith(READ_BY_IMPORTS)}
-    key = json.dumps(read, sort_keys=True)
+    key = json.dumps([read, alone], sort_keys=True)
     server = _servers.pop(key, None)
     is_new = server is None or server.process.poll() is not None
     if server is None or is_new:

@@ -21,6 +21,8 @@ MODELS = (
     "transformers.modeling_layers",
     "transformers.models.auto.auto_factory",
 )
+# The CPU seconds that imports took in the process of which this one is a fork.
+inherited_seconds = 0.0
 
 
 @contextmanager

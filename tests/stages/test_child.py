@@ -1,6 +1,7 @@
 """A child process gives its result, keeps its errors' kind, and never outlives its welcome."""
 
 import _thread
+import mmap
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from retort import processes
-from retort.engines import vllm
+from retort.engines import transformers, vllm
 from retort.errors import (
     DamagedError,
     DataError,
@@ -26,7 +28,7 @@ from retort.errors import (
     StoreError,
 )
 from retort.events import SILENT, Reporter
-from retort.processes import forks
+from retort.processes import forks, pages
 from retort.processes.__main__ import watch_parent
 from retort.processes.libraries import import_torch
 from tests.conftest import ROOT, environment
@@ -39,6 +41,7 @@ from tests.support.child_functions import (
     has_modules,
     import_nothing,
     killed,
+    memory_taken,
     need_memory,
     save_tensors,
     sleep_with_grandchild,
@@ -268,20 +271,46 @@ def test_a_child_whose_libraries_would_be_others_is_the_fork_of_another_server(d
     assert len({one, two, os.getpid()}) == 3
 
 
-def test_two_fork_servers_stay_and_one_that_leaves_waits_for_its_child(described, tmp_path):
+def test_three_fork_servers_stay_and_one_that_leaves_waits_for_its_child(described, tmp_path):
     path = tmp_path / "go on"
     runtime = {**RUNTIME, "num_threads": 1}
     with ThreadPoolExecutor() as pool:
         given = {"path": str(path)}
         waiting = pool.submit(processes.run, wait_for, given, SILENT, tmp_path / "log", runtime)
         first = described(num_threads=1)["parent"]
-        others = [described(num_threads=number)["parent"] for number in (2, 3)]
+        others = [described(num_threads=number)["parent"] for number in (2, 3, 4)]
         assert {each.process.pid for each in forks._servers.values()} == set(others)
         assert psutil.pid_exists(first)
         path.touch()
         assert waiting.result() == first
     assert gone([first])
     assert described(num_threads=1)["parent"] not in (first, *others)
+
+
+def test_a_measured_child_has_what_a_process_of_its_own_has_and_nothing_else(described, tmp_path):
+    def taken(**more: object) -> dict:
+        runtime = {**RUNTIME, "libraries": transformers.import_libraries, **more}
+        return processes.run(memory_taken, {}, SILENT, tmp_path / "log", runtime)
+
+    described(libraries=import_torch)
+    shared, measured, alone = taken(), taken(is_measured=True), taken(variables=list(os.environ))
+    assert shared["has_more"] and not measured["has_more"]
+    assert len({shared["parent"], measured["parent"], os.getpid()}) == 3
+    assert alone["parent"] == os.getpid() and alone["import_seconds"] == 0.0
+    assert measured["bytes"] == pytest.approx(alone["bytes"], rel=0.05)
+    assert measured["import_seconds"] > 0.5
+    assert taken(is_measured=True)["parent"] == measured["parent"]
+
+
+def test_a_fork_has_the_pages_of_files_that_its_parent_had(tmp_path):
+    path, size = tmp_path / "library", 64 * pages.PAGE_BYTES
+    path.write_bytes(bytes(size))
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), size, mmap.MAP_PRIVATE, 1) as mapped:
+        mapped[0], mapped[size - 1]
+        address = np.frombuffer(mapped, np.uint8).ctypes.data
+        is_there = [a <= address < a + n for a, n in pages.of_files()]
+    assert sum(is_there) == 1
+    assert pages.populate([(pages.PAGE_BYTES, pages.PAGE_BYTES)]) == 1  # nothing is mapped there
 
 
 def test_a_fork_server_that_was_killed_is_started_again(described):

@@ -20,6 +20,7 @@ import scipy.stats
 from retort.engines import Answer, Request
 from retort.errors import StageError
 from retort.events import SILENT, Reporter
+from retort.processes import libraries
 from retort.stages.evaluate import evaluate, load_test
 from retort.stages.evaluate import turns as turn_taking
 from retort.stages.evaluate.compared_models import model_of
@@ -154,10 +155,11 @@ def test_where_memory_is_short_each_turn_has_a_process_of_its_own(folder, tmp_pa
         assert seconds[0] <= facts["models"][role]["load_seconds"] <= seconds[1]
 
 
-def test_load_time_counts_what_was_imported_while_others_imported(folder, tmp_path):
+def test_load_time_counts_what_was_imported_once_for_all(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(libraries, "inherited_seconds", 1000.0)
     asked = stage(folder, "echo", tmp_path)
     with model_of(asked, "teacher") as model:
-        measured = EvaluatedModel(asked, "teacher", model, import_seconds=1000.0).measure(1)
+        measured = EvaluatedModel(asked, "teacher", model).measure(1)
     assert measured["load_seconds"] > 1000.0
 
 
@@ -186,35 +188,8 @@ def test_a_run_that_is_cut_off_leaves_no_process_open(folder, tmp_path):
     asked = replace(stage(folder, "echo", tmp_path), report=Reporter(cut))
     with pytest.raises(CutError):
         evaluate(asked)
-    assert len(seen) == 3 and open_processes() == []  # they import their libraries together
+    assert len(seen) == 2 and open_processes() == []
     assert asked.out.has("measures-teacher-1.json")
-
-
-def test_where_memory_is_short_a_process_starts_when_its_turn_comes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(turn_taking, "LIBRARIES_BYTES", 1 << 60)
-    seen = []
-
-    def count(event: dict[str, Any]) -> None:
-        if event["kind"] == "progress" and event["note"].endswith("loading"):
-            seen.append(len(open_processes()))
-
-    evaluate(replace(stage(folder, "echo", tmp_path), report=Reporter(count)))
-    assert seen == [1, 2, 3]
-
-
-def test_a_process_that_ends_while_it_waits_is_started_again(folder, tmp_path):
-    killed = []
-
-    def kill(event: dict[str, Any]) -> None:
-        if event["kind"] == "progress" and event["note"].startswith("teacher") and not killed:
-            *_, last = open_processes()
-            last.kill()
-            killed.append(last.pid)
-
-    asked = replace(stage(folder, "echo", tmp_path), report=Reporter(kill))
-    assert evaluate(asked)["models"].keys() == {*ROLES}
-    assert killed and killed[0] not in process_ids(asked)
-    assert len(set(process_ids(asked))) == 3
 
 
 def test_a_turn_that_fails_says_why_and_ends_the_others(folder, tmp_path):

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from retort import processes
 from retort.errors import DamagedError, DataError, SpecError, StoreError
+from retort.processes import libraries
 
 
 def double(report, value: int) -> int:
@@ -58,6 +60,17 @@ def describe(report) -> dict:
 def has_modules(report, names: list[str]) -> dict:
     """Which modules this process had before it imported anything, and whose fork it is."""
     return {"parent": os.getppid(), "had": [name for name in names if name in sys.modules]}
+
+
+def memory_taken(report) -> dict:
+    """What this process takes once it has torch, what else it has, and whose fork it is."""
+    libraries.import_all(*libraries.MODELS)
+    return {
+        "bytes": processes.peak_host_memory_bytes(),
+        "import_seconds": libraries.inherited_seconds,
+        "has_more": "torch.distributed.checkpoint.state_dict" in sys.modules,
+        "parent": os.getppid(),
+    }
 
 
 def wait_for(report, path: str) -> int:

@@ -78,15 +78,6 @@ def home_of(stage: Stage, role: str) -> tuple[str, str] | None:
     return stage.input(made).uri, prefix
 
 
-def weights_bytes(stage: Stage, role: str) -> int:
-    """Returns the size of a model's weights in memory; 0 of one that is not on this machine."""
-    if engine_of(stage, role).REMOTE:
-        return 0
-    home = home_of(stage, role)
-    folder = Path(*home) if home else model_folder.locate(_address(stage.spec, role), role)
-    return int(model_folder.size(folder)["weights_bytes"])
-
-
 def engine_of(stage: Stage, role: str) -> EngineModule:
     """Returns the engine that runs a model."""
     return find_engine(engine_name(stage, role))

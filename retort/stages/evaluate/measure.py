@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from retort import processes
-from retort.engines import Request, libraries_of
+from retort.engines import Request
 from retort.events import Reporter
-from retort.processes.libraries import lean_imports
+from retort.processes import libraries
 from retort.records import JsonObject, Response, write_lines
 from retort.spec import export_of
 from retort.stages.engine_settings import open_engine
@@ -53,9 +53,8 @@ WARM_UP_REQUESTS = 8
 TELL_SECONDS = 1.0
 # The budget in seconds: this share of what generate took, and no less than so many.
 BUDGET_SHARE, LEAST_BUDGET_SECONDS = 1 / 3, 30.0
-# The files by which a process tells that it could begin, is told to begin a round, tells that this
-# is done, and is told to end.
-READY, BEGIN, DONE, END = "ready", ".begin", ".done", "end"
+# The files by which a process is told to begin a round, tells that it is done, and is told to end.
+BEGIN, DONE, END = ".begin", ".done", "end"
 LOOK_SECONDS = 0.05
 Measures = JsonObject  # the JSON of one model's turn
 
@@ -76,30 +75,21 @@ def measure_turns(
     arguments: JsonObject, role: str, model: str, turns: str, report: Reporter
 ) -> None:
     """Measures a model in each round that the folder `turns` asks for, until it says to end; writes
-    the measures to the artifact. Before the first it imports its engine's libraries."""
+    the measures to the artifact."""
     stage, folder = from_arguments(arguments, report), Path(turns)
-    import_libraries = libraries_of(engine_of(stage, role))
-    started = time.process_time()  # others import beside it
-    if import_libraries and stage.spec.cluster.ray is None:
-        with _ends_when_told(folder):
-            import_libraries()
-    import_seconds = time.process_time() - started
-    (folder / READY).touch()
     opened = None
     while (number := _next_round(folder)) is not None:
         with _ends_when_told(folder):
-            opened = opened or _opened(stage, role, model, import_seconds)
+            opened = opened or _opened(stage, role, model)
             stage.out.write_json(file_of(role, number), opened.measure(number))
         (folder / f"{number}{DONE}").touch()
 
 
-def _opened(
-    stage: Stage, role: str, model: str, import_seconds: float = 0.0
-) -> "EvaluatedModel | EndpointModel":
+def _opened(stage: Stage, role: str, model: str) -> "EvaluatedModel | EndpointModel":
     if engine_of(stage, role).REMOTE:
         seconds = budget_seconds(stage) / rounds_of(stage)
         return EndpointModel(stage, role, model, seconds)
-    return EvaluatedModel(stage, role, model, import_seconds)
+    return EvaluatedModel(stage, role, model)
 
 
 def _next_round(folder: Path) -> int | None:
@@ -131,10 +121,9 @@ def _ends_when_told(folder: Path) -> Iterator[None]:
 
 
 class EvaluatedModel:
-    """A model opened in its engine, on this machine or on the job's cluster. Its load time includes
-    `import_seconds`, what the process spent before on importing its engine's libraries."""
+    """A model opened in its engine, on this machine or on the job's cluster."""
 
-    def __init__(self, stage: Stage, role: str, model: str, import_seconds: float):
+    def __init__(self, stage: Stage, role: str, model: str):
         if role not in (*GIVEN, CHAMPION):
             check_template(stage, Path(model), role)
         self._stage, self._role, self._model = stage, role, model
@@ -149,7 +138,8 @@ class EvaluatedModel:
             if role in exported(stage):
                 settings = replace(settings, max_model_len=fitting_length(stage, model))
             self._engine = open_engine(stage.spec, name, settings, stage.report)
-        self._load_seconds = import_seconds + time.monotonic() - started
+        # The libraries, too, which the process of which this one is a fork imported for all.
+        self._load_seconds = libraries.inherited_seconds + time.monotonic() - started
         # The first answers pay for what engines set up late.
         list(self._engine.generate(self._requests[:WARM_UP_REQUESTS]))
 
@@ -285,7 +275,7 @@ def bound_seconds(stage: Stage, teachers: list[float] | None = None) -> float | 
 def likelihood(arguments: JsonObject, roles: list[str], report: Reporter) -> JsonObject:
     """Returns what `likelihood.likelihood` returns of the roles' models. It runs in a child, which
     alone loads torch."""
-    with lean_imports():
+    with libraries.lean_imports():
         from retort.stages.evaluate import likelihood as measured
 
     stage = from_arguments(arguments, report)
