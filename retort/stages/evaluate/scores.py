@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median, median_high
-from typing import Any
 
 from retort import metrics
 from retort.data import task_types
@@ -153,7 +152,7 @@ def models_of(stage: Stage, held_out: HeldOut, statistics: dict[str, Statistics]
     }
 
 
-def _measured(stage: Stage, role: str, held_out: HeldOut) -> dict[str, Any]:
+def _measured(stage: Stage, role: str, held_out: HeldOut) -> JsonObject:
     """Returns a model's measures over all rounds, by the names of `MeasuredModel` and others:
     medians, of each request its least latency, and the tokens of the compared examples."""
     knobs, rounds = stage.spec.evaluate, list[Measures]()
