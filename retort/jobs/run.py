@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from retort import processes
 from retort.data import sources
 from retort.errors import DamagedError
 from retort.events import Event, Reporter
@@ -24,7 +25,7 @@ from retort.processes import machine
 from retort.processes.resident import Resident
 from retort.records import SPLITS, JsonObject
 from retort.spec import JobSpec, StageName
-from retort.stages.engine_settings import resident_of
+from retort.stages.engine_settings import measured_runtime, resident_of
 from retort.stages.stage import Stage
 from retort.stages.train.curve import PAUSED
 from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
@@ -36,6 +37,8 @@ RESIDENT = ("rollouts", "scores")
 SMALL_FILES = (".md", ".txt", ".json", ".svg")
 MAX_ARTIFACT_BYTES = 1_000_000
 LOOK_SECONDS = 1.0
+# Four times what vLLM's libraries take.
+LIBRARIES_BYTES = 3 << 30
 # Files for other programs, with a line for each example or round, or that repeat other files.
 WORKINGS = ("statistics-", "measures-", "pictures.")
 Listener = Callable[[str, Event], None]
@@ -133,6 +136,7 @@ class JobRun:
             self.listen(name, event)
 
         self.listen(name, {"kind": "started"})
+        self._begin_imports(stage)
         self._log_lineage(run_id, stage, inputs)
         started, report = time.time(), Reporter(emit)
         try:
@@ -161,6 +165,13 @@ class JobRun:
         self.tracker.close_stage(run_id, facts, _small_files(folder))
         self.force.discard(name)
         return self._use(name, artifact, "done")
+
+    def _begin_imports(self, stage: StageName) -> None:
+        """Has what the students will be measured with imported while their rows are checked, which
+        one core does, where there is memory for both."""
+        is_wanted = stage == "curate" and self.kind == "job"
+        if is_wanted and (machine.free_memory_bytes() or 0) > LIBRARIES_BYTES:
+            processes.warm(measured_runtime(self.spec), self.log)
 
     def _rest(self, beside: str) -> None:
         """Has the engines of the rounds give back an accelerator's memory for another stage. That

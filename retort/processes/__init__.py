@@ -157,7 +157,7 @@ def warm(runtime: Mapping[str, Any], log: Path) -> None:
     if libraries and plan.words() == Plan().words() and _may_be_fork(runtime):
         environment = _environment(runtime, plan, Path(tempfile.gettempdir()))
         with disk.open_log(log) as stream:
-            forks.warm(environment, stream.fileno(), libraries)
+            forks.warm(environment, stream.fileno(), libraries, bool(runtime.get("is_measured")))
 
 
 def _may_be_fork(runtime: Mapping[str, Any]) -> bool:

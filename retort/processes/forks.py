@@ -135,14 +135,16 @@ _leaving: list[_Server] = []
 _lock = threading.Lock()
 
 
-def warm(environment: dict[str, str], log: int, libraries: list[str]) -> None:
-    """Has a server import what these functions do, as `start`, where none is running yet."""
+def warm(
+    environment: dict[str, str], log: int, libraries: list[str], is_measured: bool = False
+) -> None:
+    """Has the server that `start` would ask import what these functions do, where it is new."""
     if not _can_fork():
         return
-    with _lock:
-        if not _servers:
-            with contextlib.suppress(OSError):
-                _server_of(environment)[0].warm(log, libraries)
+    with _lock, contextlib.suppress(OSError):
+        server, is_first = _server_of(environment, libraries if is_measured else None)
+        if is_first:
+            server.warm(log, libraries)
 
 
 def start(

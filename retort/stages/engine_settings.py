@@ -82,6 +82,14 @@ def teacher_runtime(spec: JobSpec) -> dict[str, Any]:
     return {**spec.generate.runtime.model_dump(), "libraries": libraries}
 
 
+def measured_runtime(spec: JobSpec, engine: EngineModule | None = None) -> dict[str, Any]:
+    """Returns the runtime for `processes.run` of a process whose model is measured in an engine,
+    without one the student's. On a cluster it only asks the engine's replicas."""
+    engine = engine or find_engine(resolve(spec.evaluate.engine, 0))
+    libraries = None if cluster_of(spec) else libraries_of(engine)
+    return {**spec.evaluate.runtime.model_dump(), "is_measured": True, "libraries": libraries}
+
+
 def open_teacher(
     spec: JobSpec,
     settings: Settings,

@@ -49,16 +49,7 @@ def ran(tmp_path_factory, prefect_url):
 def test_a_command_ends_quietly_where_nobody_reads_it(ran, words, prefect_url):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [str(BIN / "retort"), *words.split()],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ran,
-        env=environment(PREFECT_API_URL=prefect_url),
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    done = command.run(*words.split(), cwd=ran, stdout=writing, PREFECT_API_URL=prefect_url)
     os.close(writing)
     assert done.returncode == 141
     assert "roken" not in done.stderr and "Traceback" not in done.stderr

@@ -239,13 +239,15 @@ def test_a_library_that_cannot_be_imported_is_told_in_the_log_and_ends_no_fork_s
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-def test_libraries_are_imported_before_there_is_a_child(described, tmp_path):
-    processes.warm({**RUNTIME, "libraries": import_torch}, tmp_path / "log")
+@pytest.mark.parametrize("more", [{}, {"is_measured": True}], ids=["shared", "measured"])
+def test_libraries_are_imported_before_there_is_a_child(described, tmp_path, more):
+    given = {**RUNTIME, "libraries": import_torch, **more}
+    processes.warm(given, tmp_path / "log")
     (server,), deadline = forks._servers.values(), time.monotonic() + 60
     while "libtorch_cpu" not in Path(f"/proc/{server.process.pid}/maps").read_text():
         assert server.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    had = processes.run(has_modules, {"names": ["torch"]}, SILENT, tmp_path / "log", RUNTIME)
+    had = processes.run(has_modules, {"names": ["torch"]}, SILENT, tmp_path / "log", given)
     assert had == {"parent": server.process.pid, "had": ["torch"]}
 
 

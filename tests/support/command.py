@@ -23,7 +23,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from retort.processes import forks
+from retort.engines import transformers
+from retort.processes import forks, name_of
 from retort.processes.forks import READ_BY_IMPORTS, TORCH, Fork
 from tests.support import servers
 from tests.support.servers import BIN, ROOT, environment
@@ -38,14 +39,20 @@ MESSAGE_BYTES = 1 << 18
 
 
 def run(
-    *words: object, cwd: Path | str = ".", timeout: float = 600.0, **env: str
+    *words: object,
+    cwd: Path | str = ".",
+    timeout: float = 600.0,
+    stdout: int | None = None,
+    **env: str,
 ) -> "subprocess.CompletedProcess[str]":
-    """What `retort` with these words prints, and its exit code."""
+    """What `retort` with these words prints, and its exit code; `stdout` is where else it prints
+    to."""
     known = environment(**env)
     command = [str(BIN / "retort"), *map(str, words)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = _fork(command, known, cwd, out.fileno(), err.fileno()) or subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=known, cwd=cwd
+        to = out.fileno() if stdout is None else stdout
+        process = _fork(command, known, cwd, to, err.fileno()) or subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=to, stderr=err, env=known, cwd=cwd
         )
         try:
             process.wait(timeout)
@@ -106,7 +113,8 @@ def warm(home: Path) -> tuple[str, dict[str, str]]:
 
 def serve(address: str) -> None:
     """Makes a fork for each request until the process is killed; returns in each fork."""
-    forks.warm(dict(os.environ), 2, [TORCH])
+    for alone in (None, [name_of(transformers.import_libraries)], []):  # of most models measured
+        forks._server_of(dict(os.environ), alone)[0].warm(2, [TORCH] if alone is None else alone)
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()

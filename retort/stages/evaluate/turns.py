@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from retort import processes
-from retort.engines import libraries_of
 from retort.events import Event, Reporter
 from retort.processes import machine
 from retort.records import JsonObject
+from retort.stages.engine_settings import measured_runtime
 from retort.stages.evaluate import measure
 from retort.stages.evaluate.compared_models import engine_of, model_of, roles_of, rounds_of
 from retort.stages.stage import Stage
@@ -106,8 +106,7 @@ class OpenModel:
         self._closing.close()
 
     def _run(self, arguments: JsonObject) -> None:
-        runtime = {**self._stage.spec.evaluate.runtime.model_dump(), "is_measured": True}
-        runtime["libraries"] = libraries_of(engine_of(self._stage, self._role))
+        runtime = measured_runtime(self._stage.spec, engine_of(self._stage, self._role))
         arguments |= {"turns": str(self._turns)}
         try:
             processes.run(
