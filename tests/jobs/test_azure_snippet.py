@@ -197,5 +197,5 @@ def test_a_teacher_of_a_provider_answers_behind_its_address(case, typed, at_endp
     assert (facts["engine"], facts["endpoint"]) == (provider.lower(), at_endpoint)
     said = [response.text for response in read_responses(Folder(str(generated)))]
     assert len(said) == len(FILES["training_data"]) + len(FILES["validation_data"])
-    # It is sampled at 0.7: the form of a reply is sure, a colour is not.
-    assert all(re.fullmatch(r"The \w+ is \w+\.", text) for text in said)
+    # It is sampled at 0.7: the form of nearly all replies is sure, a colour is not.
+    assert sum(bool(re.fullmatch(r"The \w+ is \w+\.", text)) for text in said) > 0.8 * len(said)
