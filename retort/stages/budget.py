@@ -200,10 +200,11 @@ class Forecast:
 
     def __str__(self) -> str:
         money = f", {self.cost:,.2f} money" if self.cost else ""
+        unit, size = ("minutes", 60) if self.seconds >= 60 else ("seconds", 1)
         return (
             f"forecast for {self.responses:,} responses: {self.input_tokens:,} prompt and "
-            f"{self.output_tokens:,} answer tokens, {self.least_seconds / 60:,.1f} to "
-            f"{self.seconds / 60:,.1f} minutes{money}"
+            f"{self.output_tokens:,} answer tokens, {self.least_seconds / size:,.1f} to "
+            f"{self.seconds / size:,.1f} {unit}{money}"
         )
 
 

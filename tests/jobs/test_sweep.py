@@ -186,6 +186,9 @@ def test_the_command_prints_the_trials_and_writes_the_winner(undisturbed, retort
     assert f"{found.cost:.1%} of the steps of 5 whole trainings, and no teacher" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "trial-0" in line and "│" in line]
     assert len(lines) == 5 and found.winner.name in "".join(lines[:2])
+    # At 80 columns: no name is broken within a word, and values are those of a job's file.
+    assert "the job as it is" in done.stdout and "train.learning_rate:" in done.stdout
+    assert "[non_empty," in done.stdout and max(map(len, lines)) <= 80
     assert "train-trial-04-rung-1: cached" in done.stderr
     assert len(re.findall(r"^train-\S+-rung-2: continuing", done.stderr, re.M)) == 2
     assert len(re.findall(r"^train-\S+: started", done.stderr, re.M)) == 2

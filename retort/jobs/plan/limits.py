@@ -69,10 +69,10 @@ def of_size(whole: Trial, gap: Band, least: float, metric: str) -> Limit:
     """Judges the student's size: by what no number of examples is expected to close to the teacher
     (`gap`), and by whether it knows its own rows better than others. No other student is trained.
     """
-    name, words = "student size", _points(gap, metric)
-    far = f"{words} below the teacher with any number of examples"
+    name = "student size"
+    far = f"{_points(gap, metric)} below the teacher with any number of examples"
     if gap.value < least:
-        return Limit(name, "no", f"enough examples bring it to the teacher ({words} below)")
+        return Limit(name, "no", far)
     trained = [each["loss"] for each in whole.curve if "loss" in each]
     losses = whole.validation_losses
     if not (trained and losses):

@@ -57,7 +57,7 @@ def lines(plan: Plan) -> Iterator[str]:
     """Yields what else there is to say: what holds the student back, earlier forecasts, the end of
     the curve and the plan's own cost."""
     for limit in plan.limits:
-        yield f"{limit.name}: {HOLDS[limit.holds_back]} ({limit.reason})"
+        yield f"{limit.name}: {HOLDS[limit.holds_back]}; {limit.reason}"
     for fact in plan.facts:
         came = "within" if fact.held else "outside"
         yield (
