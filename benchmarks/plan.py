@@ -48,7 +48,7 @@ from retort.stages.train import loop
 from retort.store import Artifact, open_store
 
 Fact = tuple[int, Band, float]  # how many times the examples, the forecast, what came
-FIRST_SEED, NUM_SEEDS = 10, {"math": 3, "nli": 4, "qa": 4}
+FIRST_SEED, NUM_SEEDS = 10, {"math": 2, "nli": 4, "qa": 4}
 TRAIN = {"math": 3600, "nli": 8192, "qa": 8192, "base": 2800}
 VALIDATION = {"math": 400, "nli": 800, "qa": 800}
 EPOCHS = {"math": 8, "nli": 4, "qa": 5, "base": 14}

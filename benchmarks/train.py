@@ -1,11 +1,11 @@
 """What a training step costs: the signal beside plain fine-tuning, and both beside TRL's trainers.
 
-`python -m benchmarks.train` needs a quarter of an hour. Each way runs in a fresh process, on the
-same rows in the same order; its time is counted between optimizer steps, by a hook that is the same
-for all, so that it holds everything but the set-up and the first steps. A figure is the median of
-five rounds' ratios. It is of CPU time: on one thread, with nothing to wait for, that is the wall
-time of a machine that does nothing else; the wall's ratio is printed beside it. That both sides do
-the same work is asserted on their losses.
+Each way runs in a fresh process on one thread, on the same rows in the same order; its time is
+counted between optimizer steps, by a hook that is the same for all, so that it holds everything but
+the set-up and the first steps. A figure is the median of the rounds' ratios. It is of CPU time:
+with nothing to wait for, that is the wall time of a machine that does nothing else; the wall's
+ratio is printed beside it. TRL's trainers and those beside them, which are far apart, run two at a
+time. That both sides do the same work is asserted on their losses.
 """
 
 import json
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from retort.data.encoding import IGNORED, EncodedRow
 from retort.events import SILENT
 from retort.stages.train.loop import fit
 
-NUM_THREADS, NUM_ROUNDS = 1, 5
+NUM_THREADS, NUM_ROUNDS = 1, 3
 PLAIN = [{"name": "cross_entropy"}]
 MIX = [{"name": "cross_entropy", "weight": 0.2}, {"name": "forward_kl", "weight": 0.8}]
 # Loss a token of both sides: of the first step, and of a batch after the last.
@@ -38,12 +40,13 @@ FIRST_GAP, LAST_GAP = 1e-3, 1e-2
 
 class Case(NamedTuple):
     """Models of one vocabulary by name; how many steps are made, and how many are not counted;
-    the ways to go, each round's in this order."""
+    the ways to go, each round's in this order; how many processes at a time."""
 
     models: dict[str, Shape]
     num_steps: int
     num_first: int
     ways: list[str]
+    at_once: int = 1
 
 
 CASES = {
@@ -68,6 +71,7 @@ CASES = {
         50,
         10,
         ["plain", "sft", "gkd", "signal", "gkd_20", "live"],
+        at_once=2,
     ),
 }
 
@@ -210,9 +214,11 @@ def rounds_of(folder: Path, name: str) -> dict[str, list[dict[str, float]]]:
     """Returns what each way of a case gave in each round; every other round goes backwards."""
     case = CASES[name]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in case.ways}
-    for index in range(NUM_ROUNDS):
-        for way in case.ways[:: -1 if index % 2 else 1]:
-            new = in_fresh_process(folder, way, case.num_first)
+    rounds = [case.ways[:: -1 if index % 2 else 1] for index in range(NUM_ROUNDS)]
+    ways = [way for each in rounds for way in each]
+    with ThreadPoolExecutor(case.at_once) as pool:
+        run = partial(in_fresh_process, folder, num_first=case.num_first)
+        for way, new in zip(ways, pool.map(run, ways), strict=True):
             found[way].append(new)
             paces = [new["tokens"] / new[clock] for clock in ("cpu", "wall")]
             print(
