@@ -65,10 +65,11 @@ def begin_imports(spec: "JobSpec", store: "Store") -> None:
     where the job was never begun on this machine, so that it most likely asks its teacher."""
     from retort import processes
     from retort.stages.engine_settings import teacher_runtime
+    from retort.stages.generate.capture import capture
 
     log = store.log(spec.name)
     if not (log.exists() or spec.generate.teachers):
-        processes.warm(teacher_runtime(spec), log)
+        processes.warm(capture, teacher_runtime(spec), log)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from retort.processes.resident import Resident
 from retort.records import SPLITS, JsonObject
 from retort.spec import JobSpec, StageName
 from retort.stages.engine_settings import measured_runtime, resident_of
+from retort.stages.evaluate.measure import measure_turns
 from retort.stages.stage import Stage
 from retort.stages.train.curve import PAUSED
 from retort.store import MANIFEST, Artifact, Folder, InputFolder, Store
@@ -171,7 +172,7 @@ class JobRun:
         one core does, where there is memory for both."""
         is_wanted = stage == "curate" and self.kind == "job"
         if is_wanted and (machine.free_memory_bytes() or 0) > LIBRARIES_BYTES:
-            processes.warm(measured_runtime(self.spec), self.log)
+            processes.warm(measure_turns, measured_runtime(self.spec), self.log)
 
     def _rest(self, beside: str) -> None:
         """Has the engines of the rounds give back an accelerator's memory for another stage. That

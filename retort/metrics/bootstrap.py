@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 from retort.metrics.kinds import Array, kind, matrix, value_of
 from retort.records import JsonObject
@@ -188,6 +187,8 @@ def _percentiles(values: Array, value: float, n: int) -> tuple[float, float]:
     """Returns the expanded 2.5% and 97.5% quantiles: as far out as Student's t is from normal."""
     if not _varies(values):
         return value, value
+    from scipy.special import ndtr, stdtrit
+
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, TAIL)))
     low, high = (float(bound) for bound in np.quantile(values, [tail, 1 - tail]))
     return min(low, value), max(high, value)
@@ -197,6 +198,8 @@ def _p_value(values: Array, n: int) -> float:
     """Returns the two-sided p-value of no difference: the inverse of `_percentiles`."""
     beyond = min(int((values <= 0).sum()), int((values >= 0).sum()))
     tail = (beyond + 1) / (len(values) + 1)
+    from scipy.special import ndtri, stdtr
+
     return min(1.0, 2 * float(stdtr(n - 1, ndtri(min(tail, 0.5)) * math.sqrt((n - 1) / n))))
 
 
@@ -207,6 +210,8 @@ def _mcnemar(a: Array, b: Array) -> float:
     Percentages" (1947), with the binomial in place of chi-squared.
     """
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
+    from scipy.special import bdtr
+
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 

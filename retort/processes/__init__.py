@@ -132,9 +132,9 @@ def start(
     environment = _environment(runtime, plan, scratch)
     with disk.open_log(log) as stream:
         if words == Plan().words() and _may_be_fork(runtime):
-            libraries = _shared_libraries(runtime, plan)
-            is_measured = bool(runtime.get("is_measured"))
-            if fork := forks.start(given, environment, stream.fileno(), libraries, is_measured):
+            imports, seconds = _imports(function, runtime, plan), runtime["timeout_seconds"]
+            fork = forks.start(imports, given, environment, stream.fileno(), seconds)
+            if fork:
                 return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],
@@ -147,17 +147,17 @@ def start(
         )
 
 
-def warm(runtime: Mapping[str, Any], log: Path) -> None:
-    """Has the libraries of a child that will be started with this runtime imported meanwhile.
+def warm(function: Callable[..., Any], runtime: Mapping[str, Any], log: Path) -> None:
+    """Has what a child will import that runs a function with this runtime imported meanwhile.
 
     Where it will be no fork nothing happens; what the libraries complain of goes to the log.
     """
     plan = _plan(runtime)
-    libraries = _shared_libraries(runtime, plan)
-    if libraries and plan.words() == Plan().words() and _may_be_fork(runtime):
+    imports = _imports(name_of(function), runtime, plan)
+    if imports.libraries and plan.words() == Plan().words() and _may_be_fork(runtime):
         environment = _environment(runtime, plan, Path(tempfile.gettempdir()))
         with disk.open_log(log) as stream:
-            forks.warm(environment, stream.fileno(), libraries, bool(runtime.get("is_measured")))
+            forks.warm(imports, environment, stream.fileno())
 
 
 def _may_be_fork(runtime: Mapping[str, Any]) -> bool:
@@ -165,12 +165,14 @@ def _may_be_fork(runtime: Mapping[str, Any]) -> bool:
     return runtime.get("variables") is None
 
 
-def _shared_libraries(runtime: Mapping[str, Any], plan: Plan) -> list[str]:
-    """Returns the name of the function that imports for all forks what this child needs."""
+def _imports(function: str, runtime: Mapping[str, Any], plan: Plan) -> forks.Imports:
+    """Returns what can be imported for the fork that runs a function."""
     # A plug-in's may be another by the next child, and may not be for a process that forks.
     libraries = runtime.get("libraries")
     is_ours = getattr(libraries, "__module__", "").startswith("retort.") and not plan.cluster
-    return [name_of(libraries)] if libraries and is_ours else []
+    shared = [name_of(libraries)] if libraries and is_ours else []
+    module, is_measured = function.partition(":")[0], bool(runtime.get("is_measured"))
+    return forks.Imports(module, shared, is_measured)
 
 
 def _environment(runtime: Mapping[str, Any], plan: Plan, scratch: Path) -> dict[str, str]:

@@ -27,6 +27,8 @@ from retort.processes import libraries, pages
 MESSAGE_BYTES = 1 << 18
 # The modules that are imported here, and the functions that were called to import more.
 imported: set[str] = set()
+# The pages of files after that, with which a measured child begins.
+mapped: list[pages.Range] = []
 
 
 def main() -> None:
@@ -51,26 +53,24 @@ def main() -> None:
             if not message:
                 is_owned = False
                 continue
-            request = json.loads(message)
-            with _errors_to(fds[2] if fds[1:] else fds[0]):
-                _prepare(request)
-            if not fds[1:]:  # no child yet
-                os.close(fds[0])
-                continue
-            *streams, status = fds
+            request, kept = json.loads(message), []
             try:
-                mapped = pages.of_files() if request["is_measured"] else []
-            except OSError:  # this system does not tell: without an answer the child is no fork
-                os.close(status)
-            else:
-                if (pid := os.fork()) == 0:
-                    for other in (owner.fileno(), woken, wake, *running.values()):
-                        os.close(other)
-                    pages.populate(mapped)
-                    _become(request, streams, status)
-                running[pid] = status
-            for stream in streams:
-                os.close(stream)
+                with _errors_to(fds[2] if fds[1:] else fds[0]):
+                    _prepare(request)
+                if fds[1:]:
+                    *streams, status = fds
+                    if (pid := os.fork()) == 0:
+                        for other in (owner.fileno(), woken, wake, *running.values()):
+                            os.close(other)
+                        pages.populate(mapped)
+                        _become(request, streams, status)
+                    running[pid] = status
+                    kept = [status]
+            except OSError:
+                pass  # without an answer the child will be no fork
+            for each in fds:
+                if each not in kept:
+                    os.close(each)
 
 
 def _reap(running: dict[int, int]) -> None:
@@ -101,24 +101,29 @@ def _errors_to(log: int) -> Iterator[None]:
 
 
 def _prepare(request: dict[str, Any]) -> None:
-    """Imports what the child would import. What fails is in its log, and fails there again."""
-    module = request["words"][0].partition(":")[0]
-    wanted = {*request["libraries"], *([module] if module.startswith("retort.") else ())}
-    if wanted <= imported:
+    """Imports what the child would import, in its order. What fails is in its log, and fails there
+    again. Raises `OSError` where a measured child could not be a fork."""
+    module = request["module"]
+    wanted = [*([module] if module.startswith("retort.") else ()), *request["libraries"]]
+    if not (missing := [name for name in wanted if name not in imported]):
         return
-    started = time.process_time()
-    with libraries.lean_imports():
-        for name in sorted(wanted - imported):
-            imported.add(name)
-            where, _, function = name.partition(":")
-            try:
-                found = importlib.import_module(where)
-                if function:
+    if request["is_measured"]:
+        pages.of_files()
+    for name in missing:
+        imported.add(name)
+        where, _, function = name.partition(":")
+        started = time.process_time()
+        try:
+            found = importlib.import_module(where)
+            if function:
+                with libraries.lean_imports():
                     getattr(found, function)()
-            except Exception:
-                traceback.print_exc()
-        gc.freeze()
-    libraries.inherited_seconds += time.process_time() - started
+                libraries.inherited_seconds += time.process_time() - started
+        except Exception:
+            traceback.print_exc()
+    gc.freeze()
+    if request["is_measured"]:
+        mapped[:] = pages.of_files()
 
 
 def _become(request: dict[str, Any], streams: list[int], status: int) -> NoReturn:

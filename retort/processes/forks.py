@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import IO
 
 from retort.processes.libraries import import_torch
@@ -29,10 +29,28 @@ READ_BY_IMPORTS = (
 )
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 TORCH = f"{import_torch.__module__}:{import_torch.__name__}"
-# Two where a job's sections differ in what their libraries read, and one of what is measured.
+# A job's sections may differ in what their libraries read, and what is measured has its own.
 MOST_SERVERS = 3
 # Room in the server's own command line for those of its children, as `ps` shows them.
 ROOM = 1024
+
+
+@dataclass(frozen=True)
+class Imports:
+    """What the server of a child imports: `module`, where it is Retort's own, and what functions of
+    the names `libraries`, "module:name", do.
+
+    A child that `is_measured` has the resident memory of a process that imported the same and
+    nothing else: its server does, and it begins with all pages that the server had then.
+    """
+
+    module: str
+    libraries: list[str] = field(default_factory=list)
+    is_measured: bool = False
+
+    def alone(self) -> list[str] | None:
+        """Returns what alone may be in the server; None where other children's may be, too."""
+        return [self.module, *self.libraries] if self.is_measured else None
 
 
 @dataclass(eq=False)
@@ -95,32 +113,25 @@ class _Server:
         self.process.kill()
         self.process.wait()
 
-    def warm(self, log: int, libraries: list[str]) -> None:
+    def warm(self, wanted: JsonObject, log: int) -> None:
         """Has the server import for children to come, while this process goes on."""
-        request = {"words": [""], "libraries": libraries}
-        socket.send_fds(self._socket, [json.dumps(request).encode()], [log])
+        socket.send_fds(self._socket, [json.dumps(wanted).encode()], [log])
 
-    def fork(
-        self,
-        words: list[str],
-        environment: dict[str, str],
-        log: int,
-        libraries: list[str],
-        is_measured: bool,
-    ) -> Fork:
-        """Returns a new child. Raises `OSError` or `ValueError` where there is none."""
-        request: JsonObject = {"words": words, "environment": environment, "cwd": os.getcwd()}
-        request |= {"libraries": libraries, "is_measured": is_measured}
+    def fork(self, wanted: JsonObject, log: int, seconds: float | None) -> Fork:
+        """Returns a new child, for which the server has so many seconds. Raises `OSError` or
+        `ValueError` where there is none."""
         (stdin, to_child), (from_child, stdout), (ended, status) = (os.pipe() for _ in range(3))
         streams = os.fdopen(to_child, "w"), os.fdopen(from_child), os.fdopen(ended)
         try:
-            message = json.dumps(request).encode()
+            message = json.dumps(wanted).encode()
             try:
                 socket.send_fds(self._socket, [message], [stdin, stdout, log, status])
             finally:
                 for given in (stdin, stdout, status):
                     os.close(given)
             # The first child waits here until the server has imported all.
+            if not select.select([ended], [], [], seconds)[0]:
+                self.end()
             return Fork(int(streams[2].readline()), *streams)
         except BaseException:
             for stream in streams:  # a child that begins nevertheless ends at once
@@ -128,57 +139,54 @@ class _Server:
             raise
 
 
-# By what their libraries read of the environment, and which these are where children are measured,
+# By what their libraries read of the environment, and what is imported where children are measured,
 # the one that was used last at the end; and those that end with their last child.
 _servers: dict[str, _Server] = {}
 _leaving: list[_Server] = []
 _lock = threading.Lock()
 
 
-def warm(
-    environment: dict[str, str], log: int, libraries: list[str], is_measured: bool = False
-) -> None:
-    """Has the server that `start` would ask import what these functions do, where it is new."""
+def warm(imports: Imports, environment: dict[str, str], log: int) -> None:
+    """Has the server that `start` would ask import for it meanwhile, where that server is new."""
     if not _can_fork():
         return
     with _lock, contextlib.suppress(OSError):
-        server, is_first = _server_of(environment, libraries if is_measured else None)
+        server, is_first = _server_of(imports, environment)
         if is_first:
-            server.warm(log, libraries)
+            server.warm(asdict(imports), log)
 
 
 def start(
+    imports: Imports,
     words: list[str],
     environment: dict[str, str],
     log: int,
-    libraries: list[str],
-    is_measured: bool = False,
+    seconds: float | None = None,
 ) -> Fork | None:
     """Returns a child that runs `retort.processes` with these words and writes its errors to the
-    file `log`; None where it cannot be a fork.
+    file `log`; None where it cannot be a fork, or is none within some seconds.
 
-    The server calls the functions `libraries`, "module:name", once each: they import what the child
-    needs. It imports torch for any child but its first. A child that is measured has the resident
-    memory of a process that imported these libraries, and no others: its server imports nothing
-    else, and it begins with all pages that the server has.
+    The server imports torch for any child but its first, and for none that is measured.
     """
     if not _can_fork():
         return None
     with _lock:
         try:
-            server, is_first = _server_of(environment, libraries if is_measured else None)
-            more = [] if is_first or is_measured else [TORCH]
-            return server.fork(words, environment, log, [*libraries, *more], is_measured)
+            server, is_first = _server_of(imports, environment)
+            if not (is_first or imports.is_measured):
+                imports = replace(imports, libraries=[*imports.libraries, TORCH])
+            given = {"words": words, "environment": environment, "cwd": os.getcwd()}
+            return server.fork(asdict(imports) | given, log, seconds)
         except (OSError, ValueError):
             return None
 
 
-def _server_of(environment: dict[str, str], alone: list[str] | None = None) -> tuple[_Server, bool]:
-    """Returns the server whose libraries read the same of this environment, which are these alone
-    where they are given, and whether it is new. The one that was not used for longest leaves where
-    there would be too many."""
+def _server_of(imports: Imports, environment: dict[str, str]) -> tuple[_Server, bool]:
+    """Returns the server whose libraries read the same of this environment, and that has nothing
+    but these imports where its children are measured; and whether it is new. The one that was not
+    used for longest leaves where there would be too many."""
     read = {name: v for name, v in environment.items() if name.startswith(READ_BY_IMPORTS)}
-    key = json.dumps([read, alone], sort_keys=True)
+    key = json.dumps([read, imports.alone()], sort_keys=True)
     server = _servers.pop(key, None)
     is_new = server is None or server.process.poll() is not None
     if server is None or is_new:

@@ -19,18 +19,19 @@ Range = tuple[int, int]  # an address, and a number of bytes
 
 
 def of_files() -> list[Range]:
-    """Returns where pages of files are in the memory of this process.
+    """Returns where pages of files are in the memory of this process. Those that are not read for
+    long may leave it.
 
     Raises `OSError` where the system does not tell, or no fork of this process could have them.
     """
     found: list[Range] = []
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
     try:
-        for line in Path("/proc/self/maps").read_text().splitlines():
+        for line in Path("/proc/self/maps").read_bytes().splitlines():
             where, allowed, _, _, inode, *_ = line.split()
-            if inode == "0" or allowed[0] != "r":
+            if inode == b"0" or allowed[:1] != b"r":
                 continue
-            first, end = (int(address, 16) // PAGE_BYTES for address in where.split("-"))
+            first, end = (int(address, 16) // PAGE_BYTES for address in where.split(b"-"))
             size = PAGEMAP_BYTES * (end - first)
             entries = memoryview(os.pread(pagemap, size, PAGEMAP_BYTES * first)).cast("Q")
             for run in re.finditer(b"\1+", bytes(entry >> PRESENT for entry in entries)):

@@ -17,6 +17,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+MEASURE = "retort.stages.evaluate.measure"
+
+
 def alone(servers: dict) -> list[list[str]]:
     """The libraries of each fork server that imports nothing else."""
     return [libraries for key in servers if (libraries := json.loads(key)[1]) is not None]
@@ -25,7 +28,7 @@ def alone(servers: dict) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("kind", "engine", "wanted"),
     [
-        ("job", "transformers", [[name_of(transformers.import_libraries)]]),
+        ("job", "transformers", [[MEASURE, name_of(transformers.import_libraries)]]),
         ("plan", "transformers", []),  # its students are not measured
         ("job", "echo", []),
     ],

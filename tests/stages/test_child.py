@@ -242,7 +242,7 @@ def test_a_library_that_cannot_be_imported_is_told_in_the_log_and_ends_no_fork_s
 @pytest.mark.parametrize("more", [{}, {"is_measured": True}], ids=["shared", "measured"])
 def test_libraries_are_imported_before_there_is_a_child(described, tmp_path, more):
     given = {**RUNTIME, "libraries": import_torch, **more}
-    processes.warm(given, tmp_path / "log")
+    processes.warm(has_modules, given, tmp_path / "log")
     (server,), deadline = forks._servers.values(), time.monotonic() + 60
     while "libtorch_cpu" not in Path(f"/proc/{server.process.pid}/maps").read_text():
         assert server.process.poll() is None and time.monotonic() < deadline
@@ -256,7 +256,7 @@ def test_nothing_is_imported_before_there_is_a_child_that_will_be_no_fork(
     described, tmp_path, more
 ):
     libraries = {"libraries": import_torch} if more else {}
-    processes.warm({**RUNTIME, **libraries, **more}, tmp_path / "log")
+    processes.warm(has_modules, {**RUNTIME, **libraries, **more}, tmp_path / "log")
     assert forks._servers == {}
 
 
@@ -299,7 +299,7 @@ def test_a_measured_child_has_what_a_process_of_its_own_has_and_nothing_else(des
     assert shared["has_more"] and not measured["has_more"]
     assert len({shared["parent"], measured["parent"], os.getpid()}) == 3
     assert alone["parent"] == os.getpid() and alone["import_seconds"] == 0.0
-    assert measured["bytes"] == pytest.approx(alone["bytes"], rel=0.05)
+    assert measured["bytes"] == pytest.approx(alone["bytes"], rel=0.03)
     assert measured["import_seconds"] > 0.5
     assert taken(is_measured=True)["parent"] == measured["parent"]
 
@@ -322,6 +322,14 @@ def test_a_fork_server_that_was_killed_is_started_again(described):
     assert gone([first["parent"]])
     again = described(num_threads=1)
     assert again["parent"] not in (first["parent"], os.getpid())
+
+
+def test_a_fork_server_that_hangs_is_ended_and_the_child_is_none_of_its_forks(described, tmp_path):
+    first = described(num_threads=1)
+    psutil.Process(first["parent"]).suspend()
+    runtime = {**RUNTIME, "num_threads": 1, "timeout_seconds": 3.0}
+    had = processes.run(has_modules, {"names": []}, SILENT, tmp_path / "log", runtime)
+    assert had["parent"] == os.getpid() and gone([first["parent"]])
 
 
 def test_a_child_goes_on_when_its_fork_server_is_killed(described, tmp_path):

@@ -20,7 +20,7 @@ import scipy.stats
 from retort.engines import Answer, Request
 from retort.errors import StageError
 from retort.events import SILENT, Reporter
-from retort.processes import libraries
+from retort.processes import forks, libraries
 from retort.stages.evaluate import evaluate, load_test
 from retort.stages.evaluate import turns as turn_taking
 from retort.stages.evaluate.compared_models import model_of
@@ -161,6 +161,19 @@ def test_load_time_counts_what_was_imported_once_for_all(folder, tmp_path, monke
     with model_of(asked, "teacher") as model:
         measured = EvaluatedModel(asked, "teacher", model).measure(1)
     assert measured["load_seconds"] > 1000.0
+
+
+def test_a_model_takes_the_memory_of_a_process_of_its_own(folder, tmp_path, monkeypatch):
+    def taken(name: str) -> dict[str, Any]:
+        asked = stage(folder, "transformers", tmp_path / name)
+        with turn_taking.OpenModel(asked, "student") as model:
+            return model.measure(1, asked.report)
+
+    forked = taken("forked")
+    monkeypatch.setattr(forks, "GPUS", ("/",))  # as where there is one: no process is a fork
+    alone = taken("alone")
+    assert forked["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], rel=0.03)
+    assert forked["load_seconds"] == pytest.approx(alone["load_seconds"], rel=0.5)
 
 
 class CutError(Exception):

@@ -1,5 +1,5 @@
 """The `retort` command as a fork of a process that has imported its libraries: those are most of
-the time of a short run. The children of all these commands are forks of one fork server.
+the time of a short run. The children of all these commands are forks of the same fork servers.
 
 What runs is the command's own `main`, in a process of its own with the environment, folder and
 streams that it is given. Where the environment holds other values of what libraries read while they
@@ -25,7 +25,8 @@ from pathlib import Path
 
 from retort.engines import transformers
 from retort.processes import forks, name_of
-from retort.processes.forks import READ_BY_IMPORTS, TORCH, Fork
+from retort.processes.forks import READ_BY_IMPORTS, TORCH, Fork, Imports
+from retort.stages.evaluate import measure
 from tests.support import servers
 from tests.support.servers import BIN, ROOT, environment
 
@@ -113,8 +114,9 @@ def warm(home: Path) -> tuple[str, dict[str, str]]:
 
 def serve(address: str) -> None:
     """Makes a fork for each request until the process is killed; returns in each fork."""
-    for alone in (None, [name_of(transformers.import_libraries)], []):  # of most models measured
-        forks._server_of(dict(os.environ), alone)[0].warm(2, [TORCH] if alone is None else alone)
+    forks.warm(Imports("", [TORCH]), dict(os.environ), 2)
+    for libraries in ([name_of(transformers.import_libraries)], []):  # of most models measured
+        forks.warm(Imports(measure.__name__, libraries, is_measured=True), dict(os.environ), 2)
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()
