@@ -34,6 +34,7 @@ mapped: list[pages.Range] = []
 def main() -> None:
     """Serves the owner at the socket whose number is given, until that one is gone, and then its
     children, until they have ended."""
+    gc.disable()  # imports make millions of objects that stay; each child enables it for itself
     owner = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     woken, wake = os.pipe()
