@@ -132,7 +132,7 @@ def start(
     environment = _environment(runtime, plan, scratch)
     with disk.open_log(log) as stream:
         if words == Plan().words() and _may_be_fork(runtime):
-            imports, seconds = _imports(function, runtime, plan), runtime["timeout_seconds"]
+            imports, seconds = _imports(function, runtime, plan), runtime.get("timeout_seconds")
             fork = forks.start(imports, given, environment, stream.fileno(), seconds)
             if fork:
                 return fork
