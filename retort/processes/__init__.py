@@ -133,8 +133,7 @@ def start(
     with disk.open_log(log) as stream:
         if words == Plan().words() and _may_be_fork(runtime):
             imports, seconds = _imports(function, runtime, plan), runtime.get("timeout_seconds")
-            fork = forks.start(imports, given, environment, stream.fileno(), seconds)
-            if fork:
+            if fork := forks.start(imports, given, environment, stream.fileno(), seconds):
                 return fork
         return subprocess.Popen(
             [sys.executable, *words, *given],

@@ -54,24 +54,20 @@ def main() -> None:
             if not message:
                 is_owned = False
                 continue
-            request, kept = json.loads(message), []
-            try:
+            request, pid = json.loads(message), -1
+            with contextlib.suppress(OSError):  # without an answer the child will be no fork
                 with _errors_to(fds[2] if fds[1:] else fds[0]):
                     _prepare(request)
-                if fds[1:]:
-                    *streams, status = fds
-                    if (pid := os.fork()) == 0:
-                        for other in (owner.fileno(), woken, wake, *running.values()):
-                            os.close(other)
-                        pages.populate(mapped)
-                        _become(request, streams, status)
-                    running[pid] = status
-                    kept = [status]
-            except OSError:
-                pass  # without an answer the child will be no fork
+                pid = os.fork() if fds[1:] else -1
+            if pid == 0:
+                for other in (owner.fileno(), woken, wake, *running.values()):
+                    os.close(other)
+                pages.populate(mapped)
+                _become(request, fds[:-1], fds[-1])
+            if pid > 0:
+                running[pid] = fds.pop()
             for each in fds:
-                if each not in kept:
-                    os.close(each)
+                os.close(each)
 
 
 def _reap(running: dict[int, int]) -> None:
